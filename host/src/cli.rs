@@ -1,0 +1,215 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::config::{Config, Limits, Log, LogFormat, LogLevel};
+
+/// inetd for WebAssembly components.
+///
+/// Listens on TCP and hands every connection to a fresh, sandboxed instance of a component, which has no socket,
+/// no file and no environment of its own.
+#[derive(Debug, Parser)]
+#[command(name = "host", version, max_term_width = 100, after_help = AFTER)]
+pub struct Cli {
+    /// Component to serve with; without it an embedded guest echoes
+    #[arg(long, value_name = "FILE", help_heading = "Service")]
+    component: Option<PathBuf>,
+
+    /// Address to listen on, as ADDRESS:PORT; may be repeated; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address, help_heading = "Service")]
+    listen: Vec<SocketAddr>,
+
+    /// Threads that serve connections [default: one per core]
+    #[arg(long, value_name = "N", help_heading = "Service")]
+    threads: Option<NonZeroUsize>,
+
+    /// Connections served at once; further ones wait in the backlog
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, help_heading = "Limits")]
+    max_connections: NonZeroUsize,
+
+    /// Memory of one connection: all linear memories and tables of its instance together; growth beyond it fails
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Limits")]
+    max_memory: usize,
+
+    /// Silence in both directions after which a connection is closed, or `off`
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = timeout, help_heading = "Limits")]
+    idle_timeout: Timeout,
+
+    /// How long connections may go on after SIGINT or SIGTERM before they are closed
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Limits")]
+    drain_timeout: Duration,
+
+    /// Form of the lines on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, help_heading = "Log")]
+    log_format: Format,
+
+    /// Log more: reasons (-v), everything (-vv)
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Log")]
+    verbose: u8,
+
+    /// Log less: warnings and errors (-q), errors only (-qq)
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", help_heading = "Log")]
+    quiet: u8,
+}
+
+const AFTER: &str = "\
+Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
+SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
+the host at once.
+
+Exit status: 0 after a drain, 1 if something failed, 2 for a command line that cannot be understood.";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// `None` stands for `off`. (An `Option` would be taken for an argument that may be left out.)
+#[derive(Clone, Copy, Debug)]
+struct Timeout(Option<Duration>);
+
+impl From<Cli> for Config {
+    fn from(cli: Cli) -> Self {
+        Self {
+            component: cli.component,
+            listen: cli.listen,
+            threads: cli
+                .threads
+                .unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+            drain_timeout: cli.drain_timeout,
+            limits: Limits {
+                max_connections: cli.max_connections,
+                max_memory: cli.max_memory,
+                idle_timeout: cli.idle_timeout.0,
+            },
+            log: Log {
+                format: match cli.log_format {
+                    Format::Text => LogFormat::Text,
+                    Format::Json => LogFormat::Json,
+                },
+                level: match (cli.verbose, cli.quiet) {
+                    (0, 0) => LogLevel::Info,
+                    (0, 1) => LogLevel::Warn,
+                    (0, _) => LogLevel::Error,
+                    (1, _) => LogLevel::Debug,
+                    (_, _) => LogLevel::Trace,
+                },
+            },
+        }
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected ADDRESS:PORT with a numeric address, as 127.0.0.1:8080 or [::1]:8080".to_owned()
+    })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; expected a number with a unit, as 500ms, 30s or 5m"))
+}
+
+fn timeout(text: &str) -> Result<Timeout, String> {
+    if text == "off" {
+        return Ok(Timeout(None));
+    }
+    match duration(text)? {
+        Duration::ZERO => {
+            Err("nothing would ever be served; expected a time above zero, or `off`".to_owned())
+        }
+        limit => Ok(Timeout(Some(limit))),
+    }
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let expected = "expected a number of bytes with a unit, as 512KiB or 64MiB, up to 4GiB";
+    let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
+    usize::try_from(size.as_u64())
+        .ok()
+        .filter(|&size| size <= 4 << 30)
+        .ok_or_else(|| expected.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config, clap::Error> {
+        Cli::try_parse_from([&["host"], args].concat()).map(Config::from)
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_limits() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.listen, ["127.0.0.1:8080".parse().unwrap()]);
+        assert_eq!(config.component, None);
+        assert_eq!(config.log.level, LogLevel::Info);
+    }
+
+    #[test]
+    fn units_are_understood() {
+        let config = config(&[
+            "--idle-timeout",
+            "1500ms",
+            "--drain-timeout",
+            "1m",
+            "--max-memory",
+            "1GiB",
+        ]);
+        let config = config.unwrap();
+        assert_eq!(config.limits.idle_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(config.drain_timeout, Duration::from_secs(60));
+        assert_eq!(config.limits.max_memory, 1 << 30);
+        let off = super::tests::config(&["--idle-timeout", "off"]).unwrap();
+        assert_eq!(off.limits.idle_timeout, None);
+    }
+
+    #[test]
+    fn listeners_add_up() {
+        let config = config(&["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]).unwrap();
+        assert_eq!(config.listen.len(), 2);
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
+        for (flag, value, expected) in [
+            ("--listen", "localhost", "127.0.0.1:8080"),
+            ("--idle-timeout", "5", "30s"),
+            ("--idle-timeout", "0s", "off"),
+            ("--drain-timeout", "soon", "30s"),
+            ("--max-memory", "lots", "64MiB"),
+            ("--max-memory", "5GiB", "4GiB"),
+            ("--max-connections", "0", "zero"),
+            ("--threads", "0", "zero"),
+            ("--log-format", "xml", "json"),
+        ] {
+            let error = config(&[flag, value]).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(
+                text.contains(flag) && text.contains(value) && text.contains(expected),
+                "{text}"
+            );
+        }
+        let both = config(&["-v", "-q"]).unwrap_err();
+        assert_eq!(both.kind(), ErrorKind::ArgumentConflict);
+    }
+}

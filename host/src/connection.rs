@@ -1,0 +1,178 @@
+//! One connection, from its first byte to its last: deadlines, the close, and the outcome.
+//!
+//! It knows nothing of sockets. A writer that is dropped before it was shut down resets the connection;
+//! that is the transport's part of the bargain.
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::buffer;
+use crate::config::Limits;
+use crate::half::{Failure, Half};
+use crate::peer::Peer;
+use crate::sandbox::{End, Fault, Generation};
+
+/// How long a connection whose work is done waits for the peer's FIN, reading and dropping what comes.
+///
+/// Closing a socket that holds unread bytes makes the kernel send a reset, which can overtake the last
+/// bytes that were sent (RFC 9293, section 3.10.4; RFC 1122, section 4.2.2.13). Waiting first prevents that.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What became of a connection, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest ended it with FIN.
+    Finished,
+    /// The guest reset it.
+    GuestReset,
+    /// The guest trapped, or panicked.
+    GuestTrap,
+    /// No instance could be made for it.
+    StartFailed,
+    /// The peer reset it.
+    PeerReset,
+    /// The peer vanished: the transport gave up on it.
+    PeerLost,
+    /// No byte moved for as long as `--idle-timeout`.
+    IdleTimeout,
+    /// It was still open at the end of a drain.
+    Drained,
+}
+
+impl Outcome {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::GuestReset => "guest-reset",
+            Self::GuestTrap => "guest-trap",
+            Self::StartFailed => "start-failed",
+            Self::PeerReset => "peer-reset",
+            Self::PeerLost => "peer-lost",
+            Self::IdleTimeout => "idle-timeout",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What there is to say of a connection that is over.
+#[derive(Debug)]
+pub struct Report {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why, where the outcome alone does not say.
+    pub reason: Option<String>,
+    /// Bytes that came from the peer.
+    pub bytes_in: u64,
+    /// Bytes that were handed to the transport.
+    pub bytes_out: u64,
+    /// From the accept to the close.
+    pub duration: Duration,
+}
+
+/// Serves one connection with an instance of its own and returns when it is over.
+///
+/// `cut` ends it from outside, as at the end of a drain.
+pub async fn serve<R, W>(
+    generation: &Generation,
+    peer: &Peer,
+    reader: R,
+    writer: W,
+    limits: &Limits,
+    cut: impl Future<Output = ()>,
+) -> Report
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let start = Instant::now();
+    let inbound = Half::new(reader);
+    let outbound = Half::new(writer);
+    let mut cut = pin!(cut);
+    // The future of the guest, and with it its instance, is dropped at the end of this statement.
+    let (outcome, reason) = tokio::select! {
+        biased;
+        ended = generation.serve(peer, &inbound, &outbound) => {
+            judge(ended, inbound.failure().or(outbound.failure()))
+        }
+        () = idle(&inbound, &outbound, limits.idle_timeout) => (Outcome::IdleTimeout, None),
+        () = cut.as_mut() => (Outcome::Drained, None),
+    };
+    match outcome {
+        Outcome::Finished => {
+            finish(&outbound).await;
+            tokio::select! {
+                () = linger(&inbound) => {}
+                () = cut => {}
+            }
+        }
+        // Nothing the guest said is lost by a FIN here; where the peer owes us a read, only a reset
+        // frees the socket.
+        Outcome::IdleTimeout | Outcome::Drained if !outbound.stalled() => finish(&outbound).await,
+        _ => {}
+    }
+    Report {
+        outcome,
+        reason,
+        bytes_in: inbound.bytes(),
+        bytes_out: outbound.bytes(),
+        duration: start.elapsed(),
+    }
+}
+
+/// The outcome of a connection whose guest came to an end, and the reason behind it.
+fn judge(ended: Result<End, Fault>, failure: Option<Failure>) -> (Outcome, Option<String>) {
+    match (ended, failure) {
+        (Err(Fault::Start(error)), _) => (Outcome::StartFailed, Some(format!("{error:#}"))),
+        (Err(Fault::Trap(error)), _) => (Outcome::GuestTrap, Some(format!("{error:#}"))),
+        (Ok(_), Some(Failure::Reset)) => (Outcome::PeerReset, None),
+        (Ok(_), Some(failure)) => (Outcome::PeerLost, Some(format!("{failure:?}"))),
+        (Ok(End::Reset(code)), None) => (Outcome::GuestReset, Some(code.to_owned())),
+        (Ok(End::Finished), None) => (Outcome::Finished, None),
+    }
+}
+
+/// Waits until neither half has moved a byte for `limit`.
+async fn idle<R, W>(inbound: &Half<R>, outbound: &Half<W>, limit: Option<Duration>) {
+    let Some(limit) = limit else {
+        return std::future::pending().await;
+    };
+    loop {
+        let deadline = inbound.moved().max(outbound.moved()) + limit;
+        if deadline <= Instant::now() {
+            return;
+        }
+        sleep_until(deadline).await;
+    }
+}
+
+/// Sends FIN, if it was not sent.
+async fn finish<W: AsyncWrite + Unpin>(outbound: &Half<W>) {
+    if outbound.ended() {
+        return;
+    }
+    if let Some(mut writer) = outbound.lend() {
+        // A peer that is gone has no use for a FIN.
+        let _ = writer.shutdown().await;
+    }
+}
+
+/// Waits for the peer's FIN, within bounds.
+async fn linger<R: AsyncRead + Unpin>(inbound: &Half<R>) {
+    if inbound.ended() || inbound.failure().is_some() {
+        return;
+    }
+    if let Some(mut reader) = inbound.lend() {
+        let _ = timeout(LINGER, buffer::discard(&mut reader)).await;
+    }
+}

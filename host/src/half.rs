@@ -1,0 +1,275 @@
+//! The two halves of a connection, as they are lent to a guest.
+//!
+//! A guest's instance owns the half it reads or writes while it does so, and may be dropped at any moment. A
+//! [`Half`] lends its reader or writer out as [`Lent`], which comes back when it is dropped, wherever that
+//! happens. So a connection can always say goodbye properly, whatever became of its guest. What passes through
+//! is counted on the way.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// How a half failed, in the words of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The peer reset the connection.
+    Reset,
+    /// The transport gave up on a silent peer.
+    TimedOut,
+    /// The network or the peer's host cannot be reached any more.
+    Unreachable,
+    /// Anything else.
+    Other,
+}
+
+impl From<&io::Error> for Failure {
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected => Self::Reset,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Self::Unreachable,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// One half of a connection: the owner of its reader or writer.
+#[derive(Debug)]
+pub struct Half<T> {
+    shared: Arc<Shared<T>>,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    /// Locked when the half is lent and when it comes back, never to move bytes.
+    home: Mutex<Option<T>>,
+    returned: Notify,
+    start: Instant,
+    bytes: AtomicU64,
+    /// When bytes moved last, in nanoseconds since `start`.
+    moved: AtomicU64,
+    stalled: AtomicBool,
+    ended: AtomicBool,
+    failure: OnceLock<Failure>,
+}
+
+impl<T> Half<T> {
+    /// The half that reads from or writes to `io`.
+    pub fn new(io: T) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                home: Mutex::new(Some(io)),
+                returned: Notify::new(),
+                start: Instant::now(),
+                bytes: AtomicU64::new(0),
+                moved: AtomicU64::new(0),
+                stalled: AtomicBool::new(false),
+                ended: AtomicBool::new(false),
+                failure: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Lends the reader or writer out; `None` while it is lent already.
+    pub fn lend(&self) -> Option<Lent<T>> {
+        let io = self.shared.home().take()?;
+        Some(Lent {
+            io: Some(io),
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// Waits until the reader or writer is back. For one task at a time.
+    pub async fn returned(&self) {
+        while self.shared.home().is_none() {
+            self.shared.returned.notified().await;
+        }
+    }
+
+    /// Bytes that have passed.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Relaxed)
+    }
+
+    /// When bytes passed last, or when the half was made.
+    pub fn moved(&self) -> Instant {
+        self.shared.start + Duration::from_nanos(self.shared.moved.load(Relaxed))
+    }
+
+    /// Whether bytes wait to be written since the peer does not read.
+    pub fn stalled(&self) -> bool {
+        self.shared.stalled.load(Relaxed)
+    }
+
+    /// Whether the half ended in good order: the peer's FIN was read, or FIN was sent.
+    pub fn ended(&self) -> bool {
+        self.shared.ended.load(Relaxed)
+    }
+
+    /// How the half failed, if it did.
+    pub fn failure(&self) -> Option<Failure> {
+        self.shared.failure.get().copied()
+    }
+}
+
+impl<T> Shared<T> {
+    fn home(&self) -> std::sync::MutexGuard<'_, Option<T>> {
+        // Nothing can panic while it is held, and an `Option` is never half-written.
+        self.home.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn passed(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+        self.moved.store(self.start.elapsed().as_nanos() as u64, Relaxed);
+    }
+
+    fn failed(&self, error: &io::Error) {
+        // The first failure is the one that counts.
+        let _ = self.failure.set(Failure::from(error));
+    }
+}
+
+/// A reader or writer on loan from its [`Half`]; it goes back when this is dropped.
+#[derive(Debug)]
+pub struct Lent<T> {
+    io: Option<T>,
+    shared: Arc<Shared<T>>,
+}
+
+impl<T> Lent<T> {
+    fn split(&mut self) -> io::Result<(&mut T, &Shared<T>)> {
+        match &mut self.io {
+            Some(io) => Ok((io, &self.shared)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl<T> Drop for Lent<T> {
+    fn drop(&mut self) {
+        *self.shared.home() = self.io.take();
+        self.shared.returned.notify_one();
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Lent<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let (io, shared) = self.split()?;
+        let before = buffer.filled().len();
+        let result = ready!(Pin::new(io).poll_read(cx, buffer));
+        match &result {
+            Ok(()) if buffer.filled().len() > before => shared.passed(buffer.filled().len() - before),
+            Ok(()) if buffer.remaining() > 0 => shared.ended.store(true, Relaxed),
+            Ok(()) => {}
+            Err(error) => shared.failed(error),
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Lent<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let (io, shared) = self.split()?;
+        let polled = Pin::new(io).poll_write(cx, bytes);
+        shared.stalled.store(polled.is_pending(), Relaxed);
+        let result = ready!(polled);
+        match &result {
+            Ok(written) => shared.passed(*written),
+            Err(error) => shared.failed(error),
+        }
+        Poll::Ready(result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (io, shared) = self.split()?;
+        let result = ready!(Pin::new(io).poll_flush(cx));
+        if let Err(error) = &result {
+            shared.failed(error);
+        }
+        Poll::Ready(result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (io, shared) = self.split()?;
+        let result = ready!(Pin::new(io).poll_shutdown(cx));
+        match &result {
+            Ok(()) => shared.ended.store(true, Relaxed),
+            Err(error) => shared.failed(error),
+        }
+        Poll::Ready(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lent_half_comes_back_when_it_is_dropped() {
+        let (near, _far) = tokio::io::duplex(64);
+        let half = Half::new(near);
+        let lent = half.lend().unwrap();
+        assert!(half.lend().is_none());
+        let returned = half.returned();
+        drop(lent);
+        returned.await;
+        assert!(half.lend().is_some());
+    }
+
+    #[tokio::test]
+    async fn bytes_and_the_end_are_seen() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let half = Half::new(near);
+        let mut lent = half.lend().unwrap();
+        far.write_all(b"hello").await.unwrap();
+        drop(far);
+        let mut text = String::new();
+        lent.read_to_string(&mut text).await.unwrap();
+        assert_eq!((text.as_str(), half.bytes(), half.ended()), ("hello", 5, true));
+        assert_eq!(half.failure(), None);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_stalls_the_half() {
+        let (near, mut far) = tokio::io::duplex(4);
+        let half = Half::new(near);
+        let mut lent = half.lend().unwrap();
+        let writing = tokio::spawn(async move { lent.write_all(b"hello").await });
+        while !half.stalled() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(half.bytes(), 4);
+        let mut bytes = [0; 5];
+        far.read_exact(&mut bytes).await.unwrap();
+        writing.await.unwrap().unwrap();
+        assert_eq!((half.bytes(), half.stalled()), (5, false));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_kept() {
+        let (near, far) = tokio::io::duplex(4);
+        drop(far);
+        let half = Half::new(near);
+        half.lend().unwrap().write_all(b"hello").await.unwrap_err();
+        assert_eq!(half.failure(), Some(Failure::Reset));
+        assert!(!half.ended());
+    }
+}

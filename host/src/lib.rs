@@ -1,0 +1,20 @@
+//! A host for network services in WebAssembly components: inetd, with a sandbox in place of a process.
+//!
+//! The program `host` is this library behind a command line. `ARCHITECTURE.md` says what is where and why.
+
+#![forbid(unsafe_code)]
+
+pub mod admission;
+mod bindings;
+mod buffer;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod descriptors;
+pub mod half;
+pub mod listener;
+pub mod logging;
+pub mod peer;
+pub mod sandbox;
+pub mod server;
+pub mod shutdown;

@@ -1,0 +1,249 @@
+//! Listeners: where connections come from, and their sockets.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::AsyncWrite;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, info, warn};
+
+/// Connections that the kernel keeps for a listener until they are accepted. The kernel may allow fewer
+/// (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// The pause after an accept that failed for want of something, which doubles from the one to the other.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// A socket that listens, not yet served by any thread.
+#[derive(Debug)]
+pub struct Bound {
+    socket: StdListener,
+    local: SocketAddr,
+}
+
+impl Bound {
+    /// Binds `address` and listens there; port 0 stands for any that is free.
+    ///
+    /// # Errors
+    ///
+    /// The address is in use, is not of this machine, or may not be bound.
+    pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        listen(address).with_context(|| {
+            format!("cannot listen on {address}; choose another address with --listen, or stop what uses it")
+        })
+    }
+
+    /// The address, with the port that was picked.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The listener for the runtime of this thread. Each thread has one of its own for the same socket.
+    ///
+    /// # Errors
+    ///
+    /// There are no descriptors left.
+    pub fn register(&self) -> io::Result<Listener> {
+        Ok(Listener {
+            socket: TcpListener::from_std(self.socket.try_clone()?)?,
+            name: self.local.to_string(),
+        })
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<Bound> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last connections of the previous process to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    let socket = StdListener::from(socket);
+    let local = socket.local_addr()?;
+    Ok(Bound { socket, local })
+}
+
+/// A listening socket in the runtime of one thread.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    name: String,
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket.
+    pub stream: TcpStream,
+    /// The peer's address.
+    pub remote: SocketAddr,
+}
+
+/// What to do about an accept that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// One connection died before it was accepted: go on with the next.
+    Next,
+    /// Something is used up, which takes time to change.
+    BackOff,
+}
+
+impl Listener {
+    /// What guests are told as the listener's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits for a connection, whatever errors come before it.
+    pub async fn accept(&self) -> Accepted {
+        let mut pause = None;
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, remote)) => {
+                    if pause.is_some() {
+                        info!(listener = self.name, "accepting again");
+                    }
+                    return Accepted { stream, remote };
+                }
+                Err(error) => match remedy(&error) {
+                    Remedy::Next => {
+                        debug!(listener = self.name, %error, "a connection was gone before it was accepted");
+                        // Should there be no end to these, others get their turn.
+                        tokio::task::yield_now().await;
+                    }
+                    Remedy::BackOff => {
+                        if pause.is_none() {
+                            warn!(
+                                listener = self.name,
+                                %error,
+                                "cannot accept connections for now; they wait in the backlog \
+                                 (is the limit on descriptors, ulimit -n, too low for --max-connections?)"
+                            );
+                        }
+                        let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
+                        pause = Some(wait);
+                        tokio::time::sleep(wait).await;
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// What to do about `error`, by the kinds that accept(2) lists for Linux.
+fn remedy(error: &io::Error) -> Remedy {
+    match error.raw_os_error() {
+        Some(
+            libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EPROTO
+            | libc::EPERM
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH,
+        ) => Remedy::Next,
+        // EMFILE, ENFILE, ENOBUFS, ENOMEM, and what nobody foresaw: never spin on it.
+        _ => Remedy::BackOff,
+    }
+}
+
+/// Splits a connection's socket into its halves. They must be used as one connection: dropping the writer before
+/// it was shut down resets the connection.
+pub fn split(stream: TcpStream) -> (OwnedReadHalf, Writer) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "cannot set TCP_NODELAY; answers may be delayed");
+    }
+    let (reader, writer) = stream.into_split();
+    let writer = Writer {
+        half: Some(writer),
+        finished: false,
+    };
+    (reader, writer)
+}
+
+/// The writing half of a TCP connection. Dropped before it was shut down, it makes the close a reset.
+#[derive(Debug)]
+pub struct Writer {
+    half: Option<OwnedWriteHalf>,
+    finished: bool,
+}
+
+impl Writer {
+    fn half(&mut self) -> io::Result<Pin<&mut OwnedWriteHalf>> {
+        self.half
+            .as_mut()
+            .map(Pin::new)
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let Some(half) = self.half.take() else { return };
+        if !self.finished {
+            // With no time to linger close(2) drops what is unsent and sends RST.
+            let socket: &TcpStream = half.as_ref();
+            if let Err(error) = SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
+                debug!(%error, "cannot reset a connection; it is closed instead");
+            }
+        }
+        // Its own drop would send FIN first.
+        half.forget();
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.half()?.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.half()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.half()?.poll_shutdown(cx);
+        self.finished |= matches!(polled, Poll::Ready(Ok(())));
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_client_is_skipped_and_exhaustion_is_waited_out() {
+        let remedy = |code| remedy(&io::Error::from_raw_os_error(code));
+        for code in [libc::ECONNABORTED, libc::EINTR, libc::EPROTO] {
+            assert_eq!(remedy(code), Remedy::Next, "{code}");
+        }
+        for code in [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::EINVAL,
+        ] {
+            assert_eq!(remedy(code), Remedy::BackOff, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_address_in_use_is_named() {
+        let first = Bound::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let error = format!("{:#}", Bound::bind(first.local()).unwrap_err());
+        assert!(error.contains(&first.local().to_string()), "{error}");
+        assert!(error.contains("--listen"), "{error}");
+    }
+}

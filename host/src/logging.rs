@@ -1,0 +1,61 @@
+//! The log: lines on standard error.
+
+use std::io::{self, IsTerminal};
+
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, fmt};
+
+use crate::config::{Log, LogFormat, LogLevel};
+use crate::server::READY;
+
+/// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up
+/// must not hold up connections.
+const QUEUE: usize = 8192;
+
+/// Starts the log. Lines are written by a thread of its own until the guard is dropped, which waits for it.
+///
+/// # Errors
+///
+/// There is a log already.
+pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
+    let level = match log.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(QUEUE)
+        .thread_name("log")
+        .finish(io::stderr());
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let lines = fmt::layer()
+        .with_writer(writer)
+        .with_target(false)
+        .with_ansi(colours);
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+    };
+    // Libraries speak up when something is wrong; their own progress is of no interest before `-vv`.
+    let libraries = if level == LevelFilter::TRACE {
+        level
+    } else {
+        level.min(LevelFilter::WARN)
+    };
+    let filter = Targets::new()
+        .with_default(libraries)
+        .with_target("host", level)
+        .with_target(READY, level.max(LevelFilter::INFO));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()?;
+    Ok(guard)
+}

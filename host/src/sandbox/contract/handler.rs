@@ -1,0 +1,258 @@
+//! The streams contract: the inbound half as a stream into the guest, and the stream that it returns as the
+//! outbound half.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::oneshot;
+use wasmtime::component::{
+    Destination, FutureConsumer, FutureReader, Source, StreamConsumer, StreamProducer, StreamReader,
+    StreamResult,
+};
+use wasmtime::{AsContextMut, Store, StoreContextMut};
+
+use super::{End, Fault};
+use crate::bindings::service::ServicePre;
+use crate::bindings::service::inet::service::types::{self, ErrorCode};
+use crate::buffer;
+use crate::half::{Failure, Half, Lent};
+use crate::peer::Peer;
+use crate::sandbox::state::State;
+
+/// How a half ended, in the terms of the contract.
+type HalfEnd = Result<(), ErrorCode>;
+
+pub(super) async fn serve<R, W>(
+    pre: &ServicePre<State>,
+    store: &mut Store<State>,
+    peer: &Peer,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+) -> Result<End, Fault>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
+        return Ok(End::Finished);
+    };
+    let instance = pre.instantiate_async(&mut *store).await.map_err(Fault::Start)?;
+    let peer = types::Peer {
+        connection: peer.connection,
+        remote: peer.remote.clone(),
+        local: peer.local.clone(),
+        listener: peer.listener.clone(),
+    };
+    let (inbound_ended, inbound_end) = oneshot::channel();
+    let producer = Producer {
+        reader,
+        ended: Some(inbound_ended),
+    };
+    let (outbound_ended, outbound_end) = oneshot::channel();
+    store
+        .run_concurrent(async |accessor| {
+            let (stream, end) = accessor.with(|mut store| {
+                wasmtime::error::Ok((
+                    StreamReader::new(&mut store, producer)?,
+                    FutureReader::new(&mut store, inbound_end)?,
+                ))
+            })?;
+            let handler = instance.inet_service_handler();
+            let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
+            accessor.with(|mut store| {
+                stream.pipe(&mut store, Consumer { writer })?;
+                end.pipe(
+                    &mut store,
+                    EndConsumer {
+                        ended: Some(outbound_ended),
+                    },
+                )
+            })?;
+            wasmtime::error::Ok(drive(inbound, outbound, outbound_end).await)
+        })
+        .await
+        .flatten()
+        .map_err(Fault::Trap)
+}
+
+/// Waits until the guest is done with both halves, and sends FIN when it is done with its own.
+async fn drive<R, W>(inbound: &Half<R>, outbound: &Half<W>, end: oneshot::Receiver<HalfEnd>) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut sending = std::pin::pin!(send(outbound, end));
+    tokio::select! {
+        biased;
+        end = sending.as_mut() => {
+            if end == End::Finished && outbound.failure().is_none() {
+                // The guest may go on reading after its own FIN.
+                inbound.returned().await;
+            }
+            return end;
+        }
+        () = inbound.returned() => {}
+    }
+    if inbound.ended() || inbound.failure().is_some() {
+        return sending.await;
+    }
+    // The guest wants no more: what the peer still sends must not hold up what it reads.
+    let Some(mut reader) = inbound.lend() else {
+        return sending.await;
+    };
+    tokio::select! {
+        biased;
+        end = sending.as_mut() => end,
+        discarded = buffer::discard(&mut reader) => match discarded {
+            Ok(()) => sending.await,
+            Err(_) => End::Finished,
+        }
+    }
+}
+
+/// Waits until all that the guest has to say is written, or cannot be, and sends FIN if that is how it ends.
+async fn send<W>(outbound: &Half<W>, mut end: oneshot::Receiver<HalfEnd>) -> End
+where
+    W: AsyncWrite + Unpin,
+{
+    let mut resolved = false;
+    let mut written = false;
+    while !(resolved && written) {
+        tokio::select! {
+            biased;
+            () = outbound.returned(), if !written => {
+                if outbound.failure().is_some() {
+                    return End::Finished;
+                }
+                written = true;
+            }
+            end = &mut end, if !resolved => match end {
+                Ok(Ok(())) => resolved = true,
+                Ok(Err(code)) => return code.into(),
+                Err(_) => return ErrorCode::InternalError.into(),
+            }
+        }
+    }
+    if let Some(mut writer) = outbound.lend() {
+        // Where this fails the half has kept the reason.
+        let _ = writer.shutdown().await;
+    }
+    End::Finished
+}
+
+/// The inbound half: reads from the socket, into the guest's memory, when the guest reads.
+struct Producer<R> {
+    reader: Lent<R>,
+    ended: Option<oneshot::Sender<HalfEnd>>,
+}
+
+impl<R> Producer<R> {
+    fn end(&mut self, how: HalfEnd) {
+        if let Some(ended) = self.ended.take() {
+            // A guest that has dropped the future does not want to know.
+            let _ = ended.send(how);
+        }
+    }
+}
+
+impl<R> Drop for Producer<R> {
+    fn drop(&mut self) {
+        self.end(Ok(()));
+    }
+}
+
+impl<R: AsyncRead + Unpin + Send + 'static> StreamProducer<State> for Producer<R> {
+    type Item = u8;
+    type Buffer = bytes::BytesMut;
+
+    fn poll_produce<'a>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut store: StoreContextMut<'a, State>,
+        destination: Destination<'a, Self::Item, Self::Buffer>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        if destination.remaining(store.as_context_mut()) == Some(0) {
+            // Whether a reader is ready cannot be asked without reading from it.
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let mut destination = destination.as_direct(store, buffer::SIZE);
+        let mut read = ReadBuf::new(destination.remaining());
+        let polled = Pin::new(&mut self.reader).poll_read(cx, &mut read);
+        let count = read.filled().len();
+        Poll::Ready(Ok(match polled {
+            Poll::Ready(Ok(())) if count > 0 => {
+                destination.mark_written(count);
+                StreamResult::Completed
+            }
+            Poll::Ready(Ok(())) => {
+                self.end(Ok(()));
+                StreamResult::Dropped
+            }
+            Poll::Ready(Err(error)) => {
+                self.end(Err(Failure::from(&error).into()));
+                StreamResult::Dropped
+            }
+            Poll::Pending if finish => StreamResult::Cancelled,
+            Poll::Pending => return Poll::Pending,
+        }))
+    }
+}
+
+/// The outbound half: writes to the socket, from the guest's memory, when the guest writes.
+struct Consumer<W> {
+    writer: Lent<W>,
+}
+
+impl<W: AsyncWrite + Unpin + Send + 'static> StreamConsumer<State> for Consumer<W> {
+    type Item = u8;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        store: StoreContextMut<'_, State>,
+        source: Source<'_, Self::Item>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        let mut source = source.as_direct(store);
+        if source.remaining().is_empty() {
+            // Whether a writer is ready cannot be asked without writing to it.
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let polled = Pin::new(&mut self.writer).poll_write(cx, source.remaining());
+        Poll::Ready(Ok(match polled {
+            Poll::Ready(Ok(count)) if count > 0 => {
+                source.mark_read(count);
+                StreamResult::Completed
+            }
+            Poll::Ready(_) => StreamResult::Dropped,
+            Poll::Pending if finish => StreamResult::Cancelled,
+            Poll::Pending => return Poll::Pending,
+        }))
+    }
+}
+
+/// Takes the value of the future that the guest returned.
+struct EndConsumer {
+    ended: Option<oneshot::Sender<HalfEnd>>,
+}
+
+impl FutureConsumer<State> for EndConsumer {
+    type Item = HalfEnd;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        store: StoreContextMut<'_, State>,
+        mut source: Source<'_, Self::Item>,
+        _finish: bool,
+    ) -> Poll<wasmtime::Result<()>> {
+        let mut value = None;
+        source.read(store, &mut value)?;
+        if let (Some(ended), Some(value)) = (self.ended.take(), value) {
+            let _ = ended.send(value);
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,163 @@
+//! The contracts: how a connection is handed to an instance.
+
+mod handler;
+mod sessions;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use wasmtime::component::InstancePre;
+
+use super::state::State;
+use crate::bindings::service::ServicePre;
+use crate::bindings::service::inet::service::types as service;
+use crate::bindings::session_service::SessionServicePre;
+use crate::bindings::session_service::inet::service::types as session_service;
+use crate::half::{Failure, Half};
+use crate::peer::Peer;
+
+/// The version of the package `inet:service` that this host serves.
+pub(super) const VERSION: &str = "0.1.0";
+
+/// The package of the contracts.
+pub(super) const PACKAGE: &str = "inet:service/";
+
+/// A way to serve a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contract {
+    /// `inet:service/handler`: the guest maps a stream to a stream.
+    Streams,
+    /// `inet:service/sessions`: the guest answers events.
+    Sessions,
+}
+
+impl Contract {
+    /// Every contract; where a component exports more than one, the first counts.
+    pub(super) const ALL: [Self; 2] = [Self::Sessions, Self::Streams];
+
+    /// Its name in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::Sessions => "sessions",
+        }
+    }
+
+    /// The interface that a component exports for it.
+    pub(super) const fn interface(self) -> &'static str {
+        match self {
+            Self::Streams => "inet:service/handler@0.1.0",
+            Self::Sessions => "inet:service/sessions@0.1.0",
+        }
+    }
+}
+
+/// How a guest ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With FIN, after all bytes; or the peer did away with it, and its [`Half`] says how.
+    Finished,
+    /// With a reset, for the reason that this word of the contract gives.
+    Reset(&'static str),
+}
+
+/// How an instance failed.
+#[derive(Debug)]
+pub enum Fault {
+    /// It could not be made.
+    Start(wasmtime::Error),
+    /// It trapped.
+    Trap(wasmtime::Error),
+}
+
+/// A component that is ready to be instantiated, by its contract.
+pub(super) enum Prepared {
+    Streams(ServicePre<State>),
+    Sessions(SessionServicePre<State>),
+}
+
+impl Prepared {
+    /// Looks up what `contract` exports.
+    ///
+    /// # Errors
+    ///
+    /// It is not there, or not of the type that the contract has.
+    pub(super) fn new(contract: Contract, pre: InstancePre<State>) -> wasmtime::Result<Self> {
+        Ok(match contract {
+            Contract::Streams => Self::Streams(ServicePre::new(pre)?),
+            Contract::Sessions => Self::Sessions(SessionServicePre::new(pre)?),
+        })
+    }
+
+    pub(super) fn contract(&self) -> Contract {
+        match self {
+            Self::Streams(_) => Contract::Streams,
+            Self::Sessions(_) => Contract::Sessions,
+        }
+    }
+
+    /// Makes an instance and drops it.
+    ///
+    /// # Errors
+    ///
+    /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
+    pub(super) async fn probe(&self, store: &mut wasmtime::Store<State>) -> wasmtime::Result<()> {
+        match self {
+            Self::Streams(pre) => pre.instantiate_async(store).await.map(drop),
+            Self::Sessions(pre) => pre.instantiate_async(store).await.map(drop),
+        }
+    }
+
+    /// Serves one connection with a fresh instance in `store`.
+    pub(super) async fn serve<R, W>(
+        &self,
+        store: &mut wasmtime::Store<State>,
+        peer: &Peer,
+        inbound: &Half<R>,
+        outbound: &Half<W>,
+    ) -> Result<End, Fault>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        match self {
+            Self::Streams(pre) => handler::serve(pre, store, peer, inbound, outbound).await,
+            Self::Sessions(pre) => sessions::serve(pre, store, peer, inbound, outbound).await,
+        }
+    }
+}
+
+/// The words of the contract for an `error-code`, which each world has a type of its own for.
+macro_rules! error_code {
+    ($($code:ident = $word:literal,)*) => { error_code! { service: $($code = $word,)* } error_code! { session_service: $($code = $word,)* } };
+    ($world:ident: $($code:ident = $word:literal,)*) => {
+        impl From<$world::ErrorCode> for End {
+            fn from(code: $world::ErrorCode) -> Self {
+                Self::Reset(match code {
+                    $($world::ErrorCode::$code => $word,)*
+                })
+            }
+        }
+
+        impl From<Failure> for $world::ErrorCode {
+            fn from(failure: Failure) -> Self {
+                match failure {
+                    Failure::Reset => Self::ConnectionReset,
+                    Failure::TimedOut => Self::TimedOut,
+                    Failure::Unreachable => Self::Unreachable,
+                    Failure::Other => Self::Other,
+                }
+            }
+        }
+    };
+}
+
+error_code! {
+    ConnectionReset = "connection-reset",
+    ConnectionAborted = "connection-aborted",
+    TimedOut = "timed-out",
+    Unreachable = "unreachable",
+    ProtocolError = "protocol-error",
+    LimitExceeded = "limit-exceeded",
+    Refused = "refused",
+    InternalError = "internal-error",
+    Other = "other",
+}

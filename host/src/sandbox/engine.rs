@@ -1,0 +1,130 @@
+//! Engines: how components are compiled, and where their instances live.
+
+use std::sync::Arc;
+
+use tracing::warn;
+use wasmtime::component::Linker;
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use super::state::State;
+use super::ticker::Ticker;
+use crate::config::Limits;
+
+/// Memories and tables for each connection in the pool. A component has one memory, and two tables (one holds
+/// the adapters of its imports); a composed one has as many for each of its parts.
+const MEMORIES_PER_CONNECTION: u32 = 2;
+const TABLES_PER_CONNECTION: u32 = 4;
+
+/// Core instances for each connection; these take no address space.
+const CORE_INSTANCES_PER_CONNECTION: u32 = 16;
+
+/// Stack for WebAssembly, in bytes: what a guest may use before it traps.
+const WASM_STACK: usize = 256 << 10;
+
+/// Stack for a guest and the host functions that it calls, in bytes.
+const STACK: usize = 512 << 10;
+
+/// Whether an engine knows the concurrency of the component model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Concurrency {
+    /// Plain calls only: the faster engine.
+    Without,
+    /// `async` functions, streams and futures too.
+    With,
+}
+
+/// An engine with all that its components may import.
+#[derive(Clone)]
+pub(super) struct Engine {
+    pub(super) linker: Linker<State>,
+    pub(super) ticker: Arc<Ticker>,
+    pub(super) limits: Limits,
+    /// Memories in the pool; `None` where instances are allocated on demand.
+    pub(super) pooled_memories: Option<u32>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        concurrency: Concurrency,
+        limits: &Limits,
+        ticker: &Arc<Ticker>,
+    ) -> wasmtime::Result<Self> {
+        let (engine, pooled_memories) = allocate(concurrency, limits)?;
+        ticker.add(engine.weak());
+        let mut linker = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        if concurrency == Concurrency::With {
+            wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        }
+        Ok(Self {
+            linker,
+            ticker: Arc::clone(ticker),
+            limits: *limits,
+            pooled_memories,
+        })
+    }
+
+    pub(super) fn engine(&self) -> &wasmtime::Engine {
+        self.linker.engine()
+    }
+}
+
+/// Makes an engine whose pool holds an instance for every connection or, where the address space for that
+/// cannot be had, as much of it as can, down to none.
+fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<u32>)> {
+    let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
+    let memories = connections.saturating_mul(MEMORIES_PER_CONNECTION);
+    let failed = match pooled(concurrency, limits, connections, memories) {
+        Ok(engine) => return Ok((engine, Some(memories))),
+        Err(error) => error,
+    };
+    if let Ok(engine) = pooled(concurrency, limits, connections, connections) {
+        return Ok((engine, Some(connections)));
+    }
+    warn!(
+        reason = format!("{failed:#}"),
+        "cannot reserve memory for {connections} connections at once: each instance is allocated on demand, \
+         which is slower; lower --max-connections, or raise the limit on address space (ulimit -v)"
+    );
+    let engine = wasmtime::Engine::new(&config(concurrency))?;
+    Ok((engine, None))
+}
+
+fn pooled(
+    concurrency: Concurrency,
+    limits: &Limits,
+    connections: u32,
+    memories: u32,
+) -> wasmtime::Result<wasmtime::Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(connections)
+        .total_core_instances(connections.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
+        .total_memories(memories)
+        .total_tables(connections.saturating_mul(TABLES_PER_CONNECTION))
+        .total_stacks(connections)
+        .max_memory_size(limits.max_memory);
+    let mut config = config(concurrency);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    wasmtime::Engine::new(&config)
+}
+
+fn config(concurrency: Concurrency) -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(WASM_STACK)
+        .async_stack_size(STACK)
+        .concurrency_support(concurrency == Concurrency::With);
+    if concurrency == Concurrency::With {
+        config.wasm_component_model_async(true);
+    }
+    config
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("pooled_memories", &self.pooled_memories)
+            .finish_non_exhaustive()
+    }
+}

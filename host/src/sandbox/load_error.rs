@@ -1,0 +1,99 @@
+//! Why a component cannot serve.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why a component cannot serve: one sentence that names the file, what was found, what was expected, and what
+/// to do.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read the component `{}`: {error}; give --component the path of a readable file", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The file was read, and holds nothing that can serve.
+    #[error("{name} {refusal}")]
+    Refused {
+        /// The component, as a message names it.
+        name: String,
+        /// What is wrong with it.
+        refusal: Refusal,
+    },
+    /// The sandbox could not be set up.
+    #[error("cannot set up the sandbox: {0}")]
+    Sandbox(String),
+}
+
+/// What is wrong with a component.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// There is nothing in it.
+    #[error("is empty: expected a WebAssembly component; build it again, or copy it whole")]
+    Empty,
+    /// It is something else altogether.
+    #[error(
+        "is not WebAssembly (it begins with {found}): expected a component, as `cargo guests` builds them"
+    )]
+    NotWasm {
+        /// Its first bytes.
+        found: String,
+    },
+    /// It is a core module.
+    #[error(
+        "is a core WebAssembly module, not a component: build it for wasm32-wasip2, or turn it into a component \
+         with `wasm-tools component new`"
+    )]
+    CoreModule,
+    /// It is damaged, or uses what this version of wasmtime does not know.
+    #[error("is not a valid component ({0}): build it again, or copy it whole")]
+    Invalid(String),
+    /// It speaks another version of the contract.
+    #[error(
+        "exports `{found}`, but this host serves version {expected} of that package: build it against the `wit/` of this host"
+    )]
+    OtherVersion {
+        /// The export that was found.
+        found: String,
+        /// The version that this host serves.
+        expected: &'static str,
+    },
+    /// It exports no contract.
+    #[error(
+        "exports {found}: expected `{streams}` or `{sessions}`; build it against world `service` or `session-service` of `wit/`"
+    )]
+    NoContract {
+        /// What it exports.
+        found: String,
+        /// The streams contract.
+        streams: &'static str,
+        /// The sessions contract.
+        sessions: &'static str,
+    },
+    /// It is a middleware that nothing was composed with.
+    #[error(
+        "imports `{0}`, as a middleware does, and the host has none to give: compose it with a service first, as \
+         with `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
+    )]
+    Middleware(&'static str),
+    /// It imports what the host does not have.
+    #[error(
+        "imports what the host does not offer ({0}): only WASI is offered; leave that import out, or compose the component with one that exports it"
+    )]
+    Import(String),
+    /// It exports the contract by name, with other types.
+    #[error(
+        "exports a contract whose functions have other types than in `wit/` ({0}): build it against the `wit/` of this host"
+    )]
+    Types(String),
+    /// It could not be instantiated.
+    #[error(
+        "cannot start ({0}): try it where its messages can be seen, or raise --max-memory if it is that which it lacks"
+    )]
+    Start(String),
+}

@@ -1,0 +1,139 @@
+//! What the host keeps in the store of one connection.
+
+use std::sync::Arc;
+
+use wasmtime::component::ResourceTable;
+use wasmtime::{ResourceLimiter, Store};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use super::engine::Engine;
+use super::ticker::Ticker;
+
+/// Handles that a guest may hold at once. Beyond it, it traps.
+const MAX_HANDLES: usize = 10_000;
+
+/// Bytes that a guest may pass to the host in one call. Beyond it, it traps. A write to a stream is not bounded
+/// by it, since its bytes stay in the guest's memory.
+const MAX_CALL_BYTES: usize = 1 << 20;
+
+/// Core instances, memories and tables that one component may consist of.
+const MAX_INSTANCES: usize = 1000;
+
+/// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
+pub(super) struct State {
+    wasi: Option<WasiCtx>,
+    table: ResourceTable,
+    memory: Memory,
+}
+
+impl State {
+    /// A store for one instance.
+    pub(super) fn store(engine: &Engine) -> Store<Self> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        let state = Self {
+            wasi: None,
+            table,
+            memory: Memory {
+                used: 0,
+                max: engine.limits.max_memory,
+            },
+        };
+        let mut store = Store::new(engine.engine(), state);
+        store.limiter(|state| &mut state.memory);
+        store.set_max_component_handles(MAX_HANDLES);
+        store.set_hostcall_fuel(MAX_CALL_BYTES);
+        let ticker: Arc<Ticker> = Arc::clone(&engine.ticker);
+        store.epoch_deadline_callback(move |_| Ok(ticker.interrupt()));
+        store.set_epoch_deadline(1);
+        store
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            // Few guests ask WASI for anything, so it is made when one does.
+            ctx: self.wasi.get_or_insert_with(nothing_granted),
+            table: &mut self.table,
+        }
+    }
+}
+
+/// A WASI in which clocks and random numbers work and nothing else is behind anything: no argument, no
+/// environment, no file, no socket, an empty standard input, and outputs that go nowhere.
+fn nothing_granted() -> WasiCtx {
+    WasiCtxBuilder::new()
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .build()
+}
+
+/// Counts the bytes of all linear memories and tables of an instance together.
+struct Memory {
+    used: usize,
+    max: usize,
+}
+
+impl Memory {
+    fn grow(&mut self, by: usize) -> bool {
+        let used = self.used.saturating_add(by);
+        let allowed = used <= self.max;
+        if allowed {
+            self.used = used;
+        }
+        allowed
+    }
+}
+
+impl ResourceLimiter for Memory {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(self.grow(desired.saturating_sub(current)))
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let elements = desired.saturating_sub(current);
+        Ok(self.grow(elements.saturating_mul(size_of::<usize>())))
+    }
+
+    fn instances(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_INSTANCES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memories_and_tables_count_together() {
+        let mut memory = Memory { used: 0, max: 1000 };
+        assert!(memory.memory_growing(0, 600, None).unwrap());
+        assert!(
+            !memory.memory_growing(0, 600, None).unwrap(),
+            "a second memory beyond the bound"
+        );
+        assert!(memory.memory_growing(600, 920, None).unwrap());
+        assert!(memory.table_growing(0, 10, None).unwrap());
+        assert!(!memory.table_growing(10, 11, None).unwrap());
+    }
+}
