@@ -133,8 +133,8 @@ where
 /// The outcome of a connection whose guest came to an end, and the reason behind it.
 fn judge(ended: Result<End, Fault>, failure: Option<Failure>) -> (Outcome, Option<String>) {
     match (ended, failure) {
-        (Err(Fault::Start(error)), _) => (Outcome::StartFailed, Some(format!("{error:#}"))),
-        (Err(Fault::Trap(error)), _) => (Outcome::GuestTrap, Some(format!("{error:#}"))),
+        (Err(fault @ Fault::Start(_)), _) => (Outcome::StartFailed, Some(fault.reason())),
+        (Err(fault @ Fault::Trap(_)), _) => (Outcome::GuestTrap, Some(fault.reason())),
         (Ok(_), Some(Failure::Reset)) => (Outcome::PeerReset, None),
         (Ok(_), Some(failure)) => (Outcome::PeerLost, Some(format!("{failure:?}"))),
         (Ok(End::Reset(code)), None) => (Outcome::GuestReset, Some(code.to_owned())),

@@ -74,11 +74,11 @@ impl Engine {
 fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<u32>)> {
     let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
     let memories = connections.saturating_mul(MEMORIES_PER_CONNECTION);
-    let failed = match pooled(concurrency, limits, connections, memories) {
+    let failed = match pooled(concurrency, connections, memories) {
         Ok(engine) => return Ok((engine, Some(memories))),
         Err(error) => error,
     };
-    if let Ok(engine) = pooled(concurrency, limits, connections, connections) {
+    if let Ok(engine) = pooled(concurrency, connections, connections) {
         return Ok((engine, Some(connections)));
     }
     warn!(
@@ -90,19 +90,13 @@ fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasm
     Ok((engine, None))
 }
 
-fn pooled(
-    concurrency: Concurrency,
-    limits: &Limits,
-    connections: u32,
-    memories: u32,
-) -> wasmtime::Result<wasmtime::Engine> {
+fn pooled(concurrency: Concurrency, connections: u32, memories: u32) -> wasmtime::Result<wasmtime::Engine> {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(connections)
         .total_core_instances(connections.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
         .total_memories(memories)
         .total_tables(connections.saturating_mul(TABLES_PER_CONNECTION))
-        .total_stacks(connections)
-        .max_memory_size(limits.max_memory);
+        .total_stacks(connections);
     let mut config = config(concurrency);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     wasmtime::Engine::new(&config)

@@ -14,11 +14,14 @@ impl Guest for Deaf {
         inbound_end: FutureReader<Result<(), ErrorCode>>,
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (writer, outbound) = wit_stream::new();
+        let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
         wit_bindgen::spawn_local(async move {
-            std::future::pending::<()>().await;
+            // How `inbound` ended is never known, since it is never read to its end.
+            let result = inbound_end.await;
             drop((inbound, writer));
+            let _ = end.write(result).await;
         });
-        (outbound, inbound_end)
+        (outbound, outbound_end)
     }
 }
 

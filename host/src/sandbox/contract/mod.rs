@@ -4,6 +4,7 @@ mod handler;
 mod sessions;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::debug;
 use wasmtime::component::InstancePre;
 
 use super::state::State;
@@ -66,6 +67,15 @@ pub enum Fault {
     Start(wasmtime::Error),
     /// It trapped.
     Trap(wasmtime::Error),
+}
+
+impl Fault {
+    /// What lies at the bottom of it, in a few words. How the guest came there is logged for who asks for more.
+    pub fn reason(&self) -> String {
+        let (Self::Start(error) | Self::Trap(error)) = self;
+        debug!("a guest failed: {error:?}");
+        error.root_cause().to_string()
+    }
 }
 
 /// A component that is ready to be instantiated, by its contract.

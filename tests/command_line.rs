@@ -1,0 +1,106 @@
+//! The command line.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::harness::{Client, HOST, Host, refused};
+
+fn output(args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(HOST).args(args).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn help_shows_every_flag_with_its_default() {
+    let (status, help) = output(&["--help"]);
+    assert_eq!(status, Some(0));
+    for heading in ["Service:", "Limits:", "Log:"] {
+        assert!(help.contains(heading), "{heading} is missing in\n{help}");
+    }
+    for (flag, default) in [
+        ("--component", ""),
+        ("--listen <", "127.0.0.1:8080"),
+        ("--threads", "one per core"),
+        ("--max-connections", "1024"),
+        ("--max-memory", "64MiB"),
+        ("--idle-timeout", "5m"),
+        ("--drain-timeout", "10s"),
+        ("--log-format", "text"),
+        ("--verbose", ""),
+        ("--quiet", ""),
+        ("--version", ""),
+    ] {
+        let (_, after) = help
+            .split_once(flag)
+            .unwrap_or_else(|| panic!("{flag} is missing in\n{help}"));
+        let entry = after.split_once("\n  -").map_or(after, |(entry, _)| entry);
+        assert!(
+            entry.contains(default),
+            "the default {default} of {flag} is missing in\n{entry}"
+        );
+    }
+}
+
+#[test]
+fn version_is_that_of_the_package() {
+    let (status, version) = output(&["--version"]);
+    assert_eq!(status, Some(0));
+    assert_eq!(version, concat!("host ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn what_cannot_be_understood_ends_with_2() {
+    for args in [
+        &["--no-such-flag"][..],
+        &["--listen", "nowhere"],
+        &["--idle-timeout", "soon"],
+        &["stray"],
+    ] {
+        let refusal = refused(args);
+        assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
+        assert!(
+            refusal.message.contains(args[args.len() - 1]),
+            "{}",
+            refusal.message
+        );
+    }
+}
+
+#[test]
+fn with_no_component_it_echoes() {
+    let host = Host::start(&["--listen", "127.0.0.1:0"]);
+    host.connect().echo("hello");
+    assert!(host.log().contains("embedded echo guest"), "{}", host.log());
+}
+
+#[test]
+fn it_listens_where_it_was_told_to() {
+    let host = Host::start(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--listen",
+        "127.0.0.2:0",
+        "--listen",
+        "[::1]:0",
+    ]);
+    assert_eq!(host.addresses().len(), 3);
+    for address in host.addresses() {
+        Client::connect(*address).unwrap().echo("hello");
+        let line = host.line("connection ended");
+        assert!(line.contains(&format!("listener=\"{address}\"")), "{line}");
+    }
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refusal = refused(&["--listen", &address]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    assert!(
+        refusal.message.contains(&format!("cannot listen on {address}")),
+        "{}",
+        refusal.message
+    );
+    assert!(refusal.message.contains("in use"), "{}", refusal.message);
+}

@@ -1,0 +1,85 @@
+//! How a host comes to its end.
+
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Host, INT, TERM, field};
+
+#[test]
+fn an_idle_host_ends_at_once() {
+    for signal in [INT, TERM] {
+        let mut host = Host::serving("echo", &[]);
+        host.signal(signal);
+        assert_eq!(host.wait().code(), Some(0));
+        assert_eq!(field(&host.line("drained"), "closed"), "0");
+    }
+}
+
+#[test]
+fn open_connections_may_finish_and_no_new_ones_come_in() {
+    let mut host = Host::serving("lines", &["--drain-timeout", "1h"]);
+    let client = host.connect();
+    client.echo("before\n");
+    host.signal(TERM);
+    host.line("draining");
+    // The sockets are closed by the threads that accept, each in its own time.
+    while TcpStream::connect(host.address()).is_ok() {
+        thread::yield_now();
+    }
+    client.echo("meanwhile\n");
+    client.send("quit\n");
+    assert_eq!(client.rest(), b"");
+    drop(client);
+    assert_eq!(host.outcome(), "finished");
+    assert_eq!(host.wait().code(), Some(0));
+}
+
+#[test]
+fn what_is_left_at_the_timeout_is_closed_and_counted() {
+    let mut host = Host::serving("spin", &["--drain-timeout", "1s"]);
+    let talking = host.connect();
+    let idle = host.connect();
+    let stuck = host.connect();
+    talking.echo("hello");
+    idle.echo("hello");
+    stuck.echo("hello");
+    stuck.send("!");
+    let start = Instant::now();
+    host.signal(TERM);
+    host.line("draining");
+    while start.elapsed() < Duration::from_millis(500) {
+        talking.echo("still talking");
+    }
+    talking.finish();
+    assert_eq!(talking.rest(), b"");
+    assert_eq!(idle.rest(), b"", "what owes the peer nothing is closed with FIN");
+    drop(stuck);
+    assert_eq!(host.wait().code(), Some(0));
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let log = host.log();
+    assert_eq!(log.matches("outcome=\"finished\"").count(), 1, "{log}");
+    assert_eq!(log.matches("outcome=\"drained\"").count(), 2, "{log}");
+    assert_eq!(field(&host.line("drained: "), "closed"), "2");
+}
+
+#[test]
+fn a_peer_that_does_not_read_does_not_hold_up_a_drain() {
+    let mut host = Host::serving("chargen", &["--drain-timeout", "100ms"]);
+    let client = host.connect();
+    client.expect(" !\"");
+    assert_eq!(host.stop().code(), Some(0));
+    client.expect_reset();
+    assert_eq!(host.outcome(), "drained");
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let mut host = Host::serving("echo", &["--drain-timeout", "1h"]);
+    let client = host.connect();
+    client.echo("hello");
+    host.signal(TERM);
+    host.line("draining");
+    host.signal(TERM);
+    assert_eq!(host.wait().code(), Some(1));
+}

@@ -1,0 +1,325 @@
+//! A host process, and clients for it.
+//!
+//! Nothing here sleeps for a guess: what is waited for is a line of the log, bytes, or the end of a process, and
+//! every wait has a deadline far beyond the time that it should take.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+/// Far longer than anything here takes, on a machine that does much else.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The program under test.
+pub const HOST: &str = env!("CARGO_BIN_EXE_host");
+
+static GUESTS: LazyLock<PathBuf> = LazyLock::new(|| {
+    let target_dir = guest_builder::target_dir(Path::new(HOST)).unwrap();
+    guest_builder::build_all(guest_builder::workspace(), &target_dir).unwrap();
+    target_dir.join("guests")
+});
+
+/// The component of a guest, which is built when it is not up to date.
+pub fn guest(name: &str) -> PathBuf {
+    let path = GUESTS.join(name).with_extension("wasm");
+    assert!(path.is_file(), "there is no guest {name}");
+    path
+}
+
+/// A running host. It is killed when this is dropped.
+pub struct Host {
+    child: Child,
+    addresses: Vec<SocketAddr>,
+    lines: Receiver<String>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Host {
+    /// Starts a host that serves with `guest` on a free port and waits until it listens.
+    pub fn serving(name: &str, args: &[&str]) -> Self {
+        let component = guest(name);
+        let component = component.to_str().unwrap();
+        Self::start(&[&["--listen", "127.0.0.1:0", "--component", component], args].concat())
+    }
+
+    /// Starts a host and waits until it listens.
+    pub fn start(args: &[&str]) -> Self {
+        Self::spawn(Command::new(HOST).args(args), args)
+    }
+
+    /// Starts a host below a shell that has run `setup` first, as to set a limit.
+    pub fn below_shell(setup: &str, args: &[&str]) -> Self {
+        let script = format!("{setup} && exec \"$0\" \"$@\"");
+        Self::spawn(
+            Command::new("sh").arg("-c").arg(script).arg(HOST).args(args),
+            args,
+        )
+    }
+
+    fn spawn(command: &mut Command, args: &[&str]) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (sender, lines) = mpsc::channel();
+        let kept = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                kept.lock().unwrap().push(line.clone());
+                let _ = sender.send(line);
+            }
+        });
+        let mut host = Self {
+            child,
+            addresses: Vec::new(),
+            lines,
+            log,
+        };
+        let listeners = args.iter().filter(|arg| **arg == "--listen").count().max(1);
+        for _ in 0..listeners {
+            let line = host.line("listening on");
+            let (_, address) = line.split_once("listening on ").unwrap();
+            let address: String = address
+                .chars()
+                .take_while(|c| !c.is_whitespace() && *c != '"')
+                .collect();
+            host.addresses.push(address.parse().unwrap());
+        }
+        host
+    }
+
+    /// The address of the first listener.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// The addresses of all listeners.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A client of the first listener.
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address()).unwrap()
+    }
+
+    /// Waits for a line of the log that holds `text`, passing over those before it.
+    pub fn line(&self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(text) => return line,
+                Ok(_) => {}
+                Err(error) => panic!("no line with {text:?} ({error}) in the log:\n{}", self.log()),
+            }
+        }
+    }
+
+    /// Waits for the line of a connection that ended, and gives its outcome.
+    pub fn outcome(&self) -> String {
+        field(&self.line("connection ended"), "outcome")
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// Sends a signal, by its number.
+    pub fn signal(&self, signal: i32) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(pid)
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Asks the host to drain and waits until it has.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(TERM);
+        self.wait()
+    }
+
+    /// Waits until the host has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the host does not end; its log:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A figure of `/proc/PID/status` in KiB, as `VmRSS`.
+    pub fn memory(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub const INT: i32 = 2;
+pub const TERM: i32 = 15;
+
+/// The value of `key` in a line of the text log, without quotes.
+pub fn field(line: &str, key: &str) -> String {
+    let start = format!(" {key}=");
+    let (_, rest) = line
+        .split_once(&start)
+        .unwrap_or_else(|| panic!("no {key} in {line}"));
+    match rest.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next(),
+        None => rest.split(' ').next(),
+    }
+    .unwrap()
+    .to_owned()
+}
+
+/// The other end of a connection. Every wait of it ends by [`DEADLINE`].
+#[derive(Debug)]
+pub struct Client(pub TcpStream);
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        Ok(Self(stream))
+    }
+
+    /// Sends bytes.
+    pub fn send(&self, bytes: impl AsRef<[u8]>) {
+        io::Write::write_all(&mut &self.0, bytes.as_ref()).unwrap();
+    }
+
+    /// Waits for as many bytes as `expected` has and compares.
+    pub fn expect(&self, expected: impl AsRef<[u8]>) {
+        let mut bytes = vec![0; expected.as_ref().len()];
+        (&self.0).read_exact(&mut bytes).unwrap();
+        assert_eq!(
+            bytes.escape_ascii().to_string(),
+            expected.as_ref().escape_ascii().to_string()
+        );
+    }
+
+    /// Sends bytes and expects them back.
+    pub fn echo(&self, bytes: impl AsRef<[u8]>) {
+        self.send(&bytes);
+        self.expect(&bytes);
+    }
+
+    /// Sends FIN.
+    pub fn finish(&self) {
+        self.0.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Reads to the host's FIN.
+    pub fn rest(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        (&self.0).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Waits for a reset, passing over bytes before it.
+    pub fn expect_reset(&self) {
+        let error = (&self.0).read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    }
+
+    /// Closes the connection with a reset.
+    pub fn reset(self) {
+        SockRef::from(&self.0).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Whether nothing arrives for a while. A host that is slow can make this wrong only in one way: it passes.
+    pub fn hears_nothing(&self) -> bool {
+        self.0.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let peeked = self.0.peek(&mut [0]);
+        self.0.set_read_timeout(Some(DEADLINE)).unwrap();
+        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// What a host that does not start has to say.
+pub struct Refusal {
+    pub status: Option<i32>,
+    pub message: String,
+}
+
+/// Runs a host that is expected to end by itself.
+pub fn refused(args: &[&str]) -> Refusal {
+    let mut child = Command::new(HOST)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let reader = thread::spawn(move || {
+        let mut message = String::new();
+        stderr.read_to_string(&mut message).map(|_| message)
+    });
+    let deadline = Instant::now() + DEADLINE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the host did not refuse {args:?}: {:?}", reader.join().unwrap());
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    Refusal {
+        status: status.code(),
+        message: reader.join().unwrap().unwrap(),
+    }
+}
+
+/// Bytes that look random and are the same for the same `seed`.
+pub fn noise(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        // xorshift64 (Marsaglia, 2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    })
+    .take(count)
+    .collect()
+}

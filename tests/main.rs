@@ -1,0 +1,19 @@
+//! The program as its users meet it: a real process, real sockets, real guests.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "nothing outside this program sees it"
+)]
+
+mod harness;
+
+mod bytes;
+mod capacity;
+mod command_line;
+mod components;
+mod drain;
+mod faults;
+mod guests;
+mod isolation;
+mod log;
