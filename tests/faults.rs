@@ -95,5 +95,8 @@ fn without_the_address_space_for_a_pool_instances_are_allocated_on_demand() {
     let args = ["--listen", "127.0.0.1:0", "--max-connections", "1000"];
     let host = Host::below_shell("ulimit -v 12000000", &args);
     assert!(host.log().contains("on demand"), "no warning in {}", host.log());
-    host.connect().echo("hello");
+    let clients: Vec<_> = (0..300).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.echo("hello");
+    }
 }

@@ -160,6 +160,77 @@ mod sink {
     }
 }
 
+mod metronome {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn beats_time_until_it_is_sent_something() {
+        let host = Host::serving("metronome", &["--idle-timeout", "1s"]);
+        let start = Instant::now();
+        let client = host.connect();
+        for _ in 0..8 {
+            client.expect("tick\ntock\n");
+        }
+        // 15 beats lie between the first and the last. They also outlast the idle timeout, since bytes move.
+        assert!(
+            start.elapsed() >= Duration::from_millis(1500),
+            "{:?}",
+            start.elapsed()
+        );
+        client.send("enough");
+        let rest = client.rest();
+        assert!(
+            [&b""[..], b"tick\n", b"tick\ntock\n"].contains(&rest.as_slice()),
+            "{rest:?}"
+        );
+        drop(client);
+        assert_eq!(host.outcome(), "finished");
+    }
+}
+
+mod flood {
+    use super::*;
+
+    #[test]
+    fn sends_piece_after_piece_in_order() {
+        let host = Host::serving("flood", &["--threads", "1"]);
+        let client = host.connect();
+        for number in 0..200_u64 {
+            client.expect(number.to_be_bytes().repeat(8192));
+        }
+        // It leaves room for others while it does so.
+        host.connect().expect([0; 8]);
+        client.reset();
+        assert_eq!(host.outcome(), "peer-reset");
+    }
+}
+
+mod hang_up {
+    #[test]
+    fn resets_its_connection() {
+        super::resets("hang-up");
+    }
+}
+
+mod hang_up_session {
+    #[test]
+    fn resets_its_connection() {
+        super::resets("hang-up-session");
+    }
+}
+
+fn resets(guest: &str) {
+    let host = Host::serving(guest, &[]);
+    let client = host.connect();
+    client.echo("hello");
+    client.send("!");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert!(line.contains("outcome=\"guest-reset\""), "{line}");
+    assert!(line.contains("reason=\"refused\""), "{line}");
+}
+
 mod curious {
     use super::*;
 

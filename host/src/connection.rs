@@ -176,3 +176,6 @@ async fn linger<R: AsyncRead + Unpin>(inbound: &Half<R>) {
         let _ = timeout(LINGER, buffer::discard(&mut reader)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

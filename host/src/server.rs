@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ struct Shared {
     admission: Admission,
     connections: TaskTracker,
     numbers: AtomicU64,
+    /// All threads are ready: connections are accepted.
+    accepting: CancellationToken,
     /// No more connections are accepted.
     draining: CancellationToken,
     /// Connections that are left are closed.
@@ -63,18 +65,20 @@ pub async fn serve(
         admission: Admission::new(config.limits.max_connections),
         connections: TaskTracker::new(),
         numbers: AtomicU64::new(1),
+        accepting: CancellationToken::new(),
         draining: CancellationToken::new(),
         cut: CancellationToken::new(),
         over: CancellationToken::new(),
     });
     let addresses: Vec<SocketAddr> = listeners.iter().map(Bound::local).collect();
-    let mut workers = start(&shared, listeners)?;
+    let mut workers = start(&shared, listeners).await?;
+    shared.accepting.cancel();
     for address in addresses {
         info!(target: READY, "listening on {address}");
     }
     tokio::select! {
         signal = signals.next() => info!(signal, "asked to stop"),
-        failed = workers.recv() => failed.unwrap_or_else(|| Err(io::Error::other("no thread is left")))?,
+        _ = workers.recv() => bail!("a thread that serves connections has ended; its messages say why"),
     }
     let drained = tokio::select! {
         drained = drain(&shared) => drained,
@@ -130,48 +134,60 @@ async fn drain(shared: &Shared) -> Drained {
     Drained::Done
 }
 
-/// Starts the threads. The receiver gets the error of one that fails.
-fn start(
-    shared: &Arc<Shared>,
-    listeners: Vec<Bound>,
-) -> anyhow::Result<mpsc::UnboundedReceiver<io::Result<()>>> {
-    let (failed, workers) = mpsc::unbounded_channel();
+/// Starts the threads and waits until each is ready. The receiver hears of one that ends.
+async fn start(shared: &Arc<Shared>, listeners: Vec<Bound>) -> anyhow::Result<mpsc::Receiver<()>> {
+    let threads = shared.config.threads.get();
+    let (ready, mut readied) = mpsc::channel(threads);
+    let (ended, workers) = mpsc::channel(1);
     let listeners = Arc::new(listeners);
-    for number in 0..shared.config.threads.get() {
+    for number in 0..threads {
         let shared = Arc::clone(shared);
         let listeners = Arc::clone(&listeners);
-        let failed = failed.clone();
+        let ready = ready.clone();
+        let ended = ended.clone();
         thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
-                if let Err(error) = work(&shared, listeners) {
-                    let _ = failed.send(Err(error));
-                }
+                work(&shared, listeners, &ready);
+                let _ = ended.try_send(());
             })
             .context("cannot start a thread to serve connections; lower --threads")?;
+    }
+    for _ in 0..threads {
+        let outcome = readied
+            .recv()
+            .await
+            .unwrap_or_else(|| Err(io::Error::other("it ended")));
+        outcome.context("cannot set up a thread to serve connections; lower --threads")?;
     }
     Ok(workers)
 }
 
 /// One thread: a runtime of its own, which accepts connections and serves those that it accepted. Nothing moves
 /// between threads, so nothing waits for another thread to wake up.
-fn work(shared: &Arc<Shared>, bound: Arc<Vec<Bound>>) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+fn work(shared: &Arc<Shared>, bound: Arc<Vec<Bound>>, ready: &mpsc::Sender<io::Result<()>>) {
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.try_send(Err(error))),
+    };
     runtime.block_on(async {
-        let listeners = bound
-            .iter()
-            .map(Bound::register)
-            .collect::<io::Result<Vec<_>>>()?;
+        let registered = bound.iter().map(Bound::register).collect::<io::Result<Vec<_>>>();
         // The last thread to drop them closes the sockets, so that clients are refused during a drain.
         drop(bound);
+        let (listeners, outcome) = match registered {
+            Ok(listeners) => (listeners, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        // There is room for what every thread has to say.
+        let _ = ready.try_send(outcome);
+        shared.accepting.cancelled().await;
         tokio::select! {
             () = accept(shared, &listeners) => {}
             () = shared.draining.cancelled() => {}
         }
         drop(listeners);
         shared.over.cancelled().await;
-        Ok(())
-    })
+    });
 }
 
 /// Accepts connections for ever. A permit comes first: who has none waits in the backlog.
@@ -194,6 +210,9 @@ async fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
 async fn any(listeners: &[Listener], first: usize) -> (usize, Accepted) {
+    if let [only] = listeners {
+        return (0, only.accept().await);
+    }
     let mut accepts: Vec<_> = listeners
         .iter()
         .map(|listener| Box::pin(listener.accept()))

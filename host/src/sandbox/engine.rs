@@ -86,8 +86,14 @@ fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasm
         "cannot reserve memory for {connections} connections at once: each instance is allocated on demand, \
          which is slower; lower --max-connections, or raise the limit on address space (ulimit -v)"
     );
-    let engine = wasmtime::Engine::new(&config(concurrency))?;
-    Ok((engine, None))
+    let mut config = config(concurrency);
+    // Without a pool's address space there is none for generous reservations either: memories take what they
+    // use, and move when they grow.
+    config
+        .memory_reservation(0)
+        .memory_reservation_for_growth(1 << 20)
+        .memory_guard_size(64 << 10);
+    Ok((wasmtime::Engine::new(&config)?, None))
 }
 
 fn pooled(concurrency: Concurrency, connections: u32, memories: u32) -> wasmtime::Result<wasmtime::Engine> {

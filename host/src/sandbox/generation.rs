@@ -129,6 +129,14 @@ impl Generation {
     }
 }
 
+#[cfg(test)]
+impl Generation {
+    /// Takes all memory away, so that no further instance can be made.
+    pub(crate) fn starve(&mut self) {
+        self.engine.limits.max_memory = 0;
+    }
+}
+
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Generation")
