@@ -12,6 +12,7 @@ mod bytes;
 mod capacity;
 mod command_line;
 mod components;
+mod documents;
 mod drain;
 mod faults;
 mod guests;

@@ -1,20 +1,14 @@
 //! Echo (RFC 862) by the streams contract: the outbound half is the inbound half.
 
 wit_bindgen::generate!({ path: "../wit", world: "service" });
-
 use exports::inet::service::handler::{ErrorCode, Guest, Peer};
 use wit_bindgen::{FutureReader, StreamReader};
 
+type End = FutureReader<Result<(), ErrorCode>>;
 struct Echo;
-
 impl Guest for Echo {
-    async fn handle(
-        _peer: Peer,
-        inbound: StreamReader<u8>,
-        inbound_end: FutureReader<Result<(), ErrorCode>>,
-    ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
-        (inbound, inbound_end)
+    async fn handle(_peer: Peer, inbound: StreamReader<u8>, end: End) -> (StreamReader<u8>, End) {
+        (inbound, end)
     }
 }
-
 export!(Echo);

@@ -1,0 +1,100 @@
+//! What the documents show is what there is.
+
+use std::fs;
+
+fn document(path: &str) -> String {
+    fs::read_to_string(guest_builder::workspace().join(path)).unwrap()
+}
+
+#[test]
+fn the_guest_in_the_readme_is_the_default_guest() {
+    let source = document("guest/src/lib.rs");
+    let (_, code) = source.split_once("\n\n").unwrap();
+    assert!(
+        document("README.md").contains(&format!("```rust,ignore\n{code}```")),
+        "{code}"
+    );
+}
+
+#[test]
+fn the_readme_lists_every_guest() {
+    let readme = document("README.md");
+    for guest in guest_builder::all(guest_builder::workspace()).unwrap() {
+        let hostile = guest_builder::workspace()
+            .join("guest/hostile")
+            .join(&guest.name)
+            .is_dir();
+        assert!(
+            hostile || readme.contains(&format!("[`{}`]", guest.name)),
+            "{} is missing",
+            guest.name
+        );
+    }
+}
+
+#[test]
+fn the_readme_lists_every_flag() {
+    let help = std::process::Command::new(crate::harness::HOST)
+        .arg("--help")
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let readme = document("README.md");
+    let flags = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--"));
+    let flags: Vec<&str> = flags.map(|flag| flag.split(' ').next().unwrap()).collect();
+    assert!(flags.len() > 5, "{help}");
+    for flag in flags {
+        assert!(readme.contains(&format!("--{flag}")), "--{flag} is missing");
+    }
+}
+
+#[test]
+fn the_readme_explains_every_outcome() {
+    let readme = document("README.md");
+    let source = document("host/src/connection.rs");
+    let (_, words) = source.split_once("pub fn as_str").unwrap();
+    let (words, _) = words.split_once("\n    }\n").unwrap();
+    let words: Vec<&str> = words.split('"').skip(1).step_by(2).collect();
+    assert!(words.len() > 5, "{words:?}");
+    for word in words {
+        assert!(readme.contains(&format!("`{word}`")), "{word} is missing");
+    }
+}
+
+#[test]
+fn rooms_do_not_know_what_they_should_not() {
+    let rooms: &[(&str, &[&str])] = &[
+        ("main.rs", &["wasmtime"]),
+        ("cli.rs", &["tokio", "wasmtime"]),
+        ("config.rs", &["tokio::", "wasmtime", "clap"]),
+        ("listener.rs", &["wasmtime", "crate::connection"]),
+        ("admission.rs", &["wasmtime", "TcpStream"]),
+        ("server.rs", &["wasmtime", "clap"]),
+        ("shutdown.rs", &["crate::"]),
+        ("connection.rs", &["tokio::net", "wasmtime", "clap"]),
+        ("half.rs", &["tokio::net", "wasmtime", "crate::"]),
+        ("buffer.rs", &["tokio::net", "wasmtime", "crate::"]),
+    ];
+    for (room, unknown) in rooms {
+        let source = document(&format!("host/src/{room}"));
+        for word in *unknown {
+            let knows = source
+                .lines()
+                .any(|line| !line.trim_start().starts_with("//") && line.contains(word));
+            assert!(!knows, "host/src/{room} must not know {word}");
+        }
+    }
+    for entry in fs::read_dir(guest_builder::workspace().join("host/src/sandbox")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let source = fs::read_to_string(&path).unwrap();
+            assert!(
+                !source.contains("tokio::net") && !source.contains("clap"),
+                "{}",
+                path.display()
+            );
+        }
+    }
+}
