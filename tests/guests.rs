@@ -2,7 +2,7 @@
 
 use std::net::Shutdown;
 
-use crate::harness::{DEADLINE, Host};
+use crate::harness::{DEADLINE, Host, guest, refused};
 
 #[test]
 fn every_guest_has_a_module_here() {
@@ -330,6 +330,72 @@ mod spin {
             neighbour.echo("still served");
         }
     }
+}
+
+mod restless {
+    use super::*;
+
+    #[test]
+    fn does_not_starve_its_neighbours_and_is_idle() {
+        let host = Host::serving("restless", &["--threads", "1", "--idle-timeout", "2s"]);
+        let restless: Vec<_> = (0..3).map(|_| host.connect()).collect();
+        for client in &restless {
+            client.echo("hello");
+            client.send("!");
+        }
+        let neighbour = host.connect();
+        for _ in 0..100 {
+            neighbour.echo("still served");
+        }
+        for _ in &restless {
+            assert_eq!(host.outcome(), "idle-timeout");
+        }
+    }
+}
+
+mod huge_answer {
+    use super::*;
+
+    #[test]
+    fn may_be_large_but_not_huge() {
+        let host = Host::serving("huge-answer", &[]);
+        let client = host.connect();
+        client.send("1000");
+        client.expect(vec![b'x'; 1000 << 10]);
+        client.send("2000");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert!(line.contains("outcome=\"guest-trap\""), "{line}");
+    }
+}
+
+mod start_trap {
+    #[test]
+    fn is_refused_at_start_up() {
+        super::does_not_start("start-trap", "unreachable");
+    }
+}
+
+mod start_spin {
+    #[test]
+    fn is_refused_at_start_up() {
+        super::does_not_start("start-spin", "takes longer");
+    }
+}
+
+fn does_not_start(name: &str, reason: &str) {
+    let component = guest(name);
+    let refusal = refused(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component.to_str().unwrap(),
+    ]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    for word in [component.to_str().unwrap(), "cannot start", reason] {
+        assert!(refusal.message.contains(word), "{}", refusal.message);
+    }
+    assert!(!refusal.message.contains("listening"), "{}", refusal.message);
 }
 
 mod hoard {

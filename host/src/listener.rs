@@ -139,6 +139,8 @@ impl Listener {
 /// What to do about `error`, by the kinds that accept(2) lists for Linux.
 fn remedy(error: &io::Error) -> Remedy {
     match error.raw_os_error() {
+        #[cfg(target_os = "linux")]
+        Some(libc::ENONET) => Remedy::Next,
         Some(
             libc::ECONNABORTED
             | libc::EINTR
@@ -147,7 +149,6 @@ fn remedy(error: &io::Error) -> Remedy {
             | libc::ENETDOWN
             | libc::ENOPROTOOPT
             | libc::EHOSTDOWN
-            | libc::ENONET
             | libc::EHOSTUNREACH
             | libc::EOPNOTSUPP
             | libc::ENETUNREACH,

@@ -35,7 +35,6 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: &Config) -> anyhow::Result<Drained> {
-    let mut signals = Signals::new().context("cannot handle signals")?;
     descriptors::ensure(config.limits.max_connections.get());
     let source = config.component.clone().map_or(Source::Embedded, Source::File);
     let sandbox = Sandbox::new(&config.limits).context("cannot start the sandbox")?;
@@ -46,5 +45,7 @@ async fn run(config: &Config) -> anyhow::Result<Drained> {
         .iter()
         .map(|&address| Bound::bind(address))
         .collect::<Result<_, _>>()?;
+    // Until here a signal ends the host at once, as it does by default.
+    let mut signals = Signals::new().context("cannot handle signals")?;
     server::serve(config, generation, listeners, &mut signals).await
 }

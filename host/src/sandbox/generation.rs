@@ -1,10 +1,13 @@
 //! Generations: loaded components.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 use tracing::warn;
+use wasmparser::{Parser, Validator, WasmFeatures};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
@@ -15,6 +18,9 @@ use super::load_error::{LoadError, Refusal};
 use super::state::State;
 use crate::half::Half;
 use crate::peer::Peer;
+
+/// How long making the first instance may take.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// The component that the host serves with when it is given none.
 static ECHO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.wasm"));
@@ -37,14 +43,6 @@ impl Source {
                 path: path.clone(),
                 error,
             }),
-        }
-    }
-
-    /// The file, for the log.
-    pub fn path(&self) -> Option<&Path> {
-        match self {
-            Self::Embedded => None,
-            Self::File(path) => Some(path),
         }
     }
 }
@@ -82,26 +80,29 @@ impl Sandbox {
         let contract = find_contract(&component).map_err(refused)?;
         let prepared = prepare(&engine, &component, contract).map_err(refused)?;
         let mut store = State::store(&engine);
-        let probe = engine.ticker.run(prepared.probe(&mut store)).await;
-        probe.map_err(|error| refused(Refusal::Start(line(&error))))?;
+        match timeout(PROBE, engine.ticker.run(prepared.probe(&mut store))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
+            Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
+        }
         warn_of_small_pool(&engine, &component);
         Ok(Generation { prepared, engine })
     }
 
-    /// Compiles a component for the engine that fits it: the faster one unless it needs concurrency, which
-    /// validation tells before any code is generated.
+    /// Compiles a component for the engine that fits it: the faster one unless it needs concurrency.
     fn compile(&self, bytes: &[u8]) -> Result<Result<(Engine, Component), Refusal>, LoadError> {
-        let mut refusal = Refusal::Empty;
-        for concurrency in [Concurrency::Without, Concurrency::With] {
-            let engine = self
-                .engine(concurrency)
-                .map_err(|error| LoadError::Sandbox(line(&error)))?;
-            match Component::new(engine.engine(), bytes) {
-                Ok(component) => return Ok(Ok((engine, component))),
-                Err(error) => refusal = Refusal::Invalid(line(&error)),
-            }
-        }
-        Ok(Err(refusal))
+        let concurrency = if needs_concurrency(bytes) {
+            Concurrency::With
+        } else {
+            Concurrency::Without
+        };
+        let engine = self
+            .engine(concurrency)
+            .map_err(|error| LoadError::Sandbox(line(&error)))?;
+        Ok(match Component::new(engine.engine(), bytes) {
+            Ok(component) => Ok((engine, component)),
+            Err(error) => Err(Refusal::Invalid(line(&error))),
+        })
     }
 }
 
@@ -157,6 +158,18 @@ fn look(bytes: &[u8]) -> Result<(), Refusal> {
             Err(Refusal::NotWasm { found })
         }
     }
+}
+
+/// Whether a component is valid only with the concurrency of the component model. This looks at types and leaves
+/// out code; for what is not valid either way it does not matter which engine says so.
+fn needs_concurrency(bytes: &[u8]) -> bool {
+    let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
+    let mut validator = Validator::new_with_features(without);
+    Parser::new(0).parse_all(bytes).any(|payload| {
+        payload
+            .and_then(|payload| validator.payload(&payload).map(drop))
+            .is_err()
+    })
 }
 
 /// The contract that a component exports.
@@ -239,5 +252,14 @@ mod tests {
         assert!(matches!(look(b"\0asm\x01\0\0\0"), Err(Refusal::CoreModule)));
         assert!(matches!(look(b"\x7fELF"), Err(Refusal::NotWasm { found }) if found == "\\x7fELF"));
         assert!(look(ECHO).is_ok());
+    }
+
+    #[test]
+    fn only_what_needs_concurrency_pays_for_it() {
+        assert!(needs_concurrency(ECHO));
+        assert!(!needs_concurrency(&wat::parse_str("(component)").unwrap()));
+        assert!(needs_concurrency(
+            &wat::parse_str("(component (type (stream u8)))").unwrap()
+        ));
     }
 }

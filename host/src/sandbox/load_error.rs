@@ -93,7 +93,7 @@ pub enum Refusal {
     Types(String),
     /// It could not be instantiated.
     #[error(
-        "cannot start ({0}): try it where its messages can be seen, or raise --max-memory if it is that which it lacks"
+        "cannot start ({0}): mend what it does at its start, or raise --max-memory if memory is what it lacks"
     )]
     Start(String),
 }

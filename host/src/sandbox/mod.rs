@@ -10,7 +10,7 @@ mod load_error;
 mod state;
 mod ticker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use contract::{Contract, End, Fault};
 pub use generation::{Generation, Source};
@@ -28,6 +28,8 @@ use ticker::Ticker;
 pub struct Sandbox {
     limits: Limits,
     ticker: Arc<Ticker>,
+    plain: Mutex<Option<Engine>>,
+    concurrent: Mutex<Option<Engine>>,
 }
 
 impl Sandbox {
@@ -40,10 +42,22 @@ impl Sandbox {
         Ok(Self {
             limits: *limits,
             ticker: Ticker::start()?,
+            plain: Mutex::new(None),
+            concurrent: Mutex::new(None),
         })
     }
 
     fn engine(&self, concurrency: Concurrency) -> wasmtime::Result<Engine> {
-        Engine::new(concurrency, &self.limits, &self.ticker)
+        let slot = match concurrency {
+            Concurrency::Without => &self.plain,
+            Concurrency::With => &self.concurrent,
+        };
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *slot {
+            Some(engine) => Ok(engine.clone()),
+            empty => Ok(empty
+                .insert(Engine::new(concurrency, &self.limits, &self.ticker)?)
+                .clone()),
+        }
     }
 }

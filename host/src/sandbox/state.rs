@@ -21,6 +21,7 @@ const MAX_INSTANCES: usize = 1000;
 
 /// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
 pub(super) struct State {
+    ticker: Arc<Ticker>,
     wasi: Option<WasiCtx>,
     table: ResourceTable,
     memory: Memory,
@@ -31,7 +32,9 @@ impl State {
     pub(super) fn store(engine: &Engine) -> Store<Self> {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
+        let ticker = Arc::clone(&engine.ticker);
         let state = Self {
+            ticker: Arc::clone(&ticker),
             wasi: None,
             table,
             memory: Memory {
@@ -43,10 +46,14 @@ impl State {
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
-        let ticker: Arc<Ticker> = Arc::clone(&engine.ticker);
         store.epoch_deadline_callback(move |_| Ok(ticker.interrupt()));
         store.set_epoch_deadline(1);
         store
+    }
+
+    /// The clock of this store's engine.
+    pub(super) fn ticker(&self) -> &Arc<Ticker> {
+        &self.ticker
     }
 }
 

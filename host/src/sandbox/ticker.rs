@@ -114,13 +114,25 @@ impl Ticker {
         }
     }
 
+    /// Lets others run if the turn has lasted for its slice. Loops of the host that a guest can keep going call it,
+    /// since a guest whose calls are short is not interrupted in them.
+    pub(super) async fn take_turns(&self) {
+        if self.turn_is_over() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn turn_is_over(&self) -> bool {
+        self.now().saturating_sub(TURN.get()) >= SLICE
+    }
+
     /// What a guest that met the deadline of its epoch has to do: go on while its turn lasts, else let others
     /// run. Waiting is left to tokio's `yield_now`, which looks for I/O before the guest's next turn.
     pub(super) fn interrupt(&self) -> UpdateDeadline {
-        if self.now().saturating_sub(TURN.get()) < SLICE {
-            UpdateDeadline::Continue(1)
-        } else {
+        if self.turn_is_over() {
             UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
+        } else {
+            UpdateDeadline::Continue(1)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -59,6 +60,7 @@ where
         .await
         .map_err(Fault::Trap)?;
 
+    let ticker = Arc::clone(store.data().ticker());
     let mut ended = false;
     let mut happened = None;
     loop {
@@ -69,6 +71,7 @@ where
             Some(Happened::Woken) => Event::Woken,
             Some(Happened::Ended(result)) => Event::Ended(*result),
         };
+        ticker.take_turns().await;
         store.set_epoch_deadline(1);
         let answer = sessions
             .call_handle(&mut *store, session, event)
