@@ -86,15 +86,20 @@ fn rooms_do_not_know_what_they_should_not() {
             assert!(!knows, "host/src/{room} must not know {word}");
         }
     }
-    for entry in fs::read_dir(guest_builder::workspace().join("host/src/sandbox")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            let source = fs::read_to_string(&path).unwrap();
-            assert!(
-                !source.contains("tokio::net") && !source.contains("clap"),
-                "{}",
-                path.display()
-            );
+    let sandbox = guest_builder::workspace().join("host/src/sandbox");
+    for dir in [sandbox.clone(), sandbox.join("contract")] {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let source = fs::read_to_string(&path).unwrap();
+                assert!(
+                    !source.contains("tokio::net") && !source.contains("clap"),
+                    "{}",
+                    path.display()
+                );
+            }
         }
     }
+    assert!(!document("host/src/sandbox/contract/handler.rs").contains("sessions"));
+    assert!(!document("host/src/sandbox/contract/sessions.rs").contains("handler"));
 }

@@ -180,10 +180,7 @@ mod metronome {
         );
         client.send("enough");
         let rest = client.rest();
-        assert!(
-            [&b""[..], b"tick\n", b"tick\ntock\n"].contains(&rest.as_slice()),
-            "{rest:?}"
-        );
+        assert!(b"tick\ntock\n".repeat(rest.len()).starts_with(&rest), "{rest:?}");
         drop(client);
         assert_eq!(host.outcome(), "finished");
     }
@@ -347,8 +344,11 @@ mod restless {
         for _ in 0..100 {
             neighbour.echo("still served");
         }
-        for _ in &restless {
-            assert_eq!(host.outcome(), "idle-timeout");
+        let mut idle = std::collections::BTreeSet::new();
+        while idle.len() < 4 {
+            let line = host.line("connection ended");
+            assert!(line.contains("outcome=\"idle-timeout\""), "{line}");
+            idle.insert(crate::harness::field(&line, "connection"));
         }
     }
 }

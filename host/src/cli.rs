@@ -27,7 +27,7 @@ pub struct Cli {
     listen: Vec<SocketAddr>,
 
     /// Threads that serve connections [default: one per core]
-    #[arg(long, value_name = "N", help_heading = "Service")]
+    #[arg(long, value_name = "N", value_parser = threads, help_heading = "Service")]
     threads: Option<NonZeroUsize>,
 
     /// Connections served at once; further ones wait in the backlog
@@ -65,6 +65,9 @@ SIGINT and SIGTERM drain: no more connections are accepted and those that are op
 the host at once.
 
 Exit status: 0 after a drain, 1 if something failed, 2 for a command line that cannot be understood.";
+
+/// Far more threads than any machine has cores.
+const MAX_THREADS: usize = 1024;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
@@ -111,6 +114,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected ADDRESS:PORT with a numeric address, as 127.0.0.1:8080 or [::1]:8080".to_owned()
     })
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .ok()
+        .filter(|threads: &NonZeroUsize| threads.get() <= MAX_THREADS)
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -198,7 +208,8 @@ mod tests {
             ("--max-memory", "lots", "64MiB"),
             ("--max-memory", "5GiB", "4GiB"),
             ("--max-connections", "0", "zero"),
-            ("--threads", "0", "zero"),
+            ("--threads", "0", "1024"),
+            ("--threads", "18446744073709551615", "1024"),
             ("--log-format", "xml", "json"),
         ] {
             let error = config(&[flag, value]).unwrap_err();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
 
 use crate::buffer;
 use crate::config::Limits;
@@ -21,6 +22,13 @@ use crate::sandbox::{End, Fault, Generation};
 /// Closing a socket that holds unread bytes makes the kernel send a reset, which can overtake the last
 /// bytes that were sent (RFC 9293, section 3.10.4; RFC 1122, section 4.2.2.13). Waiting first prevents that.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// The same at the end of a drain, when there is less time.
+const LINGER_DRAINED: Duration = Duration::from_millis(500);
+
+/// A connection on which no byte has moved for this long is taken to be between two answers, so that a drain which
+/// cuts it ends it with FIN. One that is cut in the middle of something is reset, for the peer to know.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What became of a connection, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,10 +108,10 @@ where
     let outbound = Half::new(writer);
     let mut cut = pin!(cut);
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
-    let (outcome, reason) = tokio::select! {
+    let (mut outcome, reason) = tokio::select! {
         biased;
         ended = generation.serve(peer, &inbound, &outbound) => {
-            judge(ended, inbound.failure().or(outbound.failure()))
+            judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
         () = idle(&inbound, &outbound, limits.idle_timeout) => (Outcome::IdleTimeout, None),
         () = cut.as_mut() => (Outcome::Drained, None),
@@ -111,14 +119,25 @@ where
     match outcome {
         Outcome::Finished => {
             finish(&outbound).await;
+            if outbound.failure().is_some() {
+                outcome = Outcome::PeerReset;
+            }
             tokio::select! {
-                () = linger(&inbound) => {}
+                () = linger(&inbound, LINGER) => {}
                 () = cut => {}
             }
         }
-        // Nothing the guest said is lost by a FIN here; where the peer owes us a read, only a reset
-        // frees the socket.
-        Outcome::IdleTimeout | Outcome::Drained if !outbound.stalled() => finish(&outbound).await,
+        Outcome::IdleTimeout if outbound.at_rest() => {
+            finish(&outbound).await;
+            tokio::select! {
+                () = linger(&inbound, LINGER) => {}
+                () = cut => {}
+            }
+        }
+        Outcome::Drained if outbound.at_rest() && moved(&inbound, &outbound).elapsed() >= QUIET => {
+            finish(&outbound).await;
+            linger(&inbound, LINGER_DRAINED).await;
+        }
         _ => {}
     }
     Report {
@@ -131,7 +150,14 @@ where
 }
 
 /// The outcome of a connection whose guest came to an end, and the reason behind it.
-fn judge(ended: Result<End, Fault>, failure: Option<Failure>) -> (Outcome, Option<String>) {
+fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (Outcome, Option<String>) {
+    if let Err(fault) = &ended {
+        debug!(
+            connection = peer.connection,
+            "the guest failed: {}",
+            fault.trace()
+        );
+    }
     match (ended, failure) {
         (Err(fault @ Fault::Start(_)), _) => (Outcome::StartFailed, Some(fault.reason())),
         (Err(fault @ Fault::Trap(_)), _) => (Outcome::GuestTrap, Some(fault.reason())),
@@ -148,12 +174,19 @@ async fn idle<R, W>(inbound: &Half<R>, outbound: &Half<W>, limit: Option<Duratio
         return std::future::pending().await;
     };
     loop {
-        let deadline = inbound.moved().max(outbound.moved()) + limit;
+        let Some(deadline) = moved(inbound, outbound).checked_add(limit) else {
+            return std::future::pending().await;
+        };
         if deadline <= Instant::now() {
             return;
         }
         sleep_until(deadline).await;
     }
+}
+
+/// When a byte moved last.
+fn moved<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> Instant {
+    inbound.moved().max(outbound.moved())
 }
 
 /// Sends FIN, if it was not sent.
@@ -167,13 +200,13 @@ async fn finish<W: AsyncWrite + Unpin>(outbound: &Half<W>) {
     }
 }
 
-/// Waits for the peer's FIN, within bounds.
-async fn linger<R: AsyncRead + Unpin>(inbound: &Half<R>) {
+/// Waits for the peer's FIN, for `limit` at most.
+async fn linger<R: AsyncRead + Unpin>(inbound: &Half<R>, limit: Duration) {
     if inbound.ended() || inbound.failure().is_some() {
         return;
     }
     if let Some(mut reader) = inbound.lend() {
-        let _ = timeout(LINGER, buffer::discard(&mut reader)).await;
+        let _ = timeout(limit, buffer::discard(&mut reader)).await;
     }
 }
 

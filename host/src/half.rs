@@ -61,6 +61,7 @@ struct Shared<T> {
     /// When bytes moved last, in nanoseconds since `start`.
     moved: AtomicU64,
     stalled: AtomicBool,
+    owing: AtomicBool,
     ended: AtomicBool,
     failure: OnceLock<Failure>,
 }
@@ -76,6 +77,7 @@ impl<T> Half<T> {
                 bytes: AtomicU64::new(0),
                 moved: AtomicU64::new(0),
                 stalled: AtomicBool::new(false),
+                owing: AtomicBool::new(false),
                 ended: AtomicBool::new(false),
                 failure: OnceLock::new(),
             }),
@@ -111,6 +113,17 @@ impl<T> Half<T> {
     /// Whether bytes wait to be written since the peer does not read.
     pub fn stalled(&self) -> bool {
         self.shared.stalled.load(Relaxed)
+    }
+
+    /// Notes whether the guest owes the peer something: it was called and has not answered yet.
+    pub fn owe(&self, owing: bool) {
+        self.shared.owing.store(owing, Relaxed);
+    }
+
+    /// Whether all that there is to say for now is written, as far as the host can know. A guest that writes
+    /// when it likes may be about to say more.
+    pub fn at_rest(&self) -> bool {
+        !self.stalled() && !self.shared.owing.load(Relaxed)
     }
 
     /// Whether the half ended in good order: the peer's FIN was read, or FIN was sent.
@@ -149,6 +162,11 @@ pub struct Lent<T> {
 }
 
 impl<T> Lent<T> {
+    /// Notes that the write which had to wait was given up.
+    pub fn give_up(&self) {
+        self.shared.stalled.store(false, Relaxed);
+    }
+
     fn split(&mut self) -> io::Result<(&mut T, &Shared<T>)> {
         match &mut self.io {
             Some(io) => Ok((io, &self.shared)),

@@ -1,5 +1,6 @@
 //! Listeners: where connections come from, and their sockets.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::Pin;
@@ -19,6 +20,9 @@ const BACKLOG: i32 = 4096;
 
 /// The pause after an accept that failed for want of something, which doubles from the one to the other.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// Connections in a row that may be gone before they are accepted. Then it is not the connections: back off.
+const MAX_SKIPPED: u32 = 100;
 
 /// A socket that listens, not yet served by any thread.
 #[derive(Debug)]
@@ -53,6 +57,7 @@ impl Bound {
         Ok(Listener {
             socket: TcpListener::from_std(self.socket.try_clone()?)?,
             name: self.local.to_string(),
+            pause: Cell::new(None),
         })
     }
 }
@@ -74,6 +79,8 @@ fn listen(address: SocketAddr) -> io::Result<Bound> {
 pub struct Listener {
     socket: TcpListener,
     name: String,
+    /// The last pause, while connections cannot be accepted.
+    pause: Cell<Option<Duration>>,
 }
 
 /// A connection that was accepted.
@@ -102,22 +109,22 @@ impl Listener {
 
     /// Waits for a connection, whatever errors come before it.
     pub async fn accept(&self) -> Accepted {
-        let mut pause = None;
+        let mut skipped = 0;
         loop {
             match self.socket.accept().await {
                 Ok((stream, remote)) => {
-                    if pause.is_some() {
+                    if self.pause.take().is_some() {
                         info!(listener = self.name, "accepting again");
                     }
                     return Accepted { stream, remote };
                 }
                 Err(error) => match remedy(&error) {
-                    Remedy::Next => {
+                    Remedy::Next if skipped < MAX_SKIPPED => {
                         debug!(listener = self.name, %error, "a connection was gone before it was accepted");
-                        // Should there be no end to these, others get their turn.
-                        tokio::task::yield_now().await;
+                        skipped += 1;
                     }
-                    Remedy::BackOff => {
+                    Remedy::Next | Remedy::BackOff => {
+                        let pause = self.pause.get();
                         if pause.is_none() {
                             warn!(
                                 listener = self.name,
@@ -127,7 +134,7 @@ impl Listener {
                             );
                         }
                         let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
-                        pause = Some(wait);
+                        self.pause.set(Some(wait));
                         tokio::time::sleep(wait).await;
                     }
                 },

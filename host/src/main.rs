@@ -9,10 +9,10 @@ use clap::Parser;
 use host::cli::Cli;
 use host::config::Config;
 use host::listener::Bound;
-use host::sandbox::{Sandbox, Source};
+use host::sandbox::{self, Sandbox, Source};
 use host::server::Drained;
 use host::shutdown::Signals;
-use host::{descriptors, logging, server};
+use host::{logging, server, system};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: &Config) -> anyhow::Result<Drained> {
-    descriptors::ensure(config.limits.max_connections.get());
+    system::prepare(config, sandbox::MAPPINGS_PER_CONNECTION);
     let source = config.component.clone().map_or(Source::Embedded, Source::File);
     let sandbox = Sandbox::new(&config.limits).context("cannot start the sandbox")?;
     let generation = sandbox.load(&source).await?;

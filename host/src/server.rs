@@ -35,6 +35,8 @@ struct Shared {
     generation: Arc<Generation>,
     admission: Admission,
     connections: TaskTracker,
+    /// Threads that may accept one more connection.
+    acceptors: TaskTracker,
     numbers: AtomicU64,
     /// All threads are ready: connections are accepted.
     accepting: CancellationToken,
@@ -64,6 +66,7 @@ pub async fn serve(
         generation: Arc::new(generation),
         admission: Admission::new(config.limits.max_connections),
         connections: TaskTracker::new(),
+        acceptors: TaskTracker::new(),
         numbers: AtomicU64::new(1),
         accepting: CancellationToken::new(),
         draining: CancellationToken::new(),
@@ -106,6 +109,8 @@ pub const READY: &str = "ready";
 async fn drain(shared: &Shared) -> Drained {
     let limit = shared.config.drain_timeout;
     shared.draining.cancel();
+    shared.acceptors.close();
+    shared.acceptors.wait().await;
     shared.connections.close();
     info!(
         connections = shared.connections.len(),
@@ -148,11 +153,12 @@ async fn start(shared: &Arc<Shared>, listeners: Vec<Bound>) -> anyhow::Result<mp
         thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
+                let _ended = OnDrop(ended);
                 work(&shared, listeners, &ready);
-                let _ = ended.try_send(());
             })
             .context("cannot start a thread to serve connections; lower --threads")?;
     }
+    drop(ready);
     for _ in 0..threads {
         let outcome = readied
             .recv()
@@ -161,6 +167,15 @@ async fn start(shared: &Arc<Shared>, listeners: Vec<Bound>) -> anyhow::Result<mp
         outcome.context("cannot set up a thread to serve connections; lower --threads")?;
     }
     Ok(workers)
+}
+
+/// Says that a thread has ended, be it by a panic.
+struct OnDrop(mpsc::Sender<()>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 /// One thread: a runtime of its own, which accepts connections and serves those that it accepted. Nothing moves
@@ -174,6 +189,7 @@ fn work(shared: &Arc<Shared>, bound: Arc<Vec<Bound>>, ready: &mpsc::Sender<io::R
         let registered = bound.iter().map(Bound::register).collect::<io::Result<Vec<_>>>();
         // The last thread to drop them closes the sockets, so that clients are refused during a drain.
         drop(bound);
+        let acceptor = shared.acceptors.token();
         let (listeners, outcome) = match registered {
             Ok(listeners) => (listeners, Ok(())),
             Err(error) => (Vec::new(), Err(error)),
@@ -185,7 +201,7 @@ fn work(shared: &Arc<Shared>, bound: Arc<Vec<Bound>>, ready: &mpsc::Sender<io::R
             () = accept(shared, &listeners) => {}
             () = shared.draining.cancelled() => {}
         }
-        drop(listeners);
+        drop((listeners, acceptor));
         shared.over.cancelled().await;
     });
 }

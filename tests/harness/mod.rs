@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -36,6 +36,7 @@ pub fn guest(name: &str) -> PathBuf {
 /// A running host. It is killed when this is dropped.
 pub struct Host {
     child: Child,
+    reader: Option<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
     lines: Receiver<String>,
     log: Arc<Mutex<Vec<String>>>,
@@ -74,7 +75,7 @@ impl Host {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (sender, lines) = mpsc::channel();
         let kept = Arc::clone(&log);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 kept.lock().unwrap().push(line.clone());
                 let _ = sender.send(line);
@@ -82,6 +83,7 @@ impl Host {
         });
         let mut host = Self {
             child,
+            reader: Some(reader),
             addresses: Vec::new(),
             lines,
             log,
@@ -163,6 +165,10 @@ impl Host {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                // The log is whole once its reader has come to the end.
+                if let Some(reader) = self.reader.take() {
+                    reader.join().unwrap();
+                }
                 return status;
             }
             assert!(

@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The target that guests are built for.
 pub const TARGET: &str = "wasm32-wasip2";
@@ -21,6 +22,9 @@ pub const TARGET: &str = "wasm32-wasip2";
 pub const DEFAULT: &str = "echo";
 
 const PROFILE: &str = "guest";
+
+/// Numbers the files that are being written, so that no two share a name.
+static PARTS: AtomicU64 = AtomicU64::new(0);
 
 /// A guest in the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -178,7 +182,11 @@ pub fn build_all(workspace: &Path, target_dir: &Path) -> Result<Vec<PathBuf>, Er
 /// A file cannot be read or written.
 pub fn place(from: &Path, to: &Path) -> Result<(), Error> {
     let mut part = to.as_os_str().to_owned();
-    part.push(format!(".{}", std::process::id()));
+    part.push(format!(
+        ".{}-{}",
+        std::process::id(),
+        PARTS.fetch_add(1, Ordering::Relaxed)
+    ));
     let part = PathBuf::from(part);
     fs::copy(from, &part).map_err(|e| Error::io("copy", from, &e))?;
     fs::rename(&part, to).map_err(|e| Error::io("write", to, &e))

@@ -15,6 +15,9 @@ use crate::config::Limits;
 const MEMORIES_PER_CONNECTION: u32 = 2;
 const TABLES_PER_CONNECTION: u32 = 4;
 
+/// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
+const SPARE_STACKS: u32 = 64;
+
 /// Core instances for each connection; these take no address space.
 const CORE_INSTANCES_PER_CONNECTION: u32 = 16;
 
@@ -33,14 +36,21 @@ pub(super) enum Concurrency {
     With,
 }
 
+/// What a pool holds for all connections together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pool {
+    pub(super) memories: u32,
+    pub(super) tables: u32,
+}
+
 /// An engine with all that its components may import.
 #[derive(Clone)]
 pub(super) struct Engine {
     pub(super) linker: Linker<State>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
-    /// Memories in the pool; `None` where instances are allocated on demand.
-    pub(super) pooled_memories: Option<u32>,
+    /// `None` where instances are allocated on demand.
+    pub(super) pool: Option<Pool>,
 }
 
 impl Engine {
@@ -49,7 +59,7 @@ impl Engine {
         limits: &Limits,
         ticker: &Arc<Ticker>,
     ) -> wasmtime::Result<Self> {
-        let (engine, pooled_memories) = allocate(concurrency, limits)?;
+        let (engine, pool) = allocate(concurrency, limits)?;
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
@@ -60,7 +70,7 @@ impl Engine {
             linker,
             ticker: Arc::clone(ticker),
             limits: *limits,
-            pooled_memories,
+            pool,
         })
     }
 
@@ -71,15 +81,22 @@ impl Engine {
 
 /// Makes an engine whose pool holds an instance for every connection or, where the address space for that
 /// cannot be had, as much of it as can, down to none.
-fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<u32>)> {
+fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
     let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
-    let memories = connections.saturating_mul(MEMORIES_PER_CONNECTION);
-    let failed = match pooled(concurrency, connections, memories) {
-        Ok(engine) => return Ok((engine, Some(memories))),
+    let pool = Pool {
+        memories: connections.saturating_mul(MEMORIES_PER_CONNECTION),
+        tables: connections.saturating_mul(TABLES_PER_CONNECTION),
+    };
+    let failed = match pooled(concurrency, connections, pool) {
+        Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
-    if let Ok(engine) = pooled(concurrency, connections, connections) {
-        return Ok((engine, Some(connections)));
+    let less = Pool {
+        memories: connections,
+        ..pool
+    };
+    if let Ok(engine) = pooled(concurrency, connections, less) {
+        return Ok((engine, Some(less)));
     }
     warn!(
         reason = format!("{failed:#}"),
@@ -96,15 +113,16 @@ fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasm
     Ok((wasmtime::Engine::new(&config)?, None))
 }
 
-fn pooled(concurrency: Concurrency, connections: u32, memories: u32) -> wasmtime::Result<wasmtime::Engine> {
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(connections)
+fn pooled(concurrency: Concurrency, connections: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
+    let mut pooling = PoolingAllocationConfig::new();
+    pooling
+        .total_component_instances(connections)
         .total_core_instances(connections.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
-        .total_memories(memories)
-        .total_tables(connections.saturating_mul(TABLES_PER_CONNECTION))
-        .total_stacks(connections);
+        .total_memories(pool.memories)
+        .total_tables(pool.tables)
+        .total_stacks(connections.saturating_add(SPARE_STACKS));
     let mut config = config(concurrency);
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling));
     wasmtime::Engine::new(&config)
 }
 
@@ -124,7 +142,7 @@ fn config(concurrency: Concurrency) -> Config {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
-            .field("pooled_memories", &self.pooled_memories)
+            .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
 }

@@ -222,16 +222,18 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
 }
 
 fn warn_of_small_pool(engine: &Engine, component: &Component) {
-    let (Some(pooled), Some(required)) = (engine.pooled_memories, component.resources_required()) else {
+    let (Some(pool), Some(required)) = (engine.pool, component.resources_required()) else {
         return;
     };
-    let fit = pooled / required.num_memories.max(1);
+    let memories = pool.memories / required.num_memories.max(1);
+    let tables = pool.tables / required.num_tables.max(1);
+    let fit = memories.min(tables);
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
-            "each instance of the component takes {} memories, so that {fit} fit into the pool at once, and \
-             --max-connections is {connections}: lower it to {fit}",
-            required.num_memories
+            "each instance of the component takes {} memories and {} tables, so that {fit} fit into the pool at \
+             once, and --max-connections is {connections}: lower it to {fit}",
+            required.num_memories, required.num_tables
         );
     }
 }

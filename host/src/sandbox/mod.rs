@@ -20,6 +20,9 @@ use crate::config::Limits;
 use engine::{Concurrency, Engine};
 use ticker::Ticker;
 
+/// Memory mappings that one connection can take: its instance's memory and tables, and its stack.
+pub const MAPPINGS_PER_CONNECTION: u64 = 6;
+
 /// What connections share: engines, linkers, and the clock that interrupts guests.
 ///
 /// There are two engines, each made when a component first needs it. One knows the concurrency of the component

@@ -1,7 +1,8 @@
 //! The streams contract: the inbound half as a stream into the guest, and the stream that it returns as the
 //! outbound half.
 
-use std::pin::Pin;
+use std::any::{Any, TypeId};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -60,20 +61,49 @@ where
             })?;
             let handler = instance.inet_service_handler();
             let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
-            accessor.with(|mut store| {
-                stream.pipe(&mut store, Consumer { writer })?;
-                end.pipe(
-                    &mut store,
-                    EndConsumer {
-                        ended: Some(outbound_ended),
-                    },
-                )
+            let relay = accessor.with(|mut store| {
+                let ended = Some(outbound_ended);
+                end.pipe(&mut store, EndConsumer { ended })?;
+                wasmtime::error::Ok(match stream.try_into::<Producer<R>>(&mut store) {
+                    Ok(producer) => Some((producer, writer)),
+                    Err(stream) => {
+                        stream.pipe(&mut store, Consumer { writer })?;
+                        None
+                    }
+                })
             })?;
-            wasmtime::error::Ok(drive(inbound, outbound, outbound_end).await)
+            let mut driving = pin!(drive(inbound, outbound, outbound_end));
+            let Some((producer, writer)) = relay else {
+                return wasmtime::error::Ok(driving.await);
+            };
+            tokio::select! {
+                biased;
+                end = driving.as_mut() => wasmtime::error::Ok(end),
+                () = relay_all(producer, writer) => wasmtime::error::Ok(driving.await),
+            }
         })
         .await
         .flatten()
         .map_err(Fault::Trap)
+}
+
+/// Moves bytes from the inbound to the outbound half without the guest, which has returned its inbound stream and so
+/// said all that there is to say about it.
+async fn relay_all<R, W>(mut producer: Producer<R>, mut writer: Lent<W>)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    loop {
+        let chunk = match buffer::read(&mut producer.reader).await {
+            Ok(chunk) if chunk.is_empty() => return producer.end(Ok(())),
+            Ok(chunk) => chunk,
+            Err(error) => return producer.end(Err(Failure::from(&error).into())),
+        };
+        if writer.write_all(&chunk).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits until the guest is done with both halves, and sends FIN when it is done with its own.
@@ -82,7 +112,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut sending = std::pin::pin!(send(outbound, end));
+    let mut sending = pin!(send(outbound, end));
     tokio::select! {
         biased;
         end = sending.as_mut() => {
@@ -166,6 +196,15 @@ impl<R: AsyncRead + Unpin + Send + 'static> StreamProducer<State> for Producer<R
     type Item = u8;
     type Buffer = bytes::BytesMut;
 
+    fn try_into(me: Pin<Box<Self>>, ty: TypeId) -> Result<Box<dyn Any>, Pin<Box<Self>>> {
+        if ty == TypeId::of::<Self>() {
+            let me: Box<Self> = Pin::into_inner(me);
+            Ok(me)
+        } else {
+            Err(me)
+        }
+    }
+
     fn poll_produce<'a>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -227,7 +266,10 @@ impl<W: AsyncWrite + Unpin + Send + 'static> StreamConsumer<State> for Consumer<
                 StreamResult::Completed
             }
             Poll::Ready(_) => StreamResult::Dropped,
-            Poll::Pending if finish => StreamResult::Cancelled,
+            Poll::Pending if finish => {
+                self.writer.give_up();
+                StreamResult::Cancelled
+            }
             Poll::Pending => return Poll::Pending,
         }))
     }

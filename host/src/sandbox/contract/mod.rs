@@ -3,8 +3,9 @@
 mod handler;
 mod sessions;
 
+use std::fmt;
+
 use tokio::io::{AsyncRead, AsyncWrite};
-use tracing::debug;
 use wasmtime::component::InstancePre;
 
 use super::state::State;
@@ -70,11 +71,19 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What lies at the bottom of it, in a few words. How the guest came there is logged for who asks for more.
+    /// What lies at the bottom of it, in a few words.
     pub fn reason(&self) -> String {
+        self.error().root_cause().to_string()
+    }
+
+    /// All there is to say, with how the guest came there, in several lines.
+    pub fn trace(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| write!(f, "{:?}", self.error()))
+    }
+
+    fn error(&self) -> &wasmtime::Error {
         let (Self::Start(error) | Self::Trap(error)) = self;
-        debug!("a guest failed: {error:?}");
-        error.root_cause().to_string()
+        error
     }
 }
 

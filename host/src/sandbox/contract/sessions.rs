@@ -73,6 +73,7 @@ where
         };
         ticker.take_turns().await;
         store.set_epoch_deadline(1);
+        outbound.owe(true);
         let answer = sessions
             .call_handle(&mut *store, session, event)
             .await
@@ -98,7 +99,10 @@ where
         happened = Some(match (wrote, wait) {
             (Err(error), _) => failed(&error),
             (Ok(()), Wait::Nothing) => Happened::Written,
-            (Ok(()), Wait::Event(timer)) => next(&mut reader, ended, timer).await,
+            (Ok(()), Wait::Event(timer)) => {
+                outbound.owe(false);
+                next(&mut reader, ended, timer).await
+            }
         });
     }
 }
