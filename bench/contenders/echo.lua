@@ -1,0 +1,10 @@
+-- An echo service for HAProxy: each line that comes is sent back.
+core.register_service("echo", "tcp", function(applet)
+  while true do
+    local bytes = applet:getline()
+    if bytes == nil or #bytes == 0 then
+      return
+    end
+    applet:send(bytes)
+  end
+end)

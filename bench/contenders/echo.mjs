@@ -1,0 +1,9 @@
+// An echo server for Node.js: every socket is piped into itself.
+import net from "node:net";
+
+const [host, port] = process.argv[2].split(":");
+const server = net.createServer({ noDelay: true }, (socket) => {
+  socket.on("error", () => socket.destroy());
+  socket.pipe(socket);
+});
+server.listen({ host, port: Number(port), backlog: 4096 });

@@ -1,0 +1,85 @@
+//! What a server costs, by `/proc`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// What a process and its descendants have taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// Time on the processor, in user mode and in the kernel.
+    pub(crate) cpu: Duration,
+    /// Resident memory in bytes.
+    pub(crate) resident: u64,
+    /// Memory mappings.
+    pub(crate) mappings: u64,
+}
+
+/// The usage of process `pid` and of its descendants together.
+///
+/// # Errors
+///
+/// The process is gone.
+pub(crate) fn usage(pid: u32) -> Result<Usage> {
+    let mut total = Usage::default();
+    for pid in family(pid)? {
+        // A descendant may end at any time.
+        let Ok(usage) = of_one(pid) else { continue };
+        total.cpu += usage.cpu;
+        total.resident += usage.resident;
+        total.mappings += usage.mappings;
+    }
+    Ok(total)
+}
+
+/// `root` and its descendants.
+fn family(root: u32) -> Result<Vec<u32>> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if let Some(parent) = stat(pid).ok().and_then(|fields| fields.get(1)?.parse().ok()) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut family = vec![root];
+    let mut at = 0;
+    while let Some(pid) = family.get(at) {
+        family.extend(children.get(pid).into_iter().flatten());
+        at += 1;
+    }
+    Ok(family)
+}
+
+fn of_one(pid: u32) -> Result<Usage> {
+    let fields = stat(pid)?;
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap_or("0");
+    let resident: u64 = resident.split_whitespace().next().unwrap_or("0").parse()?;
+    let mappings = fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count();
+    Ok(Usage {
+        // utime and stime, of which the kernel counts 100 a second in /proc (USER_HZ).
+        cpu: Duration::from_millis((ticks(11) + ticks(12)) * 10),
+        resident: resident << 10,
+        mappings: mappings as u64,
+    })
+}
+
+/// The fields of `/proc/PID/stat` from the third on; the second may hold anything.
+fn stat(pid: u32) -> Result<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("a line of another form")?;
+    Ok(fields.split_whitespace().map(str::to_owned).collect())
+}
