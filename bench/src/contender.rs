@@ -26,7 +26,7 @@ pub(crate) enum Speaks {
 pub(crate) struct Contender {
     /// Its name in tables.
     pub(crate) name: &'static str,
-    /// What it is, in a few words.
+    /// What it is, in a few words, for tables.
     pub(crate) about: &'static str,
     pub(crate) speaks: Speaks,
     /// How it is started; `{address}` stands for where it has to listen.

@@ -25,7 +25,7 @@ pub(crate) fn markdown(workload: &str, contenders: &[&Contender], results: &[Vec
     };
     let (textbook, native) = (first("textbook"), first("native"));
     for (contender, rounds) in contenders.iter().zip(results) {
-        let _ = write!(text, "\n| {} |", contender.name);
+        let _ = write!(text, "\n| **{}**: {} |", contender.name, contender.about);
         for index in 0..names.len() {
             let mut values = column(rounds, index);
             values.sort_by(f64::total_cmp);
