@@ -3,7 +3,6 @@
 //! It knows nothing of sockets. A writer that is dropped before it was shut down resets the connection;
 //! that is the transport's part of the bargain.
 
-use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -67,12 +66,6 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// What there is to say of a connection that is over.
 #[derive(Debug)]
 pub struct Report {
@@ -116,10 +109,11 @@ where
         () = idle(&inbound, &outbound, limits.idle_timeout) => (Outcome::IdleTimeout, None),
         () = cut.as_mut() => (Outcome::Drained, None),
     };
+    let at_rest = outcome == Outcome::Finished || outbound.at_rest();
     match outcome {
-        Outcome::Finished => {
+        Outcome::Finished | Outcome::IdleTimeout if at_rest => {
             finish(&outbound).await;
-            if outbound.failure().is_some() {
+            if outcome == Outcome::Finished && outbound.failure().is_some() {
                 outcome = Outcome::PeerReset;
             }
             tokio::select! {
@@ -127,17 +121,11 @@ where
                 () = cut => {}
             }
         }
-        Outcome::IdleTimeout if outbound.at_rest() => {
-            finish(&outbound).await;
-            tokio::select! {
-                () = linger(&inbound, LINGER) => {}
-                () = cut => {}
-            }
-        }
-        Outcome::Drained if outbound.at_rest() && moved(&inbound, &outbound).elapsed() >= QUIET => {
+        Outcome::Drained if at_rest && moved(&inbound, &outbound).elapsed() >= QUIET => {
             finish(&outbound).await;
             linger(&inbound, LINGER_DRAINED).await;
         }
+        // The writer is dropped without a FIN, which resets the connection.
         _ => {}
     }
     Report {
