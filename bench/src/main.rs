@@ -11,10 +11,11 @@ mod load;
 mod measure;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use contender::{Contender, Places, Speaks};
@@ -104,12 +105,11 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let program = std::env::current_exe()?;
     let target_dir = guest_builder::target_dir(&program)?;
+    let programs = program.parent().context("a program is in a directory")?;
+    build_servers(&target_dir, programs.ends_with("release"))?;
     guest_builder::build_all(guest_builder::workspace(), &target_dir)?;
     let places = Places {
-        programs: program
-            .parent()
-            .context("a program is in a directory")?
-            .to_owned(),
+        programs: programs.to_owned(),
         guests: target_dir.join("guests"),
         sources: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("contenders"),
     };
@@ -152,6 +152,32 @@ fn main() -> Result<()> {
         eprint!("\r{:60}\r", "");
         println!("{}", table::markdown(&workload.name(), &takers, &results));
     }
+    Ok(())
+}
+
+/// Builds our own servers in the profile of this program, so that what is measured is what the sources say.
+fn build_servers(target_dir: &Path, release: bool) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(guest_builder::workspace())
+        .args([
+            "build",
+            "--quiet",
+            "--bins",
+            "--package",
+            "host",
+            "--package",
+            "bench",
+        ])
+        .arg("--target-dir")
+        .arg(target_dir);
+    if release {
+        cargo.arg("--release");
+    } else {
+        eprintln!("this is no release build: its figures say little");
+    }
+    let status = cargo.status().context("running cargo to build the servers")?;
+    ensure!(status.success(), "building the servers failed ({status})");
     Ok(())
 }
 

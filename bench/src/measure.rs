@@ -70,8 +70,9 @@ fn of_one(pid: u32) -> Result<Usage> {
     let resident: u64 = resident.split_whitespace().next().unwrap_or("0").parse()?;
     let mappings = fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count();
     Ok(Usage {
-        // utime and stime, of which the kernel counts 100 a second in /proc (USER_HZ).
-        cpu: Duration::from_millis((ticks(11) + ticks(12)) * 10),
+        // utime and stime, and those of children that have ended and were waited for. The kernel counts 100 a second in
+        // /proc (USER_HZ).
+        cpu: Duration::from_millis((11..=14).map(ticks).sum::<u64>() * 10),
         resident: resident << 10,
         mappings: mappings as u64,
     })
