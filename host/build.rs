@@ -21,6 +21,7 @@ fn embed() -> Result<(), Box<dyn std::error::Error>> {
         "guest/src",
         "wit",
         "rust-toolchain.toml",
+        ".cargo/config.toml",
         "Cargo.toml",
         "Cargo.lock",
     ] {
@@ -29,11 +30,7 @@ fn embed() -> Result<(), Box<dyn std::error::Error>> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR for build scripts")?);
     guest_builder::ensure_target(workspace, |note| println!("cargo::warning={note}"))?;
     let target_dir = guest_builder::target_dir(&out_dir)?;
-    let default = guest_builder::Guest {
-        name: guest_builder::DEFAULT.to_owned(),
-        package: "guest".to_owned(),
-    };
-    let built = guest_builder::build(workspace, &target_dir, &[default])?;
+    let built = guest_builder::build(workspace, &target_dir, &[guest_builder::Guest::default_guest()])?;
     let built: &Path = built.first().ok_or("the builder returned no component")?;
     fs::copy(built, out_dir.join("echo.wasm"))?;
     Ok(())

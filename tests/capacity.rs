@@ -118,7 +118,7 @@ fn connections_one_after_another_leave_nothing_behind() {
                 scope.spawn(move || {
                     for i in 0..250 {
                         let client = Client::connect(address).unwrap();
-                        client.echo([noise(thread * 1000 + i, 64).map_newlines(), vec![b'\n']].concat());
+                        client.echo(line(thread * 1000 + i));
                         client.finish();
                         assert_eq!(client.rest(), b"");
                     }
@@ -138,15 +138,12 @@ fn connections_one_after_another_leave_nothing_behind() {
     assert!(grown < 4096, "2,000 connections left {grown} KiB behind");
 }
 
-trait MapNewlines {
-    fn map_newlines(self) -> Vec<u8>;
-}
-
-impl MapNewlines for Vec<u8> {
-    fn map_newlines(mut self) -> Vec<u8> {
-        self.iter_mut()
-            .filter(|byte| **byte == b'\n')
-            .for_each(|byte| *byte = b' ');
-        self
-    }
+/// A line of 64 bytes before its end.
+fn line(seed: u64) -> Vec<u8> {
+    let mut line = noise(seed, 64);
+    line.iter_mut()
+        .filter(|byte| **byte == b'\n')
+        .for_each(|byte| *byte = b' ');
+    line.push(b'\n');
+    line
 }

@@ -12,15 +12,6 @@ use anyhow::{Context, Result, ensure};
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a contender can do beside echoing lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Speaks {
-    /// It echoes bytes as they come.
-    Bytes,
-    /// It echoes whole lines.
-    Lines,
-}
-
 /// A server to be measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Contender {
@@ -28,7 +19,6 @@ pub(crate) struct Contender {
     pub(crate) name: &'static str,
     /// What it is, in a few words, for tables.
     pub(crate) about: &'static str,
-    pub(crate) speaks: Speaks,
     /// How it is started; `{address}` stands for where it has to listen.
     command: Vec<String>,
     /// The Debian package that it comes with, if it is not ours.
@@ -48,7 +38,7 @@ pub(crate) struct Places {
 
 /// Every contender, in the order of tables.
 pub(crate) fn all(places: &Places) -> Vec<Contender> {
-    let host = |name, guest: &str, speaks, about| {
+    let host = |name, guest: &str, about| {
         let component = places.guests.join(guest).with_extension("wasm");
         let command = [
             &places.programs.join("host").display().to_string(),
@@ -63,7 +53,6 @@ pub(crate) fn all(places: &Places) -> Vec<Contender> {
         Contender {
             name,
             about,
-            speaks,
             command: command.map(str::to_owned).to_vec(),
             package: None,
         }
@@ -71,17 +60,15 @@ pub(crate) fn all(places: &Places) -> Vec<Contender> {
     let own = |name, about| Contender {
         name,
         about,
-        speaks: Speaks::Bytes,
         command: vec![
             places.programs.join(name).display().to_string(),
             "{address}".to_owned(),
         ],
         package: None,
     };
-    let foreign = |name, package, speaks, command: &[&str], about| Contender {
+    let foreign = |name, package, command: &[&str], about| Contender {
         name,
         about,
-        speaks,
         command: command
             .iter()
             .map(|word| word.replace("{sources}", &places.sources.display().to_string()))
@@ -89,22 +76,15 @@ pub(crate) fn all(places: &Places) -> Vec<Contender> {
         package: Some(package),
     };
     vec![
-        host(
-            "session",
-            "lines-session",
-            Speaks::Lines,
-            "this host, `lines-session`",
-        ),
+        host("session", "lines-session", "this host, `lines-session`"),
         host(
             "streams",
             "lines",
-            Speaks::Lines,
             "this host, `lines`: streams, copied through the guest",
         ),
         host(
             "echo",
             "echo",
-            Speaks::Bytes,
             "this host, `echo`: streams, returned by the guest",
         ),
         own("native", "tokio, a runtime for each core, 64 KiB buffers"),
@@ -113,35 +93,30 @@ pub(crate) fn all(places: &Places) -> Vec<Contender> {
         foreign(
             "haproxy",
             "haproxy",
-            Speaks::Lines,
             &["haproxy", "-f", "{sources}/haproxy.cfg", "-q"],
             "HAProxy, a Lua service",
         ),
         foreign(
             "node",
             "nodejs",
-            Speaks::Bytes,
             &["node", "{sources}/echo.mjs", "{address}"],
             "Node.js, `pipe`",
         ),
         foreign(
             "erlang",
             "erlang-base",
-            Speaks::Bytes,
             &["escript", "-c", "{sources}/echo.erl", "{address}"],
             "Erlang, a process for each connection",
         ),
         foreign(
             "asyncio",
             "python3",
-            Speaks::Bytes,
             &["python3", "{sources}/echo.py", "{address}"],
             "Python, asyncio protocol",
         ),
         foreign(
             "socat",
             "socat",
-            Speaks::Bytes,
             &[
                 "socat",
                 "TCP-LISTEN:{port},bind={host},reuseaddr,fork,backlog=1024,nodelay",

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use contender::{Contender, Places, Speaks};
+use contender::{Contender, Places};
 use load::Run;
 
 /// Measures the host beside what its users would pick instead.
@@ -39,10 +39,6 @@ struct Cli {
     /// Workloads to measure, by name; all if not given
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     workloads: Vec<String>,
-
-    /// Given by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// What a server is put to.
@@ -92,7 +88,8 @@ impl Workload {
         match self {
             // A process for each connection is not for thousands.
             Self::PingPong(500) | Self::Idle(_) => contender.name != "socat",
-            Self::Bulk(_) => contender.speaks == Speaks::Bytes || contender.name != "haproxy",
+            // Its service answers whole lines one by one, which is no way to move bulk.
+            Self::Bulk(_) => contender.name != "haproxy",
             _ => true,
         }
     }

@@ -162,22 +162,14 @@ impl Host {
 
     /// Waits until the host has ended.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                // The log is whole once its reader has come to the end.
-                if let Some(reader) = self.reader.take() {
-                    reader.join().unwrap();
-                }
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the host does not end; its log:\n{}",
-                self.log()
-            );
-            thread::sleep(Duration::from_millis(5));
+        let Some(status) = end_of(&mut self.child) else {
+            panic!("the host does not end; its log:\n{}", self.log());
+        };
+        // The log is whole once its reader has come to the end.
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
         }
+        status
     }
 
     /// A figure of `/proc/PID/status` in KiB, as `VmRSS`.
@@ -278,6 +270,19 @@ impl Client {
     }
 }
 
+/// Waits until a process has ended; `None` if it does not by the deadline.
+fn end_of(child: &mut Child) -> Option<ExitStatus> {
+    let deadline = Instant::now() + DEADLINE;
+    while Instant::now() < deadline {
+        let status = child.try_wait().unwrap();
+        if status.is_some() {
+            return status;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
 /// What a host that does not start has to say.
 pub struct Refusal {
     pub status: Option<i32>,
@@ -298,17 +303,10 @@ pub fn refused(args: &[&str]) -> Refusal {
         let mut message = String::new();
         stderr.read_to_string(&mut message).map(|_| message)
     });
-    let deadline = Instant::now() + DEADLINE;
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > deadline {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("the host did not refuse {args:?}: {:?}", reader.join().unwrap());
-        }
-        thread::sleep(Duration::from_millis(5));
+    let Some(status) = end_of(&mut child) else {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        panic!("the host did not refuse {args:?}: {:?}", reader.join().unwrap());
     };
     Refusal {
         status: status.code(),

@@ -35,6 +35,16 @@ pub struct Guest {
     pub package: String,
 }
 
+impl Guest {
+    /// The default guest.
+    pub fn default_guest() -> Self {
+        Self {
+            name: DEFAULT.to_owned(),
+            package: "guest".to_owned(),
+        }
+    }
+}
+
 /// Why guests could not be built, as a sentence for the person who runs the build.
 #[derive(Debug)]
 pub struct Error(String);
@@ -85,10 +95,7 @@ pub fn target_dir(path: &Path) -> Result<PathBuf, Error> {
 /// A directory or manifest cannot be read.
 pub fn all(workspace: &Path) -> Result<Vec<Guest>, Error> {
     let root = workspace.join("guest");
-    let mut guests = vec![Guest {
-        name: DEFAULT.to_owned(),
-        package: "guest".to_owned(),
-    }];
+    let mut guests = vec![Guest::default_guest()];
     for parent in [root.clone(), root.join("hostile")] {
         let entries = fs::read_dir(&parent).map_err(|e| Error::io("list", &parent, &e))?;
         for entry in entries {

@@ -17,7 +17,7 @@ const MAX_HANDLES: usize = 10_000;
 const MAX_CALL_BYTES: usize = 1 << 20;
 
 /// Core instances, memories and tables that one component may consist of.
-const MAX_INSTANCES: usize = 1000;
+const MAX_PARTS: usize = 1000;
 
 /// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
 pub(super) struct State {
@@ -32,9 +32,8 @@ impl State {
     pub(super) fn store(engine: &Engine) -> Store<Self> {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
-        let ticker = Arc::clone(&engine.ticker);
         let state = Self {
-            ticker: Arc::clone(&ticker),
+            ticker: Arc::clone(&engine.ticker),
             wasi: None,
             table,
             memory: Memory {
@@ -46,7 +45,7 @@ impl State {
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
-        store.epoch_deadline_callback(move |_| Ok(ticker.interrupt()));
+        store.epoch_deadline_callback(|store| Ok(store.data().ticker.interrupt()));
         store.set_epoch_deadline(1);
         store
     }
@@ -115,15 +114,15 @@ impl ResourceLimiter for Memory {
     }
 
     fn instances(&self) -> usize {
-        MAX_INSTANCES
+        MAX_PARTS
     }
 
     fn tables(&self) -> usize {
-        MAX_INSTANCES
+        MAX_PARTS
     }
 
     fn memories(&self) -> usize {
-        MAX_INSTANCES
+        MAX_PARTS
     }
 }
 
