@@ -1,12 +1,11 @@
 //! The command line.
 
 use std::net::TcpListener;
-use std::process::Command;
 
-use crate::harness::{Client, HOST, Host, refused};
+use crate::harness::{Client, Host, command, refused};
 
 fn output(args: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(HOST).args(args).output().unwrap();
+    let output = command().args(args).output().unwrap();
     (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 

@@ -146,6 +146,20 @@ mod daytime {
     }
 }
 
+mod arbiter {
+    use super::*;
+
+    #[test]
+    fn gives_back_what_it_is_sent_and_ends_with_its_peer() {
+        let host = Host::serving("arbiter", &[]);
+        let client = host.connect();
+        client.echo("hello\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        assert_eq!(host.outcome(), "finished");
+    }
+}
+
 mod sink {
     use super::*;
 

@@ -66,7 +66,7 @@ fn a_log_that_nobody_can_take_does_not_stop_the_service() {
             .unwrap()
             .local_addr()
             .unwrap();
-        let mut child = std::process::Command::new("sh")
+        let mut child = crate::harness::with_cache(std::process::Command::new("sh"))
             .args([
                 "-c",
                 &format!("exec \"$0\" --listen {free} {sink}"),

@@ -9,6 +9,7 @@
 mod harness;
 
 mod bytes;
+mod cache;
 mod capacity;
 mod command_line;
 mod components;
@@ -18,3 +19,4 @@ mod faults;
 mod guests;
 mod isolation;
 mod log;
+mod relay;

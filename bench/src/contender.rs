@@ -8,9 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a server that was asked to end may take.
+const POLITE: Duration = Duration::from_secs(2);
 
 /// A server to be measured.
 #[derive(Clone, Debug)]
@@ -19,10 +23,27 @@ pub(crate) struct Contender {
     pub(crate) name: &'static str,
     /// What it is, in a few words, for tables.
     pub(crate) about: &'static str,
-    /// How it is started; `{address}` stands for where it has to listen.
+    /// How it is started. `{address}`, `{host}` and `{port}` stand for where it has to listen, `{sources}`, `{guests}`,
+    /// `{scratch}` and `{cache}` for directories, `{connections}` for how many it has to take.
     command: Vec<String>,
-    /// The Debian package that it comes with, if it is not ours.
-    package: Option<&'static str>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// The host with a guest.
+    Host { guest: &'static str },
+    /// Another program of this workspace.
+    Own,
+    /// A program that may not be there.
+    Foreign {
+        /// The command that installs it.
+        install: &'static str,
+        /// The argument that makes it say its version.
+        version: &'static str,
+        /// A file of `{sources}` that is copied to `{scratch}` with such words filled in.
+        config: Option<&'static str>,
+    },
 }
 
 /// Where the programs of this workspace are.
@@ -34,46 +55,53 @@ pub(crate) struct Places {
     pub(crate) guests: PathBuf,
     /// The directory of the sources of contenders in other languages.
     pub(crate) sources: PathBuf,
+    /// A directory for what a run needs: logs, configurations.
+    pub(crate) scratch: PathBuf,
+    /// The directory where the host keeps compiled components.
+    pub(crate) cache: String,
+    /// Connections that a server has to take.
+    pub(crate) connections: u64,
+}
+
+impl Places {
+    fn fill_in(&self, text: &str) -> String {
+        text.replace("{programs}", &self.programs.display().to_string())
+            .replace("{guests}", &self.guests.display().to_string())
+            .replace("{sources}", &self.sources.display().to_string())
+            .replace("{scratch}", &self.scratch.display().to_string())
+            .replace("{connections}", &self.connections.to_string())
+    }
 }
 
 /// Every contender, in the order of tables.
-pub(crate) fn all(places: &Places) -> Vec<Contender> {
-    let host = |name, guest: &str, about| {
-        let component = places.guests.join(guest).with_extension("wasm");
-        let command = [
-            &places.programs.join("host").display().to_string(),
-            "--quiet",
-            "--listen",
-            "{address}",
-            "--max-connections",
-            "10000",
-            "--component",
-            &component.display().to_string(),
-        ];
+pub(crate) fn all() -> Vec<Contender> {
+    let host = |name, guest, about| {
         Contender {
-            name,
-            about,
-            command: command.map(str::to_owned).to_vec(),
-            package: None,
-        }
+        name,
+        about,
+        command: words(
+            "{programs}/host --quiet --listen {address} --max-connections {connections} --cache {cache} --component",
+        )
+        .chain([format!("{{guests}}/{guest}.wasm")])
+        .collect(),
+        kind: Kind::Host { guest },
+    }
     };
     let own = |name, about| Contender {
         name,
         about,
-        command: vec![
-            places.programs.join(name).display().to_string(),
-            "{address}".to_owned(),
-        ],
-        package: None,
+        command: vec![format!("{{programs}}/{name}"), "{address}".to_owned()],
+        kind: Kind::Own,
     };
-    let foreign = |name, package, command: &[&str], about| Contender {
+    let foreign = |name, about, install, version, config, command| Contender {
         name,
         about,
-        command: command
-            .iter()
-            .map(|word| word.replace("{sources}", &places.sources.display().to_string()))
-            .collect(),
-        package: Some(package),
+        command: words(command).collect(),
+        kind: Kind::Foreign {
+            install,
+            version,
+            config,
+        },
     };
     vec![
         host("session", "lines-session", "this host, `lines-session`"),
@@ -92,84 +120,143 @@ pub(crate) fn all(places: &Places) -> Vec<Contender> {
         own("threads", "a thread for each connection"),
         foreign(
             "haproxy",
-            "haproxy",
-            &["haproxy", "-f", "{sources}/haproxy.cfg", "-q"],
             "HAProxy, a Lua service",
+            "apt-get install haproxy",
+            "-v",
+            None,
+            "haproxy -f {sources}/haproxy.cfg -q",
+        ),
+        foreign(
+            "nginx",
+            "nginx, a njs stream filter",
+            "apt-get install nginx libnginx-mod-stream-js",
+            "-v",
+            Some("nginx.conf"),
+            "nginx -c {scratch}/nginx.conf",
         ),
         foreign(
             "node",
-            "nodejs",
-            &["node", "{sources}/echo.mjs", "{address}"],
             "Node.js, `pipe`",
+            "apt-get install nodejs",
+            "--version",
+            None,
+            "node {sources}/echo.mjs {address}",
         ),
         foreign(
             "erlang",
-            "erlang-base",
-            &["escript", "-c", "{sources}/echo.erl", "{address}"],
             "Erlang, a process for each connection",
+            "apt-get install erlang-base",
+            "",
+            None,
+            "escript -c {sources}/echo.erl {address}",
         ),
         foreign(
             "asyncio",
-            "python3",
-            &["python3", "{sources}/echo.py", "{address}"],
             "Python, asyncio protocol",
+            "apt-get install python3",
+            "--version",
+            None,
+            "python3 {sources}/echo.py {address}",
         ),
         foreign(
             "socat",
-            "socat",
-            &[
-                "socat",
-                "TCP-LISTEN:{port},bind={host},reuseaddr,fork,backlog=1024,nodelay",
-                "EXEC:cat",
-            ],
             "socat, `fork` and `EXEC:cat`",
+            "apt-get install socat",
+            "-V",
+            None,
+            "socat TCP-LISTEN:{port},bind={host},reuseaddr,fork,backlog=1024,nodelay EXEC:cat",
+        ),
+        foreign(
+            "wasmtime",
+            "wasmtime CLI, a component with `wasi:sockets`",
+            "cargo install wasmtime-cli",
+            "--version",
+            None,
+            "wasmtime run -S inherit-network {guests}/wasi-sockets.wasm {address}",
         ),
     ]
 }
 
+fn words(command: &str) -> impl Iterator<Item = String> {
+    command.split_whitespace().map(str::to_owned)
+}
+
 impl Contender {
-    /// The command that installs it, if it is not there.
-    pub(crate) fn missing(&self) -> Option<String> {
-        let program = self.command.first()?;
-        let found = if program.contains('/') {
-            Path::new(program).is_file()
-        } else {
-            std::env::var_os("PATH")
-                .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
-        };
-        if found {
-            return None;
-        }
-        Some(match self.package {
-            Some(package) => format!("apt-get install {package}"),
-            None => "cargo build --release -p host -p bench".to_owned(),
-        })
+    /// Whether it is the host.
+    pub(crate) fn ours(&self) -> bool {
+        self.guest().is_some()
     }
 
-    /// Starts it and waits until it listens.
+    /// The guest that it serves with, if it is the host.
+    pub(crate) fn guest(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::Host { guest } => Some(guest),
+            Kind::Own | Kind::Foreign { .. } => None,
+        }
+    }
+
+    /// What a program that is not of this workspace says of its version.
+    pub(crate) fn version(&self) -> Option<String> {
+        let Kind::Foreign { version, .. } = self.kind else {
+            return None;
+        };
+        let output = Command::new(self.command.first()?).arg(version).output().ok()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let line = said
+            .lines()
+            .find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
+        Some(format!("{}: {}", self.name, line.trim()))
+    }
+
+    /// The command that installs it, if it is not there.
+    pub(crate) fn missing(&self, places: &Places) -> Option<&'static str> {
+        let program = places.fill_in(self.command.first()?);
+        let found = if program.contains('/') {
+            Path::new(&program).is_file()
+        } else {
+            std::env::var_os("PATH")
+                .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(&program).is_file()))
+        };
+        match self.kind {
+            _ if found => None,
+            Kind::Foreign { install, .. } => Some(install),
+            Kind::Host { .. } | Kind::Own => Some("cargo build --release -p host -p bench"),
+        }
+    }
+
+    /// Starts it and waits until it listens; `cold` without what it may have kept.
     ///
     /// # Errors
     ///
     /// It does not start, or does not listen in time. What it said is in the error.
-    pub(crate) fn start(&self, places: &Places) -> Result<Server> {
+    pub(crate) fn start(&self, places: &Places, cold: bool) -> Result<Server> {
         let address = free_address()?;
-        let words: Vec<String> = self
-            .command
-            .iter()
-            .map(|word| {
-                word.replace("{address}", &address.to_string())
-                    .replace("{host}", &address.ip().to_string())
-                    .replace("{port}", &address.port().to_string())
-            })
-            .collect();
+        let fill_in = |text: &str| {
+            places
+                .fill_in(text)
+                .replace("{address}", &address.to_string())
+                .replace("{host}", &address.ip().to_string())
+                .replace("{port}", &address.port().to_string())
+                .replace("{cache}", if cold { "off" } else { &places.cache })
+        };
+        if let Kind::Foreign {
+            config: Some(name), ..
+        } = self.kind
+        {
+            let template = fs::read_to_string(places.sources.join(name))?;
+            fs::write(places.scratch.join(name), fill_in(&template))?;
+        }
+        let words: Vec<String> = self.command.iter().map(|word| fill_in(word)).collect();
         let (program, args) = words.split_first().context("no command")?;
-        let log = std::env::temp_dir().join(format!("bench-{}-{}.log", self.name, std::process::id()));
+        let log = places.scratch.join(format!("{}.log", self.name));
         let output = File::create(&log)?;
         let since = Instant::now();
         let child = Command::new(program)
             .args(args)
             .env("ADDRESS", address.to_string())
             .env("CONTENDERS", &places.sources)
+            .env("CONNECTIONS", places.connections.to_string())
             .env("THREADS", thread::available_parallelism()?.to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -178,6 +265,7 @@ impl Contender {
             .with_context(|| format!("starting {program}"))?;
         let mut server = Server {
             child,
+            polite: matches!(self.kind, Kind::Foreign { .. }),
             address,
             log,
             listened_after: Duration::ZERO,
@@ -207,6 +295,8 @@ fn free_address() -> Result<SocketAddr> {
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
+    /// It has processes of its own to end, and is asked to before it is killed.
+    polite: bool,
     pub(crate) address: SocketAddr,
     log: PathBuf,
     /// From its start to its first connection.
@@ -221,6 +311,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if self.polite {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let since = Instant::now();
+            while matches!(self.child.try_wait(), Ok(None)) && since.elapsed() < POLITE {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.log);

@@ -239,24 +239,21 @@ fn open(poll: &Poll, index: usize, address: SocketAddr, message: &[u8]) -> anyho
     })
 }
 
-/// Opens `connections` that have each been answered once, and keeps them.
-pub(crate) fn idle(
-    address: SocketAddr,
-    connections: usize,
-    message: &[u8],
-) -> anyhow::Result<Vec<std::net::TcpStream>> {
-    let mut sockets = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        let mut socket = connect(address)?;
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.write_all(message)?;
-        socket
-            .read_exact(&mut vec![0; message.len()])
-            .context("an idle connection was not answered")?;
-        sockets.push(socket);
-    }
-    Ok(sockets)
+/// Opens up to `connections` that have each been answered once, and keeps them; fewer if the server, or this process, can
+/// take no more.
+pub(crate) fn idle(address: SocketAddr, connections: usize, message: &[u8]) -> Vec<std::net::TcpStream> {
+    (0..connections)
+        .map_while(|_| spoken_once(address, message).ok())
+        .collect()
+}
+
+fn spoken_once(address: SocketAddr, message: &[u8]) -> anyhow::Result<std::net::TcpStream> {
+    let mut socket = connect(address)?;
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.write_all(message)?;
+    socket.read_exact(&mut vec![0; message.len()])?;
+    Ok(socket)
 }
 
 /// Connects. Ports of connections that were closed a moment ago are used again, as Linux allows on the loopback

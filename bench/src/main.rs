@@ -8,18 +8,26 @@
 
 mod contender;
 mod load;
+mod machine;
 mod measure;
+mod plot;
+mod report;
+mod summary;
 mod table;
+mod workload;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use guest_builder::Guest;
 
 use contender::{Contender, Places};
-use load::Run;
+use summary::Measured;
+use workload::{Figures, Workload};
 
 /// Measures the host beside what its users would pick instead.
 #[derive(Debug, Parser)]
@@ -39,115 +47,119 @@ struct Cli {
     /// Workloads to measure, by name; all if not given
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     workloads: Vec<String>,
+
+    /// Put the tables and a plot into the documentation too
+    #[arg(long)]
+    publish: bool,
 }
-
-/// What a server is put to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Workload {
-    /// Messages of 64 bytes to and fro on so many connections.
-    PingPong(usize),
-    /// Lines of 1 to 1,000 bytes to and fro on so many connections.
-    Lines(usize),
-    /// As many bytes as go through so many connections, both ways at once.
-    Bulk(usize),
-    /// Connect, one message to and fro, close.
-    Connect,
-    /// So many connections that have each spoken once.
-    Idle(usize),
-    /// From the start of the process to its first connection.
-    Start,
-}
-
-const WORKLOADS: &[Workload] = &[
-    Workload::PingPong(1),
-    Workload::PingPong(50),
-    Workload::PingPong(500),
-    Workload::Lines(50),
-    Workload::Bulk(1),
-    Workload::Bulk(8),
-    Workload::Connect,
-    Workload::Idle(1000),
-    Workload::Idle(5000),
-    Workload::Start,
-];
-
-impl Workload {
-    fn name(self) -> String {
-        match self {
-            Self::PingPong(connections) => format!("ping-pong-{connections}"),
-            Self::Lines(connections) => format!("lines-{connections}"),
-            Self::Bulk(connections) => format!("bulk-{connections}"),
-            Self::Connect => "connect".to_owned(),
-            Self::Idle(connections) => format!("idle-{connections}"),
-            Self::Start => "start".to_owned(),
-        }
-    }
-
-    /// Whether `contender` can take part.
-    fn suits(self, contender: &Contender) -> bool {
-        match self {
-            // A process for each connection is not for thousands.
-            Self::PingPong(500) | Self::Idle(_) => contender.name != "socat",
-            // Its service answers whole lines one by one, which is no way to move bulk.
-            Self::Bulk(_) => contender.name != "haproxy",
-            _ => true,
-        }
-    }
-}
-
-/// One measurement: named figures.
-type Figures = Vec<(&'static str, f64)>;
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let program = std::env::current_exe()?;
     let target_dir = guest_builder::target_dir(&program)?;
-    let programs = program.parent().context("a program is in a directory")?;
-    build_servers(&target_dir, programs.ends_with("release"))?;
-    guest_builder::build_all(guest_builder::workspace(), &target_dir)?;
-    let places = Places {
-        programs: programs.to_owned(),
-        guests: target_dir.join("guests"),
-        sources: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("contenders"),
-    };
-    let chosen = |names: &[String], name: &str| names.is_empty() || names.iter().any(|other| other == name);
+    let places = places(&program, &target_dir)?;
+    build_servers(&target_dir, places.programs.ends_with("release"))?;
+    build_guests(&target_dir)?;
+
+    let everything = contender::all();
     let mut contenders = Vec::new();
-    for contender in contender::all(&places) {
+    for contender in &everything {
         if !chosen(&cli.contenders, contender.name) {
             continue;
         }
-        match contender.missing() {
+        match contender.missing(&places) {
             Some(install) => eprintln!("{} is absent: {install}", contender.name),
             None => contenders.push(contender),
         }
     }
-    for &workload in WORKLOADS {
-        if !chosen(&cli.workloads, &workload.name()) {
-            continue;
+    let mut all = Vec::new();
+    for &workload in workload::ALL {
+        if chosen(&cli.workloads, &workload.name()) {
+            let measured = measure(workload, &contenders, &places, &cli)?;
+            println!("{}", table::of(&measured));
+            all.push(measured);
         }
-        let takers: Vec<&Contender> = contenders
-            .iter()
-            .filter(|contender| workload.suits(contender))
-            .collect();
-        let mut results: Vec<Vec<Figures>> = vec![Vec::new(); takers.len()];
-        for round in 0..=cli.rounds {
-            for (contender, results) in takers.iter().zip(&mut results) {
-                eprint!(
-                    "\r{} {round}/{} {:<12}",
-                    workload.name(),
-                    cli.rounds,
-                    contender.name
-                );
-                let figures = measure_one(workload, contender, &places, cli.time)
-                    .with_context(|| format!("{} under {}", contender.name, workload.name()))?;
-                // The first round is the warm-up.
-                if round > 0 {
-                    results.push(figures);
-                }
+    }
+    let how = format!(
+        "{} rounds after a warm-up, {} for each measurement, interleaved; client and server on the same machine",
+        cli.rounds,
+        humantime::format_duration(cli.time)
+    );
+    let dir = target_dir.join("bench");
+    report::write(&dir, &contenders, &all, &how)?;
+    if cli.publish {
+        report::publish(guest_builder::workspace(), &contenders, &all, &how)?;
+    }
+    eprintln!("plots: {}", dir.join("report.html").display());
+    Ok(())
+}
+
+/// Whether `name` is among `names`, or everything is.
+fn chosen(names: &[String], name: &str) -> bool {
+    names.is_empty() || names.iter().any(|other| other == name)
+}
+
+fn places(program: &Path, target_dir: &Path) -> Result<Places> {
+    let scratch = target_dir.join("bench/scratch");
+    fs::create_dir_all(&scratch)?;
+    Ok(Places {
+        programs: program
+            .parent()
+            .context("a program is in a directory")?
+            .to_owned(),
+        guests: target_dir.join("guests"),
+        sources: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("contenders"),
+        scratch,
+        cache: target_dir.join("bench/cache").display().to_string(),
+        connections: measure::descriptor_limit()?,
+    })
+}
+
+/// All rounds of one workload.
+fn measure<'a>(
+    workload: Workload,
+    contenders: &[&'a Contender],
+    places: &Places,
+    cli: &Cli,
+) -> Result<Measured<'a>> {
+    let mut takers: Vec<&Contender> = contenders.to_vec();
+    takers.retain(|contender| workload.suits(contender));
+    let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); takers.len()];
+    for round in 0..=cli.rounds {
+        for (contender, rounds) in takers.iter().zip(&mut rounds) {
+            eprint!(
+                "\r{} {round}/{} {:<12}",
+                workload.name(),
+                cli.rounds,
+                contender.name
+            );
+            let figures = workload
+                .measure(contender, places, cli.time)
+                .with_context(|| format!("{} under {}", contender.name, workload.name()))?;
+            // The first round is the warm-up.
+            if round > 0 {
+                rounds.push(figures);
             }
         }
-        eprint!("\r{:60}\r", "");
-        println!("{}", table::markdown(&workload.name(), &takers, &results));
+    }
+    eprint!("\r{:60}\r", "");
+    Ok(Measured {
+        workload,
+        contenders: takers,
+        rounds,
+    })
+}
+
+/// Builds every guest, and the component that binds its own socket.
+fn build_guests(target_dir: &Path) -> Result<()> {
+    let workspace = guest_builder::workspace();
+    guest_builder::build_all(workspace, target_dir)?;
+    let sockets = Guest {
+        name: "wasi-sockets".to_owned(),
+        package: "wasi-sockets".to_owned(),
+    };
+    for built in guest_builder::build(workspace, target_dir, &[sockets])? {
+        guest_builder::place(&built, &target_dir.join("guests/wasi-sockets.wasm"))?;
     }
     Ok(())
 }
@@ -176,63 +188,4 @@ fn build_servers(target_dir: &Path, release: bool) -> Result<()> {
     let status = cargo.status().context("running cargo to build the servers")?;
     ensure!(status.success(), "building the servers failed ({status})");
     Ok(())
-}
-
-fn measure_one(
-    workload: Workload,
-    contender: &Contender,
-    places: &Places,
-    time: Duration,
-) -> Result<Figures> {
-    let server = contender.start(places)?;
-    let before = measure::usage(server.pid())?;
-    let message = || vec![line(64)];
-    let run = match workload {
-        Workload::PingPong(connections) => load::ping_pong(server.address, connections, &message(), time)?,
-        Workload::Lines(connections) => {
-            let lengths = [1, 7, 20, 33, 64, 80, 120, 250, 500, 1000];
-            load::ping_pong(server.address, connections, &lengths.map(line), time)?
-        }
-        Workload::Bulk(connections) => {
-            load::bulk(server.address, connections, &line(128).repeat(2048), time)?
-        }
-        Workload::Connect => load::connect_and_close(server.address, &line(64), time)?,
-        Workload::Idle(connections) => {
-            let _open = load::idle(server.address, connections, &line(64))?;
-            let after = measure::usage(server.pid())?;
-            let each = |before: u64, after: u64| after.saturating_sub(before) as f64 / connections as f64;
-            return Ok(vec![
-                ("KiB each", each(before.resident, after.resident) / 1024.0),
-                ("mappings each", each(before.mappings, after.mappings)),
-            ]);
-        }
-        Workload::Start => return Ok(vec![("ms", server.listened_after.as_secs_f64() * 1e3)]),
-    };
-    let cpu = measure::usage(server.pid())?.cpu.saturating_sub(before.cpu);
-    Ok(figures(workload, &run, cpu))
-}
-
-fn figures(workload: Workload, run: &Run, cpu: Duration) -> Figures {
-    if let Workload::Bulk(_) = workload {
-        let gigabytes = run.count as f64 / 1e9;
-        return vec![
-            ("GB/s", run.rate() / 1e9),
-            ("CPU s/GB", cpu.as_secs_f64() / gigabytes),
-        ];
-    }
-    let micros = |quantile| run.latency.value_at_quantile(quantile) as f64 / 1e3;
-    vec![
-        ("ops/s", run.rate()),
-        ("CPU µs/op", cpu.as_secs_f64() * 1e6 / run.count.max(1) as f64),
-        ("p50 µs", micros(0.5)),
-        ("p99 µs", micros(0.99)),
-        ("p99.9 µs", micros(0.999)),
-    ]
-}
-
-/// A line of `length` bytes.
-fn line(length: usize) -> Vec<u8> {
-    let mut line = vec![b'x'; length.saturating_sub(1)];
-    line.push(b'\n');
-    line
 }

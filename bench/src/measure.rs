@@ -17,6 +17,21 @@ pub(crate) struct Usage {
     pub(crate) mappings: u64,
 }
 
+/// How many descriptors a process may have at most.
+///
+/// # Errors
+///
+/// The kernel does not say.
+pub(crate) fn descriptor_limit() -> Result<u64> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next());
+    soft.and_then(|soft| soft.parse().ok())
+        .context("no limit on open files in /proc/self/limits")
+}
+
 /// The usage of process `pid` and of its descendants together.
 ///
 /// # Errors

@@ -1,110 +1,79 @@
-//! Tables of what was measured.
+//! Markdown tables of what was measured.
 
 use std::fmt::Write;
 
-use crate::Figures;
-use crate::contender::Contender;
+use crate::summary::{Measured, short};
+use crate::workload::Workload;
 
-/// A Markdown table: for each contender the median of each figure, with the least and the greatest, and the median of
-/// the first figure's ratios to `textbook` and to `native` of the same round.
-pub(crate) fn markdown(workload: &str, contenders: &[&Contender], results: &[Vec<Figures>]) -> String {
-    let mut text = format!("### {workload}\n\n| contender |");
-    let names: Vec<&str> = results
-        .iter()
-        .find_map(|rounds| rounds.first())
-        .map(|figures| figures.iter().map(|(name, _)| *name).collect())
-        .unwrap_or_default();
-    for name in &names {
+/// One workload: for each contender the median of each figure, with the least and the greatest, and the median of the
+/// first figure's ratios to `textbook` and to `native`.
+pub(crate) fn of(measured: &Measured<'_>) -> String {
+    let figures = measured.figures();
+    let mut text = format!("### {}\n\n| contender |", measured.workload.title());
+    for name in &figures {
         let _ = write!(text, " {name} |");
     }
     let _ = write!(text, " ÷ textbook | ÷ native |\n|---|");
-    text.push_str(&"---:|".repeat(names.len() + 2));
-    let first = |name: &str| -> Option<Vec<f64>> {
-        let index = contenders.iter().position(|contender| contender.name == name)?;
-        Some(column(&results[index], 0))
-    };
-    let (textbook, native) = (first("textbook"), first("native"));
-    for (contender, rounds) in contenders.iter().zip(results) {
+    text.push_str(&"---:|".repeat(figures.len() + 2));
+    let columns: Vec<_> = (0..figures.len()).map(|index| measured.rows(index)).collect();
+    let ratios = [measured.ratios("textbook"), measured.ratios("native")];
+    for (at, contender) in measured.contenders.iter().enumerate() {
         let _ = write!(text, "\n| **{}**: {} |", contender.name, contender.about);
-        for index in 0..names.len() {
-            let mut values = column(rounds, index);
-            values.sort_by(f64::total_cmp);
-            let (low, high) = (values.first(), values.last());
-            let (low, high) = (
-                low.copied().unwrap_or(f64::NAN),
-                high.copied().unwrap_or(f64::NAN),
-            );
+        for column in &columns {
+            let row = &column[at];
             let _ = write!(
                 text,
                 " {} ({}–{}) |",
-                short(median(&values)),
-                short(low),
-                short(high)
+                short(row.median),
+                short(row.low),
+                short(row.high)
             );
         }
-        for other in [&textbook, &native] {
-            let ratios = other.as_ref().map(|other| {
-                let ratios = column(rounds, 0)
-                    .into_iter()
-                    .zip(other)
-                    .map(|(one, other)| one / other);
-                let mut ratios: Vec<f64> = ratios.collect();
-                ratios.sort_by(f64::total_cmp);
-                median(&ratios)
-            });
-            let _ = match ratios {
-                Some(ratio) => write!(text, " {ratio:.2} |"),
-                None => write!(text, " – |"),
-            };
+        for ratios in &ratios {
+            let ratio = ratios.as_ref().and_then(|ratios| ratios.get(at));
+            let _ = write!(text, " {} |", ratio.map_or("–".to_owned(), |ratio| short(*ratio)));
         }
     }
     text.push('\n');
     text
 }
 
-fn column(rounds: &[Figures], index: usize) -> Vec<f64> {
-    rounds
+/// The figures of [`overview`]: a workload, which of its figures, and the head of the column.
+const OVERVIEW: &[(Workload, usize, &str)] = &[
+    (Workload::PingPong(50), 0, "64 B × 50, ops/s"),
+    (Workload::PingPong(50), 1, "CPU µs/op"),
+    (Workload::PingPong(50), 3, "p99 µs"),
+    (Workload::Connect, 0, "connections/s"),
+    (Workload::Bulk(8), 0, "bulk × 8, GB/s"),
+    (Workload::Idle(1000), 0, "KiB per idle connection"),
+    (Workload::StartCached, 0, "start, ms"),
+];
+
+/// One table of the medians that matter most.
+pub(crate) fn overview(all: &[Measured<'_>]) -> String {
+    let columns: Vec<_> = OVERVIEW
         .iter()
-        .filter_map(|figures| figures.get(index))
-        .map(|(_, value)| *value)
-        .collect()
-}
-
-/// The median of sorted values.
-fn median(sorted: &[f64]) -> f64 {
-    match (sorted.len(), sorted.len() / 2) {
-        (0, _) => f64::NAN,
-        (count, half) if count % 2 == 0 => f64::midpoint(sorted[half - 1], sorted[half]),
-        (_, half) => sorted[half],
+        .filter_map(|(workload, figure, head)| {
+            let measured = all.iter().find(|measured| measured.workload == *workload)?;
+            Some((head, measured.rows(*figure)))
+        })
+        .collect();
+    let mut text = "| contender |".to_owned();
+    for (head, _) in &columns {
+        let _ = write!(text, " {head} |");
     }
-}
-
-/// A number with three digits that matter.
-fn short(value: f64) -> String {
-    match value.abs() {
-        v if v >= 10_000.0 => format!("{:.0}k", value / 1000.0),
-        v if v >= 100.0 => format!("{value:.0}"),
-        v if v >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
+    let _ = write!(text, "\n|---|{}", "---:|".repeat(columns.len()));
+    let widest = columns.iter().map(|(_, rows)| rows).max_by_key(|rows| rows.len());
+    for row in widest.into_iter().flatten() {
+        let _ = write!(text, "\n| {} |", row.name);
+        for (_, rows) in &columns {
+            let median = rows
+                .iter()
+                .find(|other| other.name == row.name)
+                .map(|row| row.median);
+            let _ = write!(text, " {} |", short(median.unwrap_or(f64::NAN)));
+        }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_median_is_in_the_middle() {
-        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
-        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
-        assert!(median(&[]).is_nan());
-    }
-
-    #[test]
-    fn three_digits_matter() {
-        assert_eq!(short(123_456.0), "123k");
-        assert_eq!(short(1234.4), "1234");
-        assert_eq!(short(12.34), "12.3");
-        assert_eq!(short(1.234), "1.23");
-    }
+    text.push('\n');
+    text
 }

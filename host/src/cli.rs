@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::config::{Config, Limits, Log, LogFormat, LogLevel};
+use crate::config::{CacheDir, Config, Limits, Log, LogFormat, LogLevel};
 
 /// inetd for WebAssembly components.
 ///
@@ -21,6 +21,10 @@ pub struct Cli {
     /// Component to serve with; without it an embedded guest echoes
     #[arg(long, value_name = "FILE", help_heading = "Service")]
     component: Option<PathBuf>,
+
+    /// Directory that keeps compiled components for the next start, or `off` [default: in the user's cache directory]
+    #[arg(long, value_name = "DIR", help_heading = "Service")]
+    cache: Option<PathBuf>,
 
     /// Address to listen on, as ADDRESS:PORT; may be repeated; port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address, help_heading = "Service")]
@@ -83,6 +87,11 @@ impl From<Cli> for Config {
     fn from(cli: Cli) -> Self {
         Self {
             component: cli.component,
+            cache: match cli.cache {
+                None => CacheDir::OfUser,
+                Some(off) if off == Path::new("off") => CacheDir::Off,
+                Some(dir) => CacheDir::At(dir),
+            },
             listen: cli.listen,
             threads: cli
                 .threads

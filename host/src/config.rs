@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Config {
     /// The component to serve with; `None` stands for the embedded echo guest.
     pub component: Option<PathBuf>,
+    /// Where compiled components are kept.
+    pub cache: CacheDir,
     /// The addresses to listen on, at least one.
     pub listen: Vec<SocketAddr>,
     /// Threads that serve connections.
@@ -20,6 +22,17 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged, and how.
     pub log: Log,
+}
+
+/// Where compiled components are kept, so that each is compiled once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheDir {
+    /// In the user's cache directory, if there is one.
+    OfUser,
+    /// In this directory.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
 }
 
 /// What connections may take.

@@ -5,15 +5,17 @@
 //! happens. So a connection can always say goodbye properly, whatever became of its guest. What passes through
 //! is counted on the way.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How a half failed, in the words of the contract.
@@ -55,7 +57,9 @@ pub struct Half<T> {
 struct Shared<T> {
     /// Locked when the half is lent and when it comes back, never to move bytes.
     home: Mutex<Option<T>>,
-    returned: Notify,
+    /// Whether it is lent, for who waits until it is back and would not lock for that.
+    lent: AtomicBool,
+    returned: AtomicWaker,
     start: Instant,
     bytes: AtomicU64,
     /// When bytes moved last, in nanoseconds since `start`.
@@ -72,7 +76,8 @@ impl<T> Half<T> {
         Self {
             shared: Arc::new(Shared {
                 home: Mutex::new(Some(io)),
-                returned: Notify::new(),
+                lent: AtomicBool::new(false),
+                returned: AtomicWaker::new(),
                 start: Instant::now(),
                 bytes: AtomicU64::new(0),
                 moved: AtomicU64::new(0),
@@ -87,6 +92,7 @@ impl<T> Half<T> {
     /// Lends the reader or writer out; `None` while it is lent already.
     pub fn lend(&self) -> Option<Lent<T>> {
         let io = self.shared.home().take()?;
+        self.shared.lent.store(true, Release);
         Some(Lent {
             io: Some(io),
             shared: Arc::clone(&self.shared),
@@ -95,9 +101,15 @@ impl<T> Half<T> {
 
     /// Waits until the reader or writer is back. For one task at a time.
     pub async fn returned(&self) {
-        while self.shared.home().is_none() {
-            self.shared.returned.notified().await;
-        }
+        poll_fn(|cx| {
+            self.shared.returned.register(cx.waker());
+            if self.shared.lent.load(Acquire) {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
     }
 
     /// Bytes that have passed.
@@ -178,7 +190,8 @@ impl<T> Lent<T> {
 impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
         *self.shared.home() = self.io.take();
-        self.shared.returned.notify_one();
+        self.shared.lent.store(false, Release);
+        self.shared.returned.wake();
     }
 }
 

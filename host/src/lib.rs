@@ -2,7 +2,8 @@
 //!
 //! The program `host` is this library behind a command line. `ARCHITECTURE.md` says what is where and why.
 
-#![forbid(unsafe_code)]
+// Where it is allowed, it is argued for.
+#![deny(unsafe_code)]
 
 pub mod admission;
 mod bindings;
@@ -14,7 +15,9 @@ pub mod half;
 pub mod listener;
 pub mod logging;
 pub mod peer;
+mod relay;
 pub mod sandbox;
 pub mod server;
 pub mod shutdown;
 pub mod system;
+mod worker;

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 async fn run(config: &Config) -> anyhow::Result<Drained> {
     system::prepare(config, sandbox::MAPPINGS_PER_CONNECTION);
     let source = config.component.clone().map_or(Source::Embedded, Source::File);
-    let sandbox = Sandbox::new(&config.limits).context("cannot start the sandbox")?;
+    let sandbox = Sandbox::new(&config.limits, &config.cache).context("cannot start the sandbox")?;
     let generation = sandbox.load(&source).await?;
     info!(contract = generation.contract().as_str(), "serving with {source}");
     let listeners = config

@@ -26,6 +26,18 @@ static GUESTS: LazyLock<PathBuf> = LazyLock::new(|| {
     target_dir.join("guests")
 });
 
+/// The program under test, to be run. It keeps compiled components beside itself.
+pub fn command() -> Command {
+    with_cache(Command::new(HOST))
+}
+
+/// The same for a command that runs it.
+pub fn with_cache(mut command: Command) -> Command {
+    let target_dir = guest_builder::target_dir(Path::new(HOST)).unwrap();
+    command.env("XDG_CACHE_HOME", target_dir.join("test-cache"));
+    command
+}
+
 /// The component of a guest, which is built when it is not up to date.
 pub fn guest(name: &str) -> PathBuf {
     let path = GUESTS.join(name).with_extension("wasm");
@@ -52,14 +64,18 @@ impl Host {
 
     /// Starts a host and waits until it listens.
     pub fn start(args: &[&str]) -> Self {
-        Self::spawn(Command::new(HOST).args(args), args)
+        Self::spawn(command().args(args), args)
     }
 
     /// Starts a host below a shell that has run `setup` first, as to set a limit.
     pub fn below_shell(setup: &str, args: &[&str]) -> Self {
         let script = format!("{setup} && exec \"$0\" \"$@\"");
         Self::spawn(
-            Command::new("sh").arg("-c").arg(script).arg(HOST).args(args),
+            with_cache(Command::new("sh"))
+                .arg("-c")
+                .arg(script)
+                .arg(HOST)
+                .args(args),
             args,
         )
     }
@@ -291,7 +307,7 @@ pub struct Refusal {
 
 /// Runs a host that is expected to end by itself.
 pub fn refused(args: &[&str]) -> Refusal {
-    let mut child = Command::new(HOST)
+    let mut child = command()
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

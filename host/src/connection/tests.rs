@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 use super::*;
+use crate::config::CacheDir;
 use crate::sandbox::{Sandbox, Source};
 
 async fn generation(guest: &str) -> Generation {
@@ -18,7 +19,7 @@ async fn generation(guest: &str) -> Generation {
     let path = GUESTS
         .iter()
         .find(|path| path.file_stem() == Some(Path::new(guest).as_os_str()));
-    let sandbox = Sandbox::new(&limits()).unwrap();
+    let sandbox = Sandbox::new(&limits(), &CacheDir::Off).unwrap();
     sandbox.load(&Source::File(path.unwrap().clone())).await.unwrap()
 }
 

@@ -42,6 +42,22 @@ pub(super) enum Concurrency {
     With,
 }
 
+/// How the memories of an instance get what they begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Images {
+    /// By copying: each memory is one mapping of the process, and what little there is to copy costs nothing.
+    Copied,
+    /// By mapping: each memory is three mappings, and only what is used of much data takes memory.
+    Mapped,
+}
+
+/// What a component needs of its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Needs {
+    pub(super) concurrency: Concurrency,
+    pub(super) images: Images,
+}
+
 /// What a pool holds for all connections together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pool {
@@ -60,16 +76,12 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(
-        concurrency: Concurrency,
-        limits: &Limits,
-        ticker: &Arc<Ticker>,
-    ) -> wasmtime::Result<Self> {
-        let (engine, pool) = allocate(concurrency, limits)?;
+    pub(super) fn new(needs: Needs, limits: &Limits, ticker: &Arc<Ticker>) -> wasmtime::Result<Self> {
+        let (engine, pool) = allocate(needs, limits)?;
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        if concurrency == Concurrency::With {
+        if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         }
         Ok(Self {
@@ -87,13 +99,13 @@ impl Engine {
 
 /// Makes an engine whose pool holds an instance for every connection or, where the address space for that
 /// cannot be had, as much of it as can, down to none.
-fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
+fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
     let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
     let pool = Pool {
         memories: connections.saturating_mul(MEMORIES_PER_CONNECTION),
         tables: connections.saturating_mul(TABLES_PER_CONNECTION),
     };
-    let failed = match pooled(concurrency, connections, pool) {
+    let failed = match pooled(needs, connections, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
@@ -101,7 +113,7 @@ fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasm
         memories: connections,
         ..pool
     };
-    if let Ok(engine) = pooled(concurrency, connections, less) {
+    if let Ok(engine) = pooled(needs, connections, less) {
         return Ok((engine, Some(less)));
     }
     warn!(
@@ -109,7 +121,7 @@ fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasm
         "cannot reserve memory for {connections} connections at once: each instance is allocated on demand, \
          which is slower; lower --max-connections, or raise the limit on address space (ulimit -v)"
     );
-    let mut config = config(concurrency);
+    let mut config = config(needs);
     // Without a pool's address space there is none for generous reservations either: memories take what they
     // use, and move when they grow.
     config
@@ -119,7 +131,7 @@ fn allocate(concurrency: Concurrency, limits: &Limits) -> wasmtime::Result<(wasm
     Ok((wasmtime::Engine::new(&config)?, None))
 }
 
-fn pooled(concurrency: Concurrency, connections: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
+fn pooled(needs: Needs, connections: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
     let mut pooling = PoolingAllocationConfig::new();
     pooling
         .total_component_instances(connections)
@@ -130,19 +142,20 @@ fn pooled(concurrency: Concurrency, connections: u32, pool: Pool) -> wasmtime::R
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);
-    let mut config = config(concurrency);
+    let mut config = config(needs);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling));
     wasmtime::Engine::new(&config)
 }
 
-fn config(concurrency: Concurrency) -> Config {
+fn config(needs: Needs) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(STACK)
-        .concurrency_support(concurrency == Concurrency::With);
-    if concurrency == Concurrency::With {
+        .memory_init_cow(needs.images == Images::Mapped)
+        .concurrency_support(needs.concurrency == Concurrency::With);
+    if needs.concurrency == Concurrency::With {
         config.wasm_component_model_async(true);
     }
     config

@@ -1,23 +1,28 @@
 //! Generations: loaded components.
 
 use std::fmt;
+use std::future::pending;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
-use tracing::warn;
-use wasmparser::{Parser, Validator, WasmFeatures};
+use tracing::{debug, warn};
+use wasmparser::{Parser, Payload, Validator, WasmFeatures};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
 use super::Sandbox;
-use super::contract::{self, Contract, End, Fault, Prepared};
-use super::engine::{Concurrency, Engine};
+use super::contract::{self, Contract, End, Fault, Prepared, Served};
+use super::engine::{Concurrency, Engine, Images, Needs};
 use super::load_error::{LoadError, Refusal};
 use super::state::State;
 use crate::half::Half;
 use crate::peer::Peer;
+use crate::relay::relay;
+
+/// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
+const MAX_COPIED: usize = 64 << 10;
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
@@ -79,28 +84,32 @@ impl Sandbox {
         let (engine, component) = self.compile(&bytes)?.map_err(refused)?;
         let contract = find_contract(&component).map_err(refused)?;
         let prepared = prepare(&engine, &component, contract).map_err(refused)?;
-        let mut store = State::store(&engine);
-        match timeout(PROBE, engine.ticker.run(prepared.probe(&mut store))).await {
+        let generation = Generation { prepared, engine };
+        match timeout(PROBE, generation.probe()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
+            Ok(Err(fault)) => return Err(refused(Refusal::Start(line(fault.error())))),
             Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
         }
-        warn_of_small_pool(&engine, &component);
-        Ok(Generation { prepared, engine })
+        warn_of_small_pool(&generation.engine, &component);
+        Ok(generation)
     }
 
-    /// Compiles a component for the engine that fits it: the faster one unless it needs concurrency.
+    /// Compiles a component for the engine that fits it.
     fn compile(&self, bytes: &[u8]) -> Result<Result<(Engine, Component), Refusal>, LoadError> {
-        let concurrency = if needs_concurrency(bytes) {
-            Concurrency::With
-        } else {
-            Concurrency::Without
-        };
         let engine = self
-            .engine(concurrency)
+            .engine(needs(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
-        Ok(match Component::new(engine.engine(), bytes) {
-            Ok(component) => Ok((engine, component)),
+        let start = Instant::now();
+        let component = match &self.cache {
+            Some(cache) => cache.component(engine.engine(), bytes),
+            None => Component::new(engine.engine(), bytes).map(|component| (component, true)),
+        };
+        Ok(match component {
+            Ok((component, compiled)) => {
+                let duration_ms = start.elapsed().as_millis() as u64;
+                debug!(compiled, duration_ms, "the component's code is ready");
+                Ok((engine, component))
+            }
             Err(error) => Err(Refusal::Invalid(line(&error))),
         })
     }
@@ -110,6 +119,17 @@ impl Generation {
     /// How it serves.
     pub fn contract(&self) -> Contract {
         self.prepared.contract()
+    }
+
+    /// Makes an instance and drops it.
+    ///
+    /// # Errors
+    ///
+    /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
+    pub async fn probe(&self) -> Result<(), Fault> {
+        let mut store = State::store(&self.engine);
+        let probe = self.prepared.probe(&mut store);
+        self.engine.ticker.run(probe).await.map_err(Fault::Start)
     }
 
     /// Serves one connection with a fresh instance, which is gone when this returns or is dropped.
@@ -122,11 +142,19 @@ impl Generation {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let serve = async {
+        // In a box, so that what a relay holds of it is gone with the instance.
+        let guest = Box::pin(async {
             let mut store = State::store(&self.engine);
             self.prepared.serve(&mut store, peer, inbound, outbound).await
-        };
-        self.engine.ticker.run(serve).await
+        });
+        match self.engine.ticker.run(guest).await? {
+            Served::Ended(end) => Ok(end),
+            Served::Returned(mut reader, mut writer) => {
+                // Where it fails, the half says how.
+                let _ = relay(&mut reader, &mut writer, pending()).await;
+                Ok(End::Finished)
+            }
+        }
     }
 }
 
@@ -160,16 +188,30 @@ fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a component is valid only with the concurrency of the component model. This looks at types and leaves
-/// out code; for what is not valid either way it does not matter which engine says so.
-fn needs_concurrency(bytes: &[u8]) -> bool {
+/// What a component needs of its engine: concurrency, if it is valid only with it, and images that are mapped, if it
+/// begins with much data. This looks at types and sections and leaves out code; for what is not valid either way it does
+/// not matter which engine says so.
+fn needs(bytes: &[u8]) -> Needs {
     let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
     let mut validator = Validator::new_with_features(without);
-    Parser::new(0).parse_all(bytes).any(|payload| {
-        payload
-            .and_then(|payload| validator.payload(&payload).map(drop))
-            .is_err()
-    })
+    let mut concurrency = Concurrency::Without;
+    let mut data = 0;
+    for payload in Parser::new(0).parse_all(bytes) {
+        let Ok(payload) = payload else { break };
+        if let Payload::DataSection(section) = &payload {
+            data += section.range().len();
+        }
+        // One that has failed cannot go on.
+        if concurrency == Concurrency::Without && validator.payload(&payload).is_err() {
+            concurrency = Concurrency::With;
+        }
+    }
+    let images = if data > MAX_COPIED {
+        Images::Mapped
+    } else {
+        Images::Copied
+    };
+    Needs { concurrency, images }
 }
 
 /// The contract that a component exports.
@@ -258,10 +300,23 @@ mod tests {
 
     #[test]
     fn only_what_needs_concurrency_pays_for_it() {
-        assert!(needs_concurrency(ECHO));
-        assert!(!needs_concurrency(&wat::parse_str("(component)").unwrap()));
-        assert!(needs_concurrency(
-            &wat::parse_str("(component (type (stream u8)))").unwrap()
-        ));
+        let concurrency = |bytes: &[u8]| needs(bytes).concurrency;
+        assert_eq!(concurrency(ECHO), Concurrency::With);
+        let empty = wat::parse_str("(component)").unwrap();
+        assert_eq!(concurrency(&empty), Concurrency::Without);
+        let stream = wat::parse_str("(component (type (stream u8)))").unwrap();
+        assert_eq!(concurrency(&stream), Concurrency::With);
+    }
+
+    #[test]
+    fn only_much_data_is_mapped() {
+        let images = |length| {
+            let data = "x".repeat(length);
+            let text = format!("(component (core module (memory 10) (data (i32.const 0) \"{data}\")))");
+            needs(&wat::parse_str(text).unwrap()).images
+        };
+        assert_eq!(images(100), Images::Copied);
+        assert_eq!(images(100_000), Images::Mapped);
+        assert_eq!(needs(ECHO).images, Images::Copied);
     }
 }

@@ -3,6 +3,7 @@
 //! A [`Sandbox`] is what all connections share. It loads a component into a [`Generation`], which then serves
 //! connections, each with an instance of its own.
 
+mod cache;
 mod contract;
 mod engine;
 mod generation;
@@ -16,8 +17,9 @@ pub use contract::{Contract, End, Fault};
 pub use generation::{Generation, Source};
 pub use load_error::{LoadError, Refusal};
 
-use crate::config::Limits;
-use engine::{Concurrency, Engine};
+use crate::config::{CacheDir, Limits};
+use cache::Cache;
+use engine::{Engine, Needs};
 use ticker::Ticker;
 
 /// Memory mappings that one connection can take: its instance's memory and tables, and its stack.
@@ -25,42 +27,39 @@ pub const MAPPINGS_PER_CONNECTION: u64 = 6;
 
 /// What connections share: engines, linkers, and the clock that interrupts guests.
 ///
-/// There are two engines, each made when a component first needs it. One knows the concurrency of the component
-/// model (`async` functions, streams), which costs every call something; the other does without.
+/// There is an engine for each [`Needs`], made when a component first has them: the concurrency of the component model
+/// (`async` functions, streams) costs every call something, and mapping what little data a small component begins with
+/// costs every connection something.
 #[derive(Debug)]
 pub struct Sandbox {
     limits: Limits,
+    cache: Option<Cache>,
     ticker: Arc<Ticker>,
-    plain: Mutex<Option<Engine>>,
-    concurrent: Mutex<Option<Engine>>,
+    engines: Mutex<Vec<(Needs, Engine)>>,
 }
 
 impl Sandbox {
-    /// A sandbox whose instances have to keep to `limits`.
+    /// A sandbox whose instances have to keep to `limits`, and which keeps compiled components in `cache`.
     ///
     /// # Errors
     ///
     /// The thread of its clock cannot be started.
-    pub fn new(limits: &Limits) -> std::io::Result<Self> {
+    pub fn new(limits: &Limits, cache: &CacheDir) -> std::io::Result<Self> {
         Ok(Self {
             limits: *limits,
+            cache: Cache::choose(cache),
             ticker: Ticker::start()?,
-            plain: Mutex::new(None),
-            concurrent: Mutex::new(None),
+            engines: Mutex::new(Vec::new()),
         })
     }
 
-    fn engine(&self, concurrency: Concurrency) -> wasmtime::Result<Engine> {
-        let slot = match concurrency {
-            Concurrency::Without => &self.plain,
-            Concurrency::With => &self.concurrent,
-        };
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *slot {
-            Some(engine) => Ok(engine.clone()),
-            empty => Ok(empty
-                .insert(Engine::new(concurrency, &self.limits, &self.ticker)?)
-                .clone()),
+    fn engine(&self, needs: Needs) -> wasmtime::Result<Engine> {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, engine)) = engines.iter().find(|(has, _)| *has == needs) {
+            return Ok(engine.clone());
         }
+        let engine = Engine::new(needs, &self.limits, &self.ticker)?;
+        engines.push((needs, engine.clone()));
+        Ok(engine)
     }
 }

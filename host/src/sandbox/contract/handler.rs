@@ -2,6 +2,7 @@
 //! outbound half.
 
 use std::any::{Any, TypeId};
+use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
@@ -13,12 +14,13 @@ use wasmtime::component::{
 };
 use wasmtime::{AsContextMut, Store, StoreContextMut};
 
-use super::{End, Fault};
+use super::{End, Fault, Served};
 use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types::{self, ErrorCode};
 use crate::buffer;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
+use crate::relay::{Relayed, relay};
 use crate::sandbox::state::State;
 
 /// How a half ended, in the terms of the contract.
@@ -30,13 +32,13 @@ pub(super) async fn serve<R, W>(
     peer: &Peer,
     inbound: &Half<R>,
     outbound: &Half<W>,
-) -> Result<End, Fault>
+) -> Result<Served<R, W>, Fault>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
-        return Ok(End::Finished);
+        return Ok(Served::Ended(End::Finished));
     };
     let instance = pre.instantiate_async(&mut *store).await.map_err(Fault::Start)?;
     let peer = types::Peer {
@@ -48,62 +50,90 @@ where
     let (inbound_ended, inbound_end) = oneshot::channel();
     let producer = Producer {
         reader,
-        ended: Some(inbound_ended),
+        ended: Ended(Some(inbound_ended)),
     };
     let (outbound_ended, outbound_end) = oneshot::channel();
     store
         .run_concurrent(async |accessor| {
-            let (stream, end) = accessor.with(|mut store| {
-                wasmtime::error::Ok((
-                    StreamReader::new(&mut store, producer)?,
-                    FutureReader::new(&mut store, inbound_end)?,
-                ))
+            let (stream, end, own_end) = accessor.with(|mut store| {
+                let stream = StreamReader::new(&mut store, producer)?;
+                let end = FutureReader::new(&mut store, inbound_end)?;
+                let own_end = end.try_into_future_any(&mut store)?;
+                let end = FutureReader::try_from_future_any(own_end.clone())?;
+                wasmtime::error::Ok((stream, end, own_end))
             })?;
             let handler = instance.inet_service_handler();
             let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
-            let relay = accessor.with(|mut store| {
-                let ended = Some(outbound_ended);
-                end.pipe(&mut store, EndConsumer { ended })?;
-                wasmtime::error::Ok(match stream.try_into::<Producer<R>>(&mut store) {
-                    Ok(producer) => Some((producer, writer)),
-                    Err(stream) => {
-                        stream.pipe(&mut store, Consumer { writer })?;
-                        None
+            let returned = accessor.with(|mut store| {
+                let stream = stream.try_into::<Producer<R>>(&mut store);
+                let end = end.try_into_future_any(&mut store)?;
+                wasmtime::error::Ok(match stream {
+                    Ok(producer) if end == own_end => Returned::Both(producer, writer),
+                    stream => {
+                        let end: FutureReader<HalfEnd> = end.try_into_future_reader()?;
+                        end.pipe(
+                            &mut store,
+                            EndConsumer {
+                                ended: Some(outbound_ended),
+                            },
+                        )?;
+                        match stream {
+                            Ok(producer) => Returned::Stream(producer, writer),
+                            Err(stream) => {
+                                stream.pipe(&mut store, Consumer { writer })?;
+                                Returned::Own
+                            }
+                        }
                     }
                 })
             })?;
             let mut driving = pin!(drive(inbound, outbound, outbound_end));
-            let Some((producer, writer)) = relay else {
-                return wasmtime::error::Ok(driving.await);
-            };
-            tokio::select! {
-                biased;
-                end = driving.as_mut() => wasmtime::error::Ok(end),
-                () = relay_all(producer, writer) => wasmtime::error::Ok(driving.await),
-            }
+            wasmtime::error::Ok(match returned {
+                Returned::Own => Served::Ended(driving.await),
+                Returned::Stream(producer, mut writer) => {
+                    let Producer {
+                        mut reader,
+                        mut ended,
+                    } = producer;
+                    let relaying = async {
+                        let relayed = relay(&mut reader, &mut writer, pending()).await;
+                        ended.tell(relayed.map(drop).map_err(Into::into));
+                        drop((reader, writer));
+                    };
+                    tokio::select! {
+                        biased;
+                        end = driving.as_mut() => Served::Ended(end),
+                        () = relaying => Served::Ended(driving.await),
+                    }
+                }
+                Returned::Both(producer, mut writer) => {
+                    let Producer {
+                        mut reader,
+                        ended: _ended,
+                    } = producer;
+                    // What the guest still does beside its connection may matter to it.
+                    let at_work = poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
+                    match relay(&mut reader, &mut writer, at_work).await {
+                        Ok(Relayed::SoFar) => Served::Returned(reader, writer),
+                        // Where it fails, the half says how.
+                        Ok(Relayed::ToTheEnd) | Err(_) => Served::Ended(End::Finished),
+                    }
+                }
+            })
         })
         .await
         .flatten()
         .map_err(Fault::Trap)
 }
 
-/// Moves bytes from the inbound to the outbound half without the guest, which has returned its inbound stream and so
-/// said all that there is to say about it.
-async fn relay_all<R, W>(mut producer: Producer<R>, mut writer: Lent<W>)
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    loop {
-        let chunk = match buffer::read(&mut producer.reader).await {
-            Ok(chunk) if chunk.is_empty() => return producer.end(Ok(())),
-            Ok(chunk) => chunk,
-            Err(error) => return producer.end(Err(Failure::from(&error).into())),
-        };
-        if writer.write_all(&chunk).await.is_err() {
-            return;
-        }
-    }
+/// What of its own inbound half a guest has returned as its outbound half.
+enum Returned<R, W> {
+    /// The stream and the future: it has said all that there is to say.
+    Both(Producer<R>, Lent<W>),
+    /// The stream. The guest decides how it ends.
+    Stream(Producer<R>, Lent<W>),
+    /// Nothing: it reads and writes.
+    Own,
 }
 
 /// Waits until the guest is done with both halves, and sends FIN when it is done with its own.
@@ -174,21 +204,24 @@ where
 /// The inbound half: reads from the socket, into the guest's memory, when the guest reads.
 struct Producer<R> {
     reader: Lent<R>,
-    ended: Option<oneshot::Sender<HalfEnd>>,
+    ended: Ended,
 }
 
-impl<R> Producer<R> {
-    fn end(&mut self, how: HalfEnd) {
-        if let Some(ended) = self.ended.take() {
+/// Tells the guest, once, how its inbound half ended.
+struct Ended(Option<oneshot::Sender<HalfEnd>>);
+
+impl Ended {
+    fn tell(&mut self, how: HalfEnd) {
+        if let Some(guest) = self.0.take() {
             // A guest that has dropped the future does not want to know.
-            let _ = ended.send(how);
+            let _ = guest.send(how);
         }
     }
 }
 
-impl<R> Drop for Producer<R> {
+impl Drop for Ended {
     fn drop(&mut self) {
-        self.end(Ok(()));
+        self.tell(Ok(()));
     }
 }
 
@@ -226,11 +259,11 @@ impl<R: AsyncRead + Unpin + Send + 'static> StreamProducer<State> for Producer<R
                 StreamResult::Completed
             }
             Poll::Ready(Ok(())) => {
-                self.end(Ok(()));
+                self.ended.tell(Ok(()));
                 StreamResult::Dropped
             }
             Poll::Ready(Err(error)) => {
-                self.end(Err(Failure::from(&error).into()));
+                self.ended.tell(Err(Failure::from(&error).into()));
                 StreamResult::Dropped
             }
             Poll::Pending if finish => StreamResult::Cancelled,

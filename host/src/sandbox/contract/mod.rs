@@ -13,7 +13,7 @@ use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types as service;
 use crate::bindings::session_service::SessionServicePre;
 use crate::bindings::session_service::inet::service::types as session_service;
-use crate::half::{Failure, Half};
+use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 
 /// The version of the package `inet:service` that this host serves.
@@ -61,6 +61,14 @@ pub enum End {
     Reset(&'static str),
 }
 
+/// How far an instance has served its connection.
+pub(super) enum Served<R, W> {
+    /// To its end.
+    Ended(End),
+    /// It has given its halves back, to be relayed, and has nothing left to do.
+    Returned(Lent<R>, Lent<W>),
+}
+
 /// How an instance failed.
 #[derive(Debug)]
 pub enum Fault {
@@ -81,7 +89,7 @@ impl Fault {
         fmt::from_fn(|f| write!(f, "{:?}", self.error()))
     }
 
-    fn error(&self) -> &wasmtime::Error {
+    pub(in crate::sandbox) fn error(&self) -> &wasmtime::Error {
         let (Self::Start(error) | Self::Trap(error)) = self;
         error
     }
@@ -132,14 +140,17 @@ impl Prepared {
         peer: &Peer,
         inbound: &Half<R>,
         outbound: &Half<W>,
-    ) -> Result<End, Fault>
+    ) -> Result<Served<R, W>, Fault>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
         match self {
             Self::Streams(pre) => handler::serve(pre, store, peer, inbound, outbound).await,
-            Self::Sessions(pre) => sessions::serve(pre, store, peer, inbound, outbound).await,
+            Self::Sessions(pre) => {
+                let end = sessions::serve(pre, store, peer, inbound, outbound).await?;
+                Ok(Served::Ended(end))
+            }
         }
     }
 }

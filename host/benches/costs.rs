@@ -1,0 +1,217 @@
+//! What an operation costs: in instructions, as valgrind's callgrind counts them and compared with `costs.txt`, a guard
+//! against code that has become slower, which a busy machine cannot disturb; or an instance in time.
+//!
+//! `cargo bench --profile dev -p host --bench costs` compares, `-- --write` takes what is counted as what is expected
+//! from now on, and `-- --time GUEST` says how many microseconds an instance of a guest takes.
+//!
+//! Each workload runs in memory, without sockets, a process each time, once with few operations and once with many: the
+//! difference is what an operation costs, however much the start costs.
+
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use host::config::{CacheDir, Limits};
+use host::connection;
+use host::peer::Peer;
+use host::sandbox::{Generation, Sandbox, Source};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+
+/// Guest, and whether an operation is a whole connection, one line to and fro on one that is open, or an instance alone.
+const WORKLOADS: &[(&str, &str)] = &[
+    ("lines-session", "line"),
+    ("lines", "line"),
+    ("echo", "line"),
+    ("lines-session", "connection"),
+    ("lines", "connection"),
+    ("echo", "connection"),
+    ("lines-session", "instance"),
+    ("lines", "instance"),
+];
+
+/// Operations of the two runs.
+const FEW: u64 = 100;
+const MANY: u64 = 400;
+
+/// How far a count may be from what is expected. Between two runs of the same program it moves by less than 1%; more
+/// leaves room for another version of the C library.
+const TOLERANCE: f64 = 0.05;
+
+fn main() -> Result<ExitCode> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["--run", guest, operation, count] = args.as_slice() {
+        run(guest, operation, count.parse()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // As `cargo bench` adds it.
+    let args: Vec<&str> = args.into_iter().filter(|arg| *arg != "--bench").collect();
+    if let ["--time", guest] = args.as_slice() {
+        println!("{:.2}", time(guest)?.as_secs_f64() * 1e6);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if Command::new("valgrind")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
+        bail!("valgrind is absent: apt-get install valgrind");
+    }
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/costs.txt");
+    let expected = if args.contains(&"--write") {
+        None
+    } else {
+        Some(std::fs::read_to_string(&place).with_context(|| place.display().to_string())?)
+    };
+    let mut written = String::new();
+    let mut failed = false;
+    let mut compiled = Vec::new();
+    for (guest, operation) in WORKLOADS {
+        if !compiled.contains(guest) {
+            // What the first run compiles is found by the next ones. (The processor that valgrind shows is its own.)
+            instructions(guest, operation, 1)?;
+            compiled.push(guest);
+        }
+        let few = instructions(guest, operation, FEW)?;
+        let many = instructions(guest, operation, MANY)?;
+        let each = many.saturating_sub(few) / (MANY - FEW);
+        let name = format!("{guest} {operation}");
+        writeln!(written, "{name} {each}")?;
+        let Some(expected) = &expected else {
+            println!("{name}: {each} instructions");
+            continue;
+        };
+        let before: u64 = expected
+            .lines()
+            .find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
+            .with_context(|| format!("`{}` has no line for {name}", place.display()))?;
+        let ratio = each as f64 / before as f64;
+        let verdict = match ratio {
+            r if r > 1.0 + TOLERANCE => "slower: find out why, or write the new figure down with --write",
+            r if r < 1.0 - TOLERANCE => "faster: write the new figure down with --write",
+            _ => "as expected",
+        };
+        failed |= (ratio - 1.0).abs() > TOLERANCE;
+        println!("{name}: {each} instructions, {ratio:.3} of {before}: {verdict}");
+    }
+    if expected.is_none() {
+        std::fs::write(&place, written)?;
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Instructions of a whole run of `count` operations.
+fn instructions(guest: &str, operation: &str, count: u64) -> Result<u64> {
+    let here = std::env::current_exe()?;
+    let out = cache(&here)?.with_file_name(format!("callgrind-{guest}-{operation}-{count}.out"));
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--quiet"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(&here)
+        .args(["--run", guest, operation, &count.to_string()])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{guest} {operation} failed under valgrind: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = std::fs::read_to_string(&out)?;
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    Ok(total.context("callgrind has written no total")?.trim().parse()?)
+}
+
+fn cache(here: &Path) -> Result<PathBuf> {
+    Ok(guest_builder::target_dir(here)?.join("costs-cache"))
+}
+
+/// How long an instance takes, in the best of several rounds.
+#[tokio::main(flavor = "current_thread")]
+async fn time(guest: &str) -> Result<Duration> {
+    let (generation, _) = load(guest).await?;
+    let mut best = Duration::MAX;
+    for _ in 0..10 {
+        let start = Instant::now();
+        for _ in 0..MANY {
+            generation
+                .probe()
+                .await
+                .map_err(|fault| anyhow!(fault.reason()))?;
+        }
+        best = best.min(start.elapsed() / MANY as u32);
+    }
+    Ok(best)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(guest: &str, operation: &str, count: u64) -> Result<()> {
+    let (generation, limits) = load(guest).await?;
+    let line = [[b'x'; 63].as_slice(), b"\n"].concat();
+    match operation {
+        "line" => serve(&generation, &limits, &line, count).await?,
+        "connection" => {
+            for _ in 0..count {
+                serve(&generation, &limits, &line, 1).await?;
+            }
+        }
+        "instance" => {
+            for _ in 0..count {
+                generation
+                    .probe()
+                    .await
+                    .map_err(|fault| anyhow!(fault.reason()))?;
+            }
+        }
+        _ => bail!("no such operation: {operation}"),
+    }
+    Ok(())
+}
+
+async fn load(guest: &str) -> Result<(Generation, Limits)> {
+    let here = std::env::current_exe()?;
+    let target_dir = guest_builder::target_dir(&here)?;
+    let component = target_dir.join("guests").join(guest).with_extension("wasm");
+    if !component.is_file() {
+        guest_builder::build_all(guest_builder::workspace(), &target_dir)?;
+    }
+    let limits = Limits {
+        // As many as valgrind has address space for.
+        max_connections: NonZeroUsize::new(2).context("not 0")?,
+        ..Limits::default()
+    };
+    let sandbox = Sandbox::new(&limits, &CacheDir::At(cache(&here)?))?;
+    let generation = sandbox.load(&Source::File(component)).await?;
+    Ok((generation, limits))
+}
+
+/// Serves one connection on which `line` goes to and fro `count` times.
+async fn serve(generation: &Generation, limits: &Limits, line: &[u8], count: u64) -> Result<()> {
+    let peer = Peer {
+        connection: 1,
+        remote: "192.0.2.7:49152".into(),
+        local: "192.0.2.1:8080".into(),
+        listener: "192.0.2.1:8080".into(),
+    };
+    let (near, far) = duplex(64 << 10);
+    let (reader, writer) = split(near);
+    let served = connection::serve(generation, &peer, reader, writer, limits, std::future::pending());
+    let (report, answered) = tokio::join!(served, client(far, line, count));
+    answered?;
+    ensure!(report.bytes_out == count * line.len() as u64, "{report:?}");
+    Ok(())
+}
+
+async fn client(mut far: DuplexStream, line: &[u8], count: u64) -> Result<()> {
+    let mut answer = vec![0; line.len()];
+    for _ in 0..count {
+        far.write_all(line).await?;
+        far.read_exact(&mut answer).await?;
+        ensure!(answer == line, "another answer");
+    }
+    far.shutdown().await?;
+    ensure!(far.read(&mut answer).await? == 0, "more than was asked for");
+    Ok(())
+}

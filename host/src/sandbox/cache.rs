@@ -1,0 +1,287 @@
+//! Compiled components on disk, so that a component is compiled once and not at every start.
+//!
+//! An entry is named by the digest of the component and of all that its code depends on: the version and settings of
+//! wasmtime. It holds its own digest, which is compared before the code is used, and it appears whole or not at all.
+//! Nothing here is fatal: what cannot be read is compiled, and what cannot be written is compiled again next time.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::hash::{Hash, Hasher};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use etcetera::BaseStrategy as _;
+use sha2::{Digest as _, Sha256};
+use tracing::{debug, warn};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use crate::config::CacheDir;
+
+/// The directory of this host within the user's cache directory.
+const NAME: &str = "wasm-inetd";
+
+/// Bytes of all entries together. Beyond it those go that were not used for the longest time.
+const MAX_SIZE: u64 = 1 << 30;
+
+/// How names of entries end, and of what is not an entry yet.
+const ENTRY: &str = "cwasm";
+const PART: &str = "part";
+
+/// A SHA-256 digest stands before the code.
+const DIGEST: usize = 32;
+
+/// Numbers the files that this process writes, so that no two share a name.
+static PARTS: AtomicU64 = AtomicU64::new(0);
+
+/// A directory of compiled components, which only its owner may write to.
+#[derive(Debug)]
+pub(super) struct Cache {
+    dir: PathBuf,
+}
+
+impl Cache {
+    /// The cache that was asked for, if it can be used.
+    pub(super) fn choose(choice: &CacheDir) -> Option<Self> {
+        match choice {
+            CacheDir::Off => None,
+            CacheDir::At(dir) => Self::open(dir)
+                .inspect_err(|error| {
+                    warn!(
+                        "not keeping compiled components in `{}` of --cache: {error}; give a directory of your own, or `off`",
+                        dir.display()
+                    );
+                })
+                .ok(),
+            CacheDir::OfUser => {
+                let dir = etcetera::base_strategy::choose_base_strategy().ok()?.cache_dir().join(NAME);
+                Self::open(&dir)
+                    .inspect_err(|error| debug!(dir = %dir.display(), %error, "not keeping compiled components"))
+                    .ok()
+            }
+        }
+    }
+
+    /// The cache in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made, or somebody else could put code into it.
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let metadata = fs::metadata(dir)?;
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other("it belongs to another user"));
+        }
+        if metadata.mode() & 0o022 != 0 {
+            return Err(io::Error::other("others may write to it (chmod go-w)"));
+        }
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The component of `bytes`, out of the cache if it is there, compiled and put there if not, and whether it was
+    /// compiled.
+    ///
+    /// # Errors
+    ///
+    /// It is not a valid component.
+    pub(super) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Component, bool)> {
+        let path = self.dir.join(name(engine, bytes));
+        match find(engine, &path) {
+            Ok(Some(component)) => return Ok((component, false)),
+            Ok(None) => {}
+            Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
+        }
+        let component = Component::new(engine, bytes)?;
+        if let Err(error) = self.keep(&path, &component) {
+            debug!(path = %path.display(), %error, "cannot keep compiled code");
+        }
+        Ok((component, true))
+    }
+
+    fn keep(&self, path: &Path, component: &Component) -> io::Result<()> {
+        let code = component.serialize().map_err(io::Error::other)?;
+        let number = PARTS.fetch_add(1, Ordering::Relaxed);
+        let part = self.dir.join(format!("{}-{number}.{PART}", process::id()));
+        let written = write(&part, &code).and_then(|()| fs::rename(&part, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        written?;
+        self.prune()
+    }
+
+    /// Removes what was not used for the longest time until the rest is within [`MAX_SIZE`].
+    fn prune(&self) -> io::Result<()> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let ours = path.extension().is_some_and(|end| end == ENTRY || end == PART);
+            // Another process may prune too, and be faster.
+            if let (true, Ok(metadata)) = (ours, fs::metadata(&path)) {
+                let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                files.push((used, metadata.len(), path));
+            }
+        }
+        files.sort();
+        let mut size: u64 = files.iter().map(|(_, len, _)| len).sum();
+        for (_, len, path) in files {
+            if size <= MAX_SIZE {
+                break;
+            }
+            let _ = fs::remove_file(path);
+            size -= len;
+        }
+        Ok(())
+    }
+}
+
+/// The name of the entry for `bytes` as `engine` compiles it.
+fn name(engine: &Engine, bytes: &[u8]) -> String {
+    let mut digest = Hashed(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut digest);
+    digest.0.update(bytes);
+    format!("{:x}.{ENTRY}", digest.0.finalize())
+}
+
+/// What implements `Hash` is hashed by SHA-256.
+struct Hashed(Sha256);
+
+impl Hasher for Hashed {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let digest = self.0.clone().finalize();
+        digest
+            .iter()
+            .take(8)
+            .fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+}
+
+/// The component of an entry; `None` if there is no such entry.
+fn find(engine: &Engine, path: &Path) -> io::Result<Option<Component>> {
+    let entry = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entry => entry?,
+    };
+    let Some((digest, code)) = entry.split_at_checked(DIGEST) else {
+        return Err(io::Error::other("it is cut off"));
+    };
+    if *digest != *Sha256::digest(code) {
+        return Err(io::Error::other("it is damaged"));
+    }
+    let component = deserialize(engine, code).map_err(io::Error::other)?;
+    // For `prune`.
+    if let Ok(file) = File::options().append(true).open(path) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+    Ok(Some(component))
+}
+
+/// A component from code that this program has compiled.
+#[allow(unsafe_code)]
+fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: `code` has to be what `Component::serialize` gave. It stood in a directory to which nobody but the user of
+    // this process can write, under a name that nothing else writes to, and its digest says that it is whole. Who can
+    // forge that acts as this user already, and needs no cache to run code. It was read into memory, so it cannot
+    // change any more, and wasmtime itself refuses what an engine of another version or other settings has made.
+    unsafe { Component::deserialize(engine, code) }
+}
+
+fn write(path: &Path, code: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(&Sha256::digest(code))?;
+    file.write_all(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory that is gone with this.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("cache-{name}-{}", process::id()));
+            let _ = fs::remove_dir_all(&dir);
+            Self(dir)
+        }
+
+        fn entries(&self) -> Vec<PathBuf> {
+            fs::read_dir(&self.0)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect()
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn empty() -> Vec<u8> {
+        wat::parse_str("(component)").unwrap()
+    }
+
+    #[test]
+    fn what_was_compiled_is_found_again() {
+        let dir = Dir::new("found");
+        let cache = Cache::open(&dir.0).unwrap();
+        let engine = Engine::default();
+        assert!(cache.component(&engine, &empty()).unwrap().1);
+        assert_eq!(dir.entries().len(), 1);
+        assert!(!cache.component(&engine, &empty()).unwrap().1);
+        let other = wat::parse_str("(component (core module))").unwrap();
+        cache.component(&engine, &other).unwrap();
+        assert_eq!(dir.entries().len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_entry_is_compiled_again_and_replaced() {
+        let dir = Dir::new("damaged");
+        let cache = Cache::open(&dir.0).unwrap();
+        let engine = Engine::default();
+        cache.component(&engine, &empty()).unwrap();
+        let path = dir.entries().remove(0);
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        for damaged in [&flipped[..], &whole[..whole.len() - 1], &whole[..DIGEST - 1], &[]] {
+            fs::write(&path, damaged).unwrap();
+            assert!(find(&engine, &path).is_err());
+            cache.component(&engine, &empty()).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_compiled_all_the_same() {
+        let dir = Dir::new("gone");
+        let cache = Cache::open(&dir.0).unwrap();
+        fs::remove_dir(&dir.0).unwrap();
+        assert!(cache.component(&Engine::default(), &empty()).is_ok());
+        assert!(cache.component(&Engine::default(), b"\0asm").is_err());
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = Dir::new("open");
+        fs::create_dir(&dir.0).unwrap();
+        fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Cache::open(&dir.0).unwrap_err().to_string().contains("chmod"));
+    }
+}

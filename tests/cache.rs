@@ -1,0 +1,80 @@
+//! Compiled components are kept for the next start, and nothing about that can stop a start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{HOST, Host};
+
+/// A directory beside the program under test that holds nothing, by a name that no other test uses.
+fn empty(name: &str) -> PathBuf {
+    let dir = guest_builder::target_dir(Path::new(HOST))
+        .unwrap()
+        .join("test-caches")
+        .join(name);
+    let _ = fs::remove_dir_all(&dir);
+    dir
+}
+
+/// Serves one connection with compiled components in `dir`, and returns what is then there.
+fn serve(dir: &Path) -> (Vec<PathBuf>, String) {
+    let mut host = Host::serving("lines-session", &["-v", "--cache", dir.to_str().unwrap()]);
+    host.connect().echo("hello\n");
+    host.stop();
+    let entries = fs::read_dir(dir).map_or_else(
+        |_| Vec::new(),
+        |entries| entries.map(|entry| entry.unwrap().path()).collect(),
+    );
+    (entries, host.log())
+}
+
+#[test]
+fn a_component_is_compiled_once() {
+    let dir = empty("once");
+    let (entries, log) = serve(&dir);
+    assert_eq!(entries.len(), 1);
+    assert!(log.contains("compiled=true"), "{log}");
+    let (again, log) = serve(&dir);
+    assert_eq!(entries, again);
+    assert!(log.contains("compiled=false"), "{log}");
+}
+
+#[test]
+fn a_damaged_entry_is_not_used() {
+    let dir = empty("damaged");
+    let (entries, _) = serve(&dir);
+    let whole = fs::read(&entries[0]).unwrap();
+    for at in (0..whole.len()).step_by(whole.len() / 7) {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        for damaged in [&flipped[..], &whole[..at]] {
+            fs::write(&entries[0], damaged).unwrap();
+            let (_, log) = serve(&dir);
+            assert!(log.contains("compiled=true"), "{at}: {log}");
+            assert!(
+                fs::read(&entries[0]).unwrap() == whole,
+                "{at}: it was not replaced"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named_and_does_not_matter() {
+    let file = empty("file");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let _ = fs::remove_file(&file);
+    fs::write(&file, "no directory").unwrap();
+    let (_, log) = serve(&file);
+    assert!(
+        log.contains("WARN") && log.contains(file.to_str().unwrap()),
+        "{log}"
+    );
+}
+
+#[test]
+fn off_keeps_nothing() {
+    let host = Host::serving("lines-session", &["-v", "--cache", "off"]);
+    host.connect().echo("hello\n");
+    assert!(host.log().contains("compiled=true"), "{}", host.log());
+    assert!(!Path::new("off").exists());
+}
