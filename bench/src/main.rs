@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     let mut all = Vec::new();
     for &workload in workload::ALL {
         if chosen(&cli.workloads, &workload.name()) {
-            let measured = measure(workload, &contenders, &places, &cli)?;
+            let measured = measure(workload, &contenders, &places, &cli);
             println!("{}", table::of(&measured));
             all.push(measured);
         }
@@ -111,43 +111,47 @@ fn places(program: &Path, target_dir: &Path) -> Result<Places> {
         sources: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("contenders"),
         scratch,
         cache: target_dir.join("bench/cache").display().to_string(),
-        connections: measure::descriptor_limit()?,
     })
 }
 
-/// All rounds of one workload.
-fn measure<'a>(
-    workload: Workload,
-    contenders: &[&'a Contender],
-    places: &Places,
-    cli: &Cli,
-) -> Result<Measured<'a>> {
-    let mut takers: Vec<&Contender> = contenders.to_vec();
-    takers.retain(|contender| workload.suits(contender));
-    let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); takers.len()];
+/// All rounds of one workload. A contender that fails is left out of it, and said to have failed.
+fn measure<'a>(workload: Workload, contenders: &[&'a Contender], places: &Places, cli: &Cli) -> Measured<'a> {
+    let mut takers: Vec<(&Contender, Vec<Figures>)> = contenders
+        .iter()
+        .filter(|contender| workload.suits(contender))
+        .map(|contender| (*contender, Vec::new()))
+        .collect();
     for round in 0..=cli.rounds {
-        for (contender, rounds) in takers.iter().zip(&mut rounds) {
+        takers.retain_mut(|(contender, rounds)| {
             eprint!(
                 "\r{} {round}/{} {:<12}",
                 workload.name(),
                 cli.rounds,
                 contender.name
             );
-            let figures = workload
-                .measure(contender, places, cli.time)
-                .with_context(|| format!("{} under {}", contender.name, workload.name()))?;
-            // The first round is the warm-up.
-            if round > 0 {
-                rounds.push(figures);
+            match workload.measure(contender, places, cli.time) {
+                // The first round is the warm-up.
+                Ok(figures) if round > 0 => rounds.push(figures),
+                Ok(_) => {}
+                Err(error) => {
+                    eprintln!(
+                        "\r{} is left out of {}: {error:#}",
+                        contender.name,
+                        workload.name()
+                    );
+                    return false;
+                }
             }
-        }
+            true
+        });
     }
     eprint!("\r{:60}\r", "");
-    Ok(Measured {
+    let (contenders, rounds) = takers.into_iter().unzip();
+    Measured {
         workload,
-        contenders: takers,
+        contenders,
         rounds,
-    })
+    }
 }
 
 /// Builds every guest, and the component that binds its own socket.

@@ -32,6 +32,15 @@ pub(crate) fn descriptor_limit() -> Result<u64> {
         .context("no limit on open files in /proc/self/limits")
 }
 
+/// How many memory mappings a process may have.
+///
+/// # Errors
+///
+/// The kernel does not say.
+pub(crate) fn mapping_limit() -> Result<u64> {
+    Ok(fs::read_to_string("/proc/sys/vm/max_map_count")?.trim().parse()?)
+}
+
 /// The usage of process `pid` and of its descendants together.
 ///
 /// # Errors

@@ -1,6 +1,5 @@
 //! Workloads: what a server is put to, and what is read off it.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -53,6 +52,12 @@ pub(crate) const ALL: &[Workload] = &[
 /// Descriptors of a server, and of the client, that are no connections: those of the figure to reach, "the limit
 /// less 200".
 const OTHER_DESCRIPTORS: u64 = 200;
+
+/// The default of `--max-connections`.
+const DEFAULT_CONNECTIONS: u64 = 1024;
+
+/// Memory mappings that the host takes for a connection, and for itself.
+const MAPPINGS: (u64, u64) = (4, 500);
 
 /// One measurement: named figures, of which the first is what contenders are compared by.
 pub(crate) type Figures = Vec<(&'static str, f64)>;
@@ -115,6 +120,18 @@ impl Workload {
         }
     }
 
+    /// Connections that a server has to be ready for: what the host is by default, where that is enough.
+    fn connections(self) -> Result<u64> {
+        Ok(match self {
+            Self::Idle(connections) => (connections as u64 + 24).max(DEFAULT_CONNECTIONS),
+            Self::IdleMax => {
+                let mappings = measure::mapping_limit()?.saturating_sub(MAPPINGS.1) / MAPPINGS.0;
+                measure::descriptor_limit()?.min(mappings)
+            }
+            _ => DEFAULT_CONNECTIONS,
+        })
+    }
+
     /// Measures `contender` once.
     ///
     /// # Errors
@@ -124,7 +141,7 @@ impl Workload {
         if self == Self::Instance {
             return Ok(vec![("µs", instance(contender, places)?)]);
         }
-        let server = contender.start(places, self == Self::StartCold)?;
+        let server = contender.start(places, self.connections()?, self == Self::StartCold)?;
         if let Self::StartCold | Self::StartCached = self {
             return Ok(vec![("ms", server.listened_after.as_secs_f64() * 1e3)]);
         }
@@ -196,22 +213,11 @@ fn each(server: &Server, before: measure::Usage, connections: usize) -> Result<F
     ])
 }
 
-/// Microseconds for an instance, as the host's own benchmark measures it: no process of ours can see it from outside.
+/// Microseconds for an instance, measured inside a program of its own: from outside it cannot be seen.
 fn instance(contender: &Contender, places: &Places) -> Result<f64> {
     let guest = contender.guest().context("it has no guest")?;
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(guest_builder::workspace())
-        .args([
-            "bench",
-            "--quiet",
-            "--package",
-            "host",
-            "--bench",
-            "costs",
-            "--target-dir",
-        ])
-        .arg(places.guests.parent().unwrap_or_else(|| Path::new(".")))
-        .args(["--", "--time", guest])
+    let output = Command::new(places.programs.join("instances"))
+        .arg(places.guests.join(guest).with_extension("wasm"))
         .output()?;
     let text = String::from_utf8(output.stdout)?;
     ensure!(

@@ -1,8 +1,8 @@
-//! What an operation costs: in instructions, as valgrind's callgrind counts them and compared with `costs.txt`, a guard
-//! against code that has become slower, which a busy machine cannot disturb; or an instance in time.
+//! What an operation costs in instructions, as valgrind's callgrind counts them, compared with `costs.txt`: a guard
+//! against code that has become slower, which a busy machine cannot disturb.
 //!
-//! `cargo bench --profile dev -p host --bench costs` compares, `-- --write` takes what is counted as what is expected
-//! from now on, and `-- --time GUEST` says how many microseconds an instance of a guest takes.
+//! `cargo bench --profile dev -p host --bench costs` compares, and `-- --write` takes what is counted as what is expected
+//! from now on.
 //!
 //! Each workload runs in memory, without sockets, a process each time, once with few operations and once with many: the
 //! difference is what an operation costs, however much the start costs.
@@ -11,7 +11,6 @@ use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use host::config::{CacheDir, Limits};
@@ -49,10 +48,6 @@ fn main() -> Result<ExitCode> {
     }
     // As `cargo bench` adds it.
     let args: Vec<&str> = args.into_iter().filter(|arg| *arg != "--bench").collect();
-    if let ["--time", guest] = args.as_slice() {
-        println!("{:.2}", time(guest)?.as_secs_f64() * 1e6);
-        return Ok(ExitCode::SUCCESS);
-    }
     if Command::new("valgrind")
         .arg("--version")
         .stdout(Stdio::null())
@@ -126,24 +121,6 @@ fn instructions(guest: &str, operation: &str, count: u64) -> Result<u64> {
 
 fn cache(here: &Path) -> Result<PathBuf> {
     Ok(guest_builder::target_dir(here)?.join("costs-cache"))
-}
-
-/// How long an instance takes, in the best of several rounds.
-#[tokio::main(flavor = "current_thread")]
-async fn time(guest: &str) -> Result<Duration> {
-    let (generation, _) = load(guest).await?;
-    let mut best = Duration::MAX;
-    for _ in 0..10 {
-        let start = Instant::now();
-        for _ in 0..MANY {
-            generation
-                .probe()
-                .await
-                .map_err(|fault| anyhow!(fault.reason()))?;
-        }
-        best = best.min(start.elapsed() / MANY as u32);
-    }
-    Ok(best)
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -56,6 +56,7 @@ impl Bound {
     pub fn register(&self) -> io::Result<Listener> {
         Ok(Listener {
             socket: TcpListener::from_std(self.socket.try_clone()?)?,
+            local: self.local,
             name: self.local.to_string(),
             pause: Cell::new(None),
         })
@@ -78,6 +79,7 @@ fn listen(address: SocketAddr) -> io::Result<Bound> {
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
+    local: SocketAddr,
     name: String,
     /// The last pause, while connections cannot be accepted.
     pause: Cell<Option<Duration>>,
@@ -90,6 +92,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The peer's address.
     pub remote: SocketAddr,
+    /// The address that the peer has reached.
+    pub local: SocketAddr,
 }
 
 /// What to do about an accept that failed.
@@ -107,6 +111,15 @@ impl Listener {
         &self.name
     }
 
+    /// The address that was reached. It takes asking only where the listener has every address of the machine.
+    fn reached(&self, stream: &TcpStream) -> SocketAddr {
+        if self.local.ip().is_unspecified() {
+            stream.local_addr().unwrap_or(self.local)
+        } else {
+            self.local
+        }
+    }
+
     /// Waits for a connection, whatever errors come before it.
     pub async fn accept(&self) -> Accepted {
         let mut skipped = 0;
@@ -116,7 +129,11 @@ impl Listener {
                     if self.pause.take().is_some() {
                         info!(listener = self.name, "accepting again");
                     }
-                    return Accepted { stream, remote };
+                    return Accepted {
+                        local: self.reached(&stream),
+                        stream,
+                        remote,
+                    };
                 }
                 Err(error) => match remedy(&error) {
                     Remedy::Next if skipped < MAX_SKIPPED => {
@@ -244,6 +261,18 @@ mod tests {
             libc::EINVAL,
         ] {
             assert_eq!(remedy(code), Remedy::BackOff, "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_knows_the_address_that_it_reached() {
+        for bound in [[127, 0, 0, 2], [0, 0, 0, 0]] {
+            let bound = Bound::bind((bound, 0).into()).unwrap();
+            let reached = SocketAddr::from(([127, 0, 0, 2], bound.local().port()));
+            let listener = bound.register().unwrap();
+            let (accepted, client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
+            assert_eq!(accepted.local, reached);
+            assert_eq!(accepted.remote, client.unwrap().local_addr().unwrap());
         }
     }
 

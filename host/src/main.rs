@@ -9,7 +9,7 @@ use clap::Parser;
 use host::cli::Cli;
 use host::config::Config;
 use host::listener::Bound;
-use host::sandbox::{self, Sandbox, Source};
+use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
 use host::shutdown::Signals;
 use host::{logging, server, system};
@@ -35,10 +35,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: &Config) -> anyhow::Result<Drained> {
-    system::prepare(config, sandbox::MAPPINGS_PER_CONNECTION);
+    system::raise_descriptors(config);
     let source = config.component.clone().map_or(Source::Embedded, Source::File);
     let sandbox = Sandbox::new(&config.limits, &config.cache).context("cannot start the sandbox")?;
     let generation = sandbox.load(&source).await?;
+    system::check_mappings(config, generation.mappings());
     info!(contract = generation.contract().as_str(), "serving with {source}");
     let listeners = config
         .listen

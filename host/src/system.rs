@@ -16,18 +16,10 @@ const DESCRIPTORS_PER_THREAD: u64 = 6;
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
 
-/// Raises this process's limit on descriptors, as far as it may, to what `config` needs, and warns where that, or
-/// the limit on mappings, does not suffice.
-///
-/// `mappings` is how many mappings a connection takes.
-pub fn prepare(config: &Config, mappings: u64) {
+/// Warns where the limit on mappings does not suffice for `config` with a component of which each connection takes
+/// `mappings`.
+pub fn check_mappings(config: &Config, mappings: u64) {
     let connections = config.limits.max_connections.get() as u64;
-    let listeners = config.listen.len() as u64;
-    let threads = config.threads.get() as u64;
-    let descriptors = connections
-        .saturating_add(DESCRIPTORS + listeners)
-        .saturating_add(threads * (DESCRIPTORS_PER_THREAD + listeners));
-    raise_descriptors(connections, descriptors);
     let need = connections.saturating_mul(mappings).saturating_add(MAPPINGS);
     if let Some(limit) = max_map_count()
         && limit < need
@@ -40,7 +32,15 @@ pub fn prepare(config: &Config, mappings: u64) {
     }
 }
 
-fn raise_descriptors(connections: u64, need: u64) {
+/// Raises this process's limit on descriptors, as far as it may, to what `config` needs, and warns where that does not
+/// suffice.
+pub fn raise_descriptors(config: &Config) {
+    let connections = config.limits.max_connections.get() as u64;
+    let listeners = config.listen.len() as u64;
+    let threads = config.threads.get() as u64;
+    let need = connections
+        .saturating_add(DESCRIPTORS + listeners)
+        .saturating_add(threads * (DESCRIPTORS_PER_THREAD + listeners));
     let limit = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (limit.current, limit.maximum) else {
         return;

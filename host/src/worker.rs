@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,15 @@ use crate::peer::Peer;
 use crate::sandbox::Generation;
 use crate::server::Shared;
 
-/// Connections that the thread which accepts may have beyond those of another thread.
-const SLACK: usize = 8;
+/// Connections that the thread which accepts may have beyond those of another thread. Few threads that are busy do the same
+/// work for less than many that are often woken; but connections stay where they are, whatever comes of them.
+const SLACK: usize = 16;
 
 /// A turn of one connection that lasts longer keeps others waiting.
 const LONG_TURN: Duration = Duration::from_millis(1);
+
+/// Long turns between two accepts that mean a busy thread, and not just one that the system has interrupted.
+const STRAIN: usize = 4;
 
 /// The pause before listeners that could not be registered are tried again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -44,8 +48,8 @@ struct Worker {
     inbox: mpsc::UnboundedSender<Vec<Bound>>,
     /// Its connections.
     open: AtomicUsize,
-    /// One of them has had a long turn since its last accept.
-    strained: AtomicBool,
+    /// Long turns that they have had since its last accept.
+    long_turns: AtomicUsize,
 }
 
 /// Where a thread receives the listeners.
@@ -59,7 +63,7 @@ impl Crew {
                 let worker = Worker {
                     inbox,
                     open: AtomicUsize::new(0),
-                    strained: AtomicBool::new(false),
+                    long_turns: AtomicUsize::new(0),
                 };
                 (worker, received)
             })
@@ -82,7 +86,7 @@ impl Crew {
     /// Who accepts the next connection, if it is not the thread `number`, which has just accepted one.
     fn next(&self, number: usize) -> Option<usize> {
         let own = self.workers.get(number)?;
-        let strained = own.strained.swap(false, Relaxed);
+        let strained = own.long_turns.swap(0, Relaxed) >= STRAIN;
         let others = (1..self.workers.len()).map(|offset| (number + offset) % self.workers.len());
         let (other, open) = others
             .filter_map(|other| Some((other, self.workers.get(other)?.open.load(Relaxed))))
@@ -122,7 +126,7 @@ impl Open {
             if start.elapsed() > LONG_TURN
                 && let Some(worker) = self.worker()
             {
-                worker.strained.store(true, Relaxed);
+                worker.long_turns.fetch_add(1, Relaxed);
             }
             polled
         })
@@ -235,14 +239,16 @@ async fn any(listeners: &[Listener], first: usize) -> (usize, Accepted) {
 
 /// Serves one connection and logs what became of it.
 async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted) {
-    let Accepted { stream, remote } = accepted;
+    let Accepted {
+        stream,
+        remote,
+        local,
+    } = accepted;
     let generation = Arc::clone(&shared.generation);
     let peer = Peer {
         connection: shared.numbers.fetch_add(1, Relaxed),
         remote: remote.to_string(),
-        local: stream
-            .local_addr()
-            .map_or_else(|_| listener.clone(), |local| local.to_string()),
+        local: local.to_string(),
         listener,
     };
     let (reader, writer) = listener::split(stream);

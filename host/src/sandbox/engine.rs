@@ -68,6 +68,7 @@ pub(super) struct Pool {
 /// An engine with all that its components may import.
 #[derive(Clone)]
 pub(super) struct Engine {
+    needs: Needs,
     pub(super) linker: Linker<State>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
@@ -85,11 +86,22 @@ impl Engine {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         }
         Ok(Self {
+            needs,
             linker,
             ticker: Arc::clone(ticker),
             limits: *limits,
             pool,
         })
+    }
+
+    /// Memory mappings of a connection whose instance has so many memories: a stack and what guards it, and for each
+    /// memory what is in use, what is reserved beyond it, and, where images are mapped, the image and what is below it.
+    pub(super) fn mappings(&self, memories: u32) -> u64 {
+        let each = match self.needs.images {
+            Images::Copied => 2,
+            Images::Mapped => 4,
+        };
+        2 + each * u64::from(memories)
     }
 
     pub(super) fn engine(&self) -> &wasmtime::Engine {

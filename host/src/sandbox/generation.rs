@@ -65,6 +65,7 @@ impl fmt::Display for Source {
 pub struct Generation {
     prepared: Prepared,
     engine: Engine,
+    mappings: u64,
 }
 
 impl Sandbox {
@@ -84,7 +85,14 @@ impl Sandbox {
         let (engine, component) = self.compile(&bytes)?.map_err(refused)?;
         let contract = find_contract(&component).map_err(refused)?;
         let prepared = prepare(&engine, &component, contract).map_err(refused)?;
-        let generation = Generation { prepared, engine };
+        let memories = component
+            .resources_required()
+            .map_or(1, |required| required.num_memories);
+        let generation = Generation {
+            mappings: engine.mappings(memories),
+            prepared,
+            engine,
+        };
         match timeout(PROBE, generation.probe()).await {
             Ok(Ok(())) => {}
             Ok(Err(fault)) => return Err(refused(Refusal::Start(line(fault.error())))),
@@ -119,6 +127,11 @@ impl Generation {
     /// How it serves.
     pub fn contract(&self) -> Contract {
         self.prepared.contract()
+    }
+
+    /// Memory mappings that a connection takes while its instance lives.
+    pub fn mappings(&self) -> u64 {
+        self.mappings
     }
 
     /// Makes an instance and drops it.

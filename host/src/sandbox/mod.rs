@@ -22,9 +22,6 @@ use cache::Cache;
 use engine::{Engine, Needs};
 use ticker::Ticker;
 
-/// Memory mappings that one connection can take: its instance's memory and tables, and its stack.
-pub const MAPPINGS_PER_CONNECTION: u64 = 6;
-
 /// What connections share: engines, linkers, and the clock that interrupts guests.
 ///
 /// There is an engine for each [`Needs`], made when a component first has them: the concurrency of the component model
