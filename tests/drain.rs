@@ -37,7 +37,7 @@ fn open_connections_may_finish_and_no_new_ones_come_in() {
 
 #[test]
 fn what_is_left_at_the_timeout_is_closed_and_counted() {
-    let mut host = Host::serving("spin", &["--drain-timeout", "3s"]);
+    let mut host = Host::serving("spin", &["--drain-timeout", "3s", "--max-call-time", "off"]);
     let talking = host.connect();
     let idle = host.connect();
     let stuck = host.connect();

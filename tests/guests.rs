@@ -2,7 +2,7 @@
 
 use std::net::Shutdown;
 
-use crate::harness::{DEADLINE, Host, guest, refused};
+use crate::harness::{DEADLINE, Host, guest, noise, refused};
 
 #[test]
 fn every_guest_has_a_module_here() {
@@ -142,6 +142,26 @@ mod daytime {
             "{before} <= {time} <= {after}"
         );
         drop(client);
+        assert_eq!(host.outcome(), "finished");
+    }
+}
+
+mod copy {
+    use super::*;
+
+    #[test]
+    fn gives_back_what_it_is_sent_however_much_that_is() {
+        let host = Host::serving("copy", &[]);
+        let client = host.connect();
+        client.echo("hello");
+        let bytes = noise(5, 3_000_000);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.send(&bytes);
+                client.finish();
+            });
+            assert!(client.rest() == bytes);
+        });
         assert_eq!(host.outcome(), "finished");
     }
 }
@@ -330,7 +350,7 @@ mod spin {
 
     #[test]
     fn does_not_starve_its_neighbours() {
-        let host = Host::serving("spin", &["--threads", "1"]);
+        let host = Host::serving("spin", &["--threads", "1", "--max-call-time", "off"]);
         let spinning: Vec<_> = (0..3).map(|_| host.connect()).collect();
         for client in &spinning {
             client.echo("hello");

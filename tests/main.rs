@@ -18,5 +18,6 @@ mod drain;
 mod faults;
 mod guests;
 mod isolation;
+mod limits;
 mod log;
 mod relay;

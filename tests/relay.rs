@@ -71,6 +71,7 @@ fn a_peer_cannot_tell_whether_its_bytes_pass_through_the_guest() {
     assert_eq!(copied.len(), 6);
     assert_eq!(seen("echo"), copied);
     assert_eq!(seen("arbiter"), copied);
+    assert_eq!(seen("copy"), copied);
 }
 
 #[test]

@@ -102,10 +102,11 @@ pub(crate) fn all() -> Vec<Contender> {
     };
     vec![
         host("session", "lines-session", "this host, `lines-session`"),
+        host("copy", "copy", "this host, `copy`: streams, copied by the guest"),
         host(
             "streams",
             "lines",
-            "this host, `lines`: streams, copied through the guest",
+            "this host, `lines`: streams, cut into lines by the guest",
         ),
         host(
             "echo",

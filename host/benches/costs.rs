@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use host::config::{CacheDir, Limits};
 use host::connection;
 use host::peer::Peer;
@@ -136,10 +136,7 @@ async fn run(guest: &str, operation: &str, count: u64) -> Result<()> {
         }
         "instance" => {
             for _ in 0..count {
-                generation
-                    .probe()
-                    .await
-                    .map_err(|fault| anyhow!(fault.reason()))?;
+                generation.probe().await?;
             }
         }
         _ => bail!("no such operation: {operation}"),

@@ -42,9 +42,41 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Limits")]
     max_memory: usize,
 
+    /// How long one connection may keep its thread before others have their turn
+    #[arg(long, value_name = "TIME", default_value = "2ms", value_parser = slice, help_heading = "Limits")]
+    cpu_slice: Duration,
+
+    /// How long one call of a session may take before the connection is reset, or `off`
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = timeout, help_heading = "Limits")]
+    max_call_time: Timeout,
+
+    /// Time on the processor that the guest of one connection may take in all before it is reset, or `off`
+    #[arg(long, value_name = "TIME", default_value = "off", value_parser = timeout, help_heading = "Limits")]
+    max_cpu_time: Timeout,
+
+    /// Silence in both directions from the accept on after which a connection is closed, or `off`
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = timeout, help_heading = "Limits")]
+    first_byte_timeout: Timeout,
+
     /// Silence in both directions after which a connection is closed, or `off`
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = timeout, help_heading = "Limits")]
     idle_timeout: Timeout,
+
+    /// How long a peer may take no byte of what waits for it before it is reset, or `off`
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = timeout, help_heading = "Limits")]
+    write_timeout: Timeout,
+
+    /// How long a connection may live, or `off`
+    #[arg(long, value_name = "TIME", default_value = "off", value_parser = timeout, help_heading = "Limits")]
+    max_lifetime: Timeout,
+
+    /// Bytes that a peer may send on one connection, or `off`
+    #[arg(long, value_name = "SIZE", default_value = "off", value_parser = bytes, help_heading = "Limits")]
+    max_bytes_in: Bytes,
+
+    /// Bytes that a guest may send on one connection, or `off`
+    #[arg(long, value_name = "SIZE", default_value = "off", value_parser = bytes, help_heading = "Limits")]
+    max_bytes_out: Bytes,
 
     /// How long connections may go on after SIGINT or SIGTERM before they are closed
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Limits")]
@@ -83,6 +115,10 @@ enum Format {
 #[derive(Clone, Copy, Debug)]
 struct Timeout(Option<Duration>);
 
+/// The same for a number of bytes.
+#[derive(Clone, Copy, Debug)]
+struct Bytes(Option<u64>);
+
 impl From<Cli> for Config {
     fn from(cli: Cli) -> Self {
         Self {
@@ -100,7 +136,15 @@ impl From<Cli> for Config {
             limits: Limits {
                 max_connections: cli.max_connections,
                 max_memory: cli.max_memory,
+                cpu_slice: cli.cpu_slice,
+                max_call_time: cli.max_call_time.0,
+                max_cpu_time: cli.max_cpu_time.0,
+                first_byte_timeout: cli.first_byte_timeout.0,
                 idle_timeout: cli.idle_timeout.0,
+                write_timeout: cli.write_timeout.0,
+                max_lifetime: cli.max_lifetime.0,
+                max_bytes_in: cli.max_bytes_in.0,
+                max_bytes_out: cli.max_bytes_out.0,
             },
             log: Log {
                 format: match cli.log_format {
@@ -146,6 +190,27 @@ fn timeout(text: &str) -> Result<Timeout, String> {
             Err("nothing would ever be served; expected a time above zero, or `off`".to_owned())
         }
         limit => Ok(Timeout(Some(limit))),
+    }
+}
+
+fn slice(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(1);
+    let slice = duration(text)?;
+    range
+        .contains(&slice)
+        .then_some(slice)
+        .ok_or_else(|| "expected a time from 1ms to 1s".to_owned())
+}
+
+fn bytes(text: &str) -> Result<Bytes, String> {
+    if text == "off" {
+        return Ok(Bytes(None));
+    }
+    let expected = "expected a number of bytes above zero with a unit, as 512KiB or 10GiB, or `off`";
+    let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
+    match size.as_u64() {
+        0 => Err(expected.to_owned()),
+        size => Ok(Bytes(Some(size))),
     }
 }
 

@@ -48,10 +48,46 @@ pub struct Limits {
     /// Default 64 MiB. Growth beyond it fails, which the guest sees; an instance that would start above it is
     /// not made. Worst case in all: this times `max_connections`.
     pub max_memory: usize,
+    /// How long one connection may keep its thread before others have their turn.
+    ///
+    /// Default 2 ms, and no finer than 1 ms.
+    pub cpu_slice: Duration,
+    /// How long one call of a session may take, turns of others included, unless it waits for the host; `None` for ever.
+    ///
+    /// Default 1 second.
+    pub max_call_time: Option<Duration>,
+    /// Time on the processor that one connection's instance may take in all; `None` for any.
+    ///
+    /// Default: any. It is exceeded by at most one slice. Measuring it costs two system calls for each turn of the
+    /// connection.
+    pub max_cpu_time: Option<Duration>,
+    /// How long a connection may move no byte in either direction from its accept on; `None` for as long as
+    /// `idle_timeout` allows.
+    ///
+    /// Default 1 minute.
+    pub first_byte_timeout: Option<Duration>,
     /// How long a connection may move no byte in either direction before it is closed; `None` for ever.
     ///
     /// Default 5 minutes.
     pub idle_timeout: Option<Duration>,
+    /// How long the peer may leave what is owed to it unread, not taking a byte; `None` for as long as `idle_timeout`
+    /// allows.
+    ///
+    /// Default 1 minute. Worst case for each connection that stalls: the buffer of 64 KiB or the answer of at most 1 MiB
+    /// that waits, beside the memory of its instance.
+    pub write_timeout: Option<Duration>,
+    /// How long a connection may live; `None` for ever.
+    ///
+    /// Default: for ever.
+    pub max_lifetime: Option<Duration>,
+    /// Bytes that a peer may send. The guest gets no more.
+    ///
+    /// Default: any number.
+    pub max_bytes_in: Option<u64>,
+    /// Bytes that a guest may send. The peer gets no more.
+    ///
+    /// Default: any number.
+    pub max_bytes_out: Option<u64>,
 }
 
 impl Default for Limits {
@@ -59,7 +95,15 @@ impl Default for Limits {
         Self {
             max_connections: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
             max_memory: 64 << 20,
+            cpu_slice: Duration::from_millis(2),
+            max_call_time: Some(Duration::from_secs(1)),
+            max_cpu_time: None,
+            first_byte_timeout: Some(Duration::from_secs(60)),
             idle_timeout: Some(Duration::from_secs(300)),
+            write_timeout: Some(Duration::from_secs(60)),
+            max_lifetime: None,
+            max_bytes_in: None,
+            max_bytes_out: None,
         }
     }
 }

@@ -7,11 +7,12 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::buffer;
 use crate::config::Limits;
+use crate::deadlines::{self, Passed, moved};
 use crate::half::{Failure, Half};
 use crate::peer::Peer;
 use crate::sandbox::{End, Fault, Generation};
@@ -40,12 +41,22 @@ pub enum Outcome {
     GuestTrap,
     /// No instance could be made for it.
     StartFailed,
+    /// The guest took more time than `--max-call-time` or `--max-cpu-time`.
+    CpuLimit,
     /// The peer reset it.
     PeerReset,
     /// The peer vanished: the transport gave up on it.
     PeerLost,
+    /// No byte came or went for as long as `--first-byte-timeout` after the accept.
+    FirstByteTimeout,
     /// No byte moved for as long as `--idle-timeout`.
     IdleTimeout,
+    /// The peer took no byte of what waited for it for as long as `--write-timeout`.
+    WriteTimeout,
+    /// It lived for as long as `--max-lifetime`.
+    Lifetime,
+    /// More bytes came, or wanted to go, than `--max-bytes-in` or `--max-bytes-out`.
+    ByteLimit,
     /// It was still open at the end of a drain.
     Drained,
 }
@@ -58,9 +69,14 @@ impl Outcome {
             Self::GuestReset => "guest-reset",
             Self::GuestTrap => "guest-trap",
             Self::StartFailed => "start-failed",
+            Self::CpuLimit => "cpu-limit",
             Self::PeerReset => "peer-reset",
             Self::PeerLost => "peer-lost",
+            Self::FirstByteTimeout => "first-byte-timeout",
             Self::IdleTimeout => "idle-timeout",
+            Self::WriteTimeout => "write-timeout",
+            Self::Lifetime => "lifetime",
+            Self::ByteLimit => "byte-limit",
             Self::Drained => "drained",
         }
     }
@@ -97,8 +113,8 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let start = Instant::now();
-    let inbound = Half::new(reader);
-    let outbound = Half::new(writer);
+    let inbound = Half::new(reader, limits.max_bytes_in);
+    let outbound = Half::new(writer, limits.max_bytes_out);
     let mut cut = pin!(cut);
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
@@ -106,12 +122,14 @@ where
         ended = generation.serve(peer, &inbound, &outbound) => {
             judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
-        () = idle(&inbound, &outbound, limits.idle_timeout) => (Outcome::IdleTimeout, None),
+        passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),
         () = cut.as_mut() => (Outcome::Drained, None),
     };
     let at_rest = outcome == Outcome::Finished || outbound.at_rest();
     match outcome {
-        Outcome::Finished | Outcome::IdleTimeout if at_rest => {
+        Outcome::Finished | Outcome::FirstByteTimeout | Outcome::IdleTimeout | Outcome::Lifetime
+            if at_rest =>
+        {
             finish(&outbound).await;
             if outcome == Outcome::Finished && outbound.failure().is_some() {
                 outcome = Outcome::PeerReset;
@@ -148,6 +166,7 @@ fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (O
     }
     match (ended, failure) {
         (Err(fault @ Fault::Start(_)), _) => (Outcome::StartFailed, Some(fault.reason())),
+        (Err(fault @ Fault::Cpu(_)), _) => (Outcome::CpuLimit, Some(fault.reason())),
         (Err(fault @ Fault::Trap(_)), _) => (Outcome::GuestTrap, Some(fault.reason())),
         (Ok(_), Some(Failure::Reset)) => (Outcome::PeerReset, None),
         (Ok(_), Some(failure)) => (Outcome::PeerLost, Some(format!("{failure:?}"))),
@@ -156,25 +175,16 @@ fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (O
     }
 }
 
-/// Waits until neither half has moved a byte for `limit`.
-async fn idle<R, W>(inbound: &Half<R>, outbound: &Half<W>, limit: Option<Duration>) {
-    let Some(limit) = limit else {
-        return std::future::pending().await;
-    };
-    loop {
-        let Some(deadline) = moved(inbound, outbound).checked_add(limit) else {
-            return std::future::pending().await;
-        };
-        if deadline <= Instant::now() {
-            return;
+impl From<Passed> for Outcome {
+    fn from(passed: Passed) -> Self {
+        match passed {
+            Passed::FirstByte => Self::FirstByteTimeout,
+            Passed::Idle => Self::IdleTimeout,
+            Passed::Write => Self::WriteTimeout,
+            Passed::Lifetime => Self::Lifetime,
+            Passed::Bytes => Self::ByteLimit,
         }
-        sleep_until(deadline).await;
     }
-}
-
-/// When a byte moved last.
-fn moved<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> Instant {
-    inbound.moved().max(outbound.moved())
 }
 
 /// Sends FIN, if it was not sent.

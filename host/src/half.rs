@@ -65,14 +65,19 @@ struct Shared<T> {
     /// When bytes moved last, in nanoseconds since `start`.
     moved: AtomicU64,
     stalled: AtomicBool,
+    /// When it stalled, in nanoseconds since `start`.
+    stalled_at: AtomicU64,
+    /// Bytes that may pass.
+    max: u64,
+    exceeded: AtomicBool,
     owing: AtomicBool,
     ended: AtomicBool,
     failure: OnceLock<Failure>,
 }
 
 impl<T> Half<T> {
-    /// The half that reads from or writes to `io`.
-    pub fn new(io: T) -> Self {
+    /// The half that reads from or writes to `io`, through which `max` bytes may pass, or any number.
+    pub fn new(io: T, max: Option<u64>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 home: Mutex::new(Some(io)),
@@ -82,6 +87,9 @@ impl<T> Half<T> {
                 bytes: AtomicU64::new(0),
                 moved: AtomicU64::new(0),
                 stalled: AtomicBool::new(false),
+                stalled_at: AtomicU64::new(0),
+                max: max.unwrap_or(u64::MAX),
+                exceeded: AtomicBool::new(false),
                 owing: AtomicBool::new(false),
                 ended: AtomicBool::new(false),
                 failure: OnceLock::new(),
@@ -127,6 +135,17 @@ impl<T> Half<T> {
         self.shared.stalled.load(Relaxed)
     }
 
+    /// Since when bytes wait to be written and the peer has not taken one.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        let at = Duration::from_nanos(self.shared.stalled_at.load(Relaxed));
+        self.stalled().then(|| self.shared.start + at)
+    }
+
+    /// Whether more bytes wanted to pass than may.
+    pub fn exceeded(&self) -> bool {
+        self.shared.exceeded.load(Relaxed)
+    }
+
     /// Notes whether the guest owes the peer something: it was called and has not answered yet.
     pub fn owe(&self, owing: bool) {
         self.shared.owing.store(owing, Relaxed);
@@ -158,6 +177,21 @@ impl<T> Shared<T> {
     fn passed(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Relaxed);
         self.moved.store(self.start.elapsed().as_nanos() as u64, Relaxed);
+    }
+
+    /// Bytes that may still pass.
+    fn room(&self) -> usize {
+        let room = self.max - self.bytes.load(Relaxed).min(self.max);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// Notes that a write has to wait, or has not.
+    fn stall(&self, stalled: bool) {
+        if stalled && !self.stalled.load(Relaxed) {
+            self.stalled_at
+                .store(self.start.elapsed().as_nanos() as u64, Relaxed);
+        }
+        self.stalled.store(stalled, Relaxed);
     }
 
     fn failed(&self, error: &io::Error) {
@@ -202,6 +236,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Lent<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let (io, shared) = self.split()?;
+        let room = shared.room();
+        if room < buffer.remaining() {
+            return read_within(io, shared, cx, buffer, room);
+        }
         let before = buffer.filled().len();
         let result = ready!(Pin::new(io).poll_read(cx, buffer));
         match &result {
@@ -214,11 +252,48 @@ impl<T: AsyncRead + Unpin> AsyncRead for Lent<T> {
     }
 }
 
+/// Reads when there is less room for bytes than in `buffer`. Whether the peer sends more than it may is seen by reading
+/// one byte more.
+fn read_within<T: AsyncRead + Unpin>(
+    io: &mut T,
+    shared: &Shared<T>,
+    cx: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+    room: usize,
+) -> Poll<io::Result<()>> {
+    let mut one = [0];
+    let mut within = if room == 0 {
+        ReadBuf::new(&mut one)
+    } else {
+        ReadBuf::new(buffer.initialize_unfilled_to(room))
+    };
+    let result = ready!(Pin::new(io).poll_read(cx, &mut within));
+    let count = within.filled().len();
+    match &result {
+        Ok(()) if count == 0 => shared.ended.store(true, Relaxed),
+        Ok(()) if room == 0 => {
+            shared.exceeded.store(true, Relaxed);
+            return Poll::Pending;
+        }
+        Ok(()) => {
+            buffer.advance(count);
+            shared.passed(count);
+        }
+        Err(error) => shared.failed(error),
+    }
+    Poll::Ready(result)
+}
+
 impl<T: AsyncWrite + Unpin> AsyncWrite for Lent<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let (io, shared) = self.split()?;
-        let polled = Pin::new(io).poll_write(cx, bytes);
-        shared.stalled.store(polled.is_pending(), Relaxed);
+        let room = shared.room();
+        if room == 0 && !bytes.is_empty() {
+            shared.exceeded.store(true, Relaxed);
+            return Poll::Pending;
+        }
+        let polled = Pin::new(io).poll_write(cx, &bytes[..bytes.len().min(room)]);
+        shared.stall(polled.is_pending());
         let result = ready!(polled);
         match &result {
             Ok(written) => shared.passed(*written),
@@ -248,59 +323,4 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Lent<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_lent_half_comes_back_when_it_is_dropped() {
-        let (near, _far) = tokio::io::duplex(64);
-        let half = Half::new(near);
-        let lent = half.lend().unwrap();
-        assert!(half.lend().is_none());
-        let returned = half.returned();
-        drop(lent);
-        returned.await;
-        assert!(half.lend().is_some());
-    }
-
-    #[tokio::test]
-    async fn bytes_and_the_end_are_seen() {
-        let (near, mut far) = tokio::io::duplex(64);
-        let half = Half::new(near);
-        let mut lent = half.lend().unwrap();
-        far.write_all(b"hello").await.unwrap();
-        drop(far);
-        let mut text = String::new();
-        lent.read_to_string(&mut text).await.unwrap();
-        assert_eq!((text.as_str(), half.bytes(), half.ended()), ("hello", 5, true));
-        assert_eq!(half.failure(), None);
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_does_not_read_stalls_the_half() {
-        let (near, mut far) = tokio::io::duplex(4);
-        let half = Half::new(near);
-        let mut lent = half.lend().unwrap();
-        let writing = tokio::spawn(async move { lent.write_all(b"hello").await });
-        while !half.stalled() {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(half.bytes(), 4);
-        let mut bytes = [0; 5];
-        far.read_exact(&mut bytes).await.unwrap();
-        writing.await.unwrap().unwrap();
-        assert_eq!((half.bytes(), half.stalled()), (5, false));
-    }
-
-    #[tokio::test]
-    async fn a_failure_is_kept() {
-        let (near, far) = tokio::io::duplex(4);
-        drop(far);
-        let half = Half::new(near);
-        half.lend().unwrap().write_all(b"hello").await.unwrap_err();
-        assert_eq!(half.failure(), Some(Failure::Reset));
-        assert!(!half.ended());
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ mod buffer;
 pub mod cli;
 pub mod config;
 pub mod connection;
+mod deadlines;
 pub mod half;
 pub mod listener;
 pub mod logging;

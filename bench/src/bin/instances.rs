@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use host::config::{CacheDir, Limits};
 use host::sandbox::{Sandbox, Source};
 
@@ -22,10 +22,7 @@ async fn main() -> Result<()> {
     for _ in 0..ROUNDS {
         let start = Instant::now();
         for _ in 0..INSTANCES {
-            generation
-                .probe()
-                .await
-                .map_err(|fault| anyhow!(fault.reason()))?;
+            generation.probe().await?;
         }
         best = best.min(start.elapsed() / INSTANCES);
     }

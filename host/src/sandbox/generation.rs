@@ -1,10 +1,13 @@
 //! Generations: loaded components.
 
 use std::fmt;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::path::PathBuf;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -13,7 +16,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
 use super::Sandbox;
-use super::contract::{self, Contract, End, Fault, Prepared, Served};
+use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::engine::{Concurrency, Engine, Images, Needs};
 use super::load_error::{LoadError, Refusal};
 use super::state::State;
@@ -95,7 +98,7 @@ impl Sandbox {
         };
         match timeout(PROBE, generation.probe()).await {
             Ok(Ok(())) => {}
-            Ok(Err(fault)) => return Err(refused(Refusal::Start(line(fault.error())))),
+            Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
         }
         warn_of_small_pool(&generation.engine, &component);
@@ -139,10 +142,10 @@ impl Generation {
     /// # Errors
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
-    pub async fn probe(&self) -> Result<(), Fault> {
+    pub async fn probe(&self) -> wasmtime::Result<()> {
         let mut store = State::store(&self.engine);
         let probe = self.prepared.probe(&mut store);
-        self.engine.ticker.run(probe).await.map_err(Fault::Start)
+        self.engine.ticker.run(probe).await
     }
 
     /// Serves one connection with a fresh instance, which is gone when this returns or is dropped.
@@ -160,7 +163,14 @@ impl Generation {
             let mut store = State::store(&self.engine);
             self.prepared.serve(&mut store, peer, inbound, outbound).await
         });
-        match self.engine.ticker.run(guest).await? {
+        let guest = self.engine.ticker.run(guest);
+        let served = match self.engine.limits.max_cpu_time {
+            None => guest.await?,
+            Some(max) => within(max, guest)
+                .await
+                .unwrap_or(Err(Fault::Cpu(CpuLimit::Total)))?,
+        };
+        match served {
             Served::Ended(end) => Ok(end),
             Served::Returned(mut reader, mut writer) => {
                 // Where it fails, the half says how.
@@ -169,6 +179,30 @@ impl Generation {
             }
         }
     }
+}
+
+/// Runs `future` until it has used `max` of this thread's time on the processor; `None` if it is not done by then.
+async fn within<F: Future>(max: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut used = Duration::ZERO;
+    poll_fn(|cx| {
+        let before = processor_time();
+        let polled = future.as_mut().poll(cx);
+        used += processor_time().saturating_sub(before);
+        match polled {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if used > max => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The time that this thread has been on the processor.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // Neither is ever negative.
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 #[cfg(test)]

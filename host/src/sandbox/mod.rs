@@ -13,7 +13,7 @@ mod ticker;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use contract::{Contract, End, Fault};
+pub use contract::{Contract, CpuLimit, End, Fault};
 pub use generation::{Generation, Source};
 pub use load_error::{LoadError, Refusal};
 
@@ -45,7 +45,7 @@ impl Sandbox {
         Ok(Self {
             limits: *limits,
             cache: Cache::choose(cache),
-            ticker: Ticker::start()?,
+            ticker: Ticker::start(limits.cpu_slice)?,
             engines: Mutex::new(Vec::new()),
         })
     }

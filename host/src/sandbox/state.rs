@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use wasmtime::component::ResourceTable;
-use wasmtime::{ResourceLimiter, Store};
+use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use super::contract::CpuLimit;
 use super::engine::Engine;
-use super::ticker::Ticker;
+use super::ticker::{Ticker, ticks};
 
 /// Handles that a guest may hold at once. Beyond it, it traps.
 const MAX_HANDLES: usize = 10_000;
@@ -22,6 +23,9 @@ const MAX_PARTS: usize = 1000;
 /// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
 pub(super) struct State {
     ticker: Arc<Ticker>,
+    /// Ticks that a call may take, and the tick at which the last one began; `None` where no call is measured.
+    max_call: u64,
+    call: Option<u64>,
     wasi: Option<WasiCtx>,
     table: ResourceTable,
     memory: Memory,
@@ -34,6 +38,8 @@ impl State {
         table.set_max_capacity(MAX_HANDLES);
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
+            max_call: engine.limits.max_call_time.map_or(u64::MAX, ticks),
+            call: None,
             wasi: None,
             table,
             memory: Memory {
@@ -45,9 +51,24 @@ impl State {
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
-        store.epoch_deadline_callback(|store| Ok(store.data().ticker.interrupt()));
+        store.epoch_deadline_callback(|store| store.data().interrupt());
         store.set_epoch_deadline(1);
         store
+    }
+
+    /// A call begins, whose time is limited.
+    pub(super) fn call(&mut self) {
+        self.call = Some(self.ticker.now());
+    }
+
+    /// What a guest has to do that met the deadline of its epoch.
+    fn interrupt(&self) -> wasmtime::Result<UpdateDeadline> {
+        match self.call {
+            Some(since) if self.ticker.now().saturating_sub(since) > self.max_call => {
+                Err(CpuLimit::Call.into())
+            }
+            _ => Ok(self.ticker.interrupt()),
+        }
     }
 
     /// The clock of this store's engine.

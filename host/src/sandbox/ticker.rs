@@ -19,10 +19,6 @@ use wasmtime::{EngineWeak, UpdateDeadline};
 /// Time between two ticks.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Ticks that a connection may see in one turn before it has to let others run, so that it is interrupted
-/// after 1 to 2 ms on the CPU.
-const SLICE: u64 = 2;
-
 thread_local! {
     /// The tick at which the turn that this thread is in began.
     static TURN: Cell<u64> = const { Cell::new(0) };
@@ -31,6 +27,9 @@ thread_local! {
 /// Moves the epochs of engines on while a connection is open.
 pub(super) struct Ticker {
     now: AtomicU64,
+    /// Ticks that a connection may see in one turn before it has to let others run. The first may come at once, so that it
+    /// is interrupted up to a tick early.
+    slice: u64,
     open: AtomicUsize,
     engines: Mutex<Vec<EngineWeak>>,
     thread: OnceLock<Thread>,
@@ -38,9 +37,10 @@ pub(super) struct Ticker {
 
 impl Ticker {
     /// Starts the thread. It ends some time after the ticker is dropped.
-    pub(super) fn start() -> io::Result<Arc<Self>> {
+    pub(super) fn start(slice: Duration) -> io::Result<Arc<Self>> {
         let ticker = Arc::new(Self {
             now: AtomicU64::new(0),
+            slice: ticks(slice),
             open: AtomicUsize::new(0),
             engines: Mutex::new(Vec::new()),
             thread: OnceLock::new(),
@@ -86,7 +86,8 @@ impl Ticker {
             });
     }
 
-    fn now(&self) -> u64 {
+    /// Ticks since the ticker was started, while a connection was open.
+    pub(super) fn now(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
 
@@ -123,7 +124,7 @@ impl Ticker {
     }
 
     fn turn_is_over(&self) -> bool {
-        self.now().saturating_sub(TURN.get()) >= SLICE
+        self.now().saturating_sub(TURN.get()) >= self.slice
     }
 
     /// What a guest that met the deadline of its epoch has to do: go on while its turn lasts, else let others
@@ -135,6 +136,11 @@ impl Ticker {
             UpdateDeadline::Continue(1)
         }
     }
+}
+
+/// As many ticks as `time` takes, rounded up.
+pub(super) fn ticks(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX)
 }
 
 impl Drop for Ticker {

@@ -5,6 +5,7 @@ mod sessions;
 
 use std::fmt;
 
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::component::InstancePre;
 
@@ -69,6 +70,17 @@ pub(super) enum Served<R, W> {
     Returned(Lent<R>, Lent<W>),
 }
 
+/// The limit on time that a guest has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CpuLimit {
+    /// On one call.
+    #[error("a call has taken longer than --max-call-time")]
+    Call,
+    /// On the whole connection.
+    #[error("the guest has used its --max-cpu-time")]
+    Total,
+}
+
 /// How an instance failed.
 #[derive(Debug)]
 pub enum Fault {
@@ -76,22 +88,33 @@ pub enum Fault {
     Start(wasmtime::Error),
     /// It trapped.
     Trap(wasmtime::Error),
+    /// It was interrupted.
+    Cpu(CpuLimit),
 }
 
 impl Fault {
     /// What lies at the bottom of it, in a few words.
     pub fn reason(&self) -> String {
-        self.error().root_cause().to_string()
+        match self {
+            Self::Start(error) | Self::Trap(error) => error.root_cause().to_string(),
+            Self::Cpu(limit) => limit.to_string(),
+        }
     }
 
     /// All there is to say, with how the guest came there, in several lines.
     pub fn trace(&self) -> impl fmt::Display {
-        fmt::from_fn(|f| write!(f, "{:?}", self.error()))
+        fmt::from_fn(|f| match self {
+            Self::Start(error) | Self::Trap(error) => write!(f, "{error:?}"),
+            Self::Cpu(limit) => write!(f, "{limit}"),
+        })
     }
 
-    pub(in crate::sandbox) fn error(&self) -> &wasmtime::Error {
-        let (Self::Start(error) | Self::Trap(error)) = self;
-        error
+    /// The fault of a guest that has ended with `error` in the middle of its work.
+    fn of(error: wasmtime::Error) -> Self {
+        match error.root_cause().downcast_ref() {
+            Some(limit) => Self::Cpu(*limit),
+            None => Self::Trap(error),
+        }
     }
 }
 

@@ -55,10 +55,11 @@ where
         local: &peer.local,
         listener: &peer.listener,
     };
+    store.data_mut().call();
     let session = sessions
         .call_constructor(&mut *store, peer)
         .await
-        .map_err(Fault::Trap)?;
+        .map_err(Fault::of)?;
 
     let ticker = Arc::clone(store.data().ticker());
     let mut ended = false;
@@ -73,11 +74,12 @@ where
         };
         ticker.take_turns().await;
         store.set_epoch_deadline(1);
+        store.data_mut().call();
         outbound.owe(true);
         let answer = sessions
             .call_handle(&mut *store, session, event)
             .await
-            .map_err(Fault::Trap)?;
+            .map_err(Fault::of)?;
         match happened.take() {
             Some(Happened::Ended(Err(_))) => return Ok(End::Finished),
             Some(Happened::Ended(Ok(()))) => ended = true,

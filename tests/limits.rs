@@ -1,0 +1,187 @@
+//! Every limit on a connection, obeyed and violated, by a guest of each contract where the guest has a part in it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{DEADLINE, Host, field};
+
+const ECHOES: [&str; 3] = ["echo", "lines", "lines-session"];
+
+/// A time that a limit in these tests is above, however slow the machine.
+const MOMENT: Duration = Duration::from_millis(20);
+
+#[test]
+fn a_peer_that_never_speaks_is_closed() {
+    for guest in ECHOES {
+        let host = Host::serving(guest, &["--first-byte-timeout", "300ms"]);
+        let client = host.connect();
+        assert_eq!(client.rest(), b"", "{guest}");
+        assert_eq!(host.outcome(), "first-byte-timeout", "{guest}");
+    }
+}
+
+#[test]
+fn a_peer_that_has_spoken_may_be_silent_for_longer() {
+    for guest in ECHOES {
+        let host = Host::serving(guest, &["--first-byte-timeout", "1s"]);
+        let client = host.connect();
+        client.echo("hello\n");
+        let silent = host.connect();
+        // When that one is closed, the time is over for the other too, which came first.
+        assert_eq!(silent.rest(), b"");
+        client.echo("still here\n");
+        client.finish();
+        assert_eq!(client.rest(), b"", "{guest}");
+    }
+}
+
+#[test]
+fn a_guest_that_speaks_first_needs_no_first_byte_of_its_peer() {
+    let host = Host::serving("metronome", &["--first-byte-timeout", "500ms"]);
+    let client = host.connect();
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        client.expect("tick\n");
+        client.expect("tock\n");
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_reset() {
+    for (guest, request) in [
+        ("chargen", ""),
+        ("echo", "x"),
+        ("lines", "x\n"),
+        ("lines-session", "x\n"),
+    ] {
+        let host = Host::serving(guest, &["--write-timeout", "300ms"]);
+        let mut socket = TcpStream::connect(host.address()).unwrap();
+        if !request.is_empty() {
+            // Until neither side can take more.
+            socket.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+            let requests = request.repeat(64 * 1024 / request.len());
+            while socket.write(requests.as_bytes()).is_ok() {}
+        }
+        assert_eq!(host.outcome(), "write-timeout", "{guest}");
+    }
+}
+
+#[test]
+fn a_peer_that_reads_slowly_is_served() {
+    let host = Host::serving("chargen", &["--write-timeout", "1s"]);
+    let mut socket = TcpStream::connect(host.address()).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut some = vec![0; 1 << 20];
+    while Instant::now() < until {
+        socket.read_exact(&mut some).unwrap();
+        thread::sleep(MOMENT);
+    }
+    drop(socket);
+    assert_eq!(host.outcome(), "peer-reset");
+}
+
+#[test]
+fn a_connection_lives_no_longer_than_it_may() {
+    for guest in ECHOES {
+        let host = Host::serving(guest, &["--max-lifetime", "500ms"]);
+        let short = host.connect();
+        short.echo("hello\n");
+        short.finish();
+        assert_eq!(short.rest(), b"");
+        assert_eq!(host.outcome(), "finished", "{guest}");
+        let mut socket = TcpStream::connect(host.address()).unwrap();
+        let mut answer = [0; 6];
+        // However much it has to say.
+        while socket
+            .write_all(b"hello\n")
+            .and_then(|()| socket.read_exact(&mut answer))
+            .is_ok()
+        {}
+        assert_eq!(host.outcome(), "lifetime", "{guest}");
+    }
+}
+
+#[test]
+fn a_peer_sends_no_more_than_it_may() {
+    for guest in ECHOES {
+        let host = Host::serving(guest, &["--max-bytes-in", "10B"]);
+        let client = host.connect();
+        client.echo("012345678\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        assert_eq!(host.outcome(), "finished", "{guest}");
+        let client = host.connect();
+        client.echo("012345678\n");
+        client.send("x");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "byte-limit", "{guest}");
+        assert_eq!(field(&line, "bytes_in"), "10", "{guest}");
+    }
+}
+
+#[test]
+fn a_guest_sends_no_more_than_it_may() {
+    for guest in ECHOES {
+        let host = Host::serving(guest, &["--max-bytes-out", "10B"]);
+        let client = host.connect();
+        client.echo("012345678\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        assert_eq!(host.outcome(), "finished", "{guest}");
+        let client = host.connect();
+        client.echo("012345678\n");
+        client.send("x\n");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "byte-limit", "{guest}");
+        assert_eq!(field(&line, "bytes_out"), "10", "{guest}");
+    }
+}
+
+#[test]
+fn a_call_that_never_ends_is_interrupted() {
+    let host = Host::serving("spin", &["--max-call-time", "200ms"]);
+    let client = host.connect();
+    client.send("!");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "cpu-limit");
+    assert!(line.contains("--max-call-time"), "{line}");
+}
+
+#[test]
+fn a_guest_that_has_used_its_time_is_interrupted() {
+    let host = Host::serving("spin", &["--max-call-time", "off", "--max-cpu-time", "200ms"]);
+    let client = host.connect();
+    client.send("!");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "cpu-limit");
+    assert!(line.contains("--max-cpu-time"), "{line}");
+}
+
+#[test]
+fn time_that_a_guest_only_waits_is_not_used() {
+    for guest in ["metronome", "lines-session", "lines"] {
+        let host = Host::serving(guest, &["--max-call-time", "400ms", "--max-cpu-time", "400ms"]);
+        let client = host.connect();
+        if guest == "metronome" {
+            for _ in 0..5 {
+                client.expect("tick\ntock\n");
+            }
+        } else {
+            let until = Instant::now() + Duration::from_millis(1000);
+            while Instant::now() < until {
+                client.echo("hello\n");
+                thread::sleep(MOMENT);
+            }
+            client.finish();
+            assert_eq!(client.rest(), b"");
+            assert_eq!(host.outcome(), "finished", "{guest}");
+        }
+    }
+}
