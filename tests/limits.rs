@@ -106,27 +106,18 @@ fn a_connection_lives_no_longer_than_it_may() {
 
 #[test]
 fn a_peer_sends_no_more_than_it_may() {
-    for guest in ECHOES {
-        let host = Host::serving(guest, &["--max-bytes-in", "10B"]);
-        let client = host.connect();
-        client.echo("012345678\n");
-        client.finish();
-        assert_eq!(client.rest(), b"");
-        assert_eq!(host.outcome(), "finished", "{guest}");
-        let client = host.connect();
-        client.echo("012345678\n");
-        client.send("x");
-        client.expect_reset();
-        let line = host.line("connection ended");
-        assert_eq!(field(&line, "outcome"), "byte-limit", "{guest}");
-        assert_eq!(field(&line, "bytes_in"), "10", "{guest}");
-    }
+    ten_bytes_are_all("--max-bytes-in", "bytes_in", "x");
 }
 
 #[test]
 fn a_guest_sends_no_more_than_it_may() {
+    ten_bytes_are_all("--max-bytes-out", "bytes_out", "x\n");
+}
+
+/// With 10 bytes allowed by `flag`, 10 bytes come back and `more` ends the connection, of which the log counts no more.
+fn ten_bytes_are_all(flag: &str, count: &str, more: &str) {
     for guest in ECHOES {
-        let host = Host::serving(guest, &["--max-bytes-out", "10B"]);
+        let host = Host::serving(guest, &[flag, "10B"]);
         let client = host.connect();
         client.echo("012345678\n");
         client.finish();
@@ -134,11 +125,11 @@ fn a_guest_sends_no_more_than_it_may() {
         assert_eq!(host.outcome(), "finished", "{guest}");
         let client = host.connect();
         client.echo("012345678\n");
-        client.send("x\n");
+        client.send(more);
         client.expect_reset();
         let line = host.line("connection ended");
         assert_eq!(field(&line, "outcome"), "byte-limit", "{guest}");
-        assert_eq!(field(&line, "bytes_out"), "10", "{guest}");
+        assert_eq!(field(&line, count), "10", "{guest}");
     }
 }
 

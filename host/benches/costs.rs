@@ -35,9 +35,9 @@ const WORKLOADS: &[(&str, &str)] = &[
 const FEW: u64 = 100;
 const MANY: u64 = 400;
 
-/// How far a count may be from what is expected. Between two runs of the same program it moves by less than 1%; more
-/// leaves room for another version of the C library.
-const TOLERANCE: f64 = 0.05;
+/// How far a count may be from what is expected. Between two runs on one machine it moves by less than 1%; the rest is for
+/// another processor, to which memory is copied and compared by other instructions.
+const TOLERANCE: f64 = 0.1;
 
 fn main() -> Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();

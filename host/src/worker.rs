@@ -180,11 +180,15 @@ async fn take_turns(shared: &Arc<Shared>, crew: &Arc<Crew>, number: usize, mut i
 
 /// The listeners for the runtime of this thread.
 async fn register(bound: &[Bound]) -> Vec<Listener> {
+    let mut failed = false;
     loop {
         match bound.iter().map(Bound::register).collect::<io::Result<_>>() {
             Ok(listeners) => return listeners,
             Err(error) => {
-                warn!(%error, "cannot accept connections for now: listeners cannot be registered");
+                if !failed {
+                    warn!(%error, "cannot accept connections for now: listeners cannot be registered");
+                }
+                failed = true;
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -270,4 +274,46 @@ fn log(peer: &Peer, generation: &Generation, report: &Report) {
         reason = report.reason.as_deref(),
         "connection ended"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(crew: &Arc<Crew>, number: usize, count: usize) -> Vec<Open> {
+        (0..count).map(|_| Open::new(crew, number)).collect()
+    }
+
+    #[test]
+    fn a_thread_alone_keeps_the_listeners() {
+        let (crew, _inboxes) = Crew::new(1);
+        let _open = open(&crew, 0, 10 * SLACK);
+        assert_eq!(crew.next(0), None);
+    }
+
+    #[test]
+    fn the_listeners_go_to_the_thread_with_the_fewest_connections() {
+        let (crew, _inboxes) = Crew::new(3);
+        let _others = open(&crew, 1, 2);
+        let mut own = open(&crew, 0, SLACK);
+        assert_eq!(crew.next(0), None);
+        own.extend(open(&crew, 0, 1));
+        assert_eq!(crew.next(0), Some(2));
+        own.pop();
+        assert_eq!(crew.next(0), None);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_is_kept_busy_gives_the_listeners_on() {
+        let (crew, _inboxes) = Crew::new(2);
+        let own = Open::new(&crew, 0);
+        for turn in 1..=STRAIN {
+            assert_eq!(crew.next(0), None, "{turn}");
+            for _ in 0..turn {
+                own.run(async { std::thread::sleep(2 * LONG_TURN) }).await;
+            }
+        }
+        assert_eq!(crew.next(0), Some(1));
+        assert_eq!(crew.next(0), None, "it is forgotten");
+    }
 }

@@ -24,7 +24,7 @@ use ticker::Ticker;
 
 /// What connections share: engines, linkers, and the clock that interrupts guests.
 ///
-/// There is an engine for each [`Needs`], made when a component first has them: the concurrency of the component model
+/// There is an engine for each set of needs, made when a component first has them: the concurrency of the component model
 /// (`async` functions, streams) costs every call something, and mapping what little data a small component begins with
 /// costs every connection something.
 #[derive(Debug)]

@@ -112,8 +112,8 @@ where
                         ended: _ended,
                     } = producer;
                     // What the guest still does beside its connection may matter to it.
-                    let at_work = poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
-                    match relay(&mut reader, &mut writer, at_work).await {
+                    let guest_is_done = poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
+                    match relay(&mut reader, &mut writer, guest_is_done).await {
                         Ok(Relayed::SoFar) => Served::Returned(reader, writer),
                         // Where it fails, the half says how.
                         Ok(Relayed::ToTheEnd) | Err(_) => Served::Ended(End::Finished),
