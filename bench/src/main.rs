@@ -26,6 +26,7 @@ use clap::Parser;
 use guest_builder::Guest;
 
 use contender::{Contender, Places};
+use report::Report;
 use summary::Measured;
 use workload::{Figures, Workload};
 
@@ -86,9 +87,10 @@ fn main() -> Result<()> {
         humantime::format_duration(cli.time)
     );
     let dir = target_dir.join("bench");
-    report::write(&dir, &contenders, &all, &how)?;
+    let report = Report::new(&contenders, &all, how);
+    report.write(&dir)?;
     if cli.publish {
-        report::publish(guest_builder::workspace(), &contenders, &all, &how)?;
+        report.publish(guest_builder::workspace())?;
     }
     eprintln!("plots: {}", dir.join("report.html").display());
     Ok(())

@@ -30,6 +30,11 @@ impl Measured<'_> {
         })
     }
 
+    /// Every figure of every contender.
+    pub(crate) fn columns(&self) -> Vec<Vec<Row>> {
+        (0..self.figures().len()).map(|index| self.rows(index)).collect()
+    }
+
     /// The figure `index` of every contender.
     pub(crate) fn rows(&self, index: usize) -> Vec<Row> {
         let rows = self

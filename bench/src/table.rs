@@ -15,7 +15,7 @@ pub(crate) fn of(measured: &Measured<'_>) -> String {
     }
     let _ = write!(text, " ÷ textbook | ÷ native |\n|---|");
     text.push_str(&"---:|".repeat(figures.len() + 2));
-    let columns: Vec<_> = (0..figures.len()).map(|index| measured.rows(index)).collect();
+    let columns = measured.columns();
     let ratios = [measured.ratios("textbook"), measured.ratios("native")];
     for (at, contender) in measured.contenders.iter().enumerate() {
         let _ = write!(text, "\n| **{}**: {} |", contender.name, contender.about);

@@ -45,9 +45,9 @@ pub(super) enum Concurrency {
 /// How the memories of an instance get what they begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Images {
-    /// By copying: each memory is one mapping of the process, and what little there is to copy costs nothing.
+    /// By copying: each memory takes 2 mappings of the process, and what little there is to copy costs nothing.
     Copied,
-    /// By mapping: each memory is three mappings, and only what is used of much data takes memory.
+    /// By mapping: each memory takes 4 mappings, and only what is used of much data takes memory.
     Mapped,
 }
 
