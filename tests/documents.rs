@@ -69,7 +69,7 @@ fn rooms_do_not_know_what_they_should_not() {
         ("listener.rs", &["wasmtime", "crate::connection"]),
         ("admission.rs", &["wasmtime", "TcpStream"]),
         ("server.rs", &["wasmtime", "clap"]),
-        ("worker.rs", &["wasmtime", "clap"]),
+        ("acceptor.rs", &["wasmtime", "clap"]),
         ("relay.rs", &["tokio::net", "wasmtime", "crate::sandbox"]),
         ("shutdown.rs", &["crate::"]),
         ("connection.rs", &["tokio::net", "wasmtime", "clap"]),

@@ -23,7 +23,6 @@ fn open_connections_may_finish_and_no_new_ones_come_in() {
     client.echo("before\n");
     host.signal(TERM);
     host.line("draining");
-    // The sockets are closed by the threads that accept, each in its own time.
     while TcpStream::connect(host.address()).is_ok() {
         thread::yield_now();
     }

@@ -111,7 +111,7 @@ fn running_out_of_descriptors_is_waited_out() {
     }
     drop(later);
     host.connect().echo("hello");
-    // One line an episode and thread, not one an attempt.
+    // One line an episode, not one an attempt.
     let log = host.log();
     assert!(log.matches("cannot accept").count() < 10, "{log}");
 }

@@ -5,6 +5,7 @@
 // Where it is allowed, it is argued for.
 #![deny(unsafe_code)]
 
+mod acceptor;
 pub mod admission;
 mod bindings;
 mod buffer;
@@ -21,4 +22,3 @@ pub mod sandbox;
 pub mod server;
 pub mod shutdown;
 pub mod system;
-mod worker;

@@ -1,8 +1,7 @@
 //! Listeners: where connections come from, and their sockets.
 
-use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,65 +23,14 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from
 /// Connections in a row that may be gone before they are accepted. Then it is not the connections: back off.
 const MAX_SKIPPED: u32 = 100;
 
-/// A socket that listens, not yet served by any thread.
-#[derive(Debug)]
-pub struct Bound {
-    socket: StdListener,
-    local: SocketAddr,
-}
-
-impl Bound {
-    /// Binds `address` and listens there; port 0 stands for any that is free.
-    ///
-    /// # Errors
-    ///
-    /// The address is in use, is not of this machine, or may not be bound.
-    pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
-        listen(address).with_context(|| {
-            format!("cannot listen on {address}; choose another address with --listen, or stop what uses it")
-        })
-    }
-
-    /// The address, with the port that was picked.
-    pub fn local(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// The listener for the runtime of this thread. Each thread has one of its own for the same socket.
-    ///
-    /// # Errors
-    ///
-    /// There are no descriptors left.
-    pub fn register(&self) -> io::Result<Listener> {
-        Ok(Listener {
-            socket: TcpListener::from_std(self.socket.try_clone()?)?,
-            local: self.local,
-            name: self.local.to_string(),
-            pause: Cell::new(None),
-        })
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<Bound> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the last connections of the previous process to be forgotten.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let socket = StdListener::from(socket);
-    let local = socket.local_addr()?;
-    Ok(Bound { socket, local })
-}
-
-/// A listening socket in the runtime of one thread.
+/// A socket that listens.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
     local: SocketAddr,
     name: String,
     /// The last pause, while connections cannot be accepted.
-    pause: Cell<Option<Duration>>,
+    pause: Option<Duration>,
 }
 
 /// A connection that was accepted.
@@ -105,7 +53,44 @@ enum Remedy {
     BackOff,
 }
 
+fn listen(address: SocketAddr) -> io::Result<Listener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last connections of the previous process to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    let socket = TcpListener::from_std(socket.into())?;
+    let local = socket.local_addr()?;
+    Ok(Listener {
+        name: local.to_string(),
+        socket,
+        local,
+        pause: None,
+    })
+}
+
 impl Listener {
+    /// Binds `address` and listens there; port 0 stands for any that is free.
+    ///
+    /// # Errors
+    ///
+    /// The address is in use, is not of this machine, or may not be bound.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        listen(address).with_context(|| {
+            format!("cannot listen on {address}; choose another address with --listen, or stop what uses it")
+        })
+    }
+
+    /// The address, with the port that was picked.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
     /// What guests are told as the listener's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -121,7 +106,7 @@ impl Listener {
     }
 
     /// Waits for a connection, whatever errors come before it.
-    pub async fn accept(&self) -> Accepted {
+    pub async fn accept(&mut self) -> Accepted {
         let mut skipped = 0;
         loop {
             match self.socket.accept().await {
@@ -141,7 +126,7 @@ impl Listener {
                         skipped += 1;
                     }
                     Remedy::Next | Remedy::BackOff => {
-                        let pause = self.pause.get();
+                        let pause = self.pause;
                         if pause.is_none() {
                             warn!(
                                 listener = self.name,
@@ -151,7 +136,7 @@ impl Listener {
                             );
                         }
                         let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
-                        self.pause.set(Some(wait));
+                        self.pause = Some(wait);
                         tokio::time::sleep(wait).await;
                     }
                 },
@@ -267,19 +252,18 @@ mod tests {
     #[tokio::test]
     async fn a_connection_knows_the_address_that_it_reached() {
         for bound in [[127, 0, 0, 2], [0, 0, 0, 0]] {
-            let bound = Bound::bind((bound, 0).into()).unwrap();
-            let reached = SocketAddr::from(([127, 0, 0, 2], bound.local().port()));
-            let listener = bound.register().unwrap();
+            let mut listener = Listener::bind((bound, 0).into()).unwrap();
+            let reached = SocketAddr::from(([127, 0, 0, 2], listener.local().port()));
             let (accepted, client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
             assert_eq!(accepted.local, reached);
             assert_eq!(accepted.remote, client.unwrap().local_addr().unwrap());
         }
     }
 
-    #[test]
-    fn an_address_in_use_is_named() {
-        let first = Bound::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let error = format!("{:#}", Bound::bind(first.local()).unwrap_err());
+    #[tokio::test]
+    async fn an_address_in_use_is_named() {
+        let first = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let error = format!("{:#}", Listener::bind(first.local()).unwrap_err());
         assert!(error.contains(&first.local().to_string()), "{error}");
         assert!(error.contains("--listen"), "{error}");
     }

@@ -2,22 +2,26 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::Context as _;
 use clap::Parser;
 use host::cli::Cli;
 use host::config::Config;
-use host::listener::Bound;
+use host::listener::Listener;
 use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
 use host::shutdown::Signals;
 use host::{logging, server, system};
+use tokio::runtime::{self, Runtime};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
     let config = Config::from(Cli::parse());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime(config.threads.get());
     let log = logging::start(config.log);
     let outcome = match (runtime, &log) {
         (Ok(runtime), Ok(_)) => runtime.block_on(run(&config)),
@@ -34,6 +38,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// The threads that serve connections.
+fn runtime(threads: usize) -> io::Result<Runtime> {
+    let started = AtomicUsize::new(0);
+    runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name_fn(move || format!("worker-{}", started.fetch_add(1, Relaxed)))
+        .enable_all()
+        .build()
+}
+
 async fn run(config: &Config) -> anyhow::Result<Drained> {
     system::raise_descriptors(config);
     let source = config.component.clone().map_or(Source::Embedded, Source::File);
@@ -44,7 +58,7 @@ async fn run(config: &Config) -> anyhow::Result<Drained> {
     let listeners = config
         .listen
         .iter()
-        .map(|&address| Bound::bind(address))
+        .map(|&address| Listener::bind(address))
         .collect::<Result<_, _>>()?;
     // Until here a signal ends the host at once, as it does by default.
     let mut signals = Signals::new().context("cannot handle signals")?;

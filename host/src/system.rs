@@ -7,11 +7,8 @@ use tracing::{debug, warn};
 
 use crate::config::Config;
 
-/// Descriptors for standard streams, the log, signals, and files that are read.
-const DESCRIPTORS: u64 = 32;
-
-/// Descriptors of a thread beside its listeners: those of its runtime.
-const DESCRIPTORS_PER_THREAD: u64 = 6;
+/// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
+const DESCRIPTORS: u64 = 40;
 
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
@@ -37,10 +34,7 @@ pub fn check_mappings(config: &Config, mappings: u64) {
 pub fn raise_descriptors(config: &Config) {
     let connections = config.limits.max_connections.get() as u64;
     let listeners = config.listen.len() as u64;
-    let threads = config.threads.get() as u64;
-    let need = connections
-        .saturating_add(DESCRIPTORS + listeners)
-        .saturating_add(threads * (DESCRIPTORS_PER_THREAD + listeners));
+    let need = connections.saturating_add(DESCRIPTORS + listeners);
     let limit = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (limit.current, limit.maximum) else {
         return;

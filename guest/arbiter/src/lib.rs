@@ -16,7 +16,7 @@ impl Guest for Arbiter {
         inbound_end: FutureReader<Result<(), ErrorCode>>,
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        wit_bindgen::spawn_local(async move {
+        background::spawn(async move {
             let verdict = inbound_end.await;
             // Fails only where the connection is gone, which leaves nobody to tell.
             let _ = end.write(verdict).await;

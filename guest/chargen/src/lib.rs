@@ -24,7 +24,7 @@ impl Guest for Chargen {
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (writer, outbound) = wit_stream::new();
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        wit_bindgen::spawn_local(async move {
+        background::spawn(async move {
             generate(writer).await;
             let _ = end.write(Err(ErrorCode::ConnectionReset)).await;
         });

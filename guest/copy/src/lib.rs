@@ -18,7 +18,7 @@ impl Guest for Copy {
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (writer, outbound) = wit_stream::new();
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        wit_bindgen::spawn_local(async move {
+        background::spawn(async move {
             let result = copy(inbound, inbound_end, writer).await;
             // Fails only where the connection is gone, which leaves nobody to tell.
             let _ = end.write(result).await;

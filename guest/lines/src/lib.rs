@@ -27,7 +27,7 @@ impl Guest for Lines {
         let (writer, outbound) = wit_stream::new();
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
         // `handle` returns at once, and the work goes on beside the host.
-        wit_bindgen::spawn_local(async move {
+        background::spawn(async move {
             let result = serve(inbound, inbound_end, writer).await;
             // Fails only where the connection is gone, which leaves nobody to tell.
             let _ = end.write(result).await;

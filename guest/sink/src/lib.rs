@@ -15,7 +15,7 @@ impl Guest for Sink {
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (mut writer, outbound) = wit_stream::new();
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        wit_bindgen::spawn_local(async move {
+        background::spawn(async move {
             writer.write_all(b"ready\n".to_vec()).await;
             drop(writer);
             let _ = end.write(Ok(())).await;

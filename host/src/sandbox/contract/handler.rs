@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::oneshot;
 use wasmtime::component::{
-    Destination, FutureConsumer, FutureReader, Source, StreamConsumer, StreamProducer, StreamReader,
-    StreamResult,
+    Accessor, AccessorTask, Destination, FutureConsumer, FutureReader, Source, StreamConsumer,
+    StreamProducer, StreamReader, StreamResult,
 };
 use wasmtime::{AsContextMut, Store, StoreContextMut};
 
@@ -87,6 +87,9 @@ where
                     }
                 })
             })?;
+            if let Returned::Own = returned {
+                accessor.spawn(Never)?;
+            }
             let mut driving = pin!(drive(inbound, outbound, outbound_end));
             wasmtime::error::Ok(match returned {
                 Returned::Own => Served::Ended(driving.await),
@@ -124,6 +127,16 @@ where
         .await
         .flatten()
         .map_err(Fault::Trap)
+}
+
+/// A task of the host that never ends. wasmtime keeps what it waits for in a `FuturesUnordered`, which wakes its own
+/// task for nothing whenever it has polled all that is in it; with this in it, that never comes.
+struct Never;
+
+impl AccessorTask<State> for Never {
+    fn run(self, _accessor: &Accessor<State>) -> impl Future<Output = wasmtime::Result<()>> + Send {
+        pending()
+    }
 }
 
 /// What of its own inbound half a guest has returned as its outbound half.
