@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::harness::{Client, Host, noise};
+use crate::harness::{Client, Host, noise, until};
 
 #[test]
 fn a_thousand_connections_at_once_are_each_served_their_own_bytes() {
@@ -82,60 +82,41 @@ fn the_cap_counts_for_all_listeners_together() {
 }
 
 #[test]
-fn a_peer_that_does_not_read_costs_no_memory() {
-    let host = Host::serving("chargen", &["--threads", "1"]);
-    let reading = host.connect();
-    reading.expect(" !\"");
-    let before = host.memory("VmRSS");
-    let silent: Vec<_> = (0..50).map(|_| host.connect()).collect();
-    for client in &silent {
-        // Something has arrived, so the guest has begun to write and goes on until it is held back.
-        client.0.peek(&mut [0]).unwrap();
-    }
-    // Another peer gets its bytes meanwhile: 8 MB, more than all socket buffers of the silent ones hold.
-    let mut taken = 0;
-    while taken < 8_000_000 {
-        let count = std::io::Read::read(&mut &reading.0, &mut [0; 65536]).unwrap();
-        assert!(count > 0, "the host has closed a connection");
-        taken += count;
-    }
-    let grown = host.memory("VmRSS").saturating_sub(before);
-    assert!(grown < 50 * 512, "{grown} KiB more for 50 peers that do not read");
-}
-
-#[test]
 fn connections_one_after_another_leave_nothing_behind() {
-    let host = Host::serving("lines-session", &[]);
-    let descriptors = || {
-        std::fs::read_dir(format!("/proc/{}/fd", host.pid()))
-            .unwrap()
-            .count()
-    };
-    let round = || {
+    let host = Host::serving("lines-session", &["-q"]);
+    let round = |connections: u64| {
         thread::scope(|scope| {
             for thread in 0..4 {
                 let address = host.address();
                 scope.spawn(move || {
-                    for i in 0..250 {
+                    for i in 0..connections / 4 {
                         let client = Client::connect(address).unwrap();
-                        client.echo(line(thread * 1000 + i));
-                        client.finish();
-                        assert_eq!(client.rest(), b"");
+                        client.echo(line(thread * connections + i));
+                        if i % 10 == 0 {
+                            client.finish();
+                            assert_eq!(client.rest(), b"");
+                        } else {
+                            client.reset();
+                        }
                     }
                 });
             }
         });
-        for _ in 0..1000 {
-            host.line("connection ended");
-        }
     };
-    round();
-    let (open, memory) = (descriptors(), host.memory("VmRSS"));
-    round();
-    round();
-    assert_eq!(descriptors(), open);
+    let before = host.entries("fd");
+    let gone = || until("all descriptors are closed", || host.entries("fd") == before);
+    round(10_000);
+    gone();
+    let (mappings, memory) = (host.mappings(), host.memory("VmRSS"));
+    round(90_000);
+    gone();
     let grown = host.memory("VmRSS").saturating_sub(memory);
-    assert!(grown < 4096, "2,000 connections left {grown} KiB behind");
+    assert!(grown < 4096, "90,000 connections left {grown} KiB behind");
+    let mappings = host.mappings().saturating_sub(mappings);
+    assert!(
+        mappings < 100,
+        "90,000 connections left {mappings} mappings behind"
+    );
 }
 
 /// A line of 64 bytes before its end.

@@ -2,20 +2,9 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::harness::{HOST, Host, guest, refused};
-
-/// A file beside the program under test, by a name that no other test uses.
-fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
-    let dir = guest_builder::target_dir(Path::new(HOST))
-        .unwrap()
-        .join("test-components");
-    fs::create_dir_all(&dir).unwrap();
-    let path = dir.join(name);
-    fs::write(&path, bytes).unwrap();
-    path
-}
+use crate::harness::{Host, file, guest, refused};
 
 /// The message for `path`, which holds each of `words`, comes with status 1, and before anything is bound.
 fn refuses(path: &Path, words: &[&str]) {

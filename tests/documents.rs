@@ -68,6 +68,7 @@ fn rooms_do_not_know_what_they_should_not() {
         ("config.rs", &["tokio::", "wasmtime", "clap"]),
         ("listener.rs", &["wasmtime", "crate::connection"]),
         ("admission.rs", &["wasmtime", "TcpStream"]),
+        ("breaker.rs", &["wasmtime", "TcpStream"]),
         ("server.rs", &["wasmtime", "clap"]),
         ("acceptor.rs", &["wasmtime", "clap"]),
         ("relay.rs", &["tokio::net", "wasmtime", "crate::sandbox"]),

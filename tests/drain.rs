@@ -94,3 +94,27 @@ fn a_second_signal_does_not_wait() {
     host.signal(TERM);
     assert_eq!(host.wait().code(), Some(1));
 }
+
+#[test]
+fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
+    for guest in ["spin", "sleep"] {
+        let limits = ["--max-call-time", "off", "--drain-timeout", "1s"];
+        let mut host = Host::serving(guest, &limits);
+        let clients: Vec<_> = (0..4).map(|_| host.connect()).collect();
+        for client in &clients {
+            client.echo("hello");
+        }
+        clients[0].send("half a li");
+        clients[1].send("!");
+        clients[2].send("!");
+        let start = Instant::now();
+        host.signal(TERM);
+        let line = host.line("INFO drained");
+        assert_eq!(field(&line, "closed"), "4", "{guest}");
+        assert_eq!(host.wait().code(), Some(0), "{guest}");
+        // Were it not on time, it would never end.
+        let took = start.elapsed();
+        assert!(took >= Duration::from_secs(1), "{guest}: {took:?}");
+        assert_eq!(host.log().matches("\"drained\"").count(), 4, "{guest}");
+    }
+}

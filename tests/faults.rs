@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Host, field};
 
@@ -155,5 +155,38 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
         let host = start(limit / 4 + 1);
         assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
         host.connect().echo("hello");
+    }
+}
+
+#[test]
+#[ignore = "needs strace: apt-get install strace, then cargo test -- --ignored"]
+fn errors_of_accept_are_survived() {
+    for (error, waits) in [
+        ("EMFILE", true),
+        ("ENFILE", true),
+        ("ENOBUFS", true),
+        ("ENOMEM", true),
+        ("ECONNABORTED", false),
+        ("EINTR", false),
+        ("EPROTO", false),
+    ] {
+        // The first five calls of each thread fail, with a connection waiting all the while.
+        let strace = format!(
+            "exec strace -D -f -qq -o /dev/null -e trace=accept4 -e inject=accept4:error={error}:when=1..5 \"$0\" \"$@\"; true"
+        );
+        let host = Host::below_shell(&strace, &["--listen", "127.0.0.1:0", "--threads", "1"]);
+        let start = Instant::now();
+        host.connect().echo("hello");
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(1), "{error}: {took:?}");
+        host.connect().echo("hello");
+        let log = host.log();
+        for (line, times) in [
+            ("cannot accept", waits),
+            ("accepting again", waits),
+            ("WARN", waits),
+        ] {
+            assert_eq!(log.matches(line).count(), usize::from(times), "{error}: {log}");
+        }
     }
 }

@@ -5,12 +5,64 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{DEADLINE, Host, field};
+use crate::harness::{Client, DEADLINE, Host, field};
 
 const ECHOES: [&str; 3] = ["echo", "lines", "lines-session"];
 
 /// A time that a limit in these tests is above, however slow the machine.
 const MOMENT: Duration = Duration::from_millis(20);
+
+#[test]
+fn one_source_has_no_more_connections_than_it_may() {
+    let host = Host::serving("echo", &["--max-connections-per-source", "2"]);
+    let mut clients: Vec<_> = (0..2).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.echo("hello");
+    }
+    host.refuses();
+    let line = host.line("connection refused");
+    assert!(
+        line.contains("reason=\"source-connections\"") && line.contains("peer=127.0.0.1:"),
+        "{line}"
+    );
+    Client::from([127, 0, 0, 2], host.address()).echo("hello");
+    clients[0].echo("still here");
+    drop(clients.remove(0));
+    // One of them, of which the other was refused.
+    for _ in 0..2 {
+        host.line("connection ended");
+    }
+    host.connect().echo("hello");
+}
+
+#[test]
+fn connections_come_no_faster_than_they_may() {
+    let host = Host::serving("echo", &["--max-rate", "5"]);
+    let start = Instant::now();
+    for _ in 0..5 {
+        host.connect().echo("hello");
+    }
+    for _ in 0..5 {
+        host.connect().echo("hello");
+    }
+    // The first five at once, the others a fifth of a second apart.
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    let log = host.log();
+    assert!(!log.contains("refused"), "{log}");
+    assert_eq!(log.matches("--max-rate").count(), 1, "{log}");
+}
+
+#[test]
+fn one_source_comes_no_faster_than_it_may() {
+    let host = Host::serving("echo", &["--max-rate-per-source", "3/h"]);
+    for _ in 0..3 {
+        host.connect().echo("hello");
+    }
+    host.refuses();
+    let line = host.line("connection refused");
+    assert!(line.contains("reason=\"source-rate\""), "{line}");
+    Client::from([127, 0, 0, 2], host.address()).echo("hello");
+}
 
 #[test]
 fn a_peer_that_never_speaks_is_closed() {

@@ -90,3 +90,38 @@ fn a_log_that_nobody_can_take_does_not_stop_the_service() {
         child.wait().unwrap();
     }
 }
+
+#[test]
+fn a_log_whose_reader_has_gone_does_not_stop_the_service() {
+    log_that_is_not_read(|reader| drop(reader));
+}
+
+#[test]
+fn a_log_whose_reader_does_not_read_does_not_stop_the_service() {
+    // The pipe is full and still open.
+    log_that_is_not_read(std::mem::forget);
+}
+
+/// The first line of the log is read, `then` comes the end of it, and the service goes on.
+fn log_that_is_not_read(then: impl FnOnce(std::io::BufReader<std::process::ChildStderr>)) {
+    let mut child = crate::harness::command()
+        .args(["--listen", "127.0.0.1:0", "-v"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    let address = loop {
+        line.clear();
+        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+        if let Some((_, address)) = line.split_once("listening on ") {
+            break address.trim().parse().unwrap();
+        }
+    };
+    then(reader);
+    for _ in 0..2000 {
+        crate::harness::Client::connect(address).unwrap().echo("hello");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -8,6 +8,7 @@
 
 mod harness;
 
+mod attack;
 mod bytes;
 mod cache;
 mod capacity;
@@ -17,6 +18,7 @@ mod documents;
 mod drain;
 mod faults;
 mod guests;
+mod hostile;
 mod isolation;
 mod limits;
 mod log;

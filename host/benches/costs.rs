@@ -171,7 +171,15 @@ async fn serve(generation: &Generation, limits: &Limits, line: &[u8], count: u64
     };
     let (near, far) = duplex(64 << 10);
     let (reader, writer) = split(near);
-    let served = connection::serve(generation, &peer, reader, writer, limits, std::future::pending());
+    let served = connection::serve(
+        generation,
+        &peer,
+        reader,
+        writer,
+        limits,
+        || (),
+        std::future::pending(),
+    );
     let (report, answered) = tokio::join!(served, client(far, line, count));
     answered?;
     ensure!(report.bytes_out == count * line.len() as u64, "{report:?}");

@@ -1,14 +1,19 @@
 //! The accept loop: takes connections, hands each to the generation, and logs what became of it.
 
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
-use tracing::info;
+use futures_util::FutureExt;
+use tracing::{debug, error, info};
 
-use crate::connection::{self, Report};
+use crate::admission::{Admission, Refused};
+use crate::breaker::Attempt;
+use crate::connection::{self, Outcome, Report};
+use crate::failpoint;
 use crate::listener::{self, Accepted, Listener};
 use crate::peer::Peer;
 use crate::sandbox::Generation;
@@ -16,20 +21,47 @@ use crate::server::Shared;
 
 /// Accepts connections for ever. A permit comes first: while there is none, connections wait in the backlog.
 pub(crate) async fn accept(shared: Arc<Shared>, mut listeners: Vec<Listener>) {
+    let mut admission = Admission::new(&shared.config.limits);
     let mut first = 0;
     loop {
-        let permit = shared.admission.permit().await;
+        let permit = admission.permit().await;
         let (index, accepted) = any(&mut listeners, first).await;
         first = index + 1;
         let Some(listener) = listeners.get(index) else {
             continue;
         };
-        let connection = serve_one(Arc::clone(&shared), listener.name().to_owned(), accepted);
-        shared.connections.spawn(async move {
-            connection.await;
-            drop(permit);
-        });
+        let admitted = admission
+            .admit(permit, accepted.remote.ip())
+            .and_then(|permit| Ok((permit, shared.breaker.attempt()?)));
+        match admitted {
+            Ok((permit, attempt)) => {
+                let connection =
+                    serve_one(Arc::clone(&shared), listener.name().to_owned(), accepted, attempt);
+                shared.connections.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(reason) => refuse(listener, accepted, reason),
+        }
     }
+}
+
+/// Resets a connection that may not come in. Of those that come while the breaker is open it says how many there were.
+fn refuse(listener: &Listener, accepted: Accepted, reason: Refused) {
+    let (peer, listener, reason, told) = (
+        accepted.remote,
+        listener.name(),
+        reason.as_str(),
+        reason != Refused::Failing,
+    );
+    if told {
+        info!(%peer, listener, reason, "connection refused");
+    } else {
+        debug!(%peer, listener, reason, "connection refused");
+    }
+    // A writer that was not shut down resets the connection.
+    drop(listener::split(accepted.stream));
 }
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
@@ -56,7 +88,7 @@ async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
 }
 
 /// Serves one connection and logs what became of it.
-async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted) {
+async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted, attempt: Attempt) {
     let Accepted {
         stream,
         remote,
@@ -70,9 +102,42 @@ async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted) {
         listener,
     };
     let (reader, writer) = listener::split(stream);
+    let mut started = false;
+    let start = || {
+        started = true;
+        attempt.started();
+    };
     let cut = pin!(shared.cut.cancelled());
-    let report = connection::serve(&generation, &peer, reader, writer, &shared.config.limits, cut).await;
-    log(&peer, &generation, &report);
+    let served = async {
+        failpoint::serve(peer.connection);
+        connection::serve(
+            &generation,
+            &peer,
+            reader,
+            writer,
+            &shared.config.limits,
+            start,
+            cut,
+        )
+        .await
+    };
+    match AssertUnwindSafe(served).catch_unwind().await {
+        Ok(report) => {
+            if !started && report.outcome.is_the_guests_fault() {
+                attempt.failed();
+            }
+            log(&peer, &generation, &report);
+        }
+        // The hook for panics has said what happened.
+        Err(_) => error!(
+            connection = peer.connection,
+            peer = peer.remote,
+            listener = peer.listener,
+            outcome = Outcome::HostPanic.as_str(),
+            panics = shared.panics.fetch_add(1, Relaxed) + 1,
+            "connection ended"
+        ),
+    }
 }
 
 fn log(peer: &Peer, generation: &Generation, report: &Report) {

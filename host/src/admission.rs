@@ -1,59 +1,239 @@
-//! Who may come in: permits.
+//! Who may come in: permits, rates, and what one source may have.
 
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
+use tracing::info;
+
+use crate::config::{Limits, Rate};
+
+/// Bits of an IPv6 address that say whose it is: a site commonly has all the addresses behind them (RFC 6177).
+const PREFIX: u32 = 64;
+
+/// Sources that are kept before those are looked for that need not be.
+const SOURCES: usize = 1024;
+
+/// Why a connection is refused, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Its source has as many as `--max-connections-per-source`.
+    SourceConnections,
+    /// Its source has had as many of late as `--max-rate-per-source`.
+    SourceRate,
+    /// Instances have failed at their start, again and again.
+    Failing,
+}
+
+impl Refused {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceConnections => "source-connections",
+            Self::SourceRate => "source-rate",
+            Self::Failing => "failing",
+        }
+    }
+}
 
 /// The right to hold one connection. It is taken before the connection is accepted, and free again when
 /// this is dropped.
 #[derive(Debug)]
 pub struct Permit {
     _permit: OwnedSemaphorePermit,
+    _share: Option<Share>,
 }
 
-/// Hands out as many permits as connections may be open at once.
-#[derive(Clone, Debug)]
+/// Admits as many connections as may be open at once, and no more in a time than may come.
+#[derive(Debug)]
 pub struct Admission {
     permits: Arc<Semaphore>,
+    rate: Option<(Rate, Bucket)>,
+    /// Whether the last connection had to wait for the rate.
+    paced: bool,
+    sources: Option<Arc<Sources>>,
 }
 
 impl Admission {
-    /// Admits `max_connections` at once.
-    pub fn new(max_connections: NonZeroUsize) -> Self {
-        let permits = max_connections.get().min(Semaphore::MAX_PERMITS);
+    /// Admits what `limits` allow.
+    pub fn new(limits: &Limits) -> Self {
+        let permits = limits.max_connections.get().min(Semaphore::MAX_PERMITS);
+        let sources = Sources {
+            max: limits.max_connections_per_source,
+            rate: limits.max_rate_per_source,
+            table: Mutex::default(),
+        };
         Self {
             permits: Arc::new(Semaphore::new(permits)),
+            rate: limits.max_rate.map(|rate| (rate, Bucket::default())),
+            paced: false,
+            sources: (sources.max.is_some() || sources.rate.is_some()).then(|| Arc::new(sources)),
         }
     }
 
-    /// Waits for a permit, first come, first served.
-    pub async fn permit(&self) -> Permit {
-        match Arc::clone(&self.permits).acquire_owned().await {
-            Ok(permit) => Permit { _permit: permit },
+    /// Waits until one more connection may be accepted.
+    pub async fn permit(&mut self) -> Permit {
+        let permit = match Arc::clone(&self.permits).acquire_owned().await {
+            Ok(permit) => permit,
             // The semaphore is never closed.
             Err(_) => std::future::pending().await,
+        };
+        if let Some((rate, bucket)) = &mut self.rate {
+            let mut paced = false;
+            while let Err(at) = bucket.take(*rate, Instant::now()) {
+                if !paced && !self.paced {
+                    info!(
+                        "as many connections have come as --max-rate allows; further ones wait in the backlog"
+                    );
+                }
+                paced = true;
+                sleep_until(at).await;
+            }
+            self.paced = paced;
+        }
+        Permit {
+            _permit: permit,
+            _share: None,
+        }
+    }
+
+    /// Lets a connection from `source` have `permit`, or not.
+    ///
+    /// # Errors
+    ///
+    /// That source has as much as one may have.
+    pub fn admit(&self, permit: Permit, source: IpAddr) -> Result<Permit, Refused> {
+        let Some(sources) = &self.sources else {
+            return Ok(permit);
+        };
+        Ok(Permit {
+            _share: Some(sources.admit(Source::of(source), Instant::now())?),
+            ..permit
+        })
+    }
+}
+
+/// How much of a rate has been used: a bucket that holds as many as the rate allows in its time, and that fills evenly
+/// (the generic cell rate algorithm of ITU-T I.371).
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    /// When it will be full.
+    full: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes one out. If there is none, this says when there will be.
+    fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Instant> {
+        let each = rate.per / rate.connections.get();
+        let full = self.full.unwrap_or(now).max(now) + each;
+        // It is not `now + per` that is compared, since the division has rounded down.
+        let empty = each * rate.connections.get();
+        if full - now > empty {
+            return Err(full - empty);
+        }
+        self.full = Some(full);
+        Ok(())
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.full.is_none_or(|full| full <= now)
+    }
+}
+
+/// Whom a connection counts for: an IPv4 address, or all IPv6 addresses with one prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Source(IpAddr);
+
+impl Source {
+    fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX << (Ipv6Addr::BITS - PREFIX);
+                Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+/// What each source has.
+#[derive(Debug)]
+struct Sources {
+    max: Option<NonZeroUsize>,
+    rate: Option<Rate>,
+    /// Locked when a connection begins and when it ends.
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    sources: HashMap<Source, Has>,
+    /// Grown to this, it is looked through for sources that need not be kept.
+    sweep: usize,
+}
+
+/// What one source has.
+#[derive(Debug, Default)]
+struct Has {
+    open: usize,
+    bucket: Bucket,
+}
+
+impl Has {
+    /// Whether it is as one that has never been seen.
+    fn is_nothing(&self, now: Instant) -> bool {
+        self.open == 0 && self.bucket.is_full(now)
+    }
+}
+
+impl Sources {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing can panic while it is held.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(self: &Arc<Self>, source: Source, now: Instant) -> Result<Share, Refused> {
+        let mut table = self.table();
+        if table.sources.len() >= table.sweep {
+            table.sources.retain(|_, has| !has.is_nothing(now));
+            table.sweep = SOURCES.max(2 * table.sources.len());
+        }
+        let has = table.sources.entry(source).or_default();
+        if self.max.is_some_and(|max| has.open >= max.get()) {
+            return Err(Refused::SourceConnections);
+        }
+        if let Some(rate) = self.rate {
+            has.bucket.take(rate, now).map_err(|_| Refused::SourceRate)?;
+        }
+        has.open += 1;
+        Ok(Share {
+            sources: Arc::clone(self),
+            source,
+        })
+    }
+}
+
+/// One connection of a source.
+#[derive(Debug)]
+struct Share {
+    sources: Arc<Sources>,
+    source: Source,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut table = self.sources.table();
+        if let Some(has) = table.sources.get_mut(&self.source) {
+            has.open -= 1;
+            if has.is_nothing(Instant::now()) {
+                table.sources.remove(&self.source);
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::pin::pin;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_permit_that_is_dropped_lets_the_next_one_in() {
-        let admission = Admission::new(NonZeroUsize::MIN);
-        let first = admission.permit().await;
-        let mut second = pin!(admission.permit());
-        tokio::select! {
-            biased;
-            _ = second.as_mut() => panic!("two permits where there is one"),
-            () = std::future::ready(()) => {}
-        }
-        drop(first);
-        second.await;
-    }
-}
+mod tests;

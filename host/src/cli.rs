@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::config::{CacheDir, Config, Limits, Log, LogFormat, LogLevel};
+use crate::config::{CacheDir, Config, Limits, Log, LogFormat, LogLevel, Rate};
 
 /// inetd for WebAssembly components.
 ///
@@ -38,6 +38,18 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, help_heading = "Limits")]
     max_connections: NonZeroUsize,
 
+    /// Connections of one source served at once, or `off`; further ones are refused; IPv6 sources count by their /64
+    #[arg(long, value_name = "N", default_value = "off", value_parser = count, help_heading = "Limits")]
+    max_connections_per_source: Count,
+
+    /// Connections accepted in a second (or N/m, N/h), or `off`; further ones wait in the backlog
+    #[arg(long, value_name = "RATE", default_value = "off", value_parser = rate, help_heading = "Limits")]
+    max_rate: MaxRate,
+
+    /// Connections of one source in a second (or N/m, N/h), or `off`; further ones are refused
+    #[arg(long, value_name = "RATE", default_value = "off", value_parser = rate, help_heading = "Limits")]
+    max_rate_per_source: MaxRate,
+
     /// Memory of one connection: all linear memories and tables of its instance together; growth beyond it fails
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Limits")]
     max_memory: usize,
@@ -46,7 +58,7 @@ pub struct Cli {
     #[arg(long, value_name = "TIME", default_value = "2ms", value_parser = slice, help_heading = "Limits")]
     cpu_slice: Duration,
 
-    /// How long one call of a session may take before the connection is reset, or `off`
+    /// How long the start of a guest, and each call of a session, may take before the connection is reset, or `off`
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = timeout, help_heading = "Limits")]
     max_call_time: Timeout,
 
@@ -102,6 +114,9 @@ the host at once.
 
 Exit status: 0 after a drain, 1 if something failed, 2 for a command line that cannot be understood.";
 
+/// Far more connections than any machine accepts in a second.
+const MAX_RATE: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
+
 /// Far more threads than any machine has cores.
 const MAX_THREADS: usize = 1024;
 
@@ -119,6 +134,14 @@ struct Timeout(Option<Duration>);
 #[derive(Clone, Copy, Debug)]
 struct Bytes(Option<u64>);
 
+/// The same for a number of connections.
+#[derive(Clone, Copy, Debug)]
+struct Count(Option<NonZeroUsize>);
+
+/// The same for a rate of connections.
+#[derive(Clone, Copy, Debug)]
+struct MaxRate(Option<Rate>);
+
 impl From<Cli> for Config {
     fn from(cli: Cli) -> Self {
         Self {
@@ -135,6 +158,9 @@ impl From<Cli> for Config {
             drain_timeout: cli.drain_timeout,
             limits: Limits {
                 max_connections: cli.max_connections,
+                max_connections_per_source: cli.max_connections_per_source.0,
+                max_rate: cli.max_rate.0,
+                max_rate_per_source: cli.max_rate_per_source.0,
                 max_memory: cli.max_memory,
                 cpu_slice: cli.cpu_slice,
                 max_call_time: cli.max_call_time.0,
@@ -214,6 +240,39 @@ fn bytes(text: &str) -> Result<Bytes, String> {
     }
 }
 
+fn count(text: &str) -> Result<Count, String> {
+    if text == "off" {
+        return Ok(Count(None));
+    }
+    match text.parse() {
+        Ok(count) => Ok(Count(Some(count))),
+        Err(_) => Err("expected a number above zero, or `off`".to_owned()),
+    }
+}
+
+fn rate(text: &str) -> Result<MaxRate, String> {
+    if text == "off" {
+        return Ok(MaxRate(None));
+    }
+    let (count, unit) = text.split_once('/').unwrap_or((text, "s"));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        _ => 0,
+    };
+    match count.parse() {
+        Ok(connections) if seconds > 0 && connections <= MAX_RATE => Ok(MaxRate(Some(Rate {
+            connections,
+            per: Duration::from_secs(seconds),
+        }))),
+        _ => Err(format!(
+            "expected a number from 1 to {MAX_RATE}, by itself for connections a second or with a unit, as 100/s, 30/m or \
+             500/h, or `off`"
+        )),
+    }
+}
+
 fn size(text: &str) -> Result<usize, String> {
     let expected = "expected a number of bytes with a unit, as 512KiB or 64MiB, up to 4GiB";
     let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
@@ -267,6 +326,18 @@ mod tests {
     }
 
     #[test]
+    fn rates_have_units() {
+        for (text, connections, seconds) in
+            [("7", 7, 1), ("7/s", 7, 1), ("30/m", 30, 60), ("500/h", 500, 3600)]
+        {
+            let rate = config(&["--max-rate", text]).unwrap().limits.max_rate.unwrap();
+            assert_eq!(rate.connections.get(), connections, "{text}");
+            assert_eq!(rate.per, Duration::from_secs(seconds), "{text}");
+        }
+        assert_eq!(config(&["--max-rate", "off"]).unwrap().limits.max_rate, None);
+    }
+
+    #[test]
     fn listeners_add_up() {
         let config = config(&["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]).unwrap();
         assert_eq!(config.listen.len(), 2);
@@ -282,6 +353,10 @@ mod tests {
             ("--max-memory", "lots", "64MiB"),
             ("--max-memory", "5GiB", "4GiB"),
             ("--max-connections", "0", "zero"),
+            ("--max-connections-per-source", "0", "off"),
+            ("--max-rate", "0", "100/s"),
+            ("--max-rate", "10/d", "100/s"),
+            ("--max-rate-per-source", "1000001", "1000000"),
             ("--threads", "0", "1024"),
             ("--threads", "18446744073709551615", "1024"),
             ("--log-format", "xml", "json"),

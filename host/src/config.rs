@@ -1,7 +1,7 @@
 //! What the host was asked to do, checked, and free of how it was asked.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +43,20 @@ pub struct Limits {
     /// Default 1,024. Each open connection holds an instance; the address space for all of them is reserved at
     /// start-up.
     pub max_connections: NonZeroUsize,
+    /// Connections of one source that are served at once, IPv6 addresses counting by their first 64 bits; `None` for any
+    /// number. Further ones are refused.
+    ///
+    /// Default: any number. Worst case, with this or `max_rate_per_source`: 100 bytes for each source that has a
+    /// connection or had one while its rate was being counted.
+    pub max_connections_per_source: Option<NonZeroUsize>,
+    /// Connections that are accepted in a time; `None` for as many as come. Further ones wait in the backlog.
+    ///
+    /// Default: as many as come.
+    pub max_rate: Option<Rate>,
+    /// The same for one source. Further ones are refused.
+    ///
+    /// Default: as many as come.
+    pub max_rate_per_source: Option<Rate>,
     /// Bytes of all linear memories and tables of one connection's instance together.
     ///
     /// Default 64 MiB. Growth beyond it fails, which the guest sees; an instance that would start above it is
@@ -52,7 +66,8 @@ pub struct Limits {
     ///
     /// Default 2 ms, and no finer than 1 ms.
     pub cpu_slice: Duration,
-    /// How long one call of a session may take, turns of others included, unless it waits for the host; `None` for ever.
+    /// How long the start of an instance and each call of a session may take, waiting and the turns of others included;
+    /// `None` for ever.
     ///
     /// Default 1 second.
     pub max_call_time: Option<Duration>,
@@ -94,6 +109,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
+            max_connections_per_source: None,
+            max_rate: None,
+            max_rate_per_source: None,
             max_memory: 64 << 20,
             cpu_slice: Duration::from_millis(2),
             max_call_time: Some(Duration::from_secs(1)),
@@ -106,6 +124,15 @@ impl Default for Limits {
             max_bytes_out: None,
         }
     }
+}
+
+/// So many connections in so much time: as many at once if none have come for that long, and then evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub connections: NonZeroU32,
+    /// In how much time; a second at least.
+    pub per: Duration,
 }
 
 /// What is logged, and how.

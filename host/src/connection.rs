@@ -59,6 +59,8 @@ pub enum Outcome {
     ByteLimit,
     /// It was still open at the end of a drain.
     Drained,
+    /// The host panicked while serving it.
+    HostPanic,
 }
 
 impl Outcome {
@@ -78,7 +80,13 @@ impl Outcome {
             Self::Lifetime => "lifetime",
             Self::ByteLimit => "byte-limit",
             Self::Drained => "drained",
+            Self::HostPanic => "host-panic",
         }
+    }
+
+    /// Whether the guest failed.
+    pub fn is_the_guests_fault(self) -> bool {
+        matches!(self, Self::StartFailed | Self::GuestTrap | Self::CpuLimit)
     }
 }
 
@@ -99,13 +107,14 @@ pub struct Report {
 
 /// Serves one connection with an instance of its own and returns when it is over.
 ///
-/// `cut` ends it from outside, as at the end of a drain.
+/// `started` is called once the guest has taken it; `cut` ends it from outside, as at the end of a drain.
 pub async fn serve<R, W>(
     generation: &Generation,
     peer: &Peer,
     reader: R,
     writer: W,
     limits: &Limits,
+    started: impl FnOnce() + Send,
     cut: impl Future<Output = ()>,
 ) -> Report
 where
@@ -119,7 +128,7 @@ where
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
         biased;
-        ended = generation.serve(peer, &inbound, &outbound) => {
+        ended = generation.serve(peer, &inbound, &outbound, started) => {
             judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
         passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),

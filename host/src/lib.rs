@@ -8,11 +8,13 @@
 mod acceptor;
 pub mod admission;
 mod bindings;
+pub mod breaker;
 mod buffer;
 pub mod cli;
 pub mod config;
 pub mod connection;
 mod deadlines;
+mod failpoint;
 pub mod half;
 pub mod listener;
 pub mod logging;

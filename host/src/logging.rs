@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
+use tracing::error;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
@@ -16,7 +17,8 @@ use crate::server::READY;
 /// must not hold up connections.
 const QUEUE: usize = 8192;
 
-/// Starts the log. Lines are written by a thread of its own until the guard is dropped, which waits for it.
+/// Starts the log, which panics come to too. Lines are written by a thread of its own until the guard is dropped, which
+/// waits for it.
 ///
 /// # Errors
 ///
@@ -57,5 +59,14 @@ pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
         .with(filter)
         .with(lines)
         .try_init()?;
+    // Written directly, it could wait for standard error.
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(tracing::field::display);
+        error!(
+            location,
+            "panic: {}",
+            panic.payload_as_str().unwrap_or("of unknown kind")
+        );
+    }));
     Ok(guard)
 }

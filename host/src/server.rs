@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::acceptor;
-use crate::admission::Admission;
+use crate::breaker::Breaker;
 use crate::config::Config;
 use crate::listener::Listener;
 use crate::sandbox::Generation;
@@ -25,9 +25,11 @@ const CUT: Duration = Duration::from_secs(1);
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) generation: Arc<Generation>,
-    pub(crate) admission: Admission,
+    pub(crate) breaker: Arc<Breaker>,
     pub(crate) connections: TaskTracker,
     pub(crate) numbers: AtomicU64,
+    /// Connections that a panic of the host has ended.
+    pub(crate) panics: AtomicU64,
     /// Connections that are left are closed.
     pub(crate) cut: CancellationToken,
 }
@@ -48,9 +50,10 @@ pub async fn serve(
     let shared = Arc::new(Shared {
         config: config.clone(),
         generation: Arc::new(generation),
-        admission: Admission::new(config.limits.max_connections),
+        breaker: Arc::default(),
         connections: TaskTracker::new(),
         numbers: AtomicU64::new(1),
+        panics: AtomicU64::new(0),
         cut: CancellationToken::new(),
     });
     let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::local).collect();

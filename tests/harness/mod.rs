@@ -3,6 +3,7 @@
 //! Nothing here sleeps for a guess: what is waited for is a line of the log, bytes, or the end of a process, and
 //! every wait has a deadline far beyond the time that it should take.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// Far longer than anything here takes, on a machine that does much else.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -45,6 +46,34 @@ pub fn guest(name: &str) -> PathBuf {
     path
 }
 
+/// The component of a guest of the sessions contract that is written as text, `guest/hostile/NAME/NAME.wat`.
+pub fn text_guest(name: &str) -> PathBuf {
+    let workspace = guest_builder::workspace();
+    let text = workspace.join(format!("guest/hostile/{name}/{name}.wat"));
+    let mut module = wat::parse_file(text).unwrap();
+    let mut wit = wit_parser::Resolve::default();
+    let (package, _) = wit.push_dir(workspace.join("wit")).unwrap();
+    let world = wit.select_world(&[package], Some("session-service")).unwrap();
+    wit_component::embed_component_metadata(&mut module, &wit, world, wit_component::StringEncoding::UTF8)
+        .unwrap();
+    let component = wit_component::ComponentEncoder::default()
+        .module(&module)
+        .and_then(|mut encoder| encoder.encode())
+        .unwrap();
+    file(&format!("{name}.wasm"), component)
+}
+
+/// A file beside the program under test, by a name that no other test uses.
+pub fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let dir = guest_builder::target_dir(Path::new(HOST))
+        .unwrap()
+        .join("test-components");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join(name);
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
 /// A running host. It is killed when this is dropped.
 pub struct Host {
     child: Child,
@@ -57,7 +86,11 @@ pub struct Host {
 impl Host {
     /// Starts a host that serves with `guest` on a free port and waits until it listens.
     pub fn serving(name: &str, args: &[&str]) -> Self {
-        let component = guest(name);
+        Self::with(&guest(name), args)
+    }
+
+    /// The same with a component from anywhere.
+    pub fn with(component: &Path, args: &[&str]) -> Self {
         let component = component.to_str().unwrap();
         Self::start(&[&["--listen", "127.0.0.1:0", "--component", component], args].concat())
     }
@@ -136,6 +169,14 @@ impl Host {
         Client::connect(self.address()).unwrap()
     }
 
+    /// A client of the first listener that is reset at once, be it that it has already happened when it has connected.
+    pub fn refuses(&self) {
+        match Client::connect(self.address()) {
+            Ok(client) => client.expect_reset(),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+
     /// Waits for a line of the log that holds `text`, passing over those before it.
     pub fn line(&self, text: &str) -> String {
         let deadline = Instant::now() + DEADLINE;
@@ -188,9 +229,36 @@ impl Host {
         status
     }
 
+    /// Entries of a directory of `/proc/PID`, as `fd`.
+    pub fn entries(&self, directory: &str) -> usize {
+        fs::read_dir(format!("/proc/{}/{directory}", self.pid()))
+            .unwrap()
+            .count()
+    }
+
+    /// Memory mappings.
+    pub fn mappings(&self) -> usize {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap();
+        maps.lines().count()
+    }
+
+    /// The time that it has been on the processor.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum();
+        // A hundred a second, on every Linux.
+        Duration::from_millis(ticks * 10)
+    }
+
     /// A figure of `/proc/PID/status` in KiB, as `VmRSS`.
     pub fn memory(&self, key: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with(key)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
@@ -227,10 +295,21 @@ pub struct Client(pub TcpStream);
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
-        stream.set_nodelay(true)?;
+        // Of a connection that was reset it cannot be set.
+        let _ = stream.set_nodelay(true);
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         Ok(Self(stream))
+    }
+
+    /// A client with an address of its own, as `127.0.0.2`.
+    pub fn from(source: [u8; 4], address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self(stream)
     }
 
     /// Sends bytes.
@@ -283,6 +362,15 @@ impl Client {
         let peeked = self.0.peek(&mut [0]);
         self.0.set_read_timeout(Some(DEADLINE)).unwrap();
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// Waits until `condition` holds.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it does not come to this: {what}");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -57,7 +57,7 @@ async fn serve_with<F: Future<Output = ()>>(
     let generation = generation(guest).await;
     let (reader, writer, far) = pipe(1000);
     let peer = peer();
-    let served = serve(&generation, &peer, reader, writer, &limits, cut);
+    let served = serve(&generation, &peer, reader, writer, &limits, || (), cut);
     tokio::join!(served, client(far)).0
 }
 
@@ -101,7 +101,7 @@ async fn an_instance_that_cannot_be_made_is_told_with_its_reason() {
         let mut generation = generation(guest).await;
         generation.starve();
         let (reader, writer, _far) = pipe(1000);
-        let report = serve(&generation, &peer(), reader, writer, &limits(), pending()).await;
+        let report = serve(&generation, &peer(), reader, writer, &limits(), || (), pending()).await;
         assert_eq!(report.outcome, Outcome::StartFailed, "{guest}");
         assert!(report.reason.unwrap().contains("exceeds"), "{guest}");
     }
@@ -194,7 +194,7 @@ async fn a_connection_that_is_done_waits_for_its_peer_but_not_for_ever() {
     tokio::time::pause();
     let (reader, writer, far) = pipe(1000);
     let start = Instant::now();
-    let report = serve(&generation, &peer(), reader, writer, &limits(), pending()).await;
+    let report = serve(&generation, &peer(), reader, writer, &limits(), || (), pending()).await;
     assert_eq!(report.outcome, Outcome::Finished);
     assert!(
         (LINGER..LINGER * 2).contains(&start.elapsed()),

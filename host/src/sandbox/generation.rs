@@ -148,12 +148,19 @@ impl Generation {
         self.engine.ticker.run(probe).await
     }
 
-    /// Serves one connection with a fresh instance, which is gone when this returns or is dropped.
+    /// Serves one connection with a fresh instance, which is gone when this returns or is dropped. `started` is called
+    /// once the guest has taken the connection without failing.
     ///
     /// # Errors
     ///
     /// The instance could not be made, or trapped.
-    pub async fn serve<R, W>(&self, peer: &Peer, inbound: &Half<R>, outbound: &Half<W>) -> Result<End, Fault>
+    pub async fn serve<R, W>(
+        &self,
+        peer: &Peer,
+        inbound: &Half<R>,
+        outbound: &Half<W>,
+        started: impl FnOnce() + Send,
+    ) -> Result<End, Fault>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
@@ -161,7 +168,9 @@ impl Generation {
         // In a box, so that what a relay holds of it is gone with the instance.
         let guest = Box::pin(async {
             let mut store = State::store(&self.engine);
-            self.prepared.serve(&mut store, peer, inbound, outbound).await
+            self.prepared
+                .serve(&mut store, peer, inbound, outbound, started)
+                .await
         });
         let guest = self.engine.ticker.run(guest);
         let served = match self.engine.limits.max_cpu_time {

@@ -1,14 +1,14 @@
 //! What the host keeps in the store of one connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmtime::component::ResourceTable;
-use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
+use wasmtime::{ResourceLimiter, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
-use super::contract::CpuLimit;
 use super::engine::Engine;
-use super::ticker::{Ticker, ticks};
+use super::ticker::Ticker;
 
 /// Handles that a guest may hold at once. Beyond it, it traps.
 const MAX_HANDLES: usize = 10_000;
@@ -23,9 +23,7 @@ const MAX_PARTS: usize = 1000;
 /// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
 pub(super) struct State {
     ticker: Arc<Ticker>,
-    /// Ticks that a call may take, and the tick at which the last one began; `None` where no call is measured.
-    max_call: u64,
-    call: Option<u64>,
+    max_call_time: Option<Duration>,
     wasi: Option<WasiCtx>,
     table: ResourceTable,
     memory: Memory,
@@ -38,8 +36,7 @@ impl State {
         table.set_max_capacity(MAX_HANDLES);
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
-            max_call: engine.limits.max_call_time.map_or(u64::MAX, ticks),
-            call: None,
+            max_call_time: engine.limits.max_call_time,
             wasi: None,
             table,
             memory: Memory {
@@ -51,24 +48,14 @@ impl State {
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
-        store.epoch_deadline_callback(|store| store.data().interrupt());
+        store.epoch_deadline_callback(|store| Ok(store.data().ticker.interrupt()));
         store.set_epoch_deadline(1);
         store
     }
 
-    /// A call begins, whose time is limited.
-    pub(super) fn call(&mut self) {
-        self.call = Some(self.ticker.now());
-    }
-
-    /// What a guest has to do that met the deadline of its epoch.
-    fn interrupt(&self) -> wasmtime::Result<UpdateDeadline> {
-        match self.call {
-            Some(since) if self.ticker.now().saturating_sub(since) > self.max_call => {
-                Err(CpuLimit::Call.into())
-            }
-            _ => Ok(self.ticker.interrupt()),
-        }
+    /// How long a call may take.
+    pub(super) fn max_call_time(&self) -> Option<Duration> {
+        self.max_call_time
     }
 
     /// The clock of this store's engine.

@@ -2,14 +2,15 @@
 //!
 //! Code compiled for the sandbox looks at its engine's epoch at every loop and call. A thread of the operating
 //! system moves the epoch on (a task would be starved by the very guest that it has to interrupt), and sleeps
-//! while no connection is open.
+//! while no guest runs.
 
 use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -24,13 +25,20 @@ thread_local! {
     static TURN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Moves the epochs of engines on while a connection is open.
+/// Ticks in a row that find no connection in a turn, after which the clock stops. Starting it again takes longer than a turn
+/// should, so it does not stop between two turns of a connection that has much to do.
+const QUIET: u32 = 50;
+
+/// Moves the epochs of engines on while guests run.
 pub(super) struct Ticker {
     now: AtomicU64,
     /// Ticks that a connection may see in one turn before it has to let others run. The first may come at once, so that it
     /// is interrupted up to a tick early.
     slice: u64,
-    open: AtomicUsize,
+    /// Turns that are under way.
+    turns: AtomicUsize,
+    /// Whether the clock stands still.
+    stopped: AtomicBool,
     engines: Mutex<Vec<EngineWeak>>,
     thread: OnceLock<Thread>,
 }
@@ -41,22 +49,28 @@ impl Ticker {
         let ticker = Arc::new(Self {
             now: AtomicU64::new(0),
             slice: ticks(slice),
-            open: AtomicUsize::new(0),
+            turns: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
             engines: Mutex::new(Vec::new()),
             thread: OnceLock::new(),
         });
         let weak = Arc::downgrade(&ticker);
         let handle = thread::Builder::new().name("ticker".into()).spawn(move || {
+            let mut quiet = 0;
             while let Some(ticker) = weak.upgrade() {
-                let open = ticker.open.load(Ordering::Acquire) > 0;
-                if open {
-                    ticker.tick();
-                }
-                drop(ticker);
-                if open {
-                    thread::sleep(TICK);
+                ticker.tick();
+                quiet = if ticker.turns.load(Relaxed) == 0 {
+                    quiet + 1
                 } else {
+                    0
+                };
+                let stop = quiet >= QUIET && ticker.stop();
+                drop(ticker);
+                if stop {
                     thread::park();
+                    quiet = 0;
+                } else {
+                    thread::sleep(TICK);
                 }
             }
         })?;
@@ -73,7 +87,7 @@ impl Ticker {
     }
 
     fn tick(&self) {
-        self.now.fetch_add(1, Ordering::Relaxed);
+        self.now.fetch_add(1, Relaxed);
         self.engines
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -86,27 +100,42 @@ impl Ticker {
             });
     }
 
-    /// Ticks since the ticker was started, while a connection was open.
+    /// Stops the clock, unless a turn has begun in this moment.
+    fn stop(&self) -> bool {
+        self.stopped.store(true, SeqCst);
+        // Whoever begins the first turn after this sees that the clock is stopped, and starts it.
+        let stop = self.turns.load(SeqCst) == 0;
+        if !stop {
+            self.stopped.store(false, SeqCst);
+        }
+        stop
+    }
+
+    /// Begins a turn, and starts the clock if it is stopped.
+    fn turn(&self) -> Turn<'_> {
+        TURN.set(self.now());
+        if self.turns.fetch_add(1, SeqCst) == 0
+            && self.stopped.load(SeqCst)
+            && self.stopped.swap(false, SeqCst)
+        {
+            self.wake();
+        }
+        Turn(self)
+    }
+
+    /// Ticks since the ticker was started, while guests ran.
     pub(super) fn now(&self) -> u64 {
-        self.now.load(Ordering::Relaxed)
+        self.now.load(Relaxed)
     }
 
     /// Runs `future` with the clock ticking, noting when each of its turns begins.
     pub(super) async fn run<F: Future>(&self, future: F) -> F::Output {
-        let _open = self.open();
         let mut future = pin!(future);
         poll_fn(|cx| {
-            TURN.set(self.now());
+            let _turn = self.turn();
             future.as_mut().poll(cx)
         })
         .await
-    }
-
-    fn open(&self) -> Open<'_> {
-        if self.open.fetch_add(1, Ordering::AcqRel) == 0 {
-            self.wake();
-        }
-        Open(self)
     }
 
     fn wake(&self) {
@@ -139,7 +168,7 @@ impl Ticker {
 }
 
 /// As many ticks as `time` takes, rounded up.
-pub(super) fn ticks(time: Duration) -> u64 {
+fn ticks(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX)
 }
 
@@ -153,16 +182,15 @@ impl fmt::Debug for Ticker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticker")
             .field("now", &self.now)
-            .field("open", &self.open)
             .finish_non_exhaustive()
     }
 }
 
-/// Keeps the clock ticking.
-struct Open<'a>(&'a Ticker);
+/// A turn of a connection, which ends when this is dropped.
+struct Turn<'a>(&'a Ticker);
 
-impl Drop for Open<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.turns.fetch_sub(1, Release);
     }
 }

@@ -14,7 +14,7 @@ use wasmtime::component::{
 };
 use wasmtime::{AsContextMut, Store, StoreContextMut};
 
-use super::{End, Fault, Served};
+use super::{End, Fault, Served, within};
 use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types::{self, ErrorCode};
 use crate::buffer;
@@ -32,6 +32,7 @@ pub(super) async fn serve<R, W>(
     peer: &Peer,
     inbound: &Half<R>,
     outbound: &Half<W>,
+    started: impl FnOnce() + Send,
 ) -> Result<Served<R, W>, Fault>
 where
     R: AsyncRead + Unpin + Send + 'static,
@@ -40,7 +41,8 @@ where
     let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
         return Ok(Served::Ended(End::Finished));
     };
-    let instance = pre.instantiate_async(&mut *store).await.map_err(Fault::Start)?;
+    let max = store.data().max_call_time();
+    let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
     let peer = types::Peer {
         connection: peer.connection,
         remote: peer.remote.clone(),
@@ -64,6 +66,7 @@ where
             })?;
             let handler = instance.inet_service_handler();
             let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
+            started();
             let returned = accessor.with(|mut store| {
                 let stream = stream.try_into::<Producer<R>>(&mut store);
                 let end = end.try_into_future_any(&mut store)?;

@@ -4,9 +4,14 @@ mod handler;
 mod sessions;
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep};
 use wasmtime::component::InstancePre;
 
 use super::state::State;
@@ -108,14 +113,28 @@ impl Fault {
             Self::Cpu(limit) => write!(f, "{limit}"),
         })
     }
+}
 
-    /// The fault of a guest that has ended with `error` in the middle of its work.
-    fn of(error: wasmtime::Error) -> Self {
-        match error.root_cause().downcast_ref() {
-            Some(limit) => Self::Cpu(*limit),
-            None => Self::Trap(error),
-        }
-    }
+/// What a call of a guest comes to if that takes no longer than `max`, whether the guest works, waits for the host, or
+/// has to let others have their turn; `fault` says how it fails.
+async fn within<T>(
+    max: Option<Duration>,
+    call: impl Future<Output = wasmtime::Result<T>>,
+    fault: fn(wasmtime::Error) -> Fault,
+) -> Result<T, Fault> {
+    let mut call = pin!(call);
+    // Most calls are done before there is anything to wait for.
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| match (call.as_mut().poll(cx), max) {
+        (Poll::Ready(answer), _) => Poll::Ready(answer.map_err(fault)),
+        (Poll::Pending, None) => Poll::Pending,
+        (Poll::Pending, Some(max)) => timer
+            .get_or_insert_with(|| Box::pin(sleep(max)))
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(Fault::Cpu(CpuLimit::Call))),
+    })
+    .await
 }
 
 /// A component that is ready to be instantiated, by its contract.
@@ -156,22 +175,23 @@ impl Prepared {
         }
     }
 
-    /// Serves one connection with a fresh instance in `store`.
+    /// Serves one connection with a fresh instance in `store`, and calls `started` once the guest has taken it.
     pub(super) async fn serve<R, W>(
         &self,
         store: &mut wasmtime::Store<State>,
         peer: &Peer,
         inbound: &Half<R>,
         outbound: &Half<W>,
+        started: impl FnOnce() + Send,
     ) -> Result<Served<R, W>, Fault>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
         match self {
-            Self::Streams(pre) => handler::serve(pre, store, peer, inbound, outbound).await,
+            Self::Streams(pre) => handler::serve(pre, store, peer, inbound, outbound, started).await,
             Self::Sessions(pre) => {
-                let end = sessions::serve(pre, store, peer, inbound, outbound).await?;
+                let end = sessions::serve(pre, store, peer, inbound, outbound, started).await?;
                 Ok(Served::Ended(end))
             }
         }

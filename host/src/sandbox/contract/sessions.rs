@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use wasmtime::Store;
 
-use super::{End, Fault};
+use super::{End, Fault, within};
 use crate::bindings::session_service::SessionServicePre;
 use crate::bindings::session_service::exports::inet::service::sessions::{Event, Next};
 use crate::bindings::session_service::inet::service::types::{self, ErrorCode};
@@ -39,6 +39,7 @@ pub(super) async fn serve<R, W>(
     peer: &Peer,
     inbound: &Half<R>,
     outbound: &Half<W>,
+    started: impl FnOnce() + Send,
 ) -> Result<End, Fault>
 where
     R: AsyncRead + Unpin,
@@ -47,7 +48,8 @@ where
     let (Some(mut reader), Some(mut writer)) = (inbound.lend(), outbound.lend()) else {
         return Ok(End::Finished);
     };
-    let instance = pre.instantiate_async(&mut *store).await.map_err(Fault::Start)?;
+    let max = store.data().max_call_time();
+    let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
     let sessions = instance.inet_service_sessions().session();
     let peer = types::Peer {
         connection: peer.connection,
@@ -55,13 +57,10 @@ where
         local: &peer.local,
         listener: &peer.listener,
     };
-    store.data_mut().call();
-    let session = sessions
-        .call_constructor(&mut *store, peer)
-        .await
-        .map_err(Fault::of)?;
+    let session = within(max, sessions.call_constructor(&mut *store, peer), Fault::Trap).await?;
 
     let ticker = Arc::clone(store.data().ticker());
+    let mut started = Some(started);
     let mut ended = false;
     let mut happened = None;
     loop {
@@ -74,12 +73,12 @@ where
         };
         ticker.take_turns().await;
         store.set_epoch_deadline(1);
-        store.data_mut().call();
         outbound.owe(true);
-        let answer = sessions
-            .call_handle(&mut *store, session, event)
-            .await
-            .map_err(Fault::of)?;
+        let call = sessions.call_handle(&mut *store, session, event);
+        let answer = within(max, call, Fault::Trap).await?;
+        if let Some(started) = started.take() {
+            started();
+        }
         match happened.take() {
             Some(Happened::Ended(Err(_))) => return Ok(End::Finished),
             Some(Happened::Ended(Ok(()))) => ended = true,

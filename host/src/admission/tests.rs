@@ -1,0 +1,136 @@
+use std::num::NonZeroU32;
+use std::pin::pin;
+use std::time::Duration;
+
+use super::*;
+
+fn rate(connections: u32, per: Duration) -> Rate {
+    Rate {
+        connections: NonZeroU32::new(connections).unwrap(),
+        per,
+    }
+}
+
+fn admission(change: impl FnOnce(&mut Limits)) -> Admission {
+    let mut limits = Limits::default();
+    change(&mut limits);
+    Admission::new(&limits)
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_permit_that_is_dropped_lets_the_next_one_in() {
+    let mut admission = admission(|limits| limits.max_connections = NonZeroUsize::MIN);
+    let first = admission.permit().await;
+    let mut second = pin!(admission.permit());
+    tokio::select! {
+        biased;
+        _ = second.as_mut() => panic!("two permits where there is one"),
+        () = std::future::ready(()) => {}
+    }
+    drop(first);
+    second.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_lets_its_number_in_at_once_and_then_evenly() {
+    let mut admission = admission(|limits| limits.max_rate = Some(rate(10, Duration::from_secs(1))));
+    let start = Instant::now();
+    for _ in 0..10 {
+        admission.permit().await;
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    for number in 1..=20 {
+        admission.permit().await;
+        let expected = Duration::from_millis(100) * number;
+        assert!(start.elapsed() >= expected, "{number}: {:?}", start.elapsed());
+        assert!(start.elapsed() < expected + Duration::from_millis(3 * u64::from(number)));
+    }
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let later = Instant::now();
+    for _ in 0..10 {
+        admission.permit().await;
+    }
+    assert_eq!(
+        later.elapsed(),
+        Duration::ZERO,
+        "what was not used for long is there again"
+    );
+}
+
+#[test]
+fn a_rate_that_does_not_divide_its_time_lets_its_number_in() {
+    let (rate, now) = (rate(7, Duration::from_nanos(100)), Instant::now());
+    let mut bucket = Bucket::default();
+    for _ in 0..7 {
+        bucket.take(rate, now).unwrap();
+    }
+    let next = bucket.take(rate, now).unwrap_err();
+    assert!(bucket.take(rate, next).is_ok());
+}
+
+#[tokio::test]
+async fn one_source_has_no_more_than_its_share_and_others_do_not_notice() {
+    let mut admission = admission(|limits| limits.max_connections_per_source = NonZeroUsize::new(2));
+    let (one, other) = (address("192.0.2.1"), address("192.0.2.2"));
+    let mut open = Vec::new();
+    for source in [one, one, other, other] {
+        let permit = admission.permit().await;
+        open.push(admission.admit(permit, source).unwrap());
+    }
+    let permit = admission.permit().await;
+    let refused = admission.admit(permit, one);
+    assert_eq!(refused.unwrap_err(), Refused::SourceConnections);
+    open.remove(0);
+    let permit = admission.permit().await;
+    open.push(admission.admit(permit, one).unwrap());
+    open.clear();
+    assert!(admission.sources.unwrap().table().sources.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_source_comes_no_faster_than_its_rate() {
+    let rate = rate(3, Duration::from_secs(60));
+    let mut admission = admission(|limits| limits.max_rate_per_source = Some(rate));
+    let source = address("192.0.2.1");
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        let permit = admission.permit().await;
+        outcomes.push(admission.admit(permit, source).map(drop));
+    }
+    let refused = Err(Refused::SourceRate);
+    assert_eq!(outcomes, [Ok(()), Ok(()), Ok(()), refused, refused]);
+    tokio::time::advance(Duration::from_secs(20)).await;
+    for expected in [Ok(()), refused] {
+        let permit = admission.permit().await;
+        assert_eq!(admission.admit(permit, source).map(drop), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sources_are_forgotten() {
+    let rate = rate(1, Duration::from_secs(1));
+    let mut admission = admission(|limits| limits.max_rate_per_source = Some(rate));
+    for round in 0..5_u8 {
+        for number in 0..SOURCES {
+            let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
+            let permit = admission.permit().await;
+            admission.admit(permit, [10, round, high, low].into()).unwrap();
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+    }
+    let kept = admission.sources.unwrap().table().sources.len();
+    assert!(kept <= SOURCES + 1, "{kept}");
+}
+
+#[test]
+fn a_source_is_an_address_or_a_prefix() {
+    let same = |one, other| Source::of(address(one)) == Source::of(address(other));
+    assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
+    assert!(!same("192.0.2.1", "192.0.2.2"));
+    assert!(same("2001:db8:1:2::3", "2001:db8:1:2:ffff::4"));
+    assert!(!same("2001:db8:1:2::3", "2001:db8:1:3::3"));
+}

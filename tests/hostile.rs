@@ -1,0 +1,362 @@
+//! What guests that misbehave come to. One module for each, by its name.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use crate::harness::{Client, Host, guest, refused, text_guest};
+
+mod flood {
+    use super::*;
+
+    #[test]
+    fn sends_piece_after_piece_in_order() {
+        let host = Host::serving("flood", &["--threads", "1"]);
+        let client = host.connect();
+        for number in 0..200_u64 {
+            client.expect(number.to_be_bytes().repeat(8192));
+        }
+        // It leaves room for others while it does so.
+        host.connect().expect([0; 8]);
+        client.reset();
+        assert_eq!(host.outcome(), "peer-reset");
+    }
+}
+
+mod hang_up {
+    #[test]
+    fn resets_its_connection() {
+        super::resets("hang-up");
+    }
+}
+
+mod hang_up_session {
+    #[test]
+    fn resets_its_connection() {
+        super::resets("hang-up-session");
+    }
+}
+
+fn resets(guest: &str) {
+    let host = Host::serving(guest, &[]);
+    let client = host.connect();
+    client.echo("hello");
+    client.send("!");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert!(line.contains("outcome=\"guest-reset\""), "{line}");
+    assert!(line.contains("reason=\"refused\""), "{line}");
+}
+
+mod curious {
+    use super::*;
+
+    #[test]
+    fn finds_clocks_and_random_numbers_and_nothing_else() {
+        let host = Host::serving("curious", &[]);
+        let mut randoms = Vec::new();
+        for _ in 0..2 {
+            let found = String::from_utf8(host.connect().rest()).unwrap();
+            let (rest, random) = found.split_once("random ").unwrap();
+            randoms.push(random.to_owned());
+            assert_eq!(
+                rest,
+                "arguments 0\nvariables 0\nroot refused\nfile refused\nwrite refused\nconnect refused\n\
+                 listen refused\ninput 0\nclock true\n"
+            );
+        }
+        assert_ne!(randoms[0], randoms[1]);
+    }
+}
+
+mod secret {
+    use super::*;
+
+    #[test]
+    fn a_secret_stays_with_its_connection() {
+        let host = Host::serving("secret", &[]);
+        let first = host.connect();
+        first.send("12345");
+        first.expect("kept");
+        let second = host.connect();
+        second.send("?");
+        assert!(second.hears_nothing());
+        first.send("?");
+        first.expect("12345");
+        // Nor does it stay behind in the memory that the next instance gets.
+        first.send("67890");
+        first.expect("kept");
+        drop(first);
+        host.line("connection ended");
+        for _ in 0..10 {
+            let next = host.connect();
+            next.send("?");
+            next.finish();
+            assert_eq!(next.rest(), b"");
+        }
+    }
+}
+
+mod trap {
+    #[test]
+    fn ends_its_connection_and_no_other() {
+        super::fails_alone("trap", "streams", "unreachable");
+    }
+}
+
+mod panic {
+    #[test]
+    fn ends_its_connection_and_no_other() {
+        super::fails_alone("panic", "sessions", "unreachable");
+    }
+}
+
+/// A guest that traps at a `!`, for `reason`, while a neighbour keeps talking.
+fn fails_alone(guest: &str, contract: &str, reason: &str) {
+    let host = Host::serving(guest, &["--threads", "1"]);
+    let neighbour = host.connect();
+    neighbour.echo("before");
+    for _ in 0..20 {
+        let client = host.connect();
+        client.echo("hello");
+        client.send("!");
+        neighbour.echo("meanwhile");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert!(line.contains("outcome=\"guest-trap\""), "{line}");
+        assert!(line.contains(&format!("contract=\"{contract}\"")), "{line}");
+        assert!(line.contains(reason), "the reason is missing: {line}");
+        neighbour.echo("after");
+    }
+    assert_eq!(neighbour.0.shutdown(Shutdown::Write).ok(), Some(()));
+}
+
+mod spin {
+    use super::*;
+
+    #[test]
+    fn does_not_starve_its_neighbours() {
+        let host = Host::serving("spin", &["--threads", "1", "--max-call-time", "off"]);
+        let spinning: Vec<_> = (0..3).map(|_| host.connect()).collect();
+        for client in &spinning {
+            client.echo("hello");
+            client.send("!");
+        }
+        let neighbour = host.connect();
+        for _ in 0..100 {
+            neighbour.echo("still served");
+        }
+    }
+}
+
+mod restless {
+    use super::*;
+
+    #[test]
+    fn does_not_starve_its_neighbours_and_is_idle() {
+        let host = Host::serving("restless", &["--threads", "1", "--idle-timeout", "2s"]);
+        let restless: Vec<_> = (0..3).map(|_| host.connect()).collect();
+        for client in &restless {
+            client.echo("hello");
+            client.send("!");
+        }
+        let neighbour = host.connect();
+        for _ in 0..100 {
+            neighbour.echo("still served");
+        }
+        let mut idle = std::collections::BTreeSet::new();
+        while idle.len() < 4 {
+            let line = host.line("connection ended");
+            assert!(line.contains("outcome=\"idle-timeout\""), "{line}");
+            idle.insert(crate::harness::field(&line, "connection"));
+        }
+    }
+}
+
+mod huge_answer {
+    use super::*;
+
+    #[test]
+    fn may_be_large_but_not_huge() {
+        let host = Host::serving("huge-answer", &[]);
+        let client = host.connect();
+        client.send("1000");
+        client.expect(vec![b'x'; 1000 << 10]);
+        client.send("2000");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert!(line.contains("outcome=\"guest-trap\""), "{line}");
+    }
+}
+
+mod sleep {
+    use super::*;
+
+    #[test]
+    fn is_woken_by_the_limit_on_its_call_or_by_the_deadlines_of_its_connection() {
+        for (limits, outcome) in [
+            (["--max-call-time", "300ms", "--idle-timeout", "off"], "cpu-limit"),
+            (
+                ["--max-call-time", "off", "--idle-timeout", "300ms"],
+                "idle-timeout",
+            ),
+            (["--max-call-time", "off", "--max-lifetime", "300ms"], "lifetime"),
+        ] {
+            let host = Host::serving("sleep", &limits);
+            let client = host.connect();
+            client.send("!");
+            client.expect_reset();
+            assert_eq!(host.outcome(), outcome);
+        }
+    }
+}
+
+mod recurse {
+    #[test]
+    fn ends_its_connection_and_no_other() {
+        super::fails_alone("recurse", "sessions", "");
+    }
+}
+
+mod handles {
+    #[test]
+    fn ends_its_connection_and_no_other() {
+        super::fails_alone("handles", "streams", "handle");
+    }
+}
+
+mod brittle {
+    use super::*;
+
+    #[test]
+    fn is_not_started_at_the_rate_at_which_connections_come() {
+        let host = Host::serving("brittle", &["-v"]);
+        host.connect().echo("hello");
+        for _ in 2..=6 {
+            host.refuses();
+        }
+        host.line("instances fail at their start: connections are refused");
+        // Those that are let in to try are connections 7, 8 and 9, of which the last is served.
+        let mut refused = 0;
+        let served = loop {
+            // It may be reset before it has sent anything, and before it knows that it has connected.
+            if let Ok(client) = Client::connect(host.address())
+                && (&client.0).write_all(b"!").is_ok()
+                && (&client.0).read_exact(&mut [0]).is_ok()
+            {
+                break client;
+            }
+            refused += 1;
+        };
+        served.echo("hello");
+        host.line("again: connections are served");
+        for _ in 0..3 {
+            host.connect().echo("hello");
+        }
+        let log = host.log();
+        assert!(
+            refused > 2 && log.matches("connection refused").count() == refused - 2,
+            "{log}"
+        );
+        assert_eq!(log.matches("instances fail").count(), 3, "{log}");
+        assert_eq!(log.matches("trying whether").count(), 3, "{log}");
+        assert_eq!(log.matches("again: connections are served").count(), 1, "{log}");
+        assert!(log.contains("reason=\"failing\""), "{log}");
+    }
+}
+
+mod tables {
+    use super::*;
+
+    #[test]
+    fn gets_what_it_may_have_and_no_more() {
+        for (max, thousands) in [("64MiB", "20"), ("160KiB", "12")] {
+            let host = Host::with(&text_guest("tables"), &["--max-memory", max]);
+            assert_eq!(String::from_utf8(host.connect().rest()).unwrap(), thousands);
+            assert_eq!(host.outcome(), "finished");
+        }
+    }
+}
+
+mod start_trap {
+    #[test]
+    fn is_refused_at_start_up() {
+        super::does_not_start("start-trap", "unreachable");
+    }
+}
+
+mod start_spin {
+    #[test]
+    fn is_refused_at_start_up() {
+        super::does_not_start("start-spin", "takes longer");
+    }
+}
+
+fn does_not_start(name: &str, reason: &str) {
+    let component = guest(name);
+    let refusal = refused(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component.to_str().unwrap(),
+    ]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    for word in [component.to_str().unwrap(), "cannot start", reason] {
+        assert!(refusal.message.contains(word), "{}", refusal.message);
+    }
+    assert!(!refusal.message.contains("listening"), "{}", refusal.message);
+}
+
+mod hoard {
+    use super::*;
+
+    #[test]
+    fn gets_what_it_may_have_and_no_more() {
+        let host = Host::serving("hoard", &["--max-memory", "8MiB"]);
+        let client = host.connect();
+        for answer in ["taken\n", "refused\n"] {
+            client.send("5");
+            client.expect(answer);
+        }
+        // The refusal is the guest's to deal with, and no concern of its neighbours.
+        let neighbour = host.connect();
+        neighbour.send("5");
+        neighbour.expect("taken\n");
+        client.send("1");
+        client.expect("taken\n");
+    }
+}
+
+mod deaf {
+    use super::*;
+    use std::io::{ErrorKind, Write};
+    use std::time::Duration;
+
+    #[test]
+    fn holds_its_peer_back() {
+        let host = Host::serving("deaf", &["--threads", "1"]);
+        let client = host.connect();
+        let before = host.memory("VmRSS");
+        client
+            .0
+            .set_write_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        let chunk = vec![0; 1 << 20];
+        let mut taken = 0;
+        let error = loop {
+            match (&client.0).write(&chunk) {
+                Ok(count) => taken += count,
+                Err(error) => break error,
+            }
+            assert!(
+                taken < 64 << 20,
+                "the host takes more than any socket buffer holds"
+            );
+        };
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        let grown = host.memory("VmRSS").saturating_sub(before);
+        assert!(
+            grown < 4096,
+            "{grown} KiB more for bytes that the guest does not read"
+        );
+    }
+}
