@@ -1,0 +1,128 @@
+//! The command line: times, sizes, rates and addresses.
+
+use std::time::Duration;
+
+use arbitrary::{Arbitrary, Unstructured};
+use clap::Parser;
+use host::cli::Cli;
+use host::config::Config;
+
+/// The flags that take a value.
+const FLAGS: &[&str] = &[
+    "--listen",
+    "--threads",
+    "--max-connections",
+    "--max-connections-per-source",
+    "--max-rate",
+    "--max-rate-per-source",
+    "--max-memory",
+    "--cpu-slice",
+    "--max-call-time",
+    "--max-cpu-time",
+    "--first-byte-timeout",
+    "--idle-timeout",
+    "--write-timeout",
+    "--max-lifetime",
+    "--max-bytes-in",
+    "--max-bytes-out",
+    "--drain-timeout",
+    "--log-format",
+];
+
+#[derive(Debug, Arbitrary)]
+enum Case {
+    /// Any text for a flag.
+    Text(u8, String),
+    /// A time.
+    Time(u32, u8),
+    /// A number of bytes.
+    Size(u32, u8),
+    /// A rate.
+    Rate(u32, u8),
+}
+
+/// Parses a command line.
+///
+/// # Panics
+///
+/// It is refused without saying why, or is understood as something else than what it says.
+pub fn run(bytes: &[u8]) {
+    let Ok(case) = Case::arbitrary(&mut Unstructured::new(bytes)) else {
+        return;
+    };
+    match &case {
+        Case::Text(flag, value) => {
+            let flag = FLAGS[usize::from(*flag) % FLAGS.len()];
+            if let Err(error) = config(flag, value) {
+                assert!(
+                    error.contains(flag) && error.trim_end().lines().count() > 0,
+                    "{case:?}: {error}"
+                );
+            }
+        }
+        Case::Time(number, unit) => {
+            let (unit, nanoseconds) = pick(
+                *unit,
+                &[
+                    ("ns", 1),
+                    ("us", 1_000),
+                    ("ms", 1_000_000),
+                    ("s", 1_000_000_000),
+                    ("m", 60_000_000_000),
+                    ("h", 3_600_000_000_000),
+                ],
+            );
+            let time = Duration::from_nanos_u128(u128::from(*number) * u128::from(nanoseconds));
+            match config("--idle-timeout", &format!("{number}{unit}")) {
+                Ok(config) => assert_eq!(config.limits.idle_timeout, Some(time), "{case:?}"),
+                Err(error) => assert!(time.is_zero(), "{case:?}: {error}"),
+            }
+        }
+        Case::Size(number, unit) => {
+            let (unit, each) = pick(
+                *unit,
+                &[
+                    ("B", 1),
+                    ("KiB", 1 << 10),
+                    ("MiB", 1 << 20),
+                    ("GiB", 1 << 30),
+                    ("kB", 1000),
+                ],
+            );
+            let size = u64::from(*number) * each;
+            match config("--max-bytes-in", &format!("{number}{unit}")) {
+                Ok(config) => assert_eq!(config.limits.max_bytes_in, Some(size), "{case:?}"),
+                Err(error) => assert!(size == 0, "{case:?}: {error}"),
+            }
+            match config("--max-memory", &format!("{number}{unit}")) {
+                Ok(config) => assert_eq!(config.limits.max_memory as u64, size, "{case:?}"),
+                Err(error) => assert!(size > 4 << 30, "{case:?}: {error}"),
+            }
+        }
+        Case::Rate(number, unit) => {
+            let (unit, seconds) = pick(*unit, &[("", 1), ("/s", 1), ("/m", 60), ("/h", 3600)]);
+            match config("--max-rate", &format!("{number}{unit}")) {
+                Ok(config) => {
+                    let rate = config.limits.max_rate.unwrap();
+                    assert_eq!(rate.connections.get(), *number, "{case:?}");
+                    assert_eq!(rate.per, Duration::from_secs(seconds), "{case:?}");
+                }
+                Err(error) => assert!(*number == 0 || *number > 1_000_000, "{case:?}: {error}"),
+            }
+        }
+    }
+}
+
+fn pick(number: u8, units: &[(&'static str, u64)]) -> (&'static str, u64) {
+    units[usize::from(number) % units.len()]
+}
+
+fn config(flag: &str, value: &str) -> Result<Config, String> {
+    match Cli::try_parse_from(["host".to_owned(), format!("{flag}={value}")]) {
+        Ok(cli) => Ok(Config::from(cli)),
+        Err(error) => {
+            assert_eq!(error.exit_code(), 2, "{flag}={value}");
+            Err(error.to_string())
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Input that nobody thought of, and models of what should come of it.
+//!
+//! Each module has a function `run` that makes a case of any bytes, does what the case says, compares with a model, and
+//! panics where they differ. `cargo test` runs it on random bytes, and `cargo fuzz` on bytes that it has found to lead
+//! somewhere new:
+//!
+//! ```console
+//! $ cargo install cargo-fuzz
+//! $ cargo fuzz run --dev --sanitizer none --features libfuzzer connection -- -max_total_time=600
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod command_line;
+pub mod connection;
+pub mod framer;

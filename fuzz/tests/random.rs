@@ -1,0 +1,36 @@
+//! The same cases from random bytes.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// Many more cases than proptest's own default, each of which is quick.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(20_000))]
+
+    #[test]
+    fn framer(bytes in vec(any::<u8>(), 0..500)) {
+        fuzz::framer::run(&bytes);
+    }
+
+    #[test]
+    fn command_line(bytes in vec(any::<u8>(), 0..50)) {
+        fuzz::command_line::run(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(5_000))]
+
+    #[test]
+    fn connection(bytes in vec(any::<u8>(), 0..500)) {
+        fuzz::connection::run(&bytes);
+    }
+}
