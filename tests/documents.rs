@@ -103,3 +103,18 @@ fn rooms_do_not_know_what_they_should_not() {
     assert!(!document("host/src/sandbox/contract/handler.rs").contains("sessions"));
     assert!(!document("host/src/sandbox/contract/sessions.rs").contains("handler"));
 }
+
+#[test]
+fn every_test_that_the_threats_are_shown_by_is_there() {
+    let security = document("SECURITY.md");
+    let names = security.split('`').skip(1).step_by(2);
+    let tests: Vec<(&str, &str)> = names.filter_map(|name| name.split_once("::")).collect();
+    assert!(tests.len() > 30, "{tests:?}");
+    for (file, name) in tests {
+        let source = document(&format!("tests/{file}.rs"));
+        let found = [format!("fn {name}("), format!("mod {name} {{")]
+            .iter()
+            .any(|text| source.contains(text));
+        assert!(found, "there is no {name} in tests/{file}.rs");
+    }
+}

@@ -70,20 +70,27 @@ impl Places {
     }
 }
 
-/// Every contender, in the order of tables.
-pub(crate) fn all() -> Vec<Contender> {
-    let host = |name, guest, about| {
-        Contender {
+fn host(name: &'static str, guest: &'static str, about: &'static str) -> Contender {
+    let command = "{programs}/host --quiet --listen {address} --cache {cache} --max-connections {connections} --component";
+    Contender {
         name,
         about,
-        command: words(
-            "{programs}/host --quiet --listen {address} --cache {cache} --max-connections {connections} --component",
-        )
-        .chain([format!("{{guests}}/{guest}.wasm")])
-        .collect(),
+        command: words(command)
+            .chain([format!("{{guests}}/{guest}.wasm")])
+            .collect(),
         kind: Kind::Host { guest },
     }
-    };
+}
+
+/// The host with a guest that echoes until it is told to loop for ever, and with no limit on how long it may.
+pub(crate) fn looping() -> Contender {
+    let mut contender = host("spin", "spin", "this host, `spin`");
+    contender.command.extend(words("--max-call-time off"));
+    contender
+}
+
+/// Every contender, in the order of tables.
+pub(crate) fn all() -> Vec<Contender> {
     let own = |name, about| Contender {
         name,
         about,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod contender;
+mod fairness;
 mod load;
 mod machine;
 mod measure;
@@ -49,6 +50,10 @@ struct Cli {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     workloads: Vec<String>,
 
+    /// Measure instead how long a connection waits while others loop for ever
+    #[arg(long)]
+    fairness: bool,
+
     /// Put the tables and a plot into the documentation too
     #[arg(long)]
     publish: bool,
@@ -61,6 +66,9 @@ fn main() -> Result<()> {
     let places = places(&program, &target_dir)?;
     build_servers(&target_dir, places.programs.ends_with("release"))?;
     build_guests(&target_dir)?;
+    if cli.fairness {
+        return fairness::measure(&places);
+    }
 
     let everything = contender::all();
     let mut contenders = Vec::new();
