@@ -42,7 +42,7 @@ fn a_storm_of_resets_leaves_nothing_behind() {
 
 #[test]
 fn peers_that_do_not_read_cost_little_memory_and_no_time() {
-    let host = Host::serving("chargen", &["--write-timeout", "5s"]);
+    let host = Host::serving("chargen", &["--write-timeout", "20s"]);
     stalled(&host, "write-timeout", |client| {
         // Something has arrived, so the guest has begun to write and goes on until it is held back.
         client.0.peek(&mut [0]).unwrap();
@@ -51,7 +51,7 @@ fn peers_that_do_not_read_cost_little_memory_and_no_time() {
 
 #[test]
 fn peers_that_send_to_a_guest_that_does_not_read_cost_little_memory_and_no_time() {
-    let host = Host::serving("deaf", &["--first-byte-timeout", "off", "--idle-timeout", "5s"]);
+    let host = Host::serving("deaf", &["--first-byte-timeout", "off", "--idle-timeout", "20s"]);
     stalled(&host, "idle-timeout", |client| {
         client.0.set_nonblocking(true).unwrap();
         let chunk = [0; 65536];
@@ -82,6 +82,8 @@ fn stalled(host: &Host, outcome: &str, stall: impl Fn(&Client)) {
         thread::sleep(Duration::from_millis(300));
         host.processor_time() - used < start.elapsed() / 20
     });
+    let log = host.log();
+    assert!(!log.contains("connection ended"), "they had ended by then: {log}");
     for _ in 0..PEERS {
         assert_eq!(host.outcome(), outcome);
     }

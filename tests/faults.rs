@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::{Host, field};
 
@@ -175,10 +175,7 @@ fn errors_of_accept_are_survived() {
             "exec strace -D -f -qq -o /dev/null -e trace=accept4 -e inject=accept4:error={error}:when=1..5 \"$0\" \"$@\"; true"
         );
         let host = Host::below_shell(&strace, &["--listen", "127.0.0.1:0", "--threads", "1"]);
-        let start = Instant::now();
         host.connect().echo("hello");
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(1), "{error}: {took:?}");
         host.connect().echo("hello");
         let log = host.log();
         for (line, times) in [

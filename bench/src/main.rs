@@ -14,6 +14,7 @@ mod measure;
 mod plot;
 mod report;
 mod summary;
+mod swaps;
 mod table;
 mod workload;
 
@@ -54,6 +55,10 @@ struct Cli {
     #[arg(long)]
     fairness: bool,
 
+    /// Measure instead what a service under load notices of a thousand swaps of its component
+    #[arg(long)]
+    swaps: bool,
+
     /// Put the tables and a plot into the documentation too
     #[arg(long)]
     publish: bool,
@@ -68,6 +73,9 @@ fn main() -> Result<()> {
     build_guests(&target_dir)?;
     if cli.fairness {
         return fairness::measure(&places);
+    }
+    if cli.swaps {
+        return swaps::measure(&places);
     }
 
     let everything = contender::all();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use clap::Parser;
-use host::cli::Cli;
+use host::cli::{Cli, Command};
 use host::config::Config;
 
 /// The flags that take a value.
@@ -119,7 +119,10 @@ fn pick(number: u8, units: &[(&'static str, u64)]) -> (&'static str, u64) {
 
 fn config(flag: &str, value: &str) -> Result<Config, String> {
     match Cli::try_parse_from(["host".to_owned(), format!("{flag}={value}")]) {
-        Ok(cli) => Ok(Config::from(cli)),
+        Ok(cli) => match Command::from(cli) {
+            Command::Serve(config) => Ok(*config),
+            other => panic!("{flag}={value}: {other:?}"),
+        },
         Err(error) => {
             assert_eq!(error.exit_code(), 2, "{flag}={value}");
             Err(error.to_string())

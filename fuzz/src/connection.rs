@@ -15,7 +15,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use host::config::{CacheDir, Limits};
 use host::connection::{self, Outcome};
 use host::peer::Peer;
-use host::sandbox::{Generation, Sandbox, Source};
+use host::sandbox::{Generation, Origin, Sandbox};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 
@@ -184,8 +184,8 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     let sandbox = Sandbox::new(&limits(), &CacheDir::Off).unwrap();
     let load = |name: &str| {
         let path: &PathBuf = guests.iter().find(|path| path.ends_with(name)).unwrap();
-        let source = Source::File(path.clone());
-        runtime.block_on(sandbox.load(&source)).unwrap()
+        let source = Origin::File(path.clone());
+        runtime.block_on(sandbox.load(&source.read().unwrap())).unwrap()
     };
     Served {
         sessions: load("lines-session.wasm"),

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use host::config::{CacheDir, Limits};
 use host::connection;
 use host::peer::Peer;
-use host::sandbox::{Generation, Sandbox, Source};
+use host::sandbox::{Generation, Origin, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 
 /// Guest, and whether an operation is a whole connection, one line to and fro on one that is open, or an instance alone.
@@ -157,7 +157,7 @@ async fn load(guest: &str) -> Result<(Generation, Limits)> {
         ..Limits::default()
     };
     let sandbox = Sandbox::new(&limits, &CacheDir::At(cache(&here)?))?;
-    let generation = sandbox.load(&Source::File(component)).await?;
+    let generation = sandbox.load(&Origin::File(component).read()?).await?;
     Ok((generation, limits))
 }
 

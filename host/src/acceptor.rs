@@ -14,9 +14,10 @@ use crate::admission::{Admission, Refused};
 use crate::breaker::Attempt;
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
+use crate::generations::Serving;
 use crate::listener::{self, Accepted, Listener};
 use crate::peer::Peer;
-use crate::sandbox::Generation;
+use crate::record::Tape;
 use crate::server::Shared;
 
 /// Accepts connections for ever. A permit comes first: while there is none, connections wait in the backlog.
@@ -30,13 +31,15 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut listeners: Vec<Listener>) {
         let Some(listener) = listeners.get(index) else {
             continue;
         };
-        let admitted = admission
-            .admit(permit, accepted.remote.ip())
-            .and_then(|permit| Ok((permit, shared.breaker.attempt()?)));
+        let admitted = admission.admit(permit, accepted.remote.ip()).and_then(|permit| {
+            let serving = shared.generations.current();
+            let attempt = serving.breaker.attempt()?;
+            Ok((permit, serving, attempt))
+        });
         match admitted {
-            Ok((permit, attempt)) => {
-                let connection =
-                    serve_one(Arc::clone(&shared), listener.name().to_owned(), accepted, attempt);
+            Ok((permit, serving, attempt)) => {
+                let listener = listener.name().to_owned();
+                let connection = serve_one(Arc::clone(&shared), serving, attempt, listener, accepted);
                 shared.connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -88,13 +91,18 @@ async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
 }
 
 /// Serves one connection and logs what became of it.
-async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted, attempt: Attempt) {
+async fn serve_one(
+    shared: Arc<Shared>,
+    serving: Arc<Serving>,
+    attempt: Attempt,
+    listener: String,
+    accepted: Accepted,
+) {
     let Accepted {
         stream,
         remote,
         local,
     } = accepted;
-    let generation = Arc::clone(&shared.generation);
     let peer = Peer {
         connection: shared.numbers.fetch_add(1, Relaxed),
         remote: remote.to_string(),
@@ -107,26 +115,32 @@ async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted, at
         started = true;
         attempt.started();
     };
-    let cut = pin!(shared.cut.cancelled());
+    let cut = pin!(serving.cut.cancelled());
+    let (generation, limits) = (&serving.generation, &shared.config.limits);
     let served = async {
         failpoint::serve(peer.connection);
-        connection::serve(
-            &generation,
-            &peer,
-            reader,
-            writer,
-            &shared.config.limits,
-            start,
-            cut,
-        )
-        .await
+        let Some(recorder) = &shared.recorder else {
+            return connection::serve(generation, &peer, reader, writer, limits, start, cut).await;
+        };
+        let tape = Tape::default();
+        let (reader, writer) = (tape.record(reader), tape.record(writer));
+        // In a box, so that what is not recorded is not larger for it.
+        let recorded = Box::pin(connection::serve(
+            generation, &peer, reader, writer, limits, start, cut,
+        ));
+        let report = recorded.await;
+        recorder.keep(peer.connection, tape, report.outcome).await;
+        report
     };
     match AssertUnwindSafe(served).catch_unwind().await {
         Ok(report) => {
-            if !started && report.outcome.is_the_guests_fault() {
+            let failed = report.outcome.is_the_guests_fault();
+            // A guest that has heard its peer may have failed at what that said.
+            if failed && !started && report.bytes_in == 0 {
                 attempt.failed();
             }
-            log(&peer, &generation, &report);
+            log(&peer, &serving, &report);
+            shared.generations.ended(&serving, failed);
         }
         // The hook for panics has said what happened.
         Err(_) => error!(
@@ -140,12 +154,13 @@ async fn serve_one(shared: Arc<Shared>, listener: String, accepted: Accepted, at
     }
 }
 
-fn log(peer: &Peer, generation: &Generation, report: &Report) {
+fn log(peer: &Peer, serving: &Serving, report: &Report) {
     info!(
         connection = peer.connection,
         peer = peer.remote,
         listener = peer.listener,
-        contract = generation.contract().as_str(),
+        generation = serving.number,
+        contract = serving.generation.contract().as_str(),
         bytes_in = report.bytes_in,
         bytes_out = report.bytes_out,
         duration_ms = report.duration.as_micros() as f64 / 1000.0,

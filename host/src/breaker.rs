@@ -67,6 +67,7 @@ impl Breaker {
     pub fn attempt(self: &Arc<Self>) -> Result<Attempt, Refused> {
         let mut state = self.state();
         let now = Instant::now();
+        let mut tries = false;
         match &mut *state {
             State::Closed { .. } => {}
             State::Open {
@@ -75,13 +76,17 @@ impl Breaker {
                 refused,
             } if *until <= now => {
                 info!(refused, "trying whether instances start again");
+                tries = true;
                 *state = State::Trying {
                     since: now,
                     pause: *pause,
                     refused: *refused,
                 };
             }
-            State::Trying { since, .. } if *since + TRY <= now => *since = now,
+            State::Trying { since, .. } if *since + TRY <= now => {
+                tries = true;
+                *since = now;
+            }
             State::Open { refused, .. } | State::Trying { refused, .. } => {
                 *refused += 1;
                 return Err(Refused::Failing);
@@ -89,6 +94,7 @@ impl Breaker {
         }
         Ok(Attempt {
             breaker: Arc::clone(self),
+            tries,
         })
     }
 
@@ -100,7 +106,7 @@ impl Breaker {
         *state = State::Closed { failures: 0 };
     }
 
-    fn failed(&self) {
+    fn failed(&self, tried: bool) {
         let mut state = self.state();
         let (pause, refused) = match &mut *state {
             State::Closed { failures } if *failures + 1 < FAILURES => {
@@ -108,9 +114,9 @@ impl Breaker {
                 return;
             }
             State::Closed { .. } => (PAUSE.0, 0),
-            State::Trying { pause, refused, .. } => ((*pause * 2).min(PAUSE.1), *refused),
+            State::Trying { pause, refused, .. } if tried => ((*pause * 2).min(PAUSE.1), *refused),
             // It began before the breaker opened.
-            State::Open { .. } => return,
+            State::Open { .. } | State::Trying { .. } => return,
         };
         warn!(
             pause = %humantime::format_duration(pause),
@@ -129,6 +135,8 @@ impl Breaker {
 #[derive(Debug)]
 pub struct Attempt {
     breaker: Arc<Breaker>,
+    /// It was let in to try, when the breaker was open.
+    tries: bool,
 }
 
 impl Attempt {
@@ -139,7 +147,7 @@ impl Attempt {
 
     /// Its instance has failed before it had started.
     pub fn failed(&self) {
-        self.breaker.failed();
+        self.breaker.failed(self.tries);
     }
 }
 
@@ -200,5 +208,18 @@ mod tests {
         breaker.attempt().unwrap().started();
         drop(undecided);
         assert!(breaker.attempt().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_try_counts_while_one_is_made() {
+        let breaker = Arc::new(Breaker::default());
+        let late: Vec<_> = (0..3).map(|_| breaker.attempt().unwrap()).collect();
+        fail(&breaker, FAILURES);
+        tokio::time::advance(PAUSE.0).await;
+        let tries = breaker.attempt().unwrap();
+        late.iter().for_each(Attempt::failed);
+        tries.failed();
+        tokio::time::advance(2 * PAUSE.0).await;
+        assert!(breaker.attempt().is_ok(), "the pause was doubled once");
     }
 }

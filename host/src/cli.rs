@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{CacheDir, Config, Limits, Log, LogFormat, LogLevel, Rate};
 
@@ -16,11 +16,25 @@ use crate::config::{CacheDir, Config, Limits, Log, LogFormat, LogLevel, Rate};
 /// Listens on TCP and hands every connection to a fresh, sandboxed instance of a component, which has no socket,
 /// no file and no environment of its own.
 #[derive(Debug, Parser)]
-#[command(name = "host", version, max_term_width = 100, after_help = AFTER)]
+#[command(name = "host", version, max_term_width = 100, after_help = AFTER, args_conflicts_with_subcommands = true)]
 pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+
+    #[command(flatten)]
+    service: ServiceFlags,
+}
+
+/// What a service is told.
+#[derive(Debug, Args)]
+struct ServiceFlags {
     /// Component to serve with; without it an embedded guest echoes
     #[arg(long, value_name = "FILE", help_heading = "Service")]
     component: Option<PathBuf>,
+
+    /// Load the component again when its file changes, as SIGHUP does; connections that are open keep what they have
+    #[arg(long, requires = "component", help_heading = "Service")]
+    watch: bool,
 
     /// Directory that keeps compiled components for the next start, or `off` [default: in the user's cache directory]
     #[arg(long, value_name = "DIR", help_heading = "Service")]
@@ -34,6 +48,37 @@ pub struct Cli {
     #[arg(long, value_name = "N", value_parser = threads, help_heading = "Service")]
     threads: Option<NonZeroUsize>,
 
+    /// Directory of conversations that a component has to pass before it replaces another, as `host record` writes them
+    #[arg(long, value_name = "DIR", help_heading = "Service")]
+    gate: Option<PathBuf>,
+
+    #[command(flatten)]
+    limits: LimitFlags,
+
+    /// How long connections may go on when another generation has replaced theirs, or `off`
+    #[arg(long, value_name = "TIME", default_value = "off", value_parser = timeout, help_heading = "Limits")]
+    drain_generations: Timeout,
+
+    /// How long connections may go on after SIGINT or SIGTERM before they are closed
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Limits")]
+    drain_timeout: Duration,
+
+    /// Form of the lines on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, help_heading = "Log")]
+    log_format: Format,
+
+    /// Log more: reasons (-v), everything (-vv)
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Log")]
+    verbose: u8,
+
+    /// Log less: warnings and errors (-q), errors only (-qq)
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", help_heading = "Log")]
+    quiet: u8,
+}
+
+/// What connections may take.
+#[derive(Debug, Args)]
+struct LimitFlags {
     /// Connections served at once; further ones wait in the backlog
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, help_heading = "Limits")]
     max_connections: NonZeroUsize,
@@ -89,28 +134,72 @@ pub struct Cli {
     /// Bytes that a guest may send on one connection, or `off`
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = bytes, help_heading = "Limits")]
     max_bytes_out: Bytes,
+}
 
-    /// How long connections may go on after SIGINT or SIGTERM before they are closed
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Limits")]
-    drain_timeout: Duration,
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say what a component is, and whether it could serve
+    Check {
+        /// The component
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
 
-    /// Form of the lines on standard error
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, help_heading = "Log")]
-    log_format: Format,
+        #[command(flatten)]
+        limits: LimitFlags,
+    },
+    /// Serve, and write down what peers and guests say to each other
+    Record {
+        /// Directory for the conversations, a file for each connection
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
 
-    /// Log more: reasons (-v), everything (-vv)
-    #[arg(short, long, action = ArgAction::Count, help_heading = "Log")]
-    verbose: u8,
+        #[command(flatten)]
+        service: Box<ServiceFlags>,
+    },
+    /// Have a component take part in recorded conversations, and show where it says something else
+    Replay {
+        /// Directory of conversations
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
 
-    /// Log less: warnings and errors (-q), errors only (-qq)
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", help_heading = "Log")]
-    quiet: u8,
+        /// The component
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+
+        #[command(flatten)]
+        limits: LimitFlags,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// To serve.
+    Serve(Box<Config>),
+    /// To say what a component is.
+    Check(PathBuf, Limits),
+    /// To have a component take part in the conversations of a directory.
+    Replay(PathBuf, PathBuf, Limits),
+}
+
+impl From<Cli> for Command {
+    fn from(cli: Cli) -> Self {
+        match cli.command {
+            None => Self::Serve(Box::new(cli.service.into())),
+            Some(Verb::Record { to, service }) => Self::Serve(Box::new(Config {
+                record: Some(to),
+                ..(*service).into()
+            })),
+            Some(Verb::Check { file, limits }) => Self::Check(file, limits.into()),
+            Some(Verb::Replay { dir, file, limits }) => Self::Replay(dir, file, limits.into()),
+        }
+    }
 }
 
 const AFTER: &str = "\
 Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
 SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
-the host at once.
+the host at once. SIGHUP loads the component again for the connections to come, SIGUSR2 goes back to the one before.
 
 Exit status: 0 after a drain, 1 if something failed, 2 for a command line that cannot be understood.";
 
@@ -142,42 +231,31 @@ struct Count(Option<NonZeroUsize>);
 #[derive(Clone, Copy, Debug)]
 struct MaxRate(Option<Rate>);
 
-impl From<Cli> for Config {
-    fn from(cli: Cli) -> Self {
+impl From<ServiceFlags> for Config {
+    fn from(flags: ServiceFlags) -> Self {
         Self {
-            component: cli.component,
-            cache: match cli.cache {
+            component: flags.component,
+            watch: flags.watch,
+            drain_generations: flags.drain_generations.0,
+            gate: flags.gate,
+            record: None,
+            cache: match flags.cache {
                 None => CacheDir::OfUser,
                 Some(off) if off == Path::new("off") => CacheDir::Off,
                 Some(dir) => CacheDir::At(dir),
             },
-            listen: cli.listen,
-            threads: cli
+            listen: flags.listen,
+            threads: flags
                 .threads
                 .unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
-            drain_timeout: cli.drain_timeout,
-            limits: Limits {
-                max_connections: cli.max_connections,
-                max_connections_per_source: cli.max_connections_per_source.0,
-                max_rate: cli.max_rate.0,
-                max_rate_per_source: cli.max_rate_per_source.0,
-                max_memory: cli.max_memory,
-                cpu_slice: cli.cpu_slice,
-                max_call_time: cli.max_call_time.0,
-                max_cpu_time: cli.max_cpu_time.0,
-                first_byte_timeout: cli.first_byte_timeout.0,
-                idle_timeout: cli.idle_timeout.0,
-                write_timeout: cli.write_timeout.0,
-                max_lifetime: cli.max_lifetime.0,
-                max_bytes_in: cli.max_bytes_in.0,
-                max_bytes_out: cli.max_bytes_out.0,
-            },
+            drain_timeout: flags.drain_timeout,
+            limits: flags.limits.into(),
             log: Log {
-                format: match cli.log_format {
+                format: match flags.log_format {
                     Format::Text => LogFormat::Text,
                     Format::Json => LogFormat::Json,
                 },
-                level: match (cli.verbose, cli.quiet) {
+                level: match (flags.verbose, flags.quiet) {
                     (0, 0) => LogLevel::Info,
                     (0, 1) => LogLevel::Warn,
                     (0, _) => LogLevel::Error,
@@ -185,6 +263,27 @@ impl From<Cli> for Config {
                     (_, _) => LogLevel::Trace,
                 },
             },
+        }
+    }
+}
+
+impl From<LimitFlags> for Limits {
+    fn from(flags: LimitFlags) -> Self {
+        Self {
+            max_connections: flags.max_connections,
+            max_connections_per_source: flags.max_connections_per_source.0,
+            max_rate: flags.max_rate.0,
+            max_rate_per_source: flags.max_rate_per_source.0,
+            max_memory: flags.max_memory,
+            cpu_slice: flags.cpu_slice,
+            max_call_time: flags.max_call_time.0,
+            max_cpu_time: flags.max_cpu_time.0,
+            first_byte_timeout: flags.first_byte_timeout.0,
+            idle_timeout: flags.idle_timeout.0,
+            write_timeout: flags.write_timeout.0,
+            max_lifetime: flags.max_lifetime.0,
+            max_bytes_in: flags.max_bytes_in.0,
+            max_bytes_out: flags.max_bytes_out.0,
         }
     }
 }
@@ -290,7 +389,10 @@ mod tests {
     use super::*;
 
     fn config(args: &[&str]) -> Result<Config, clap::Error> {
-        Cli::try_parse_from([&["host"], args].concat()).map(Config::from)
+        match Cli::try_parse_from([&["host"], args].concat())?.into() {
+            Command::Serve(config) => Ok(*config),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -10,6 +10,14 @@ use std::time::Duration;
 pub struct Config {
     /// The component to serve with; `None` stands for the embedded echo guest.
     pub component: Option<PathBuf>,
+    /// Whether the component is loaded again when its file changes.
+    pub watch: bool,
+    /// How long connections of a generation may go on when another has replaced it; `None` for as long as they like.
+    pub drain_generations: Option<Duration>,
+    /// Conversations that a component has to pass before it replaces another.
+    pub gate: Option<PathBuf>,
+    /// Where conversations are recorded.
+    pub record: Option<PathBuf>,
     /// Where compiled components are kept.
     pub cache: CacheDir,
     /// The addresses to listen on, at least one.

@@ -57,7 +57,7 @@ pub enum Outcome {
     Lifetime,
     /// More bytes came, or wanted to go, than `--max-bytes-in` or `--max-bytes-out`.
     ByteLimit,
-    /// It was still open at the end of a drain.
+    /// It was still open at the end of a drain, of the host or of its generation.
     Drained,
     /// The host panicked while serving it.
     HostPanic,

@@ -2,17 +2,21 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Parser;
-use host::cli::Cli;
-use host::config::Config;
+use host::check::check;
+use host::cli::{Cli, Command};
+use host::config::{CacheDir, Config, Log, LogFormat, LogLevel};
+use host::conversation::Conversation;
 use host::listener::Listener;
-use host::sandbox::{Sandbox, Source};
+use host::replay::replay;
+use host::sandbox::{Origin, Sandbox};
 use host::server::Drained;
 use host::shutdown::Signals;
 use host::{logging, server, system};
@@ -20,23 +24,41 @@ use tokio::runtime::{self, Runtime};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
-    let config = Config::from(Cli::parse());
-    let runtime = runtime(config.threads.get());
-    let log = logging::start(config.log);
+    let command = Command::from(Cli::parse());
+    let (threads, log) = match &command {
+        Command::Serve(config) => (config.threads.get(), config.log),
+        // What they have to say goes to standard output.
+        Command::Check(..) | Command::Replay(..) => (1, WARNINGS),
+    };
+    let runtime = runtime(threads);
+    let log = logging::start(log);
     let outcome = match (runtime, &log) {
-        (Ok(runtime), Ok(_)) => runtime.block_on(run(&config)),
+        (Ok(runtime), Ok(_)) => {
+            let outcome = runtime.block_on(run(command));
+            // What hangs in a call to the system, as in reading a file, is not waited for.
+            runtime.shutdown_timeout(LAST);
+            outcome
+        }
         (Err(error), _) => Err(error).context("cannot start"),
-        (_, Err(error)) => Err(anyhow::anyhow!("cannot start the log: {error}")),
+        (_, Err(error)) => Err(anyhow!("cannot start the log: {error}")),
     };
     match outcome {
-        Ok(Drained::Done) => ExitCode::SUCCESS,
-        Ok(Drained::Quit) => ExitCode::FAILURE,
+        Ok(status) => status,
         Err(error) => {
             error!("{error:#}");
             ExitCode::FAILURE
         }
     }
 }
+
+/// How long what is still being done when all connections are gone may take.
+const LAST: Duration = Duration::from_secs(1);
+
+/// What is worth a line where the output is for somebody else.
+const WARNINGS: Log = Log {
+    format: LogFormat::Text,
+    level: LogLevel::Warn,
+};
 
 /// The threads that serve connections.
 fn runtime(threads: usize) -> io::Result<Runtime> {
@@ -48,11 +70,40 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
         .build()
 }
 
-async fn run(config: &Config) -> anyhow::Result<Drained> {
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let text = match command {
+        Command::Serve(config) => {
+            return Ok(match serve(&config).await? {
+                Drained::Done => ExitCode::SUCCESS,
+                Drained::Quit => ExitCode::FAILURE,
+            });
+        }
+        Command::Check(file, limits) => check(&file, &limits).await?,
+        Command::Replay(dir, file, limits) => {
+            let conversations = Conversation::read_all(&dir)?;
+            let sandbox = Sandbox::new(&limits, &CacheDir::OfUser).context("cannot start the sandbox")?;
+            let generation = sandbox.load(&Origin::File(file).read()?).await?;
+            match replay(&generation, &limits, &conversations).await {
+                Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
+                Err(difference) => {
+                    io::stdout().write_all(format!("{difference}\n").as_bytes())?;
+                    return Ok(ExitCode::FAILURE);
+                }
+            }
+        }
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: &Config) -> anyhow::Result<Drained> {
     system::raise_descriptors(config);
-    let source = config.component.clone().map_or(Source::Embedded, Source::File);
+    if let Some(gate) = &config.gate {
+        Conversation::read_all(gate).context("nothing could pass --gate")?;
+    }
+    let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
     let sandbox = Sandbox::new(&config.limits, &config.cache).context("cannot start the sandbox")?;
-    let generation = sandbox.load(&source).await?;
+    let generation = sandbox.load(&source.read()?).await?;
     system::check_mappings(config, generation.mappings());
     info!(contract = generation.contract().as_str(), "serving with {source}");
     let listeners = config
@@ -62,5 +113,5 @@ async fn run(config: &Config) -> anyhow::Result<Drained> {
         .collect::<Result<_, _>>()?;
     // Until here a signal ends the host at once, as it does by default.
     let mut signals = Signals::new().context("cannot handle signals")?;
-    server::serve(config, generation, listeners, &mut signals).await
+    server::serve(config, sandbox, generation, listeners, &mut signals).await
 }

@@ -6,16 +6,19 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::bail;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::acceptor;
-use crate::breaker::Breaker;
 use crate::config::Config;
+use crate::generations::Generations;
 use crate::listener::Listener;
-use crate::sandbox::Generation;
-use crate::shutdown::Signals;
+use crate::record::Recorder;
+use crate::reload::Reloader;
+use crate::sandbox::{Generation, Sandbox};
+use crate::shutdown::{Notice, Signals};
 
 /// How long connections that were cut at the end of a drain may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
@@ -24,9 +27,9 @@ const CUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
-    pub(crate) generation: Arc<Generation>,
-    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) generations: Arc<Generations>,
     pub(crate) connections: TaskTracker,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) numbers: AtomicU64,
     /// Connections that a panic of the host has ended.
     pub(crate) panics: AtomicU64,
@@ -34,43 +37,65 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
 }
 
-/// Serves connections of `listeners` with `generation` until told to stop, then drains.
+/// Serves connections of `listeners` with `generation`, and with those that `sandbox` makes of its file later, until told
+/// to stop, then drains.
 ///
-/// The first of `signals` begins the drain, the second ends it.
+/// The first of `signals` that asks to stop begins the drain, the second ends it.
 ///
 /// # Errors
 ///
-/// The task that accepts connections fails.
+/// The task that accepts connections fails, or conversations cannot be recorded.
 pub async fn serve(
     config: &Config,
+    sandbox: Sandbox,
     generation: Generation,
     listeners: Vec<Listener>,
     signals: &mut Signals,
 ) -> anyhow::Result<Drained> {
+    let cut = CancellationToken::new();
+    let generations = Generations::new(generation, config.drain_generations, cut.clone());
     let shared = Arc::new(Shared {
         config: config.clone(),
-        generation: Arc::new(generation),
-        breaker: Arc::default(),
+        generations: Arc::new(generations),
         connections: TaskTracker::new(),
+        recorder: config.record.as_deref().map(Recorder::new).transpose()?,
         numbers: AtomicU64::new(1),
         panics: AtomicU64::new(0),
-        cut: CancellationToken::new(),
+        cut,
+    });
+    let reload = Arc::new(Notify::new());
+    let reloader = config.component.clone().map(|path| {
+        let reloader = Reloader::new(sandbox, path, config.clone(), Arc::clone(&shared.generations));
+        tokio::spawn(reloader.run(Arc::clone(&reload)))
     });
     let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::local).collect();
     let mut acceptor = tokio::spawn(acceptor::accept(Arc::clone(&shared), listeners));
     for address in addresses {
         info!(target: READY, "listening on {address}");
     }
-    tokio::select! {
-        signal = signals.next() => info!(signal, "asked to stop"),
-        _ = &mut acceptor => bail!("no more connections can be accepted; earlier messages say why"),
+    loop {
+        tokio::select! {
+            notice = signals.next() => match notice {
+                Notice::Stop(signal) => {
+                    info!(signal, "asked to stop");
+                    break;
+                }
+                Notice::Reload if reloader.is_some() => reload.notify_one(),
+                Notice::Reload => info!("asked to load the component again, and there is no file: it is the embedded one"),
+                Notice::GoBack => shared.generations.go_back("asked to by SIGUSR2"),
+            },
+            _ = &mut acceptor => bail!("no more connections can be accepted; earlier messages say why"),
+        }
+    }
+    if let Some(reloader) = reloader {
+        reloader.abort();
     }
     // With it go the listeners, so that clients are refused during the drain.
     acceptor.abort();
     let _ = acceptor.await;
     Ok(tokio::select! {
         drained = drain(&shared) => drained,
-        signal = signals.next() => {
+        signal = signals.stop() => {
             warn!(signal, connections = shared.connections.len(), "asked again to stop: not waiting any longer");
             Drained::Quit
         }

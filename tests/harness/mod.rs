@@ -271,7 +271,9 @@ impl Drop for Host {
     }
 }
 
+pub const HUP: i32 = 1;
 pub const INT: i32 = 2;
+pub const USR2: i32 = 12;
 pub const TERM: i32 = 15;
 
 /// The value of `key` in a line of the text log, without quotes.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use host::config::{CacheDir, Limits};
-use host::sandbox::{Sandbox, Source};
+use host::sandbox::{Origin, Sandbox};
 
 /// Instances of one round, and rounds, of which the best counts: what disturbs only ever adds.
 const INSTANCES: u32 = 500;
@@ -17,7 +17,7 @@ async fn main() -> Result<()> {
         .nth(1)
         .context("the component to make instances of")?;
     let sandbox = Sandbox::new(&Limits::default(), &CacheDir::Off)?;
-    let generation = sandbox.load(&Source::File(PathBuf::from(file))).await?;
+    let generation = sandbox.load(&Origin::File(PathBuf::from(file)).read()?).await?;
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {
         let start = Instant::now();

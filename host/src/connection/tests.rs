@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, 
 
 use super::*;
 use crate::config::CacheDir;
-use crate::sandbox::{Sandbox, Source};
+use crate::sandbox::{Origin, Sandbox};
 
 async fn generation(guest: &str) -> Generation {
     static GUESTS: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
@@ -20,7 +20,10 @@ async fn generation(guest: &str) -> Generation {
         .iter()
         .find(|path| path.file_stem() == Some(Path::new(guest).as_os_str()));
     let sandbox = Sandbox::new(&limits(), &CacheDir::Off).unwrap();
-    sandbox.load(&Source::File(path.unwrap().clone())).await.unwrap()
+    sandbox
+        .load(&Origin::File(path.unwrap().clone()).read().unwrap())
+        .await
+        .unwrap()
 }
 
 fn limits() -> Limits {

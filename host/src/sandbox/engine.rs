@@ -15,6 +15,9 @@ use crate::config::Limits;
 const MEMORIES_PER_CONNECTION: u32 = 2;
 const TABLES_PER_CONNECTION: u32 = 4;
 
+/// Instances beyond one for each connection: of a component that is tried while every connection is open.
+const SPARE_INSTANCES: u32 = 2;
+
 /// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
 const SPARE_STACKS: u32 = 64;
 
@@ -113,19 +116,20 @@ impl Engine {
 /// cannot be had, as much of it as can, down to none.
 fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
     let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
+    let instances = connections.saturating_add(SPARE_INSTANCES);
     let pool = Pool {
-        memories: connections.saturating_mul(MEMORIES_PER_CONNECTION),
-        tables: connections.saturating_mul(TABLES_PER_CONNECTION),
+        memories: instances.saturating_mul(MEMORIES_PER_CONNECTION),
+        tables: instances.saturating_mul(TABLES_PER_CONNECTION),
     };
-    let failed = match pooled(needs, connections, pool) {
+    let failed = match pooled(needs, instances, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
     let less = Pool {
-        memories: connections,
+        memories: instances,
         ..pool
     };
-    if let Ok(engine) = pooled(needs, connections, less) {
+    if let Ok(engine) = pooled(needs, instances, less) {
         return Ok((engine, Some(less)));
     }
     warn!(
@@ -143,14 +147,14 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
     Ok((wasmtime::Engine::new(&config)?, None))
 }
 
-fn pooled(needs: Needs, connections: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
+fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
     let mut pooling = PoolingAllocationConfig::new();
     pooling
-        .total_component_instances(connections)
-        .total_core_instances(connections.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
+        .total_component_instances(instances)
+        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
         .total_memories(pool.memories)
         .total_tables(pool.tables)
-        .total_stacks(connections.saturating_add(SPARE_STACKS))
+        .total_stacks(instances.saturating_add(SPARE_STACKS))
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);

@@ -1,13 +1,17 @@
 //! Generations: loaded components.
 
 use std::fmt;
+use std::fs::File;
 use std::future::{pending, poll_fn};
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use rustix::time::{ClockId, clock_gettime};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -27,6 +31,9 @@ use crate::relay::relay;
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
 const MAX_COPIED: usize = 64 << 10;
 
+/// Bytes that a file may have.
+const MAX_FILE: u64 = 256 << 20;
+
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -35,27 +42,66 @@ static ECHO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.wasm"));
 
 /// Where a component comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Origin {
     /// The echo guest inside this program.
     Embedded,
     /// A file.
     File(PathBuf),
 }
 
-impl Source {
+impl Origin {
     /// The whole component. The file is read, never mapped: somebody may be writing it.
-    fn read(&self) -> Result<Vec<u8>, LoadError> {
-        match self {
-            Self::Embedded => Ok(ECHO.to_vec()),
-            Self::File(path) => std::fs::read(path).map_err(|error| LoadError::Read {
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or is larger than any component should be.
+    pub fn read(&self) -> Result<Content, LoadError> {
+        let bytes = match self {
+            Self::Embedded => ECHO.to_vec(),
+            Self::File(path) => read(path).map_err(|error| LoadError::Read {
                 path: path.clone(),
                 error,
-            }),
-        }
+            })?,
+        };
+        Ok(Content {
+            name: self.to_string(),
+            digest: Sha256::digest(&bytes).into(),
+            bytes,
+        })
     }
 }
 
-impl fmt::Display for Source {
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        let limit = ByteSize(MAX_FILE);
+        return Err(io::Error::other(format!("it is larger than {limit}")));
+    }
+    Ok(bytes)
+}
+
+/// The SHA-256 digest of a component.
+pub type Digest = [u8; 32];
+
+/// A component as it was read.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// How messages name it.
+    pub name: String,
+    /// What it is told by from others.
+    pub digest: Digest,
+    bytes: Vec<u8>,
+}
+
+impl Content {
+    /// How many bytes it has.
+    pub fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+}
+
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded => f.write_str("the embedded echo guest"),
@@ -69,6 +115,7 @@ pub struct Generation {
     prepared: Prepared,
     engine: Engine,
     mappings: u64,
+    digest: Digest,
 }
 
 impl Sandbox {
@@ -77,15 +124,15 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// It cannot be read, or cannot serve.
-    pub async fn load(&self, source: &Source) -> Result<Generation, LoadError> {
-        let bytes = source.read()?;
+    /// It cannot serve.
+    pub async fn load(&self, content: &Content) -> Result<Generation, LoadError> {
+        let bytes = &content.bytes;
         let refused = |refusal| LoadError::Refused {
-            name: source.to_string(),
+            name: content.name.clone(),
             refusal,
         };
-        look(&bytes).map_err(refused)?;
-        let (engine, component) = self.compile(&bytes)?.map_err(refused)?;
+        look(bytes).map_err(refused)?;
+        let (engine, component) = self.compile(bytes)?.map_err(refused)?;
         let contract = find_contract(&component).map_err(refused)?;
         let prepared = prepare(&engine, &component, contract).map_err(refused)?;
         let memories = component
@@ -93,6 +140,7 @@ impl Sandbox {
             .map_or(1, |required| required.num_memories);
         let generation = Generation {
             mappings: engine.mappings(memories),
+            digest: content.digest,
             prepared,
             engine,
         };
@@ -130,6 +178,16 @@ impl Generation {
     /// How it serves.
     pub fn contract(&self) -> Contract {
         self.prepared.contract()
+    }
+
+    /// The digest of its component.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The component, compiled.
+    pub(super) fn component(&self) -> &Component {
+        self.prepared.component()
     }
 
     /// Memory mappings that a connection takes while its instance lives.

@@ -6,6 +6,7 @@
 mod cache;
 mod contract;
 mod engine;
+mod facts;
 mod generation;
 mod load_error;
 mod state;
@@ -14,7 +15,8 @@ mod ticker;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use contract::{Contract, CpuLimit, End, Fault};
-pub use generation::{Generation, Source};
+pub use facts::{Facts, Import};
+pub use generation::{Content, Digest, Generation, Origin};
 pub use load_error::{LoadError, Refusal};
 
 use crate::config::{CacheDir, Limits};

@@ -27,7 +27,7 @@ thread_local! {
 
 /// Ticks in a row that find no connection in a turn, after which the clock stops. Starting it again takes longer than a turn
 /// should, so it does not stop between two turns of a connection that has much to do.
-const QUIET: u32 = 50;
+const STILL: u32 = 50;
 
 /// Moves the epochs of engines on while guests run.
 pub(super) struct Ticker {
@@ -64,7 +64,7 @@ impl Ticker {
                 } else {
                     0
                 };
-                let stop = quiet >= QUIET && ticker.stop();
+                let stop = quiet >= STILL && ticker.stop();
                 drop(ticker);
                 if stop {
                     thread::park();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
-use wasmtime::component::InstancePre;
+use wasmtime::component::{Component, InstancePre};
 
 use super::state::State;
 use crate::bindings::service::ServicePre;
@@ -160,6 +160,13 @@ impl Prepared {
         match self {
             Self::Streams(_) => Contract::Streams,
             Self::Sessions(_) => Contract::Sessions,
+        }
+    }
+
+    pub(super) fn component(&self) -> &Component {
+        match self {
+            Self::Streams(pre) => pre.instance_pre().component(),
+            Self::Sessions(pre) => pre.instance_pre().component(),
         }
     }
 

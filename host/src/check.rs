@@ -1,0 +1,40 @@
+//! `host check`: what a component is, and whether it could serve.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use bytesize::ByteSize;
+
+use crate::config::{CacheDir, Limits};
+use crate::sandbox::{Origin, Sandbox};
+
+/// Says of the component at `path`, in a few lines, what it is.
+///
+/// # Errors
+///
+/// It would be refused.
+pub async fn check(path: &Path, limits: &Limits) -> anyhow::Result<String> {
+    // Nothing that was kept, so that the time is what it takes.
+    let sandbox = Sandbox::new(limits, &CacheDir::Off).context("cannot start the sandbox")?;
+    let content = Origin::File(path.to_owned()).read()?;
+    let facts = sandbox.inspect(&content).await?;
+    let mut text = String::new();
+    let mut line = |key: &str, value: &str| {
+        // A string takes all that is written to it.
+        let _ = writeln!(text, "{key:<10} {value}");
+    };
+    line("component", &path.display().to_string());
+    line("contract", facts.contract.as_str());
+    line("size", &ByteSize(content.size()).to_string());
+    line("memory", &format!("{} at the start", ByteSize(facts.memory)));
+    line("compiled", &format!("in {} ms", facts.took.as_millis()));
+    for (index, import) in facts.imports.iter().enumerate() {
+        let key = if index == 0 { "imports" } else { "" };
+        line(key, &format!("{} ({})", import.name, import.granted));
+    }
+    if facts.imports.is_empty() {
+        line("imports", "nothing");
+    }
+    Ok(text)
+}

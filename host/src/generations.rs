@@ -1,0 +1,180 @@
+//! Which generation serves, and which did before it.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::breaker::Breaker;
+use crate::sandbox::{Digest, Generation};
+
+/// How long a generation that has replaced another is watched for connections that it fails.
+const PROBATION: Duration = Duration::from_secs(10);
+
+/// Connections that it may fail in that time, if they are fewer than those that it does not.
+const FAILURES: u32 = 5;
+
+/// A generation, from when it serves connections.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    /// Generations are counted from 1.
+    pub(crate) number: u64,
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) breaker: Arc<Breaker>,
+    /// Its connections are closed.
+    pub(crate) cut: CancellationToken,
+    since: Instant,
+    ended: AtomicU32,
+    failed: AtomicU32,
+}
+
+impl Serving {
+    fn new(number: u64, generation: Arc<Generation>, cut: &CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            generation,
+            breaker: Arc::default(),
+            cut: cut.child_token(),
+            since: Instant::now(),
+            ended: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
+        })
+    }
+}
+
+/// The generation that new connections get, and those that they may get again.
+#[derive(Debug)]
+pub(crate) struct Generations {
+    current: ArcSwap<Serving>,
+    /// Locked when the current generation changes, and never for a connection.
+    past: Mutex<Past>,
+    /// How long the connections of a generation may go on when another has replaced it.
+    drain: Option<Duration>,
+    /// All connections are closed.
+    cut: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Past {
+    last_number: u64,
+    /// What the current one has replaced.
+    previous: Option<Arc<Serving>>,
+    /// What was gone back from, until something else is taken.
+    left: Option<Digest>,
+}
+
+impl Generations {
+    /// Begins with `first`.
+    pub(crate) fn new(first: Generation, drain: Option<Duration>, cut: CancellationToken) -> Self {
+        let first = Serving::new(1, Arc::new(first), &cut);
+        Self {
+            current: ArcSwap::new(first),
+            past: Mutex::new(Past {
+                last_number: 1,
+                previous: None,
+                left: None,
+            }),
+            drain,
+            cut,
+        }
+    }
+
+    /// The generation for a new connection.
+    pub(crate) fn current(&self) -> Arc<Serving> {
+        self.current.load_full()
+    }
+
+    /// Whether `content` was gone back from.
+    pub(crate) fn was_left(&self, content: &Digest) -> bool {
+        self.past().left.as_ref() == Some(content)
+    }
+
+    /// Gives new connections `generation` from now on.
+    pub(crate) fn replace(&self, generation: Generation) {
+        let mut past = self.past();
+        past.last_number += 1;
+        let next = Serving::new(past.last_number, Arc::new(generation), &self.cut);
+        let (number, contract) = (next.number, next.generation.contract().as_str());
+        let replaced = self.current.swap(next);
+        info!(
+            generation = number,
+            contract,
+            replaces = replaced.number,
+            "a new generation serves"
+        );
+        self.retire(&replaced);
+        past.previous = Some(replaced);
+        past.left = None;
+    }
+
+    /// Gives new connections what they got before the last change. Its content is not taken again.
+    pub(crate) fn go_back(&self, reason: &str) {
+        self.go_back_from(None, reason);
+    }
+
+    /// The same if `from` is current, or whatever is.
+    fn go_back_from(&self, from: Option<u64>, reason: &str) {
+        let mut past = self.past();
+        let current = self.current();
+        if from.is_some_and(|from| from != current.number) {
+            return;
+        }
+        let Some(previous) = past.previous.take() else {
+            if from.is_none() {
+                warn!(
+                    generation = current.number,
+                    reason, "there is no generation to go back to"
+                );
+            }
+            return;
+        };
+        past.left = Some(*current.generation.digest());
+        // The time of its connections may be running out, and not that of those to come.
+        let again = Serving::new(previous.number, Arc::clone(&previous.generation), &self.cut);
+        self.current.store(again);
+        warn!(
+            generation = previous.number,
+            leaves = current.number,
+            reason,
+            "gone back to the last generation"
+        );
+        self.retire(&current);
+    }
+
+    /// A connection of `serving` has ended. One that fails too many while it is new is gone back from.
+    pub(crate) fn ended(&self, serving: &Serving, failed: bool) {
+        let ended = serving.ended.fetch_add(1, Relaxed) + 1;
+        if !failed {
+            return;
+        }
+        let failed = serving.failed.fetch_add(1, Relaxed) + 1;
+        // Another connection may have been counted in one of the two by now.
+        if failed >= FAILURES && failed >= ended.saturating_sub(failed) && serving.since.elapsed() < PROBATION
+        {
+            self.go_back_from(
+                Some(serving.number),
+                &format!("the guest failed {failed} of its first {ended} connections"),
+            );
+        }
+    }
+
+    fn retire(&self, replaced: &Serving) {
+        if let Some(drain) = self.drain {
+            let cut = replaced.cut.clone();
+            tokio::spawn(async move {
+                sleep(drain).await;
+                cut.cancel();
+            });
+        }
+    }
+
+    fn past(&self) -> MutexGuard<'_, Past> {
+        // Nothing can panic while it is held.
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

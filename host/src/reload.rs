@@ -1,0 +1,246 @@
+//! Taking a component that has changed, if it can serve.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::conversation::Conversation;
+use crate::generations::Generations;
+use crate::replay::replay;
+use crate::sandbox::{Content, Digest, LoadError, Origin, Sandbox};
+use crate::system;
+
+/// How long a file must have stayed the same to be read: who writes it is done, as far as can be known.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
+/// for every way in which what a path stands for can change.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long reading a file may take.
+const READ: Duration = Duration::from_secs(10);
+
+/// How long compiling a component, and passing the gate, may take.
+const LOAD: Duration = Duration::from_secs(60);
+
+/// What a file is told by from what was in its place before: device, inode, size, and the time of its last change, be it of
+/// its content or of who may read it.
+type Stamp = (u64, u64, u64, i64, i64);
+
+/// Loads the component again when it is asked to.
+pub(crate) struct Reloader {
+    sandbox: Arc<Sandbox>,
+    path: PathBuf,
+    config: Config,
+    generations: Arc<Generations>,
+    /// What was found to be unfit, so that it is said once.
+    unfit: Option<Unfit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unfit {
+    /// It cannot be read, for a reason of this kind.
+    Unreadable(io::ErrorKind),
+    Content(Digest),
+}
+
+/// Why the file is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Asked,
+    Changed,
+}
+
+impl Reloader {
+    pub(crate) fn new(
+        sandbox: Sandbox,
+        path: PathBuf,
+        config: Config,
+        generations: Arc<Generations>,
+    ) -> Self {
+        Self {
+            sandbox: Arc::new(sandbox),
+            path,
+            config,
+            generations,
+            unfit: None,
+        }
+    }
+
+    /// Loads the component whenever `asked`, and when its file changes if it is watched. Never ends.
+    pub(crate) async fn run(mut self, asked: Arc<Notify>) {
+        let changed = Arc::new(Notify::new());
+        let watching = self.config.watch.then(|| watch(&self.path, Arc::clone(&changed)));
+        if let Some(Err(error)) = &watching {
+            warn!("changes of the component are seen within {LOOK:?} and not at once: {error:#}");
+        }
+        // It may have changed since it was read at the start.
+        let mut seen = None;
+        loop {
+            let why = tokio::select! {
+                () = asked.notified() => Why::Asked,
+                () = changed.notified(), if self.config.watch => Why::Changed,
+                () = sleep(LOOK), if self.config.watch => Why::Changed,
+            };
+            if why == Why::Changed && stamp(&self.path) == seen {
+                continue;
+            }
+            let stamp = match why {
+                // Who asks knows that it is whole.
+                Why::Asked => stamp(&self.path),
+                Why::Changed => self.settled().await,
+            };
+            // What could not be read now may be readable soon, without another change.
+            seen = if self.load(why).await { stamp } else { None };
+        }
+    }
+
+    /// Waits until the file stays as it is.
+    async fn settled(&self) -> Option<Stamp> {
+        let mut last = stamp(&self.path);
+        loop {
+            sleep(SETTLED).await;
+            let now = stamp(&self.path);
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+    }
+
+    /// Loads the file, and says whether it could be read.
+    async fn load(&mut self, why: Why) -> bool {
+        let source = Origin::File(self.path.clone());
+        let reading = timeout(READ, spawn_blocking(move || source.read()));
+        let (kind, error) = match reading.await {
+            Ok(Ok(Ok(content))) => {
+                self.consider(content, why).await;
+                return true;
+            }
+            Ok(Ok(Err(LoadError::Read { path, error }))) => {
+                (error.kind(), anyhow!(LoadError::Read { path, error }))
+            }
+            Ok(Ok(Err(error))) => (io::ErrorKind::Other, anyhow!(error)),
+            Ok(Err(error)) => (io::ErrorKind::Other, anyhow!(error)),
+            Err(_) => {
+                let path = self.path.display();
+                (
+                    io::ErrorKind::TimedOut,
+                    anyhow!("reading `{path}` takes longer than {READ:?}"),
+                )
+            }
+        };
+        self.refuse(Unfit::Unreadable(kind), why, &error);
+        false
+    }
+
+    /// Has the component serve, if it is another than before and can.
+    async fn consider(&mut self, content: Content, why: Why) {
+        let digest = content.digest;
+        if digest == *self.generations.current().generation.digest() {
+            self.unfit = None;
+            if why == Why::Asked {
+                info!("the component is the same as before: nothing changes");
+            }
+            return;
+        }
+        if self.unfit == Some(Unfit::Content(digest)) && why == Why::Changed {
+            return;
+        }
+        if self.generations.was_left(&digest) {
+            let error = anyhow!(
+                "{} was gone back from and is not taken again until it changes",
+                content.name
+            );
+            return self.refuse(Unfit::Content(digest), why, &error);
+        }
+        match self.take(content).await {
+            Ok(()) => self.unfit = None,
+            Err(error) => self.refuse(Unfit::Content(digest), why, &error),
+        }
+    }
+
+    /// Compiles a component away from the threads that serve, and has it serve.
+    async fn take(&self, content: Content) -> anyhow::Result<()> {
+        let sandbox = Arc::clone(&self.sandbox);
+        let runtime = Handle::current();
+        let name = content.name.clone();
+        let (gate, limits) = (self.config.gate.clone(), self.config.limits);
+        let load = async move {
+            let generation = sandbox.load(&content).await?;
+            if let Some(gate) = gate {
+                let conversations = Conversation::read_all(&gate)?;
+                let passed = replay(&generation, &limits, &conversations).await;
+                passed.map_err(|difference| {
+                    anyhow!(
+                        "{} does not pass --gate: {}",
+                        content.name,
+                        difference.in_one_line()
+                    )
+                })?;
+            }
+            anyhow::Ok(generation)
+        };
+        let loading = spawn_blocking(move || runtime.block_on(load));
+        let generation = timeout(LOAD, loading)
+            .await
+            .with_context(|| format!("{name} takes longer than {LOAD:?} to load"))???;
+        system::check_mappings(&self.config, generation.mappings());
+        self.generations.replace(generation);
+        Ok(())
+    }
+
+    /// Says, once for each content, that it is not taken.
+    fn refuse(&mut self, unfit: Unfit, why: Why, error: &anyhow::Error) {
+        let generation = self.generations.current().number;
+        if self.unfit == Some(unfit) && why == Why::Changed {
+            debug!(generation, "not taken: {error:#}");
+        } else {
+            warn!(generation, "{error:#}; the generation before it goes on serving");
+        }
+        self.unfit = Some(unfit);
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.mtime(),
+        file.mtime_nsec(),
+    ))
+}
+
+/// Watches the directory of `path`, since the file itself may be replaced, and the one that it stands for.
+fn watch(path: &Path, changed: Arc<Notify>) -> anyhow::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |_| changed.notify_one())?;
+    let target = path.canonicalize().ok();
+    let mut watched = None;
+    for path in [Some(path), target.as_deref()].into_iter().flatten() {
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let directory = directory
+            .canonicalize()
+            .with_context(|| format!("`{}`", directory.display()))?;
+        if watched.as_ref() != Some(&directory) {
+            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+            watched = Some(directory);
+        }
+    }
+    Ok(watcher)
+}

@@ -1,0 +1,97 @@
+//! What can be said of a component before it serves.
+
+use std::time::{Duration, Instant};
+
+use super::Sandbox;
+use super::contract::Contract;
+use super::generation::Content;
+use super::load_error::LoadError;
+
+/// Bytes in a page of a memory, in which its size is given.
+const PAGE: u64 = 64 << 10;
+
+/// What can be said of a component that can serve.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// How it serves.
+    pub contract: Contract,
+    /// What it imports, by name.
+    pub imports: Vec<Import>,
+    /// Bytes of its largest memory when an instance has just been made.
+    pub memory: u64,
+    /// How long it took to compile it, and to make and drop an instance.
+    pub took: Duration,
+}
+
+/// Something that a component imports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// Its name, with its version.
+    pub name: String,
+    /// What a guest gets there, in a few words.
+    pub granted: &'static str,
+}
+
+impl Sandbox {
+    /// Loads a component to see what can be said of it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot serve.
+    pub async fn inspect(&self, content: &Content) -> Result<Facts, LoadError> {
+        let start = Instant::now();
+        let generation = self.load(content).await?;
+        let took = start.elapsed();
+        let component = generation.component();
+        let ty = component.component_type();
+        let imports = ty
+            .imports(component.engine())
+            .map(|(name, _)| Import {
+                granted: granted(name),
+                name: name.to_owned(),
+            })
+            .collect();
+        let pages = component
+            .resources_required()
+            .and_then(|required| required.max_initial_memory_size)
+            .unwrap_or(0);
+        Ok(Facts {
+            contract: generation.contract(),
+            imports,
+            memory: pages * PAGE,
+            took,
+        })
+    }
+}
+
+/// What a guest gets from `import`, which the linker has.
+fn granted(import: &str) -> &'static str {
+    let interface = import.split('@').next().unwrap_or_default();
+    let package = interface.split('/').next().unwrap_or_default();
+    match (package, interface) {
+        ("inet:service", _) => "types of the contract",
+        ("wasi:clocks", _) => "granted",
+        ("wasi:random", _) => "granted",
+        ("wasi:io", _) => "granted, for what else is",
+        ("wasi:filesystem", _) => "there is no directory",
+        ("wasi:sockets", _) => "every use is refused",
+        (_, "wasi:cli/environment") => "there are no arguments and no variables",
+        (_, "wasi:cli/stdin") => "it is empty",
+        (_, "wasi:cli/stdout" | "wasi:cli/stderr") => "it goes nowhere",
+        (_, "wasi:cli/exit") => "it ends the connection, with a reset",
+        _ => "there is nothing behind it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_granted_does_not_depend_on_a_version() {
+        assert_eq!(granted("wasi:clocks/monotonic-clock@0.2.6"), "granted");
+        assert_eq!(granted("wasi:clocks/monotonic-clock@0.3.0"), "granted");
+        assert_eq!(granted("wasi:cli/stdin@0.2.6"), "it is empty");
+        assert_eq!(granted("wasi:sockets/tcp@0.2.6"), "every use is refused");
+    }
+}

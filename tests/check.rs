@@ -1,0 +1,62 @@
+//! `host check`.
+
+use std::path::Path;
+use std::process::Output;
+
+use crate::harness::{command, file, guest};
+
+fn check(args: &[&str], path: &Path) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command().arg("check").args(args).arg(path).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn it_says_what_a_component_is() {
+    for (name, contract, import) in [
+        ("lines-session", "sessions", "wasi:cli/stderr"),
+        ("echo", "streams", "inet:service/types@0.1.0"),
+        ("curious", "sessions", "wasi:sockets/tcp"),
+    ] {
+        let component = guest(name);
+        let (status, said, complaint) = check(&[], &component);
+        assert_eq!((status, complaint.as_str()), (Some(0), ""), "{name}");
+        for word in [
+            component.to_str().unwrap(),
+            contract,
+            import,
+            "KiB at the start",
+            " ms\n",
+        ] {
+            assert!(said.contains(word), "no {word} in {said}");
+        }
+        let withheld = said.lines().find(|line| line.contains("wasi:sockets/tcp@"));
+        assert!(
+            withheld.is_none_or(|line| line.contains("every use is refused")),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn it_says_why_a_component_would_be_refused() {
+    for (args, path, reason) in [
+        (&[][..], file("check-empty.wasm", ""), "is empty"),
+        (&[][..], guest("start-trap"), "cannot start"),
+        (&[][..], Path::new("/no/such/file.wasm").to_owned(), "cannot read"),
+        (&["--max-memory", "64KiB"][..], guest("lines"), "--max-memory"),
+    ] {
+        let (status, said, complaint) = check(args, &path);
+        assert_eq!((status, said.as_str()), (Some(1), ""), "{complaint}");
+        assert!(
+            complaint.contains(reason) && complaint.contains(path.to_str().unwrap()),
+            "{complaint}"
+        );
+    }
+    let (status, _, complaint) = check(&[], Path::new("--no-such-flag"));
+    assert_eq!(status, Some(2), "{complaint}");
+}

@@ -1,0 +1,304 @@
+//! A component that changes under a running service.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::harness::{Client, HOST, HUP, Host, USR2, field, guest, until};
+
+/// The line that says that a new generation serves.
+const NEW: &str = "a new generation serves";
+
+/// A directory of its own for one test, with a component in it.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str, first: &str) -> Self {
+        let dir = guest_builder::target_dir(Path::new(HOST))
+            .unwrap()
+            .join("test-swaps")
+            .join(name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let place = Self(dir);
+        place.put(first);
+        place
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("guest.wasm")
+    }
+
+    /// Has the file replaced by another one.
+    fn replace(&self, bytes: impl AsRef<[u8]>) {
+        let other = self.0.join("other");
+        fs::write(&other, bytes).unwrap();
+        fs::rename(other, self.file()).unwrap();
+    }
+
+    fn put(&self, name: &str) {
+        self.replace(fs::read(guest(name)).unwrap());
+    }
+
+    fn serve(&self, args: &[&str]) -> Host {
+        Host::with(&self.file(), args)
+    }
+}
+
+/// Is true once this is dropped, be it by a panic.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether a new connection is served by `echo`, and not by `lines-session`.
+fn echoes(host: &Host) -> bool {
+    let client = host.connect();
+    client.send("quit\n");
+    client.finish();
+    client.rest() == b"quit\n"
+}
+
+#[test]
+fn a_new_file_serves_new_connections_and_open_ones_keep_theirs() {
+    let place = Place::new("new-file", "echo");
+    let host = place.serve(&["--watch"]);
+    let old = host.connect();
+    old.echo("no line");
+    place.put("lines-session");
+    let line = host.line(NEW);
+    assert_eq!(field(&line, "generation"), "2");
+    assert_eq!(field(&line, "contract"), "sessions");
+    assert!(!echoes(&host));
+    assert_eq!(field(&host.line("connection ended"), "generation"), "2");
+    old.echo("quit\n");
+    old.finish();
+    assert_eq!(old.rest(), b"");
+    assert_eq!(field(&host.line("connection ended"), "generation"), "1");
+}
+
+#[test]
+fn every_way_to_change_a_file_is_seen() {
+    let place = Place::new("ways", "echo");
+    let (echo, lines) = (
+        fs::read(guest("echo")).unwrap(),
+        fs::read(guest("lines-session")).unwrap(),
+    );
+    let host = place.serve(&["--watch"]);
+    // In place.
+    fs::write(place.file(), &lines).unwrap();
+    host.line(NEW);
+    assert!(!echoes(&host));
+    // By a rename, which is what `put` does.
+    place.put("echo");
+    host.line(NEW);
+    assert!(echoes(&host));
+    // By removing it first.
+    fs::remove_file(place.file()).unwrap();
+    host.line("cannot read");
+    assert!(echoes(&host));
+    fs::write(place.file(), &lines).unwrap();
+    host.line(NEW);
+    assert!(!echoes(&host));
+    // By a link to another file, and then by a directory that is a link.
+    let releases = ["1", "2"].map(|name| place.0.join(name));
+    for (release, bytes) in releases.iter().zip([&echo, &lines]) {
+        fs::create_dir(release).unwrap();
+        fs::write(release.join("guest.wasm"), bytes).unwrap();
+    }
+    let link = |target: &Path, name: &str| {
+        symlink(target, place.0.join("link")).unwrap();
+        fs::rename(place.0.join("link"), place.0.join(name)).unwrap();
+    };
+    link(&releases[0], "current");
+    link(Path::new("current/guest.wasm"), "guest.wasm");
+    host.line(NEW);
+    assert!(echoes(&host));
+    link(&releases[1], "current");
+    host.line(NEW);
+    assert!(!echoes(&host));
+    assert!(!host.log().contains("not at once"), "{}", host.log());
+}
+
+#[test]
+fn without_a_watch_a_signal_has_the_file_read_again() {
+    let place = Place::new("signal", "echo");
+    let host = place.serve(&[]);
+    host.signal(HUP);
+    host.line("the component is the same");
+    place.put("lines-session");
+    assert!(echoes(&host), "nobody has asked");
+    host.signal(HUP);
+    host.line(NEW);
+    assert!(!echoes(&host));
+    host.signal(USR2);
+    let line = host.line("gone back");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "leaves")),
+        ("1".into(), "2".into())
+    );
+    assert!(echoes(&host));
+    // It is there still, and was not liked.
+    host.signal(HUP);
+    host.line("was gone back from");
+    host.signal(USR2);
+    host.line("there is no generation to go back to");
+    assert!(echoes(&host));
+    // Something else is taken again.
+    place.put("daytime");
+    host.signal(HUP);
+    assert_eq!(field(&host.line(NEW), "generation"), "3");
+}
+
+#[test]
+fn the_embedded_guest_has_no_file_to_be_read_again() {
+    let host = Host::start(&["--listen", "127.0.0.1:0"]);
+    host.signal(HUP);
+    host.line("there is no file");
+    host.connect().echo("hello");
+}
+
+#[test]
+fn what_cannot_serve_leaves_what_serves() {
+    let place = Place::new("torture", "lines-session");
+    let host = place.serve(&["--watch"]);
+    let whole = fs::read(guest("echo")).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let address = host.address();
+        let (done, _done) = (&done, Done(&done));
+        for _ in 0..4 {
+            // Clients that come all the while, and one that stays.
+            scope.spawn(move || {
+                let stays = Client::connect(address).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    stays.echo("still here\n");
+                    let client = Client::connect(address).unwrap();
+                    client.echo("hello\n");
+                    client.finish();
+                    assert_eq!(client.rest(), b"");
+                }
+            });
+        }
+        let refused = |what: &str| {
+            let line = host.line("goes on serving");
+            assert!(line.contains(what) && line.contains("generation=1"), "{line}");
+        };
+        for length in (997..whole.len()).step_by(997 * 4) {
+            place.replace(&whole[..length]);
+            refused("is not a valid component");
+        }
+        place.replace("");
+        refused("is empty");
+        place.replace(wat::parse_str("(component)").unwrap());
+        refused("exports nothing");
+        place.replace(fs::read(guest("start-trap")).unwrap());
+        refused("cannot start");
+        fs::remove_file(place.file()).unwrap();
+        refused("No such file");
+        fs::create_dir(place.file()).unwrap();
+        refused("directory");
+        fs::remove_dir(place.file()).unwrap();
+        // Somebody writes slowly, and in place.
+        let mut file = fs::File::create(place.file()).unwrap();
+        for piece in whole.chunks(whole.len() / 4 + 1) {
+            std::io::Write::write_all(&mut file, piece).unwrap();
+            thread::sleep(Duration::from_millis(300));
+        }
+        host.line(NEW);
+    });
+    assert!(echoes(&host));
+}
+
+#[test]
+fn one_line_is_enough_for_what_stays_bad() {
+    let place = Place::new("one-line", "echo");
+    let host = place.serve(&["--watch"]);
+    place.replace("not WebAssembly");
+    host.line("goes on serving");
+    for _ in 0..3 {
+        // The same again, in another file. It is looked at once a second at least.
+        place.replace("not WebAssembly");
+        thread::sleep(Duration::from_millis(1300));
+        host.connect().echo("hello");
+    }
+    place.put("lines-session");
+    host.line(NEW);
+    assert_eq!(host.log().matches("goes on serving").count(), 1, "{}", host.log());
+}
+
+#[test]
+fn a_generation_that_fails_its_connections_is_gone_back_from() {
+    for (bad, number) in [("trap", 5), ("brittle", 5)] {
+        let place = Place::new(&format!("rollback-{bad}"), "echo");
+        let host = place.serve(&["--watch"]);
+        host.connect().echo("hello");
+        place.put(bad);
+        host.line(NEW);
+        for _ in 0..number {
+            if let Ok(client) = Client::connect(host.address()) {
+                let _ = std::io::Write::write_all(&mut &client.0, b"!");
+                while matches!(std::io::Read::read(&mut &client.0, &mut [0; 16]), Ok(1..)) {}
+            }
+        }
+        let line = host.line("gone back");
+        assert!(line.contains("failed 5 of its first 5 connections"), "{line}");
+        assert!(echoes(&host));
+        // It is not tried again for being touched.
+        let bytes = fs::read(place.file()).unwrap();
+        place.replace(bytes);
+        host.line("was gone back from");
+        assert!(echoes(&host));
+    }
+}
+
+#[test]
+fn old_generations_end_in_time() {
+    let place = Place::new("drain", "echo");
+    let host = place.serve(&["--watch", "--drain-generations", "1s"]);
+    let old = host.connect();
+    old.echo("hello");
+    place.put("lines-session");
+    host.line(NEW);
+    let new = host.connect();
+    new.echo("hello\n");
+    assert_eq!(old.rest(), b"");
+    let line = host.line("connection ended");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "outcome")),
+        ("1".into(), "drained".into())
+    );
+    new.echo("still here\n");
+}
+
+#[test]
+fn swaps_leave_nothing_behind() {
+    let place = Place::new("flat", "echo");
+    let host = place.serve(&[]);
+    let swaps = |count: usize| {
+        for i in 0..count {
+            place.put(["lines-session", "echo"][i % 2]);
+            host.signal(HUP);
+            host.line(NEW);
+            let client = host.connect();
+            client.echo("hello\n");
+            client.finish();
+            assert_eq!(client.rest(), b"");
+        }
+    };
+    // As many as wasmtime keeps slots of its pool apart for.
+    swaps(200);
+    let (memory, mappings, files) = (host.memory("VmRSS"), host.mappings(), host.entries("fd"));
+    swaps(200);
+    let grown = host.memory("VmRSS").saturating_sub(memory);
+    assert!(grown < 4096, "200 swaps left {grown} KiB behind");
+    let more = host.mappings().saturating_sub(mappings);
+    assert!(more < 50, "200 swaps left {more} mappings behind");
+    until("all descriptors are closed", || host.entries("fd") <= files);
+}
