@@ -1,6 +1,6 @@
 //! A breaker: what fails at its start again and again is not started at the rate at which connections come.
 //!
-//! It is closed while instances start. After [`FAILURES`] in a row that did not it opens: connections are refused without
+//! It is closed while instances start. After `FAILURES` in a row that did not it opens: connections are refused without
 //! an instance. When a pause is over, one connection is let in to try. If its instance starts, the breaker closes; if it
 //! fails, the breaker opens again, for twice as long.
 
