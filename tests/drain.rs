@@ -1,10 +1,12 @@
 //! How a host comes to its end.
 
+use std::fs;
 use std::net::TcpStream;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Host, INT, TERM, field};
+use crate::harness::{HOST, HUP, Host, INT, TERM, field, guest};
 
 #[test]
 fn an_idle_host_ends_at_once() {
@@ -97,24 +99,35 @@ fn a_second_signal_does_not_wait() {
 
 #[test]
 fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
-    for guest in ["spin", "sleep"] {
-        let limits = ["--max-call-time", "off", "--drain-timeout", "1s"];
-        let mut host = Host::serving(guest, &limits);
-        let clients: Vec<_> = (0..4).map(|_| host.connect()).collect();
-        for client in &clients {
-            client.echo("hello");
-        }
-        clients[0].send("half a li");
-        clients[1].send("!");
-        clients[2].send("!");
-        let start = Instant::now();
-        host.signal(TERM);
-        let line = host.line("INFO drained");
-        assert_eq!(field(&line, "closed"), "4", "{guest}");
-        assert_eq!(host.wait().code(), Some(0), "{guest}");
-        // Were it not on time, it would never end.
-        let took = start.elapsed();
-        assert!(took >= Duration::from_secs(1), "{guest}: {took:?}");
-        assert_eq!(host.log().matches("\"drained\"").count(), 4, "{guest}");
+    let dir = guest_builder::target_dir(Path::new(HOST))
+        .unwrap()
+        .join("test-drain");
+    fs::create_dir_all(&dir).unwrap();
+    let component = dir.join("guest.wasm");
+    fs::copy(guest("spin"), &component).unwrap();
+    let mut host = Host::with(&component, &["--max-call-time", "off", "--drain-timeout", "1s"]);
+    let clients = |count: usize| -> Vec<_> { (0..count).map(|_| host.connect()).collect() };
+    let looping = clients(3);
+    for client in &looping {
+        client.echo("hello");
     }
+    looping[0].send("!");
+    // One idle connection, one with half a line, one that loops, and one that sleeps, which takes another guest.
+    looping[1].send("half a li");
+    fs::copy(guest("sleep"), dir.join("other")).unwrap();
+    fs::rename(dir.join("other"), &component).unwrap();
+    host.signal(HUP);
+    host.line("a new generation serves");
+    let sleeping = clients(1);
+    sleeping[0].echo("hello");
+    sleeping[0].send("!");
+    let start = Instant::now();
+    host.signal(TERM);
+    let line = host.line("INFO drained");
+    assert_eq!(field(&line, "closed"), "4");
+    assert_eq!(host.wait().code(), Some(0));
+    // Were it not on time, it would never end.
+    let took = start.elapsed();
+    assert!(took >= Duration::from_secs(1), "{took:?}");
+    assert_eq!(host.log().matches("\"drained\"").count(), 4);
 }
