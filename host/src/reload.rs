@@ -219,8 +219,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
         file.dev(),
         file.ino(),
         file.size(),
-        file.mtime(),
-        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
     ))
 }
 
@@ -243,4 +243,25 @@ fn watch(path: &Path, changed: Arc<Notify>) -> anyhow::Result<RecommendedWatcher
         }
     }
     Ok(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_that_keeps_size_and_time_is_told_from_what_was_there() {
+        let path = std::env::temp_dir().join(format!("wasm-inetd-stamp-{}", std::process::id()));
+        fs::write(&path, "one").unwrap();
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        let before = stamp(&path);
+        fs::write(&path, "two").unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(written).unwrap();
+        let after = stamp(&path);
+        fs::remove_file(&path).unwrap();
+        assert!(before.is_some() && before != after, "{before:?}, {after:?}");
+    }
 }
