@@ -3,17 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{HOST, Host};
-
-/// A directory beside the program under test that holds nothing, by a name that no other test uses.
-fn empty(name: &str) -> PathBuf {
-    let dir = guest_builder::target_dir(Path::new(HOST))
-        .unwrap()
-        .join("test-caches")
-        .join(name);
-    let _ = fs::remove_dir_all(&dir);
-    dir
-}
+use crate::harness::{Host, scratch};
 
 /// Serves one connection with compiled components in `dir`, and returns what is then there.
 fn serve(dir: &Path) -> (Vec<PathBuf>, String) {
@@ -29,7 +19,7 @@ fn serve(dir: &Path) -> (Vec<PathBuf>, String) {
 
 #[test]
 fn a_component_is_compiled_once() {
-    let dir = empty("once");
+    let dir = scratch("cache-once");
     let (entries, log) = serve(&dir);
     assert_eq!(entries.len(), 1);
     assert!(log.contains("compiled=true"), "{log}");
@@ -40,7 +30,7 @@ fn a_component_is_compiled_once() {
 
 #[test]
 fn a_damaged_entry_is_not_used() {
-    let dir = empty("damaged");
+    let dir = scratch("cache-damaged");
     let (entries, _) = serve(&dir);
     let whole = fs::read(&entries[0]).unwrap();
     for at in (0..whole.len()).step_by(whole.len() / 7) {
@@ -60,7 +50,7 @@ fn a_damaged_entry_is_not_used() {
 
 #[test]
 fn a_directory_that_cannot_be_used_is_named_and_does_not_matter() {
-    let file = empty("file");
+    let file = scratch("cache-file");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     let _ = fs::remove_file(&file);
     fs::write(&file, "no directory").unwrap();

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{HOST, HUP, Host, INT, TERM, field, guest};
+use crate::harness::{HUP, Host, INT, TERM, field, guest, replace, scratch};
 
 #[test]
 fn an_idle_host_ends_at_once() {
@@ -99,9 +98,7 @@ fn a_second_signal_does_not_wait() {
 
 #[test]
 fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
-    let dir = guest_builder::target_dir(Path::new(HOST))
-        .unwrap()
-        .join("test-drain");
+    let dir = scratch("drain");
     fs::create_dir_all(&dir).unwrap();
     let component = dir.join("guest.wasm");
     fs::copy(guest("spin"), &component).unwrap();
@@ -114,8 +111,7 @@ fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
     looping[0].send("!");
     // One idle connection, one with half a line, one that loops, and one that sleeps, which takes another guest.
     looping[1].send("half a li");
-    fs::copy(guest("sleep"), dir.join("other")).unwrap();
-    fs::rename(dir.join("other"), &component).unwrap();
+    replace(&component, fs::read(guest("sleep")).unwrap());
     host.signal(HUP);
     host.line("a new generation serves");
     let sleeping = clients(1);

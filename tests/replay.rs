@@ -3,17 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{HOST, HUP, Host, command, guest, until};
-
-/// A directory of its own for one test, which is not there yet.
-fn place(name: &str) -> PathBuf {
-    let dir = guest_builder::target_dir(Path::new(HOST))
-        .unwrap()
-        .join("test-conversations")
-        .join(name);
-    let _ = fs::remove_dir_all(&dir);
-    dir
-}
+use crate::harness::{HUP, Host, command, guest, replace, scratch, until};
 
 /// Runs `host replay`, and gives its exit status and what it says.
 fn replay(dir: &Path, guest: &Path) -> (Option<i32>, String) {
@@ -24,7 +14,7 @@ fn replay(dir: &Path, guest: &Path) -> (Option<i32>, String) {
 
 /// A conversation in which `guest` has echoed lines, as it was recorded.
 fn recorded(name: &str, guest_name: &str) -> (PathBuf, String) {
-    let dir = place(name);
+    let dir = scratch(&format!("talks-{name}"));
     let component = guest(guest_name);
     let (dir_text, component) = (dir.to_str().unwrap(), component.to_str().unwrap());
     let host = Host::start(&[
@@ -86,7 +76,7 @@ fn a_component_that_says_the_same_passes_and_another_is_shown_where_it_does_not(
 
 #[test]
 fn a_conversation_can_be_written_by_hand() {
-    let dir = place("by-hand");
+    let dir = scratch("talks-by-hand");
     fs::create_dir_all(&dir).unwrap();
     let write = |text: &str| fs::write(dir.join("1.conversation"), text).unwrap();
     write("# A word resets it.\n> \"hello\"\n< \"hello\"\n> \"!\"\n< reset\n");
@@ -111,13 +101,10 @@ fn a_conversation_can_be_written_by_hand() {
 #[test]
 fn what_does_not_pass_the_gate_does_not_serve() {
     let (gate, _) = recorded("gate", "lines-session");
-    let dir = place("gate-service");
+    let dir = scratch("talks-gate-service");
     fs::create_dir_all(&dir).unwrap();
     let file = dir.join("guest.wasm");
-    let put = |name: &str| {
-        fs::copy(guest(name), dir.join("other")).unwrap();
-        fs::rename(dir.join("other"), &file).unwrap();
-    };
+    let put = |name: &str| replace(&file, fs::read(guest(name)).unwrap());
     put("lines-session");
     let host = Host::with(
         &file,
@@ -140,7 +127,7 @@ fn what_does_not_pass_the_gate_does_not_serve() {
 
 #[test]
 fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
-    let dir = place("no-gate");
+    let dir = scratch("talks-no-gate");
     let refusal = crate::harness::refused(&["--gate", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     assert_eq!(refusal.status, Some(1));
     assert!(

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Client, HOST, HUP, Host, USR2, field, guest, until};
+use crate::harness::{Client, HUP, Host, USR2, field, guest, replace, scratch, until};
 
 /// The line that says that a new generation serves.
 const NEW: &str = "a new generation serves";
@@ -17,11 +17,7 @@ struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str, first: &str) -> Self {
-        let dir = guest_builder::target_dir(Path::new(HOST))
-            .unwrap()
-            .join("test-swaps")
-            .join(name);
-        let _ = fs::remove_dir_all(&dir);
+        let dir = scratch(&format!("swap-{name}"));
         fs::create_dir_all(&dir).unwrap();
         let place = Self(dir);
         place.put(first);
@@ -34,9 +30,7 @@ impl Place {
 
     /// Has the file replaced by another one.
     fn replace(&self, bytes: impl AsRef<[u8]>) {
-        let other = self.0.join("other");
-        fs::write(&other, bytes).unwrap();
-        fs::rename(other, self.file()).unwrap();
+        replace(&self.file(), bytes);
     }
 
     fn put(&self, name: &str) {

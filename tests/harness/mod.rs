@@ -74,6 +74,23 @@ pub fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     path
 }
 
+/// A directory beside the program under test that is not there yet, by a name that no other test uses.
+pub fn scratch(name: &str) -> PathBuf {
+    let dir = guest_builder::target_dir(Path::new(HOST))
+        .unwrap()
+        .join("test-scratch")
+        .join(name);
+    let _ = fs::remove_dir_all(&dir);
+    dir
+}
+
+/// Has `file` replaced by another one with these bytes.
+pub fn replace(file: &Path, bytes: impl AsRef<[u8]>) {
+    let other = file.with_extension("new");
+    fs::write(&other, bytes).unwrap();
+    fs::rename(other, file).unwrap();
+}
+
 /// A running host. It is killed when this is dropped.
 pub struct Host {
     child: Child,
