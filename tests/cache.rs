@@ -1,9 +1,11 @@
 //! Compiled components are kept for the next start, and nothing about that can stop a start.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use crate::harness::{Host, scratch};
+use crate::harness::{Host, command, guest, scratch};
 
 /// Serves one connection with compiled components in `dir`, and returns what is then there.
 fn serve(dir: &Path) -> (Vec<PathBuf>, String) {
@@ -46,6 +48,34 @@ fn a_damaged_entry_is_not_used() {
             );
         }
     }
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_writes_leaves_a_cache_that_works() {
+    let dir = scratch("cache-killed");
+    let component = guest("lines-session");
+    let args = ["--listen", "127.0.0.1:0", "--cache", dir.to_str().unwrap()];
+    let status = command()
+        .args(args)
+        .arg("--component")
+        .arg(component)
+        .env("WASM_INETD_DIE_IN_CACHE", "1")
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.signal(), Some(9), "{status}");
+    let left: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(
+        left.len() == 1 && left[0].metadata().unwrap().len() > 1000,
+        "{left:?}"
+    );
+    let (_, log) = serve(&dir);
+    assert!(log.contains("compiled=true"), "{log}");
+    let (_, log) = serve(&dir);
+    assert!(log.contains("compiled=false"), "{log}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod hostile;
 mod isolation;
 mod limits;
 mod log;
+mod migrate;
 mod relay;
 mod replay;
 mod swap;

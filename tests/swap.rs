@@ -1,55 +1,13 @@
 //! A component that changes under a running service.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Client, HUP, Host, USR2, field, guest, replace, scratch, until};
-
-/// The line that says that a new generation serves.
-const NEW: &str = "a new generation serves";
-
-/// A directory of its own for one test, with a component in it.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str, first: &str) -> Self {
-        let dir = scratch(&format!("swap-{name}"));
-        fs::create_dir_all(&dir).unwrap();
-        let place = Self(dir);
-        place.put(first);
-        place
-    }
-
-    fn file(&self) -> PathBuf {
-        self.0.join("guest.wasm")
-    }
-
-    /// Has the file replaced by another one.
-    fn replace(&self, bytes: impl AsRef<[u8]>) {
-        replace(&self.file(), bytes);
-    }
-
-    fn put(&self, name: &str) {
-        self.replace(fs::read(guest(name)).unwrap());
-    }
-
-    fn serve(&self, args: &[&str]) -> Host {
-        Host::with(&self.file(), args)
-    }
-}
-
-/// Is true once this is dropped, be it by a panic.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, field, guest, scratch, until};
 
 /// Whether a new connection is served by `echo`, and not by `lines-session`.
 fn echoes(host: &Host) -> bool {
@@ -161,7 +119,12 @@ fn the_embedded_guest_has_no_file_to_be_read_again() {
 #[test]
 fn what_cannot_serve_leaves_what_serves() {
     let place = Place::new("torture", "lines-session");
-    let host = place.serve(&["--watch"]);
+    // What can serve and yet says something else is no news to the clients either.
+    let gate = scratch("torture-gate");
+    fs::create_dir_all(&gate).unwrap();
+    let hello = "> \"hello\\n\"\n< \"hello\\n\"\n> end\n< end\n";
+    fs::write(gate.join("hello.conversation"), hello).unwrap();
+    let host = Host::with_no_privileges(&place.file(), &["--watch", "--gate", gate.to_str().unwrap()]);
     let whole = fs::read(guest("echo")).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -184,12 +147,14 @@ fn what_cannot_serve_leaves_what_serves() {
             let line = host.line("goes on serving");
             assert!(line.contains(what) && line.contains("generation=1"), "{line}");
         };
-        for length in (997..whole.len()).step_by(997 * 4) {
+        for length in (0..whole.len()).step_by(997).skip(1) {
             place.replace(&whole[..length]);
             refused("is not a valid component");
         }
         place.replace("");
         refused("is empty");
+        fs::set_permissions(place.file(), fs::Permissions::from_mode(0)).unwrap();
+        refused("Permission denied");
         place.replace(wat::parse_str("(component)").unwrap());
         refused("exports nothing");
         place.replace(fs::read(guest("start-trap")).unwrap());
@@ -199,6 +164,13 @@ fn what_cannot_serve_leaves_what_serves() {
         fs::create_dir(place.file()).unwrap();
         refused("directory");
         fs::remove_dir(place.file()).unwrap();
+        // A bit is another one. Where that does not matter, the component serves.
+        for at in (500..whole.len()).step_by(whole.len() / 40) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            place.replace(&flipped);
+            host.line_of(&["goes on serving", NEW]);
+        }
         // Somebody writes slowly, and in place.
         let mut file = fs::File::create(place.file()).unwrap();
         for piece in whole.chunks(whole.len() / 4 + 1) {

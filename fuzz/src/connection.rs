@@ -111,7 +111,6 @@ pub fn run(bytes: &[u8]) {
         reader,
         writer,
         &limits(),
-        || (),
         cut,
     ));
 
@@ -167,8 +166,8 @@ fn model(input: &[u8], case: &Case) -> (Vec<u8>, bool) {
 
 struct Served {
     runtime: Runtime,
-    sessions: Generation,
-    streams: Generation,
+    sessions: Arc<Generation>,
+    streams: Arc<Generation>,
 }
 
 static SERVED: LazyLock<Served> = LazyLock::new(|| {

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use host::config::{CacheDir, Limits};
@@ -144,7 +145,7 @@ async fn run(guest: &str, operation: &str, count: u64) -> Result<()> {
     Ok(())
 }
 
-async fn load(guest: &str) -> Result<(Generation, Limits)> {
+async fn load(guest: &str) -> Result<(Arc<Generation>, Limits)> {
     let here = std::env::current_exe()?;
     let target_dir = guest_builder::target_dir(&here)?;
     let component = target_dir.join("guests").join(guest).with_extension("wasm");
@@ -162,7 +163,7 @@ async fn load(guest: &str) -> Result<(Generation, Limits)> {
 }
 
 /// Serves one connection on which `line` goes to and fro `count` times.
-async fn serve(generation: &Generation, limits: &Limits, line: &[u8], count: u64) -> Result<()> {
+async fn serve(generation: &Arc<Generation>, limits: &Limits, line: &[u8], count: u64) -> Result<()> {
     let peer = Peer {
         connection: 1,
         remote: "192.0.2.7:49152".into(),
@@ -171,15 +172,7 @@ async fn serve(generation: &Generation, limits: &Limits, line: &[u8], count: u64
     };
     let (near, far) = duplex(64 << 10);
     let (reader, writer) = split(near);
-    let served = connection::serve(
-        generation,
-        &peer,
-        reader,
-        writer,
-        limits,
-        || (),
-        std::future::pending(),
-    );
+    let served = connection::serve(generation, &peer, reader, writer, limits, std::future::pending());
     let (report, answered) = tokio::join!(served, client(far, line, count));
     answered?;
     ensure!(report.bytes_out == count * line.len() as u64, "{report:?}");

@@ -11,12 +11,12 @@ use futures_util::FutureExt;
 use tracing::{debug, error, info};
 
 use crate::admission::{Admission, Refused};
-use crate::breaker::Attempt;
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
 use crate::generations::Serving;
 use crate::listener::{self, Accepted, Listener};
 use crate::peer::Peer;
+use crate::place::Place;
 use crate::record::Tape;
 use crate::server::Shared;
 
@@ -24,6 +24,7 @@ use crate::server::Shared;
 pub(crate) async fn accept(shared: Arc<Shared>, mut listeners: Vec<Listener>) {
     let mut admission = Admission::new(&shared.config.limits);
     let mut first = 0;
+    let mut number = 0;
     loop {
         let permit = admission.permit().await;
         let (index, accepted) = any(&mut listeners, first).await;
@@ -32,14 +33,14 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut listeners: Vec<Listener>) {
             continue;
         };
         let admitted = admission.admit(permit, accepted.remote.ip()).and_then(|permit| {
-            let serving = shared.generations.current();
-            let attempt = serving.breaker.attempt()?;
-            Ok((permit, serving, attempt))
+            let place = Place::new(&shared.generations, number + 1)?;
+            Ok((permit, place))
         });
         match admitted {
-            Ok((permit, serving, attempt)) => {
+            Ok((permit, place)) => {
+                number += 1;
                 let listener = listener.name().to_owned();
-                let connection = serve_one(Arc::clone(&shared), serving, attempt, listener, accepted);
+                let connection = serve_one(Arc::clone(&shared), place, listener, accepted);
                 shared.connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -91,56 +92,33 @@ async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
 }
 
 /// Serves one connection and logs what became of it.
-async fn serve_one(
-    shared: Arc<Shared>,
-    serving: Arc<Serving>,
-    attempt: Attempt,
-    listener: String,
-    accepted: Accepted,
-) {
-    let Accepted {
-        stream,
-        remote,
-        local,
-    } = accepted;
+async fn serve_one(shared: Arc<Shared>, place: Place, listener: String, accepted: Accepted) {
     let peer = Peer {
-        connection: shared.numbers.fetch_add(1, Relaxed),
-        remote: remote.to_string(),
-        local: local.to_string(),
+        connection: place.connection,
+        remote: accepted.remote.to_string(),
+        local: accepted.local.to_string(),
         listener,
     };
-    let (reader, writer) = listener::split(stream);
-    let mut started = false;
-    let start = || {
-        started = true;
-        attempt.started();
-    };
-    let cut = pin!(serving.cut.cancelled());
-    let (generation, limits) = (&serving.generation, &shared.config.limits);
+    let (reader, writer) = listener::split(accepted.stream);
+    let cut = pin!(place.cut());
+    let limits = &shared.config.limits;
     let served = async {
         failpoint::serve(peer.connection);
         let Some(recorder) = &shared.recorder else {
-            return connection::serve(generation, &peer, reader, writer, limits, start, cut).await;
+            return connection::serve(&place, &peer, reader, writer, limits, cut).await;
         };
         let tape = Tape::default();
         let (reader, writer) = (tape.record(reader), tape.record(writer));
         // In a box, so that what is not recorded is not larger for it.
-        let recorded = Box::pin(connection::serve(
-            generation, &peer, reader, writer, limits, start, cut,
-        ));
+        let recorded = Box::pin(connection::serve(&place, &peer, reader, writer, limits, cut));
         let report = recorded.await;
         recorder.keep(peer.connection, tape, report.outcome).await;
         report
     };
     match AssertUnwindSafe(served).catch_unwind().await {
         Ok(report) => {
-            let failed = report.outcome.is_the_guests_fault();
-            // A guest that has heard its peer may have failed at what that said.
-            if failed && !started && report.bytes_in == 0 {
-                attempt.failed();
-            }
-            log(&peer, &serving, &report);
-            shared.generations.ended(&serving, failed);
+            log(&peer, &place.serving(), &report);
+            place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
         }
         // The hook for panics has said what happened.
         Err(_) => error!(

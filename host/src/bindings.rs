@@ -17,3 +17,13 @@ pub(crate) mod session_service {
         ownership: Borrowing { duplicate_if_necessary: true },
     });
 }
+
+/// World `movable-session-service`, of which only interface `migration` is used.
+pub(crate) mod movable_session_service {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "movable-session-service",
+        exports: { default: async },
+        ownership: Borrowing { duplicate_if_necessary: true },
+    });
+}

@@ -36,6 +36,10 @@ struct ServiceFlags {
     #[arg(long, requires = "component", help_heading = "Service")]
     watch: bool,
 
+    /// Have idle sessions move to a new generation, if both components export `migration`; others keep what they have
+    #[arg(long, requires = "component", help_heading = "Service")]
+    migrate: bool,
+
     /// Directory that keeps compiled components for the next start, or `off` [default: in the user's cache directory]
     #[arg(long, value_name = "DIR", help_heading = "Service")]
     cache: Option<PathBuf>,
@@ -236,6 +240,7 @@ impl From<ServiceFlags> for Config {
         Self {
             component: flags.component,
             watch: flags.watch,
+            migrate: flags.migrate,
             drain_generations: flags.drain_generations.0,
             gate: flags.gate,
             record: None,

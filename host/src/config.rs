@@ -12,6 +12,8 @@ pub struct Config {
     pub component: Option<PathBuf>,
     /// Whether the component is loaded again when its file changes.
     pub watch: bool,
+    /// Idle sessions move when another generation replaces theirs.
+    pub migrate: bool,
     /// How long connections of a generation may go on when another has replaced it; `None` for as long as they like.
     pub drain_generations: Option<Duration>,
     /// Conversations that a component has to pass before it replaces another.

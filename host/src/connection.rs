@@ -15,7 +15,7 @@ use crate::config::Limits;
 use crate::deadlines::{self, Passed, moved};
 use crate::half::{Failure, Half};
 use crate::peer::Peer;
-use crate::sandbox::{End, Fault, Generation};
+use crate::sandbox::{self, End, Fault, Seat};
 
 /// How long a connection whose work is done waits for the peer's FIN, reading and dropping what comes.
 ///
@@ -105,19 +105,18 @@ pub struct Report {
     pub duration: Duration,
 }
 
-/// Serves one connection with an instance of its own and returns when it is over.
-///
-/// `started` is called once the guest has taken it; `cut` ends it from outside, as at the end of a drain.
-pub async fn serve<R, W>(
-    generation: &Generation,
+/// Serves one connection with an instance of its own and returns when it is over. `cut` ends it from outside, as at the
+/// end of a drain.
+pub async fn serve<S, R, W>(
+    seat: &S,
     peer: &Peer,
     reader: R,
     writer: W,
     limits: &Limits,
-    started: impl FnOnce() + Send,
     cut: impl Future<Output = ()>,
 ) -> Report
 where
+    S: Seat,
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
@@ -128,7 +127,7 @@ where
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
         biased;
-        ended = generation.serve(peer, &inbound, &outbound, started) => {
+        ended = sandbox::serve(seat, peer, &inbound, &outbound) => {
             judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
         passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),

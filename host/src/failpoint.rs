@@ -1,5 +1,14 @@
 //! Places where a test can make the host fail. There are none in a release build.
 
+use rustix::process::{Signal, getpid, kill_process};
+
+/// Kills the process in the middle of writing an entry of the cache if `WASM_INETD_DIE_IN_CACHE` is in the environment.
+pub(crate) fn cache_write() {
+    if cfg!(debug_assertions) && std::env::var_os("WASM_INETD_DIE_IN_CACHE").is_some() {
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+}
+
 /// Panics for connection `number` if `WASM_INETD_PANIC_AT` in the environment says so.
 pub(crate) fn serve(number: u64) {
     if cfg!(debug_assertions)

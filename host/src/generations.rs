@@ -1,11 +1,13 @@
 //! Which generation serves, and which did before it.
 
+use std::future::pending;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,6 +30,8 @@ pub(crate) struct Serving {
     pub(crate) breaker: Arc<Breaker>,
     /// Its connections are closed.
     pub(crate) cut: CancellationToken,
+    /// Another serves new connections.
+    pub(crate) replaced: CancellationToken,
     since: Instant,
     ended: AtomicU32,
     failed: AtomicU32,
@@ -40,6 +44,7 @@ impl Serving {
             generation,
             breaker: Arc::default(),
             cut: cut.child_token(),
+            replaced: CancellationToken::new(),
             since: Instant::now(),
             ended: AtomicU32::new(0),
             failed: AtomicU32::new(0),
@@ -55,6 +60,9 @@ pub(crate) struct Generations {
     past: Mutex<Past>,
     /// How long the connections of a generation may go on when another has replaced it.
     drain: Option<Duration>,
+    /// Has sessions move one after another, so that their new instances take the place of the old ones; `None` where they
+    /// do not move.
+    moving: Option<Arc<Semaphore>>,
     /// All connections are closed.
     cut: CancellationToken,
 }
@@ -69,9 +77,14 @@ struct Past {
 }
 
 impl Generations {
-    /// Begins with `first`.
-    pub(crate) fn new(first: Generation, drain: Option<Duration>, cut: CancellationToken) -> Self {
-        let first = Serving::new(1, Arc::new(first), &cut);
+    /// Begins with `first`. With `migrate`, sessions move when another generation replaces theirs.
+    pub(crate) fn new(
+        first: Arc<Generation>,
+        drain: Option<Duration>,
+        migrate: bool,
+        cut: CancellationToken,
+    ) -> Self {
+        let first = Serving::new(1, first, &cut);
         Self {
             current: ArcSwap::new(first),
             past: Mutex::new(Past {
@@ -80,6 +93,7 @@ impl Generations {
                 left: None,
             }),
             drain,
+            moving: migrate.then(|| Arc::new(Semaphore::new(1))),
             cut,
         }
     }
@@ -89,16 +103,28 @@ impl Generations {
         self.current.load_full()
     }
 
+    /// Waits until a generation is `replaced`, and until it is the turn of one of its sessions to move; for ever, if they do
+    /// not move.
+    pub(crate) async fn turn_to_move(&self, replaced: CancellationToken) -> OwnedSemaphorePermit {
+        if let Some(moving) = &self.moving {
+            replaced.cancelled_owned().await;
+            if let Ok(turn) = Arc::clone(moving).acquire_owned().await {
+                return turn;
+            }
+        }
+        pending().await
+    }
+
     /// Whether `content` was gone back from.
     pub(crate) fn was_left(&self, content: &Digest) -> bool {
         self.past().left.as_ref() == Some(content)
     }
 
     /// Gives new connections `generation` from now on.
-    pub(crate) fn replace(&self, generation: Generation) {
+    pub(crate) fn replace(&self, generation: Arc<Generation>) {
         let mut past = self.past();
         past.last_number += 1;
-        let next = Serving::new(past.last_number, Arc::new(generation), &self.cut);
+        let next = Serving::new(past.last_number, generation, &self.cut);
         let (number, contract) = (next.number, next.generation.contract().as_str());
         let replaced = self.current.swap(next);
         info!(
@@ -164,10 +190,15 @@ impl Generations {
     }
 
     fn retire(&self, replaced: &Serving) {
+        replaced.replaced.cancel();
         if let Some(drain) = self.drain {
-            let cut = replaced.cut.clone();
+            let (generation, cut) = (replaced.number, replaced.cut.clone());
             tokio::spawn(async move {
                 sleep(drain).await;
+                info!(
+                    generation,
+                    "the time of an old generation is over: its connections are closed"
+                );
                 cut.cancel();
             });
         }

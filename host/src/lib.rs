@@ -22,6 +22,7 @@ pub mod half;
 pub mod listener;
 pub mod logging;
 pub mod peer;
+mod place;
 mod record;
 mod relay;
 mod reload;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
@@ -64,7 +65,7 @@ impl std::error::Error for Difference {}
 ///
 /// It does something else in one of them.
 pub async fn replay(
-    generation: &Generation,
+    generation: &Arc<Generation>,
     limits: &Limits,
     conversations: &[(PathBuf, Conversation)],
 ) -> Result<(), Difference> {
@@ -75,7 +76,7 @@ pub async fn replay(
 }
 
 async fn one(
-    generation: &Generation,
+    generation: &Arc<Generation>,
     limits: &Limits,
     number: u64,
     file: &Path,
@@ -91,7 +92,7 @@ async fn one(
     };
     let over = CancellationToken::new();
     let cut = over.cancelled();
-    let served = connection::serve(generation, &peer, reader, writer, limits, || (), cut);
+    let served = connection::serve(generation, &peer, reader, writer, limits, cut);
     let (reader, writer) = split(far);
     let mut player = Player {
         reader,

@@ -30,7 +30,6 @@ pub(crate) struct Shared {
     pub(crate) generations: Arc<Generations>,
     pub(crate) connections: TaskTracker,
     pub(crate) recorder: Option<Recorder>,
-    pub(crate) numbers: AtomicU64,
     /// Connections that a panic of the host has ended.
     pub(crate) panics: AtomicU64,
     /// Connections that are left are closed.
@@ -48,18 +47,17 @@ pub(crate) struct Shared {
 pub async fn serve(
     config: &Config,
     sandbox: Sandbox,
-    generation: Generation,
+    generation: Arc<Generation>,
     listeners: Vec<Listener>,
     signals: &mut Signals,
 ) -> anyhow::Result<Drained> {
     let cut = CancellationToken::new();
-    let generations = Generations::new(generation, config.drain_generations, cut.clone());
+    let generations = Generations::new(generation, config.drain_generations, config.migrate, cut.clone());
     let shared = Arc::new(Shared {
         config: config.clone(),
         generations: Arc::new(generations),
         connections: TaskTracker::new(),
         recorder: config.record.as_deref().map(Recorder::new).transpose()?,
-        numbers: AtomicU64::new(1),
         panics: AtomicU64::new(0),
         cut,
     });

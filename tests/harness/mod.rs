@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
@@ -84,6 +85,46 @@ pub fn scratch(name: &str) -> PathBuf {
     dir
 }
 
+/// The line that says that a new generation serves.
+pub const NEW: &str = "a new generation serves";
+
+/// A directory of its own for one test, with a component in it that changes.
+pub struct Place(pub PathBuf);
+
+impl Place {
+    pub fn new(name: &str, first: &str) -> Self {
+        let dir = scratch(&format!("place-{name}"));
+        fs::create_dir_all(&dir).unwrap();
+        let place = Self(dir);
+        place.put(first);
+        place
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.0.join("guest.wasm")
+    }
+
+    /// Has the file replaced by another one.
+    pub fn replace(&self, bytes: impl AsRef<[u8]>) {
+        replace(&self.file(), bytes);
+    }
+
+    pub fn put(&self, name: &str) {
+        self.replace(fs::read(guest(name)).unwrap());
+    }
+
+    pub fn serve(&self, args: &[&str]) -> Host {
+        Host::with(&self.file(), args)
+    }
+}
+
+/// The same component in other bytes: it ends in a custom section with this number.
+pub fn again(name: &str, number: u8) -> Vec<u8> {
+    let mut bytes = fs::read(guest(name)).unwrap();
+    bytes.extend([0, 3, 1, b'#', number]);
+    bytes
+}
+
 /// Has `file` replaced by another one with these bytes.
 pub fn replace(file: &Path, bytes: impl AsRef<[u8]>) {
     let other = file.with_extension("new");
@@ -115,6 +156,19 @@ impl Host {
     /// Starts a host and waits until it listens.
     pub fn start(args: &[&str]) -> Self {
         Self::spawn(command().args(args), args)
+    }
+
+    /// The same for a host that may read no more than what the modes of files let it, even where the superuser starts it.
+    pub fn with_no_privileges(component: &Path, args: &[&str]) -> Self {
+        let component = component.to_str().unwrap();
+        let args = [&["--listen", "127.0.0.1:0", "--component", component], args].concat();
+        if rustix::process::geteuid().is_root() {
+            let mut setpriv = with_cache(Command::new("setpriv"));
+            setpriv.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+            Self::spawn(setpriv.arg(HOST).args(&args), &args)
+        } else {
+            Self::start(&args)
+        }
     }
 
     /// Starts a host below a shell that has run `setup` first, as to set a limit.
@@ -196,13 +250,18 @@ impl Host {
 
     /// Waits for a line of the log that holds `text`, passing over those before it.
     pub fn line(&self, text: &str) -> String {
+        self.line_of(&[text])
+    }
+
+    /// The same for a line that holds any of `texts`.
+    pub fn line_of(&self, texts: &[&str]) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
-                Ok(line) if line.contains(text) => return line,
+                Ok(line) if texts.iter().any(|text| line.contains(text)) => return line,
                 Ok(_) => {}
-                Err(error) => panic!("no line with {text:?} ({error}) in the log:\n{}", self.log()),
+                Err(error) => panic!("no line with {texts:?} ({error}) in the log:\n{}", self.log()),
             }
         }
     }
@@ -381,6 +440,15 @@ impl Client {
         let peeked = self.0.peek(&mut [0]);
         self.0.set_read_timeout(Some(DEADLINE)).unwrap();
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// Is true once this is dropped, be it by a panic.
+pub struct Done<'a>(pub &'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,25 +1,29 @@
-//! Says `tick` and `tock` by turns, ten times a second, by the sessions contract. Whatever it is sent ends it.
+//! Says `tick` and `tock` by turns, ten times a second, by the sessions contract. Whatever it is sent ends it. A change of the
+//! component does not put it out of step.
 
-wit_bindgen::generate!({ path: "../../wit", world: "session-service" });
+wit_bindgen::generate!({ path: "../../wit", world: "movable-session-service" });
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use exports::inet::service::sessions::{Answer, Event, Guest, GuestSession, Next, Peer};
+use exports::inet::service::migration::{Guest as Migration, Refusal, SavedState};
+use exports::inet::service::sessions::{
+    Answer, Event, Guest, GuestSession, Next, Peer, Session, SessionBorrow,
+};
 
 const BEAT: Next = Next::WakeAfter(Duration::from_millis(100).as_nanos() as u64);
 
 struct Metronome;
 
 impl Guest for Metronome {
-    type Session = Session;
+    type Session = Beats;
 }
 
-struct Session {
+struct Beats {
     beats: Cell<u64>,
 }
 
-impl GuestSession for Session {
+impl GuestSession for Beats {
     fn new(_peer: Peer) -> Self {
         Self { beats: Cell::new(0) }
     }
@@ -43,6 +47,26 @@ impl GuestSession for Session {
                 next: Next::Finish,
             },
         }
+    }
+}
+
+impl Migration for Metronome {
+    fn snapshot(session: SessionBorrow<'_>) -> Option<SavedState> {
+        let beats = session.get::<Beats>().beats.get();
+        Some(SavedState {
+            version: 1,
+            bytes: beats.to_le_bytes().to_vec(),
+        })
+    }
+
+    fn restore(_peer: Peer, state: SavedState) -> Result<Session, Refusal> {
+        if state.version != 1 {
+            return Err(Refusal::UnknownVersion);
+        }
+        let beats = state.bytes.try_into().map_err(|_| Refusal::Malformed)?;
+        Ok(Session::new(Beats {
+            beats: Cell::new(u64::from_le_bytes(beats)),
+        }))
     }
 }
 

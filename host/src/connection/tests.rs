@@ -2,15 +2,15 @@
 
 use std::future::{pending, ready};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 use super::*;
 use crate::config::CacheDir;
-use crate::sandbox::{Origin, Sandbox};
+use crate::sandbox::{Generation, Origin, Sandbox};
 
-async fn generation(guest: &str) -> Generation {
+async fn generation(guest: &str) -> Arc<Generation> {
     static GUESTS: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
         let here = std::env::current_exe().unwrap();
         let target_dir = guest_builder::target_dir(&here).unwrap();
@@ -60,7 +60,7 @@ async fn serve_with<F: Future<Output = ()>>(
     let generation = generation(guest).await;
     let (reader, writer, far) = pipe(1000);
     let peer = peer();
-    let served = serve(&generation, &peer, reader, writer, &limits, || (), cut);
+    let served = serve(&generation, &peer, reader, writer, &limits, cut);
     tokio::join!(served, client(far)).0
 }
 
@@ -102,9 +102,9 @@ async fn a_trap_is_told_with_its_reason() {
 async fn an_instance_that_cannot_be_made_is_told_with_its_reason() {
     for guest in ["echo", "discard"] {
         let mut generation = generation(guest).await;
-        generation.starve();
+        Arc::get_mut(&mut generation).unwrap().starve();
         let (reader, writer, _far) = pipe(1000);
-        let report = serve(&generation, &peer(), reader, writer, &limits(), || (), pending()).await;
+        let report = serve(&generation, &peer(), reader, writer, &limits(), pending()).await;
         assert_eq!(report.outcome, Outcome::StartFailed, "{guest}");
         assert!(report.reason.unwrap().contains("exceeds"), "{guest}");
     }
@@ -197,7 +197,7 @@ async fn a_connection_that_is_done_waits_for_its_peer_but_not_for_ever() {
     tokio::time::pause();
     let (reader, writer, far) = pipe(1000);
     let start = Instant::now();
-    let report = serve(&generation, &peer(), reader, writer, &limits(), || (), pending()).await;
+    let report = serve(&generation, &peer(), reader, writer, &limits(), pending()).await;
     assert_eq!(report.outcome, Outcome::Finished);
     assert!(
         (LINGER..LINGER * 2).contains(&start.elapsed()),

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use etcetera::BaseStrategy as _;
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use crate::config::CacheDir;
+use crate::failpoint;
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -30,6 +31,9 @@ const MAX_SIZE: u64 = 1 << 30;
 /// How names of entries end, and of what is not an entry yet.
 const ENTRY: &str = "cwasm";
 const PART: &str = "part";
+
+/// What is not an entry for so long is not written any more: whoever did was killed.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A SHA-256 digest stands before the code.
 const DIGEST: usize = 32;
@@ -114,16 +118,21 @@ impl Cache {
         self.prune()
     }
 
-    /// Removes what was not used for the longest time until the rest is within [`MAX_SIZE`].
+    /// Removes what was abandoned, and what was not used for the longest time until the rest is within [`MAX_SIZE`].
     fn prune(&self) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            let ours = path.extension().is_some_and(|end| end == ENTRY || end == PART);
+            let part = path.extension().is_some_and(|end| end == PART);
+            let ours = part || path.extension().is_some_and(|end| end == ENTRY);
             // Another process may prune too, and be faster.
             if let (true, Ok(metadata)) = (ours, fs::metadata(&path)) {
                 let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                files.push((used, metadata.len(), path));
+                if part && used.elapsed().is_ok_and(|age| age > ABANDONED) {
+                    let _ = fs::remove_file(path);
+                } else {
+                    files.push((used, metadata.len(), path));
+                }
             }
         }
         files.sort();
@@ -200,8 +209,11 @@ fn write(path: &Path, code: &[u8]) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(path)?;
+    let (first, rest) = code.split_at(code.len() / 2);
     file.write_all(&Sha256::digest(code))?;
-    file.write_all(code)
+    file.write_all(first)?;
+    failpoint::cache_write();
+    file.write_all(rest)
 }
 
 #[cfg(test)]
@@ -265,6 +277,20 @@ mod tests {
             cache.component(&engine, &empty()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
+    }
+
+    #[test]
+    fn what_was_abandoned_is_removed() {
+        let dir = Dir::new("abandoned");
+        let cache = Cache::open(&dir.0).unwrap();
+        for (name, age) in [("1-0.part", ABANDONED * 2), ("2-0.part", ABANDONED / 2)] {
+            let file = File::create(dir.0.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        cache.component(&Engine::default(), &empty()).unwrap();
+        let mut left = dir.entries();
+        left.retain(|path| path.extension().is_some_and(|end| end == PART));
+        assert_eq!(left, [dir.0.join("2-0.part")]);
     }
 
     #[test]

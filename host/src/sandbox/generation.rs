@@ -6,6 +6,7 @@ use std::future::{pending, poll_fn};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use super::Sandbox;
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::engine::{Concurrency, Engine, Images, Needs};
 use super::load_error::{LoadError, Refusal};
+use super::seat::Seat;
 use super::state::State;
 use crate::half::Half;
 use crate::peer::Peer;
@@ -112,8 +114,8 @@ impl fmt::Display for Origin {
 
 /// One loaded component, ready to serve connections. It never changes.
 pub struct Generation {
-    prepared: Prepared,
-    engine: Engine,
+    pub(super) prepared: Prepared,
+    pub(super) engine: Engine,
     mappings: u64,
     digest: Digest,
 }
@@ -125,7 +127,7 @@ impl Sandbox {
     /// # Errors
     ///
     /// It cannot serve.
-    pub async fn load(&self, content: &Content) -> Result<Generation, LoadError> {
+    pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
         let bytes = &content.bytes;
         let refused = |refusal| LoadError::Refused {
             name: content.name.clone(),
@@ -150,7 +152,7 @@ impl Sandbox {
             Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
         }
         warn_of_small_pool(&generation.engine, &component);
-        Ok(generation)
+        Ok(Arc::new(generation))
     }
 
     /// Compiles a component for the engine that fits it.
@@ -206,44 +208,49 @@ impl Generation {
         self.engine.ticker.run(probe).await
     }
 
-    /// Serves one connection with a fresh instance, which is gone when this returns or is dropped. `started` is called
-    /// once the guest has taken the connection without failing.
-    ///
-    /// # Errors
-    ///
-    /// The instance could not be made, or trapped.
-    pub async fn serve<R, W>(
-        &self,
-        peer: &Peer,
-        inbound: &Half<R>,
-        outbound: &Half<W>,
-        started: impl FnOnce() + Send,
-    ) -> Result<End, Fault>
-    where
-        R: AsyncRead + Unpin + Send + 'static,
-        W: AsyncWrite + Unpin + Send + 'static,
-    {
-        // In a box, so that what a relay holds of it is gone with the instance.
-        let guest = Box::pin(async {
-            let mut store = State::store(&self.engine);
-            self.prepared
-                .serve(&mut store, peer, inbound, outbound, started)
-                .await
-        });
-        let guest = self.engine.ticker.run(guest);
-        let served = match self.engine.limits.max_cpu_time {
-            None => guest.await?,
-            Some(max) => within(max, guest)
-                .await
-                .unwrap_or(Err(Fault::Cpu(CpuLimit::Total)))?,
-        };
-        match served {
-            Served::Ended(end) => Ok(end),
-            Served::Returned(mut reader, mut writer) => {
-                // Where it fails, the half says how.
-                let _ = relay(&mut reader, &mut writer, pending()).await;
-                Ok(End::Finished)
-            }
+    /// Whether its sessions can move to another generation, or be taken from one.
+    pub fn migrates(&self) -> bool {
+        self.prepared.migrates()
+    }
+}
+
+/// Serves one connection with a fresh instance of its generation, which is gone when this returns or is dropped.
+///
+/// # Errors
+///
+/// The instance could not be made, or trapped.
+pub async fn serve<S, R, W>(
+    seat: &S,
+    peer: &Peer,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+) -> Result<End, Fault>
+where
+    S: Seat,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let generation = seat.generation();
+    let ticker = Arc::clone(&generation.engine.ticker);
+    let max_cpu_time = generation.engine.limits.max_cpu_time;
+    // In a box, so that what a relay holds of it is gone with the instance.
+    let guest = Box::pin(async {
+        let mut store = State::store(&generation.engine);
+        contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
+    });
+    let guest = ticker.run(guest);
+    let served = match max_cpu_time {
+        None => guest.await?,
+        Some(max) => within(max, guest)
+            .await
+            .unwrap_or(Err(Fault::Cpu(CpuLimit::Total)))?,
+    };
+    match served {
+        Served::Ended(end) => Ok(end),
+        Served::Returned(mut reader, mut writer) => {
+            // Where it fails, the half says how.
+            let _ = relay(&mut reader, &mut writer, pending()).await;
+            Ok(End::Finished)
         }
     }
 }

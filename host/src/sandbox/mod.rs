@@ -9,6 +9,7 @@ mod engine;
 mod facts;
 mod generation;
 mod load_error;
+mod seat;
 mod state;
 mod ticker;
 
@@ -16,8 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use facts::{Facts, Import};
-pub use generation::{Content, Digest, Generation, Origin};
+pub use generation::{Content, Digest, Generation, Origin, serve};
 pub use load_error::{LoadError, Refusal};
+pub use seat::{Offer, Seat, Stays};
 
 use crate::config::{CacheDir, Limits};
 use cache::Cache;

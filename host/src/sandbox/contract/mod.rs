@@ -1,11 +1,13 @@
 //! The contracts: how a connection is handed to an instance.
 
 mod handler;
+mod migration;
 mod sessions;
 
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,13 +16,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
 use wasmtime::component::{Component, InstancePre};
 
+use super::generation::Generation;
+use super::seat::Seat;
 use super::state::State;
 use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types as service;
-use crate::bindings::session_service::SessionServicePre;
 use crate::bindings::session_service::inet::service::types as session_service;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
+use sessions::Sessions;
 
 /// The version of the package `inet:service` that this host serves.
 pub(super) const VERSION: &str = "0.1.0";
@@ -140,7 +144,7 @@ async fn within<T>(
 /// A component that is ready to be instantiated, by its contract.
 pub(super) enum Prepared {
     Streams(ServicePre<State>),
-    Sessions(SessionServicePre<State>),
+    Sessions(Sessions),
 }
 
 impl Prepared {
@@ -152,7 +156,7 @@ impl Prepared {
     pub(super) fn new(contract: Contract, pre: InstancePre<State>) -> wasmtime::Result<Self> {
         Ok(match contract {
             Contract::Streams => Self::Streams(ServicePre::new(pre)?),
-            Contract::Sessions => Self::Sessions(SessionServicePre::new(pre)?),
+            Contract::Sessions => Self::Sessions(Sessions::new(pre)?),
         })
     }
 
@@ -166,7 +170,7 @@ impl Prepared {
     pub(super) fn component(&self) -> &Component {
         match self {
             Self::Streams(pre) => pre.instance_pre().component(),
-            Self::Sessions(pre) => pre.instance_pre().component(),
+            Self::Sessions(sessions) => sessions.component(),
         }
     }
 
@@ -178,29 +182,49 @@ impl Prepared {
     pub(super) async fn probe(&self, store: &mut wasmtime::Store<State>) -> wasmtime::Result<()> {
         match self {
             Self::Streams(pre) => pre.instantiate_async(store).await.map(drop),
-            Self::Sessions(pre) => pre.instantiate_async(store).await.map(drop),
+            Self::Sessions(sessions) => sessions.probe(store).await,
         }
     }
 
-    /// Serves one connection with a fresh instance in `store`, and calls `started` once the guest has taken it.
-    pub(super) async fn serve<R, W>(
-        &self,
-        store: &mut wasmtime::Store<State>,
-        peer: &Peer,
-        inbound: &Half<R>,
-        outbound: &Half<W>,
-        started: impl FnOnce() + Send,
-    ) -> Result<Served<R, W>, Fault>
-    where
-        R: AsyncRead + Unpin + Send + 'static,
-        W: AsyncWrite + Unpin + Send + 'static,
-    {
+    /// The component as one whose connections are sessions.
+    fn sessions(&self) -> Option<&Sessions> {
         match self {
-            Self::Streams(pre) => handler::serve(pre, store, peer, inbound, outbound, started).await,
-            Self::Sessions(pre) => {
-                let end = sessions::serve(pre, store, peer, inbound, outbound, started).await?;
-                Ok(Served::Ended(end))
-            }
+            Self::Streams(_) => None,
+            Self::Sessions(sessions) => Some(sessions),
+        }
+    }
+
+    /// Whether it exports what a session takes to move.
+    pub(super) fn migrates(&self) -> bool {
+        self.sessions().is_some_and(Sessions::migrates)
+    }
+}
+
+/// Serves one connection with a fresh instance in `store`.
+///
+/// `generation` is that of `seat`. It is kept no longer than the connection is served by it.
+pub(super) async fn serve<S, R, W>(
+    seat: &S,
+    generation: Arc<Generation>,
+    store: &mut wasmtime::Store<State>,
+    peer: &Peer,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+) -> Result<Served<R, W>, Fault>
+where
+    S: Seat,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    match &generation.prepared {
+        Prepared::Streams(pre) => {
+            handler::serve(pre, store, peer, inbound, outbound, || seat.started()).await
+        }
+        Prepared::Sessions(sessions) => {
+            let session = sessions.open(&mut *store, peer).await?;
+            drop(generation);
+            let end = sessions::serve(seat, session, store, peer, inbound, outbound).await?;
+            Ok(Served::Ended(end))
         }
     }
 }

@@ -2,20 +2,99 @@
 
 use std::future::pending;
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Sleep, sleep};
 use wasmtime::Store;
+use wasmtime::component::{Component, Instance, InstancePre, ResourceAny};
 
+use super::migration::{self, Migration};
 use super::{End, Fault, within};
-use crate::bindings::session_service::SessionServicePre;
 use crate::bindings::session_service::exports::inet::service::sessions::{Event, Next};
 use crate::bindings::session_service::inet::service::types::{self, ErrorCode};
+use crate::bindings::session_service::{SessionService, SessionServiceIndices};
 use crate::buffer::{self, Chunk};
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
+use crate::sandbox::seat::Seat;
 use crate::sandbox::state::State;
+
+/// A component that serves by sessions, ready to be instantiated.
+pub(in crate::sandbox) struct Sessions {
+    pre: InstancePre<State>,
+    indices: SessionServiceIndices,
+    migration: Option<Migration>,
+}
+
+/// One session, in its store.
+pub(super) struct Session {
+    pub(super) instance: Instance,
+    pub(super) service: SessionService,
+    pub(super) session: ResourceAny,
+}
+
+impl Sessions {
+    pub(super) fn new(pre: InstancePre<State>) -> wasmtime::Result<Self> {
+        Ok(Self {
+            indices: SessionServiceIndices::new(&pre)?,
+            migration: Migration::find(&pre)?,
+            pre,
+        })
+    }
+
+    pub(super) fn component(&self) -> &Component {
+        self.pre.component()
+    }
+
+    pub(super) fn migrates(&self) -> bool {
+        self.migration.is_some()
+    }
+
+    pub(super) fn migration(&self) -> Option<&Migration> {
+        self.migration.as_ref()
+    }
+
+    /// Makes an instance and drops it.
+    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
+        let (instance, _) = self.instantiate(&mut *store).await?;
+        if let Some(migration) = &self.migration {
+            migration.load(store, &instance)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an instance.
+    pub(super) async fn instantiate(
+        &self,
+        store: &mut Store<State>,
+    ) -> wasmtime::Result<(Instance, SessionService)> {
+        let instance = self.pre.instantiate_async(&mut *store).await?;
+        let service = self.indices.load(store, &instance)?;
+        Ok((instance, service))
+    }
+
+    /// Makes an instance, and a session in it.
+    pub(super) async fn open(&self, store: &mut Store<State>, peer: &Peer) -> Result<Session, Fault> {
+        let max = store.data().max_call_time();
+        let (instance, service) = within(max, self.instantiate(&mut *store), Fault::Start).await?;
+        let peer = types::Peer {
+            connection: peer.connection,
+            remote: &peer.remote,
+            local: &peer.local,
+            listener: &peer.listener,
+        };
+        let sessions = service.inet_service_sessions().session();
+        let session = within(max, sessions.call_constructor(store, peer), Fault::Trap).await?;
+        Ok(Session {
+            instance,
+            service,
+            session,
+        })
+    }
+}
 
 /// What the host waits for between two calls.
 enum Wait {
@@ -33,15 +112,24 @@ enum Happened {
     Ended(Result<(), ErrorCode>),
 }
 
-pub(super) async fn serve<R, W>(
-    pre: &SessionServicePre<State>,
+/// What the wait for the next event may come to.
+enum Awaited<O> {
+    Happened(Happened),
+    /// Another generation, to which the session may move.
+    Offer(O),
+}
+
+/// Takes `session`, which is in `store`, through the events of its connection.
+pub(super) async fn serve<S, R, W>(
+    seat: &S,
+    mut session: Session,
     store: &mut Store<State>,
     peer: &Peer,
     inbound: &Half<R>,
     outbound: &Half<W>,
-    started: impl FnOnce() + Send,
 ) -> Result<End, Fault>
 where
+    S: Seat,
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
@@ -49,18 +137,8 @@ where
         return Ok(End::Finished);
     };
     let max = store.data().max_call_time();
-    let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
-    let sessions = instance.inet_service_sessions().session();
-    let peer = types::Peer {
-        connection: peer.connection,
-        remote: &peer.remote,
-        local: &peer.local,
-        listener: &peer.listener,
-    };
-    let session = within(max, sessions.call_constructor(&mut *store, peer), Fault::Trap).await?;
-
     let ticker = Arc::clone(store.data().ticker());
-    let mut started = Some(started);
+    let mut started = false;
     let mut ended = false;
     let mut happened = None;
     loop {
@@ -74,10 +152,12 @@ where
         ticker.take_turns().await;
         store.set_epoch_deadline(1);
         outbound.owe(true);
-        let call = sessions.call_handle(&mut *store, session, event);
+        let sessions = session.service.inet_service_sessions().session();
+        let call = sessions.call_handle(&mut *store, session.session, event);
         let answer = within(max, call, Fault::Trap).await?;
-        if let Some(started) = started.take() {
-            started();
+        if !started {
+            started = true;
+            seat.started();
         }
         match happened.take() {
             Some(Happened::Ended(Err(_))) => return Ok(End::Finished),
@@ -102,17 +182,31 @@ where
             (Ok(()), Wait::Nothing) => Happened::Written,
             (Ok(()), Wait::Event(timer)) => {
                 outbound.owe(false);
-                next(&mut reader, ended, timer).await
+                let mut timer = pin!(timer.map(sleep));
+                let mut movable = true;
+                loop {
+                    match next(&mut reader, ended, timer.as_mut(), seat, movable).await {
+                        Awaited::Happened(happened) => break happened,
+                        Awaited::Offer(offer) => {
+                            // In a box, since it is large and seldom. One that is busy is asked again after the next event.
+                            let attempt = migration::attempt(seat, offer, &mut session, store, peer);
+                            movable = Box::pin(attempt).await?;
+                        }
+                    }
+                }
             }
         });
     }
 }
 
-/// Waits for the peer, which has nothing more to say once it has `ended`, and for the timer.
-async fn next<R: AsyncRead + Unpin>(reader: &mut Lent<R>, ended: bool, timer: Option<Duration>) -> Happened {
-    let Some(timer) = timer else {
-        return received(buffer::read(reader).await);
-    };
+/// Waits for the peer, which has nothing more to say once it has `ended`, for the timer, and for another generation.
+async fn next<'a, R: AsyncRead + Unpin, S: Seat>(
+    reader: &mut Lent<R>,
+    ended: bool,
+    timer: Pin<&mut Option<Sleep>>,
+    seat: &'a S,
+    movable: bool,
+) -> Awaited<S::Offer<'a>> {
     let peer = async {
         if ended {
             pending().await
@@ -120,10 +214,17 @@ async fn next<R: AsyncRead + Unpin>(reader: &mut Lent<R>, ended: bool, timer: Op
             buffer::read(reader).await
         }
     };
+    let timer = async {
+        match timer.as_pin_mut() {
+            Some(timer) => timer.await,
+            None => pending().await,
+        }
+    };
     tokio::select! {
         biased;
-        read = peer => received(read),
-        () = tokio::time::sleep(timer) => Happened::Woken,
+        read = peer => Awaited::Happened(received(read)),
+        () = timer => Awaited::Happened(Happened::Woken),
+        offer = seat.offer(), if movable => Awaited::Offer(offer),
     }
 }
 

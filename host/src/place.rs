@@ -1,0 +1,174 @@
+//! Where a connection is served: by one generation, and where sessions move, by others after it.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::admission::Refused;
+use crate::breaker::Attempt;
+use crate::generations::{Generations, Serving};
+use crate::sandbox::{Generation, Offer, Seat, Stays};
+
+/// The place of one connection.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Its number.
+    pub(crate) connection: u64,
+    generations: Arc<Generations>,
+    attempt: Attempt,
+    started: AtomicBool,
+    /// Locked when the connection begins and ends, and when another generation comes.
+    now: Mutex<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    serving: Arc<Serving>,
+    /// Tells when there is a generation that the connection was not offered yet.
+    replaced: CancellationToken,
+}
+
+impl Now {
+    fn at(serving: &Arc<Serving>) -> Self {
+        Self {
+            serving: Arc::clone(serving),
+            replaced: serving.replaced.clone(),
+        }
+    }
+}
+
+impl Place {
+    /// A place with the current generation for the connection of this number.
+    ///
+    /// # Errors
+    ///
+    /// Its breaker is open.
+    pub(crate) fn new(generations: &Arc<Generations>, connection: u64) -> Result<Self, Refused> {
+        let serving = generations.current();
+        Ok(Self {
+            connection,
+            attempt: serving.breaker.attempt()?,
+            generations: Arc::clone(generations),
+            started: AtomicBool::new(false),
+            now: Mutex::new(Now::at(&serving)),
+        })
+    }
+
+    /// The generation that serves the connection.
+    pub(crate) fn serving(&self) -> Arc<Serving> {
+        Arc::clone(&self.now().serving)
+    }
+
+    /// Waits until the connections of its generation are closed.
+    pub(crate) async fn cut(&self) {
+        loop {
+            let cut = self.now().serving.cut.clone();
+            cut.cancelled().await;
+            // It may have moved, and is then cut later or not at all.
+            if self.now().serving.cut.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    /// The connection has ended: the guest has failed, or not, after so many bytes came from the peer.
+    pub(crate) fn ended(&self, failed: bool, bytes_in: u64) {
+        // A guest that has heard its peer may have failed at what that said.
+        if failed && !self.started.load(Relaxed) && bytes_in == 0 {
+            self.attempt.failed();
+        }
+        self.generations.ended(&self.serving(), failed);
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        // Nothing can panic while it is held.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat for Place {
+    type Offer<'a> = Move<'a>;
+
+    fn generation(&self) -> Arc<Generation> {
+        Arc::clone(&self.now().serving.generation)
+    }
+
+    fn started(&self) {
+        self.started.store(true, Relaxed);
+        self.attempt.started();
+    }
+
+    async fn offer(&self) -> Move<'_> {
+        loop {
+            let replaced = self.now().replaced.clone();
+            let turn = self.generations.turn_to_move(replaced).await;
+            let next = self.generations.current();
+            let mut now = self.now();
+            if !Arc::ptr_eq(&now.serving.generation, &next.generation) {
+                drop(now);
+                return Move {
+                    place: self,
+                    next,
+                    _turn: turn,
+                };
+            }
+            // It has come back to where the connection is.
+            *now = Now::at(&next);
+        }
+    }
+}
+
+/// A connection's turn to move.
+#[derive(Debug)]
+pub(crate) struct Move<'a> {
+    place: &'a Place,
+    next: Arc<Serving>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Offer for Move<'_> {
+    fn generation(&self) -> &Arc<Generation> {
+        &self.next.generation
+    }
+
+    fn accept(self) {
+        let mut now = self.place.now();
+        let from = now.serving.number;
+        *now = Now::at(&self.next);
+        drop(now);
+        let (connection, generation) = (self.place.connection, self.next.number);
+        debug!(connection, generation, from, "the session has moved");
+    }
+
+    fn decline(self, reason: Stays) {
+        let mut now = self.place.now();
+        if !matches!(reason, Stays::Busy) {
+            now.replaced = self.next.replaced.clone();
+        }
+        let (connection, generation, declined) =
+            (self.place.connection, now.serving.number, self.next.number);
+        drop(now);
+        match reason {
+            Stays::Busy => debug!(connection, generation, "the session is busy and moves later"),
+            Stays::Unable => debug!(connection, generation, "the session cannot move"),
+            Stays::Refused(reason) => info!(
+                connection,
+                generation, declined, reason, "the session stays where it is"
+            ),
+            Stays::Failed(fault) => {
+                warn!(
+                    connection,
+                    generation,
+                    declined,
+                    reason = fault.reason(),
+                    "the session stays where it is, since the new guest fails"
+                );
+                self.place.generations.ended(&self.next, true);
+            }
+        }
+    }
+}

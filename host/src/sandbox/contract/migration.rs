@@ -1,0 +1,136 @@
+//! Moving a session to another generation: a snapshot out of its guest, and into a new one.
+
+use std::sync::Arc;
+
+use wasmtime::Store;
+use wasmtime::component::{Instance, InstancePre};
+
+use super::sessions::{Session, Sessions};
+use super::{Fault, within};
+use crate::bindings::movable_session_service::exports::inet::service::migration::{
+    Guest, GuestIndices, Refusal, SavedStateParam, SavedStateResult,
+};
+use crate::bindings::movable_session_service::inet::service::types;
+use crate::peer::Peer;
+use crate::sandbox::generation::Generation;
+use crate::sandbox::seat::{Offer, Seat, Stays};
+use crate::sandbox::state::State;
+
+/// The interface that a component exports for it.
+const INTERFACE: &str = "inet:service/migration@0.1.0";
+
+/// What of a component moves its sessions.
+pub(super) struct Migration(GuestIndices);
+
+impl Migration {
+    /// Looks it up, if the component has it.
+    ///
+    /// # Errors
+    ///
+    /// Something of it is missing.
+    pub(super) fn find(pre: &InstancePre<State>) -> wasmtime::Result<Option<Self>> {
+        if pre.component().get_export_index(None, INTERFACE).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self(GuestIndices::new(pre)?)))
+    }
+
+    /// Its functions in `instance`.
+    ///
+    /// # Errors
+    ///
+    /// They are of other types than the contract has.
+    pub(super) fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Guest> {
+        self.0.load(store, instance)
+    }
+}
+
+/// Has the session go on in the generation on offer, if it can. Says whether it may be asked again before anything else
+/// happens: where it has moved, or is to stay for good.
+///
+/// # Errors
+///
+/// The session's own guest fails.
+pub(super) async fn attempt<'a, S: Seat>(
+    seat: &'a S,
+    offer: S::Offer<'a>,
+    session: &mut Session,
+    store: &mut Store<State>,
+    peer: &Peer,
+) -> Result<bool, Fault> {
+    let (from, to) = (seat.generation(), Arc::clone(offer.generation()));
+    let (Some((_, from)), Some((sessions, migration))) = (movable(&from), movable(&to)) else {
+        offer.decline(Stays::Unable);
+        return Ok(true);
+    };
+    let guest = from.load(&mut *store, &session.instance).map_err(Fault::Trap)?;
+    let Some(state) = snapshot(&guest, session, store).await? else {
+        offer.decline(Stays::Busy);
+        return Ok(false);
+    };
+    // Both instances are there for a moment.
+    let mut other = State::store(&to.engine);
+    match restore(sessions, migration, &mut other, peer, &state).await {
+        Ok(Ok(restored)) => {
+            *session = restored;
+            *store = other;
+            offer.accept();
+        }
+        Ok(Err(refusal)) => offer.decline(Stays::Refused(word(refusal))),
+        Err(fault) => offer.decline(Stays::Failed(fault)),
+    }
+    Ok(true)
+}
+
+fn movable(generation: &Generation) -> Option<(&Sessions, &Migration)> {
+    let sessions = generation.prepared.sessions()?;
+    Some((sessions, sessions.migration()?))
+}
+
+async fn snapshot(
+    guest: &Guest,
+    session: &Session,
+    store: &mut Store<State>,
+) -> Result<Option<SavedStateResult>, Fault> {
+    let ticker = Arc::clone(store.data().ticker());
+    let max = store.data().max_call_time();
+    ticker.take_turns().await;
+    store.set_epoch_deadline(1);
+    within(max, guest.call_snapshot(store, session.session), Fault::Trap).await
+}
+
+async fn restore(
+    sessions: &Sessions,
+    migration: &Migration,
+    store: &mut Store<State>,
+    peer: &Peer,
+    state: &SavedStateResult,
+) -> Result<Result<Session, Refusal>, Fault> {
+    let max = store.data().max_call_time();
+    let (instance, service) = within(max, sessions.instantiate(&mut *store), Fault::Start).await?;
+    let guest = migration.load(&mut *store, &instance).map_err(Fault::Start)?;
+    let peer = types::Peer {
+        connection: peer.connection,
+        remote: &peer.remote,
+        local: &peer.local,
+        listener: &peer.listener,
+    };
+    let state = SavedStateParam {
+        version: state.version,
+        bytes: &state.bytes,
+    };
+    let restored = within(max, guest.call_restore(store, peer, state), Fault::Trap).await?;
+    Ok(restored.map(|session| Session {
+        instance,
+        service,
+        session,
+    }))
+}
+
+fn word(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::UnknownVersion => "unknown-version",
+        Refusal::Malformed => "malformed",
+        Refusal::Other => "other",
+    }
+}

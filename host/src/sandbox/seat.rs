@@ -1,0 +1,79 @@
+//! The place of a connection with a generation, as the sandbox sees it.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+
+use super::contract::Fault;
+use super::generation::Generation;
+
+/// Which generation serves a connection, and whether it may change to another.
+pub trait Seat: Sync {
+    /// A generation that the connection may change to.
+    type Offer<'a>: Offer
+    where
+        Self: 'a;
+
+    /// The generation that serves it.
+    fn generation(&self) -> Arc<Generation>;
+
+    /// The guest has taken the connection without failing.
+    fn started(&self);
+
+    /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
+    fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
+}
+
+/// A generation on offer. To drop it is to decline for now.
+pub trait Offer: Send {
+    /// The generation.
+    fn generation(&self) -> &Arc<Generation>;
+
+    /// The connection is served by it from now on.
+    fn accept(self);
+
+    /// The connection stays where it is.
+    fn decline(self, reason: Stays);
+}
+
+/// Why a session does not move.
+#[derive(Debug)]
+pub enum Stays {
+    /// It is in the middle of something, and may move later.
+    Busy,
+    /// One of the two components does not export what it takes.
+    Unable,
+    /// The new guest does not take it, for the reason that this word of the contract gives.
+    Refused(&'static str),
+    /// The new guest failed.
+    Failed(Fault),
+}
+
+/// A generation from which no connection moves.
+impl Seat for Arc<Generation> {
+    type Offer<'a> = Infallible;
+
+    fn generation(&self) -> Arc<Generation> {
+        Arc::clone(self)
+    }
+
+    fn started(&self) {}
+
+    fn offer(&self) -> impl Future<Output = Infallible> + Send {
+        pending()
+    }
+}
+
+impl Offer for Infallible {
+    fn generation(&self) -> &Arc<Generation> {
+        match *self {}
+    }
+
+    fn accept(self) {
+        match self {}
+    }
+
+    fn decline(self, _reason: Stays) {
+        match self {}
+    }
+}

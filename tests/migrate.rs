@@ -1,0 +1,243 @@
+//! Sessions that move when another generation replaces theirs.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, until};
+
+const MOVED: &str = "the session has moved";
+const STAYS: &str = "the session stays where it is";
+
+/// The generation and the outcome of the connection that has ended next.
+fn ended(host: &Host) -> (String, String) {
+    let line = host.line("connection ended");
+    (field(&line, "generation"), field(&line, "outcome"))
+}
+
+fn words(generation: &str, outcome: &str) -> (String, String) {
+    (generation.to_owned(), outcome.to_owned())
+}
+
+#[test]
+fn an_idle_session_moves_with_what_it_remembers() {
+    let place = Place::new("moves", "count");
+    let host = place.serve(&["--watch", "--migrate", "-v", "--drain-generations", "1s"]);
+    let client = host.connect();
+    client.send("a\nb\n");
+    client.expect("1 a\n2 b\n");
+    place.put("tally");
+    let line = host.line(MOVED);
+    assert_eq!(
+        (field(&line, "from"), field(&line, "generation")),
+        ("1".into(), "2".into())
+    );
+    client.send("c\n");
+    client.expect("3 (2) c\n");
+    // The time of the first generation runs out, which does not concern it any more.
+    host.line("its connections are closed");
+    client.send("d\n");
+    client.expect("4 (4) d\n");
+    client.finish();
+    assert_eq!(client.rest(), b"");
+    assert_eq!(ended(&host), words("2", "finished"));
+}
+
+#[test]
+fn without_being_asked_to_none_moves() {
+    let place = Place::new("unasked", "count");
+    let host = place.serve(&["--watch", "-v"]);
+    let client = host.connect();
+    client.send("a\n");
+    client.expect("1 a\n");
+    place.put("tally");
+    host.line(NEW);
+    client.send("b\n");
+    client.expect("2 b\n");
+    client.finish();
+    assert_eq!(client.rest(), b"");
+    assert_eq!(ended(&host), words("1", "finished"));
+    assert!(!host.log().contains(MOVED));
+}
+
+#[test]
+fn a_session_in_the_middle_of_a_message_moves_after_it() {
+    let place = Place::new("busy", "count");
+    let host = place.serve(&["--watch", "--migrate", "-v"]);
+    let client = host.connect();
+    client.send("a\nb");
+    client.expect("1 a\n");
+    place.put("tally");
+    host.line("the session is busy");
+    client.send("\n");
+    client.expect("2 b\n");
+    host.line(MOVED);
+    client.send("c\n");
+    client.expect("3 (2) c\n");
+}
+
+#[test]
+fn one_that_cannot_be_restored_stays_until_it_can() {
+    let place = Place::new("stays", "tally");
+    let host = place.serve(&["--watch", "--migrate", "-v"]);
+    let client = host.connect();
+    client.send("a\n");
+    client.expect("1 (2) a\n");
+    place.put("count");
+    let line = host.line(STAYS);
+    assert_eq!(field(&line, "reason"), "unknown-version");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "declined")),
+        ("1".into(), "2".into())
+    );
+    client.send("b\n");
+    client.expect("2 (4) b\n");
+    // What does not move sessions, and a service by the other contract.
+    for (other, answer) in [("lines-session", "3 (6) c\n"), ("echo", "4 (8) c\n")] {
+        place.put(other);
+        host.line("the session cannot move");
+        client.send("c\n");
+        client.expect(answer);
+    }
+    place.replace(again("tally", 1));
+    let line = host.line(MOVED);
+    assert_eq!(
+        (field(&line, "from"), field(&line, "generation")),
+        ("1".into(), "5".into())
+    );
+    client.send("d\n");
+    client.expect("5 (10) d\n");
+    client.finish();
+    assert_eq!(client.rest(), b"");
+    assert_eq!(ended(&host), words("5", "finished"));
+}
+
+#[test]
+fn going_back_takes_sessions_along_that_can_go() {
+    let place = Place::new("back", "count");
+    let host = place.serve(&["--migrate", "-v"]);
+    let client = host.connect();
+    client.send("a\n");
+    client.expect("1 a\n");
+    place.replace(again("count", 1));
+    host.signal(HUP);
+    host.line(MOVED);
+    client.send("b\n");
+    client.expect("2 b\n");
+    host.signal(USR2);
+    let line = host.line(MOVED);
+    assert_eq!(
+        (field(&line, "from"), field(&line, "generation")),
+        ("2".into(), "1".into())
+    );
+    client.send("c\n");
+    client.expect("3 c\n");
+}
+
+#[test]
+fn a_timer_goes_on_running() {
+    let place = Place::new("timer", "metronome");
+    let host = place.serve(&["--migrate", "-v"]);
+    let client = host.connect();
+    client.expect("tick\ntock\n");
+    for number in 0..5 {
+        place.replace(again("metronome", number));
+        host.signal(HUP);
+        host.line(MOVED);
+        client.expect("tick\ntock\n");
+    }
+}
+
+#[test]
+fn a_generation_in_which_nothing_can_be_restored_is_gone_back_from() {
+    let place = Place::new("restore-trap", "count");
+    let host = place.serve(&["--watch", "--migrate"]);
+    let clients: Vec<Client> = (0..8).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.send("a\n");
+        client.expect("1 a\n");
+    }
+    place.put("stuck");
+    host.line("since the new guest fails");
+    let line = host.line("gone back");
+    assert!(line.contains("failed 5 of its first 5 connections"), "{line}");
+    for client in clients {
+        client.send("b\n");
+        client.expect("2 b\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        assert_eq!(ended(&host), words("1", "finished"));
+    }
+}
+
+#[test]
+fn a_session_that_fails_at_its_snapshot_is_reset() {
+    for (word, outcome) in [
+        ("trap", "guest-trap"),
+        ("huge", "guest-trap"),
+        ("spin", "cpu-limit"),
+    ] {
+        let place = Place::new(&format!("snapshot-{word}"), "stuck");
+        let host = place.serve(&["--watch", "--migrate", "--max-call-time", "200ms"]);
+        let (bad, good) = (host.connect(), host.connect());
+        bad.echo(word);
+        good.echo("well");
+        place.put("count");
+        bad.expect_reset();
+        assert_eq!(ended(&host), words("1", outcome));
+        good.send("a\n");
+        good.expect("8 a\n");
+    }
+}
+
+/// Many sessions that talk all the while, through many generations: none loses its count, and what has been moved from
+/// is freed.
+#[test]
+fn no_session_loses_anything_under_load() {
+    const SESSIONS: usize = 20;
+    let place = Place::new("load", "tally");
+    let sessions = SESSIONS.to_string();
+    // Just as many as there are: those that move need no room of their own.
+    let host = place.serve(&["--migrate", "-v", "--max-connections", &sessions]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let address = host.address();
+        let (done, over) = (&done, Done(&done));
+        let clients: Vec<_> = (0..SESSIONS)
+            .map(|_| {
+                scope.spawn(move || {
+                    let client = Client::connect(address).unwrap();
+                    let mut lines = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        lines += 1;
+                        client.send("hello\n");
+                        client.expect(format!("{lines} ({}) hello\n", lines * 6));
+                    }
+                    client.finish();
+                    assert_eq!(client.rest(), b"");
+                })
+            })
+            .collect();
+        let swaps = |count: u8| {
+            for number in 0..count {
+                place.replace(again("tally", number));
+                host.signal(HUP);
+                host.line(NEW);
+                for _ in 0..SESSIONS {
+                    if clients.iter().all(thread::ScopedJoinHandle::is_finished) {
+                        break;
+                    }
+                    host.line(MOVED);
+                }
+            }
+        };
+        swaps(20);
+        let mappings = host.mappings();
+        swaps(40);
+        let more = host.mappings().saturating_sub(mappings);
+        drop(over);
+        assert!(more < 20, "40 generations left {more} mappings behind");
+    });
+    until("every connection has ended", || {
+        host.log().matches("outcome=\"finished\"").count() == SESSIONS
+    });
+}
