@@ -43,6 +43,18 @@ fn it_says_what_a_component_is() {
 }
 
 #[test]
+fn it_says_whether_sessions_can_move() {
+    for (name, can) in [("count", true), ("lines-session", false), ("echo", false)] {
+        let (status, said, _) = check(&[], &guest(name));
+        assert_eq!(
+            (status, said.contains("migration  its sessions can move")),
+            (Some(0), can),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn it_says_why_a_component_would_be_refused() {
     for (args, path, reason) in [
         (&[][..], file("check-empty.wasm", ""), "is empty"),

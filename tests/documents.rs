@@ -72,6 +72,7 @@ fn rooms_do_not_know_what_they_should_not() {
         ("check.rs", &["wasmtime", "tokio::net"]),
         ("generations.rs", &["wasmtime", "tokio::net"]),
         ("reload.rs", &["wasmtime", "tokio::net"]),
+        ("place.rs", &["wasmtime", "tokio::net"]),
         ("listener.rs", &["wasmtime", "crate::connection"]),
         ("admission.rs", &["wasmtime", "TcpStream"]),
         ("breaker.rs", &["wasmtime", "TcpStream"]),

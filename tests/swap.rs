@@ -153,7 +153,7 @@ fn what_cannot_serve_leaves_what_serves() {
         }
         place.replace("");
         refused("is empty");
-        fs::set_permissions(place.file(), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(place.file(), fs::Permissions::from_mode(0o000)).unwrap();
         refused("Permission denied");
         place.replace(wat::parse_str("(component)").unwrap());
         refused("exports nothing");

@@ -26,6 +26,9 @@ pub async fn check(path: &Path, limits: &Limits) -> anyhow::Result<String> {
     };
     line("component", &path.display().to_string());
     line("contract", facts.contract.as_str());
+    if facts.migrates {
+        line("migration", "its sessions can move to another generation");
+    }
     line("size", &ByteSize(content.size()).to_string());
     line("memory", &format!("{} at the start", ByteSize(facts.memory)));
     line("compiled", &format!("in {} ms", facts.took.as_millis()));

@@ -21,6 +21,7 @@ use wasmtime::component::Component;
 
 use crate::config::CacheDir;
 use crate::failpoint;
+use crate::sandbox::Content;
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -86,20 +87,24 @@ impl Cache {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// The component of `bytes`, out of the cache if it is there, compiled and put there if not, and whether it was
+    /// The component of `content`, out of the cache if it is there, compiled and put there if not, and whether it was
     /// compiled.
     ///
     /// # Errors
     ///
     /// It is not a valid component.
-    pub(super) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Component, bool)> {
-        let path = self.dir.join(name(engine, bytes));
+    pub(super) fn component(
+        &self,
+        engine: &Engine,
+        content: &Content,
+    ) -> wasmtime::Result<(Component, bool)> {
+        let path = self.dir.join(name(engine, &content.digest));
         match find(engine, &path) {
             Ok(Some(component)) => return Ok((component, false)),
             Ok(None) => {}
             Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
         }
-        let component = Component::new(engine, bytes)?;
+        let component = Component::new(engine, content.bytes())?;
         if let Err(error) = self.keep(&path, &component) {
             debug!(path = %path.display(), %error, "cannot keep compiled code");
         }
@@ -148,11 +153,11 @@ impl Cache {
     }
 }
 
-/// The name of the entry for `bytes` as `engine` compiles it.
-fn name(engine: &Engine, bytes: &[u8]) -> String {
+/// The name of the entry for the component of this digest as `engine` compiles it.
+fn name(engine: &Engine, component: &super::Digest) -> String {
     let mut digest = Hashed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut digest);
-    digest.0.update(bytes);
+    digest.0.update(component);
     format!("{:x}.{ENTRY}", digest.0.finalize())
 }
 
@@ -244,8 +249,12 @@ mod tests {
         }
     }
 
-    fn empty() -> Vec<u8> {
-        wat::parse_str("(component)").unwrap()
+    fn empty() -> Content {
+        component("(component)")
+    }
+
+    fn component(text: &str) -> Content {
+        Content::new("a test's".to_owned(), wat::parse_str(text).unwrap())
     }
 
     #[test]
@@ -256,7 +265,7 @@ mod tests {
         assert!(cache.component(&engine, &empty()).unwrap().1);
         assert_eq!(dir.entries().len(), 1);
         assert!(!cache.component(&engine, &empty()).unwrap().1);
-        let other = wat::parse_str("(component (core module))").unwrap();
+        let other = component("(component (core module))");
         cache.component(&engine, &other).unwrap();
         assert_eq!(dir.entries().len(), 2);
     }
@@ -299,7 +308,8 @@ mod tests {
         let cache = Cache::open(&dir.0).unwrap();
         fs::remove_dir(&dir.0).unwrap();
         assert!(cache.component(&Engine::default(), &empty()).is_ok());
-        assert!(cache.component(&Engine::default(), b"\0asm").is_err());
+        let invalid = Content::new("a test's".to_owned(), b"\0asm".to_vec());
+        assert!(cache.component(&Engine::default(), &invalid).is_err());
     }
 
     #[test]

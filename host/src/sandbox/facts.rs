@@ -15,6 +15,8 @@ const PAGE: u64 = 64 << 10;
 pub struct Facts {
     /// How it serves.
     pub contract: Contract,
+    /// Whether its sessions can move from one generation to another.
+    pub migrates: bool,
     /// What it imports, by name.
     pub imports: Vec<Import>,
     /// Bytes of its largest memory when an instance has just been made.
@@ -57,6 +59,7 @@ impl Sandbox {
             .unwrap_or(0);
         Ok(Facts {
             contract: generation.contract(),
+            migrates: generation.migrates(),
             imports,
             memory: pages * PAGE,
             took,

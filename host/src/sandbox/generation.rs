@@ -65,11 +65,7 @@ impl Origin {
                 error,
             })?,
         };
-        Ok(Content {
-            name: self.to_string(),
-            digest: Sha256::digest(&bytes).into(),
-            bytes,
-        })
+        Ok(Content::new(self.to_string(), bytes))
     }
 }
 
@@ -97,6 +93,18 @@ pub struct Content {
 }
 
 impl Content {
+    pub(super) fn new(name: String, bytes: Vec<u8>) -> Self {
+        Self {
+            name,
+            digest: Sha256::digest(&bytes).into(),
+            bytes,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// How many bytes it has.
     pub fn size(&self) -> u64 {
         self.bytes.len() as u64
@@ -134,7 +142,7 @@ impl Sandbox {
             refusal,
         };
         look(bytes).map_err(refused)?;
-        let (engine, component) = self.compile(bytes)?.map_err(refused)?;
+        let (engine, component) = self.compile(content)?.map_err(refused)?;
         let contract = find_contract(&component).map_err(refused)?;
         let prepared = prepare(&engine, &component, contract).map_err(refused)?;
         let memories = component
@@ -156,13 +164,14 @@ impl Sandbox {
     }
 
     /// Compiles a component for the engine that fits it.
-    fn compile(&self, bytes: &[u8]) -> Result<Result<(Engine, Component), Refusal>, LoadError> {
+    fn compile(&self, content: &Content) -> Result<Result<(Engine, Component), Refusal>, LoadError> {
+        let bytes = content.bytes();
         let engine = self
             .engine(needs(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let component = match &self.cache {
-            Some(cache) => cache.component(engine.engine(), bytes),
+            Some(cache) => cache.component(engine.engine(), content),
             None => Component::new(engine.engine(), bytes).map(|component| (component, true)),
         };
         Ok(match component {
