@@ -217,3 +217,35 @@ mod metronome {
         assert_eq!(host.outcome(), "finished");
     }
 }
+
+/// What both guests that number lines do; `first` and `second` are their answers to `one` and `two`.
+fn numbers_lines(guest: &str, first: &str, second: &str) {
+    let host = Host::serving(guest, &[]);
+    let client = host.connect();
+    client.send("one\ntw");
+    client.expect(first);
+    client.send("o\n");
+    client.expect(second);
+    client.send("quit\n");
+    assert_eq!(client.rest(), b"", "{guest} on quit");
+    // The next connection begins anew.
+    let client = host.connect();
+    client.send("one\n");
+    client.expect(first);
+    client.send([b'x'; 4097]);
+    assert_eq!(client.rest(), b"", "{guest} on a line that is too long");
+}
+
+mod count {
+    #[test]
+    fn numbers_lines() {
+        super::numbers_lines("count", "1 one\n", "2 two\n");
+    }
+}
+
+mod tally {
+    #[test]
+    fn numbers_lines_and_counts_their_bytes() {
+        super::numbers_lines("tally", "1 (4) one\n", "2 (8) two\n");
+    }
+}

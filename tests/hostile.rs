@@ -360,3 +360,16 @@ mod deaf {
         );
     }
 }
+
+/// `migrate.rs` has what it does when it is to move.
+mod stuck {
+    use super::*;
+
+    #[test]
+    fn serves_as_long_as_it_may_stay() {
+        let host = Host::serving("stuck", &[]);
+        for word in ["trap", "spin", "huge"] {
+            host.connect().echo(word);
+        }
+    }
+}
