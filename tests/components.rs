@@ -81,12 +81,19 @@ fn a_truncated_component() {
 }
 
 #[test]
-fn a_core_module() {
-    let module = wat::parse_str("(module (func (export \"run\")))").unwrap();
-    refuses(
-        &file("core.wasm", module),
-        &["core WebAssembly module, not a component", "wasm32-wasip2"],
-    );
+fn a_core_module_that_is_no_program() {
+    for (text, why) in [
+        (
+            "(module (func (export \"run\")))",
+            "is a core module, and not one that is a program",
+        ),
+        (
+            "(module (import \"env\" \"f\" (func)) (func (export \"_start\")))",
+            "module requires an import interface named `env`",
+        ),
+    ] {
+        refuses(&file("core.wasm", wat::parse_str(text).unwrap()), &[why]);
+    }
 }
 
 #[test]

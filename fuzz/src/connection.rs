@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use host::config::{CacheDir, Limits};
+use host::config::{CacheDir, Grants, Limits};
 use host::connection::{self, Outcome};
 use host::peer::Peer;
 use host::sandbox::{Generation, Origin, Sandbox};
@@ -25,7 +25,7 @@ const MAX_LINE: usize = 4096;
 /// What the guests say of a longer one.
 const TOO_LONG: &[u8] = b"error: a line may have 4096 bytes\n";
 
-#[derive(Debug, Arbitrary)]
+#[derive(Debug)]
 struct Case {
     sessions: bool,
     reads: Vec<Read>,
@@ -36,7 +36,7 @@ struct Case {
     cut: Option<u16>,
 }
 
-#[derive(Clone, Debug, Arbitrary)]
+#[derive(Clone, Debug)]
 enum Read {
     Bytes(Vec<u8>),
     /// So many bytes of one kind, as long lines need them.
@@ -58,18 +58,58 @@ impl Read {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Fin,
     Reset,
     Silence,
 }
 
-#[derive(Clone, Copy, Debug, Arbitrary)]
+#[derive(Clone, Copy, Debug)]
 enum Write {
     Short(u8),
     Wait,
     Reset,
+}
+
+impl<'a> Arbitrary<'a> for Case {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Self {
+            sessions: u.arbitrary()?,
+            reads: u.arbitrary()?,
+            end: u.arbitrary()?,
+            writes: u.arbitrary()?,
+            cut: u.arbitrary()?,
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for Read {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(match u.int_in_range(0..=4)? {
+            0 => Self::Bytes(u.arbitrary()?),
+            1 => Self::Many(u.arbitrary()?),
+            2 => Self::Line(u.arbitrary()?),
+            3 => Self::Quit,
+            _ => Self::Wait,
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for End {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(*u.choose(&[Self::Fin, Self::Reset, Self::Silence])?)
+    }
+}
+
+impl<'a> Arbitrary<'a> for Write {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(match u.int_in_range(0..=2)? {
+            0 => Self::Short(u.arbitrary()?),
+            1 => Self::Wait,
+            _ => Self::Reset,
+        })
+    }
 }
 
 /// Serves a connection.
@@ -180,7 +220,7 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
         .start_paused(true)
         .build()
         .unwrap();
-    let sandbox = Sandbox::new(&limits(), &CacheDir::Off).unwrap();
+    let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
     let load = |name: &str| {
         let path: &PathBuf = guests.iter().find(|path| path.ends_with(name)).unwrap();
         let source = Origin::File(path.clone());

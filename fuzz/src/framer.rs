@@ -5,12 +5,22 @@ use std::ops::ControlFlow;
 use arbitrary::{Arbitrary, Unstructured};
 use line_framer::{Framer, TooLong};
 
-#[derive(Debug, Arbitrary)]
+#[derive(Debug)]
 struct Case {
     max: u8,
     /// The number of the line at which the reader breaks.
     enough: u8,
     chunks: Vec<Vec<u8>>,
+}
+
+impl<'a> Arbitrary<'a> for Case {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Self {
+            max: u.arbitrary()?,
+            enough: u.arbitrary()?,
+            chunks: u.arbitrary()?,
+        })
+    }
 }
 
 /// Feeds a framer in chunks.

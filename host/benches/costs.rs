@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use host::config::{CacheDir, Limits};
+use host::config::{CacheDir, Grants, Limits};
 use host::connection;
 use host::peer::Peer;
 use host::sandbox::{Generation, Origin, Sandbox};
@@ -157,7 +157,7 @@ async fn load(guest: &str) -> Result<(Arc<Generation>, Limits)> {
         max_connections: NonZeroUsize::new(2).context("not 0")?,
         ..Limits::default()
     };
-    let sandbox = Sandbox::new(&limits, &CacheDir::At(cache(&here)?))?;
+    let sandbox = Sandbox::new(&limits, &Grants::default(), &CacheDir::At(cache(&here)?))?;
     let generation = sandbox.load(&Origin::File(component).read()?).await?;
     Ok((generation, limits))
 }

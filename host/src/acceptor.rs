@@ -144,6 +144,7 @@ fn log(peer: &Peer, serving: &Serving, report: &Report) {
         duration_ms = report.duration.as_micros() as f64 / 1000.0,
         outcome = report.outcome.as_str(),
         reason = report.reason.as_deref(),
+        status = report.status,
         "connection ended"
     );
 }

@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
@@ -50,19 +50,25 @@ impl Drop for Chunk {
 ///
 /// Those of `reader`.
 pub(crate) async fn read<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<Chunk> {
-    poll_fn(|cx| {
-        let mut buffer = take();
-        let mut read = ReadBuf::new(&mut buffer);
-        let polled = Pin::new(&mut *reader).poll_read(cx, &mut read);
-        let len = read.filled().len();
-        if !matches!(polled, Poll::Ready(Ok(()))) {
-            give_back(buffer);
-            ready!(polled)?;
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(Chunk { buffer, len }))
-    })
-    .await
+    poll_fn(|cx| poll_read(reader, cx, SIZE)).await
+}
+
+/// The same for who polls, and wants `max` bytes at most.
+pub(crate) fn poll_read<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    cx: &mut Context<'_>,
+    max: usize,
+) -> Poll<io::Result<Chunk>> {
+    let mut buffer = take();
+    let mut read = ReadBuf::new(&mut buffer[..max.min(SIZE)]);
+    let polled = Pin::new(reader).poll_read(cx, &mut read);
+    let len = read.filled().len();
+    if !matches!(polled, Poll::Ready(Ok(()))) {
+        give_back(buffer);
+        ready!(polled)?;
+        return Poll::Pending;
+    }
+    Poll::Ready(Ok(Chunk { buffer, len }))
 }
 
 /// Reads and drops all that comes, until the end of the input.

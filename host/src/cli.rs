@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{CacheDir, Config, Limits, Log, LogFormat, LogLevel, Rate};
+use crate::config::{CacheDir, Config, GrantedDir, Grants, Limits, Log, LogFormat, LogLevel, Rate};
 
 /// inetd for WebAssembly components.
 ///
@@ -57,6 +57,9 @@ struct ServiceFlags {
     gate: Option<PathBuf>,
 
     #[command(flatten)]
+    grants: GrantFlags,
+
+    #[command(flatten)]
     limits: LimitFlags,
 
     /// How long connections may go on when another generation has replaced theirs, or `off`
@@ -78,6 +81,26 @@ struct ServiceFlags {
     /// Log less: warnings and errors (-q), errors only (-qq)
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", help_heading = "Log")]
     quiet: u8,
+}
+
+/// What guests may use beyond their connection.
+#[derive(Debug, Args)]
+struct GrantFlags {
+    /// Variable for the environment of guests; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable, help_heading = "Grants")]
+    env: Vec<(String, String)>,
+
+    /// Directory for guests, to be read, or with :rw to be written too; may be repeated
+    #[arg(long, value_name = "HOST::GUEST[:rw]", value_parser = directory, help_heading = "Grants")]
+    dir: Vec<GrantedDir>,
+
+    /// Destination that guests may connect to by TCP; may be repeated; names are resolved at the start
+    #[arg(long, value_name = "HOST:PORT", value_parser = destination, help_heading = "Grants")]
+    allow_outbound: Vec<String>,
+
+    /// Arguments for guests
+    #[arg(last = true, value_name = "ARGS")]
+    args: Vec<String>,
 }
 
 /// What connections may take.
@@ -149,6 +172,9 @@ enum Verb {
         file: PathBuf,
 
         #[command(flatten)]
+        grants: GrantFlags,
+
+        #[command(flatten)]
         limits: LimitFlags,
     },
     /// Serve, and write down what peers and guests say to each other
@@ -171,6 +197,9 @@ enum Verb {
         file: PathBuf,
 
         #[command(flatten)]
+        grants: GrantFlags,
+
+        #[command(flatten)]
         limits: LimitFlags,
     },
 }
@@ -181,9 +210,9 @@ pub enum Command {
     /// To serve.
     Serve(Box<Config>),
     /// To say what a component is.
-    Check(PathBuf, Limits),
+    Check(PathBuf, Limits, Grants),
     /// To have a component take part in the conversations of a directory.
-    Replay(PathBuf, PathBuf, Limits),
+    Replay(PathBuf, PathBuf, Limits, Grants),
 }
 
 impl From<Cli> for Command {
@@ -194,8 +223,13 @@ impl From<Cli> for Command {
                 record: Some(to),
                 ..(*service).into()
             })),
-            Some(Verb::Check { file, limits }) => Self::Check(file, limits.into()),
-            Some(Verb::Replay { dir, file, limits }) => Self::Replay(dir, file, limits.into()),
+            Some(Verb::Check { file, grants, limits }) => Self::Check(file, limits.into(), grants.into()),
+            Some(Verb::Replay {
+                dir,
+                file,
+                grants,
+                limits,
+            }) => Self::Replay(dir, file, limits.into(), grants.into()),
         }
     }
 }
@@ -241,6 +275,7 @@ impl From<ServiceFlags> for Config {
             component: flags.component,
             watch: flags.watch,
             migrate: flags.migrate,
+            grants: flags.grants.into(),
             drain_generations: flags.drain_generations.0,
             gate: flags.gate,
             record: None,
@@ -272,6 +307,17 @@ impl From<ServiceFlags> for Config {
     }
 }
 
+impl From<GrantFlags> for Grants {
+    fn from(flags: GrantFlags) -> Self {
+        Self {
+            args: flags.args,
+            env: flags.env,
+            dirs: flags.dir,
+            outbound: flags.allow_outbound,
+        }
+    }
+}
+
 impl From<LimitFlags> for Limits {
     fn from(flags: LimitFlags) -> Self {
         Self {
@@ -297,6 +343,45 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected ADDRESS:PORT with a numeric address, as 127.0.0.1:8080 or [::1]:8080".to_owned()
     })
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+fn directory(text: &str) -> Result<GrantedDir, String> {
+    let (host, guest) = text
+        .split_once("::")
+        .ok_or("expected HOST::GUEST, as ./data::/data, or HOST::GUEST:rw")?;
+    let (guest, writable) = match (guest.strip_suffix(":rw"), guest.strip_suffix(":ro")) {
+        (Some(guest), _) => (guest, true),
+        (None, Some(guest)) => (guest, false),
+        (None, None) => (guest, false),
+    };
+    if guest.is_empty() {
+        return Err("expected the guest's name for the directory after `::`".to_owned());
+    }
+    let host = PathBuf::from(host);
+    if !host.is_dir() {
+        return Err(format!("`{}` is not a directory", host.display()));
+    }
+    Ok(GrantedDir {
+        host,
+        guest: guest.to_owned(),
+        writable,
+    })
+}
+
+fn destination(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected HOST:PORT, as 192.0.2.7:5432 or [2001:db8::7]:5432".to_owned()),
+    }
 }
 
 fn threads(text: &str) -> Result<NonZeroUsize, String> {

@@ -12,6 +12,8 @@ pub struct Config {
     pub component: Option<PathBuf>,
     /// Whether the component is loaded again when its file changes.
     pub watch: bool,
+    /// What guests may use beyond their connection.
+    pub grants: Grants,
     /// Idle sessions move when another generation replaces theirs.
     pub migrate: bool,
     /// How long connections of a generation may go on when another has replaced it; `None` for as long as they like.
@@ -134,6 +136,30 @@ impl Default for Limits {
             max_bytes_out: None,
         }
     }
+}
+
+/// What guests may use beyond their connection. Clocks and random numbers are granted to all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Arguments, after the name of the program.
+    pub args: Vec<String>,
+    /// Variables of the environment.
+    pub env: Vec<(String, String)>,
+    /// Directories.
+    pub dirs: Vec<GrantedDir>,
+    /// Destinations that may be connected to by TCP, as `HOST:PORT`. Names are resolved at the start.
+    pub outbound: Vec<String>,
+}
+
+/// A directory that guests may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedDir {
+    /// Where it is.
+    pub host: PathBuf,
+    /// What guests call it.
+    pub guest: String,
+    /// Guests may write to it too.
+    pub writable: bool,
 }
 
 /// So many connections in so much time: as many at once if none have come for that long, and then evenly.

@@ -97,6 +97,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// Why, where the outcome alone does not say.
     pub reason: Option<String>,
+    /// The exit status of a program that has ended it.
+    pub status: Option<i32>,
     /// Bytes that came from the peer.
     pub bytes_in: u64,
     /// Bytes that were handed to the transport.
@@ -124,10 +126,14 @@ where
     let inbound = Half::new(reader, limits.max_bytes_in);
     let outbound = Half::new(writer, limits.max_bytes_out);
     let mut cut = pin!(cut);
+    let mut status = None;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
         biased;
         ended = sandbox::serve(seat, peer, &inbound, &outbound) => {
+            if let Ok(End::Exited(with)) = ended {
+                status = Some(with);
+            }
             judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
         passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),
@@ -157,6 +163,7 @@ where
     Report {
         outcome,
         reason,
+        status,
         bytes_in: inbound.bytes(),
         bytes_out: outbound.bytes(),
         duration: start.elapsed(),
@@ -179,7 +186,7 @@ fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (O
         (Ok(_), Some(Failure::Reset)) => (Outcome::PeerReset, None),
         (Ok(_), Some(failure)) => (Outcome::PeerLost, Some(format!("{failure:?}"))),
         (Ok(End::Reset(code)), None) => (Outcome::GuestReset, Some(code.to_owned())),
-        (Ok(End::Finished), None) => (Outcome::Finished, None),
+        (Ok(End::Finished | End::Exited(_)), None) => (Outcome::Finished, None),
     }
 }
 

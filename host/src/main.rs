@@ -78,10 +78,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 Drained::Quit => ExitCode::FAILURE,
             });
         }
-        Command::Check(file, limits) => check(&file, &limits).await?,
-        Command::Replay(dir, file, limits) => {
+        Command::Check(file, limits, grants) => check(&file, &limits, &grants).await?,
+        Command::Replay(dir, file, limits, grants) => {
             let conversations = Conversation::read_all(&dir)?;
-            let sandbox = Sandbox::new(&limits, &CacheDir::OfUser).context("cannot start the sandbox")?;
+            let sandbox =
+                Sandbox::new(&limits, &grants, &CacheDir::OfUser).context("cannot start the sandbox")?;
             let generation = sandbox.load(&Origin::File(file).read()?).await?;
             match replay(&generation, &limits, &conversations).await {
                 Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
@@ -102,7 +103,8 @@ async fn serve(config: &Config) -> anyhow::Result<Drained> {
         Conversation::read_all(gate).context("nothing could pass --gate")?;
     }
     let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
-    let sandbox = Sandbox::new(&config.limits, &config.cache).context("cannot start the sandbox")?;
+    let sandbox =
+        Sandbox::new(&config.limits, &config.grants, &config.cache).context("cannot start the sandbox")?;
     let generation = sandbox.load(&source.read()?).await?;
     system::check_mappings(config, generation.mappings());
     info!(contract = generation.contract().as_str(), "serving with {source}");

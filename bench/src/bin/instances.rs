@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use host::config::{CacheDir, Limits};
+use host::config::{CacheDir, Grants, Limits};
 use host::sandbox::{Origin, Sandbox};
 
 /// Instances of one round, and rounds, of which the best counts: what disturbs only ever adds.
@@ -16,7 +16,7 @@ async fn main() -> Result<()> {
     let file = std::env::args()
         .nth(1)
         .context("the component to make instances of")?;
-    let sandbox = Sandbox::new(&Limits::default(), &CacheDir::Off)?;
+    let sandbox = Sandbox::new(&Limits::default(), &Grants::default(), &CacheDir::Off)?;
     let generation = sandbox.load(&Origin::File(PathBuf::from(file)).read()?).await?;
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {

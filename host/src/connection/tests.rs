@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 use super::*;
-use crate::config::CacheDir;
+use crate::config::{CacheDir, Grants};
 use crate::sandbox::{Generation, Origin, Sandbox};
 
 async fn generation(guest: &str) -> Arc<Generation> {
@@ -19,7 +19,7 @@ async fn generation(guest: &str) -> Arc<Generation> {
     let path = GUESTS
         .iter()
         .find(|path| path.file_stem() == Some(Path::new(guest).as_os_str()));
-    let sandbox = Sandbox::new(&limits(), &CacheDir::Off).unwrap();
+    let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
     sandbox
         .load(&Origin::File(path.unwrap().clone()).read().unwrap())
         .await

@@ -21,7 +21,7 @@ use wasmtime::component::Component;
 
 use crate::config::CacheDir;
 use crate::failpoint;
-use crate::sandbox::Content;
+use crate::sandbox::Digest;
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -87,24 +87,25 @@ impl Cache {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// The component of `content`, out of the cache if it is there, compiled and put there if not, and whether it was
-    /// compiled.
+    /// The component of this digest, out of the cache if it is there, by `compile` and put there if not, and whether it
+    /// was compiled.
     ///
     /// # Errors
     ///
-    /// It is not a valid component.
+    /// Those of `compile`.
     pub(super) fn component(
         &self,
         engine: &Engine,
-        content: &Content,
+        digest: &Digest,
+        compile: impl FnOnce() -> wasmtime::Result<Component>,
     ) -> wasmtime::Result<(Component, bool)> {
-        let path = self.dir.join(name(engine, &content.digest));
+        let path = self.dir.join(name(engine, digest));
         match find(engine, &path) {
             Ok(Some(component)) => return Ok((component, false)),
             Ok(None) => {}
             Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
         }
-        let component = Component::new(engine, content.bytes())?;
+        let component = compile()?;
         if let Err(error) = self.keep(&path, &component) {
             debug!(path = %path.display(), %error, "cannot keep compiled code");
         }
@@ -154,7 +155,7 @@ impl Cache {
 }
 
 /// The name of the entry for the component of this digest as `engine` compiles it.
-fn name(engine: &Engine, component: &super::Digest) -> String {
+fn name(engine: &Engine, component: &Digest) -> String {
     let mut digest = Hashed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut digest);
     digest.0.update(component);
@@ -249,12 +250,15 @@ mod tests {
         }
     }
 
-    fn empty() -> Content {
-        component("(component)")
+    fn empty() -> Vec<u8> {
+        wat::parse_str("(component)").unwrap()
     }
 
-    fn component(text: &str) -> Content {
-        Content::new("a test's".to_owned(), wat::parse_str(text).unwrap())
+    /// Takes a component out of the cache, and tells whether it was compiled.
+    fn component(cache: &Cache, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<bool> {
+        let digest = Sha256::digest(bytes).into();
+        let found = cache.component(engine, &digest, || Component::new(engine, bytes));
+        found.map(|(_, compiled)| compiled)
     }
 
     #[test]
@@ -262,11 +266,11 @@ mod tests {
         let dir = Dir::new("found");
         let cache = Cache::open(&dir.0).unwrap();
         let engine = Engine::default();
-        assert!(cache.component(&engine, &empty()).unwrap().1);
+        assert!(component(&cache, &engine, &empty()).unwrap());
         assert_eq!(dir.entries().len(), 1);
-        assert!(!cache.component(&engine, &empty()).unwrap().1);
-        let other = component("(component (core module))");
-        cache.component(&engine, &other).unwrap();
+        assert!(!component(&cache, &engine, &empty()).unwrap());
+        let other = wat::parse_str("(component (core module))").unwrap();
+        component(&cache, &engine, &other).unwrap();
         assert_eq!(dir.entries().len(), 2);
     }
 
@@ -275,7 +279,7 @@ mod tests {
         let dir = Dir::new("damaged");
         let cache = Cache::open(&dir.0).unwrap();
         let engine = Engine::default();
-        cache.component(&engine, &empty()).unwrap();
+        component(&cache, &engine, &empty()).unwrap();
         let path = dir.entries().remove(0);
         let whole = fs::read(&path).unwrap();
         let mut flipped = whole.clone();
@@ -283,7 +287,7 @@ mod tests {
         for damaged in [&flipped[..], &whole[..whole.len() - 1], &whole[..DIGEST - 1], &[]] {
             fs::write(&path, damaged).unwrap();
             assert!(find(&engine, &path).is_err());
-            cache.component(&engine, &empty()).unwrap();
+            component(&cache, &engine, &empty()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
     }
@@ -296,7 +300,7 @@ mod tests {
             let file = File::create(dir.0.join(name)).unwrap();
             file.set_modified(SystemTime::now() - age).unwrap();
         }
-        cache.component(&Engine::default(), &empty()).unwrap();
+        component(&cache, &Engine::default(), &empty()).unwrap();
         let mut left = dir.entries();
         left.retain(|path| path.extension().is_some_and(|end| end == PART));
         assert_eq!(left, [dir.0.join("2-0.part")]);
@@ -307,9 +311,8 @@ mod tests {
         let dir = Dir::new("gone");
         let cache = Cache::open(&dir.0).unwrap();
         fs::remove_dir(&dir.0).unwrap();
-        assert!(cache.component(&Engine::default(), &empty()).is_ok());
-        let invalid = Content::new("a test's".to_owned(), b"\0asm".to_vec());
-        assert!(cache.component(&Engine::default(), &invalid).is_err());
+        assert!(component(&cache, &Engine::default(), &empty()).is_ok());
+        assert!(component(&cache, &Engine::default(), b"\0asm").is_err());
     }
 
     #[test]

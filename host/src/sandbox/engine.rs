@@ -6,6 +6,7 @@ use tracing::warn;
 use wasmtime::component::Linker;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::grants::Granted;
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
@@ -75,12 +76,18 @@ pub(super) struct Engine {
     pub(super) linker: Linker<State>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
+    pub(super) granted: Arc<Granted>,
     /// `None` where instances are allocated on demand.
     pub(super) pool: Option<Pool>,
 }
 
 impl Engine {
-    pub(super) fn new(needs: Needs, limits: &Limits, ticker: &Arc<Ticker>) -> wasmtime::Result<Self> {
+    pub(super) fn new(
+        needs: Needs,
+        limits: &Limits,
+        granted: &Arc<Granted>,
+        ticker: &Arc<Ticker>,
+    ) -> wasmtime::Result<Self> {
         let (engine, pool) = allocate(needs, limits)?;
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
@@ -93,6 +100,7 @@ impl Engine {
             linker,
             ticker: Arc::clone(ticker),
             limits: *limits,
+            granted: Arc::clone(granted),
             pool,
         })
     }

@@ -6,6 +6,7 @@ use super::Sandbox;
 use super::contract::Contract;
 use super::generation::Content;
 use super::load_error::LoadError;
+use crate::config::Grants;
 
 /// Bytes in a page of a memory, in which its size is given.
 const PAGE: u64 = 64 << 10;
@@ -40,7 +41,7 @@ impl Sandbox {
     /// # Errors
     ///
     /// It cannot serve.
-    pub async fn inspect(&self, content: &Content) -> Result<Facts, LoadError> {
+    pub async fn inspect(&self, content: &Content, grants: &Grants) -> Result<Facts, LoadError> {
         let start = Instant::now();
         let generation = self.load(content).await?;
         let took = start.elapsed();
@@ -49,7 +50,7 @@ impl Sandbox {
         let imports = ty
             .imports(component.engine())
             .map(|(name, _)| Import {
-                granted: granted(name),
+                granted: granted(name, grants, generation.contract()),
                 name: name.to_owned(),
             })
             .collect();
@@ -68,7 +69,8 @@ impl Sandbox {
 }
 
 /// What a guest gets from `import`, which the linker has.
-fn granted(import: &str) -> &'static str {
+fn granted(import: &str, grants: &Grants, contract: Contract) -> &'static str {
+    let program = contract == Contract::Cli;
     let interface = import.split('@').next().unwrap_or_default();
     let package = interface.split('/').next().unwrap_or_default();
     match (package, interface) {
@@ -76,11 +78,18 @@ fn granted(import: &str) -> &'static str {
         ("wasi:clocks", _) => "granted",
         ("wasi:random", _) => "granted",
         ("wasi:io", _) => "granted, for what else is",
-        ("wasi:filesystem", _) => "there is no directory",
-        ("wasi:sockets", _) => "every use is refused",
-        (_, "wasi:cli/environment") => "there are no arguments and no variables",
+        ("wasi:filesystem", _) if grants.dirs.is_empty() => "there is no directory",
+        ("wasi:filesystem", _) => "the directories of --dir",
+        ("wasi:sockets", _) if grants.outbound.is_empty() => "every use is refused",
+        ("wasi:sockets", _) => "connecting to --allow-outbound, and nothing else",
+        (_, "wasi:cli/environment") if program => "arguments, the peer's address, and --env",
+        (_, "wasi:cli/environment") => "arguments and --env",
+        (_, "wasi:cli/stdin") if program => "what the peer sends",
         (_, "wasi:cli/stdin") => "it is empty",
-        (_, "wasi:cli/stdout" | "wasi:cli/stderr") => "it goes nowhere",
+        (_, "wasi:cli/stdout") if program => "what the peer gets",
+        (_, "wasi:cli/stdout") => "it goes nowhere",
+        (_, "wasi:cli/stderr") => "it goes to the log",
+        (_, "wasi:cli/exit") if program => "it ends the connection, with FIN",
         (_, "wasi:cli/exit") => "it ends the connection, with a reset",
         _ => "there is nothing behind it",
     }
@@ -92,6 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_granted_does_not_depend_on_a_version() {
+        let granted = |import| granted(import, &Grants::default(), Contract::Streams);
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.2.6"), "granted");
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.3.0"), "granted");
         assert_eq!(granted("wasi:cli/stdin@0.2.6"), "it is empty");

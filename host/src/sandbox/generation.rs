@@ -1,5 +1,6 @@
 //! Generations: loaded components.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::future::{pending, poll_fn};
@@ -16,9 +17,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+};
 use wasmparser::{Parser, Payload, Validator, WasmFeatures};
+use wasmtime::Store;
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
+use wit_component::ComponentEncoder;
 
 use super::Sandbox;
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
@@ -65,7 +71,11 @@ impl Origin {
                 error,
             })?,
         };
-        Ok(Content::new(self.to_string(), bytes))
+        let program = match self {
+            Self::Embedded => "echo".into(),
+            Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy(),
+        };
+        Ok(Content::new(self.to_string(), &program, bytes))
     }
 }
 
@@ -89,13 +99,16 @@ pub struct Content {
     pub name: String,
     /// What it is told by from others.
     pub digest: Digest,
+    /// How it is named to itself.
+    program: Arc<str>,
     bytes: Vec<u8>,
 }
 
 impl Content {
-    pub(super) fn new(name: String, bytes: Vec<u8>) -> Self {
+    pub(super) fn new(name: String, program: &str, bytes: Vec<u8>) -> Self {
         Self {
             name,
+            program: program.into(),
             digest: Sha256::digest(&bytes).into(),
             bytes,
         }
@@ -124,6 +137,8 @@ impl fmt::Display for Origin {
 pub struct Generation {
     pub(super) prepared: Prepared,
     pub(super) engine: Engine,
+    /// Its name, for itself.
+    program: Arc<str>,
     mappings: u64,
     digest: Digest,
 }
@@ -151,6 +166,7 @@ impl Sandbox {
         let generation = Generation {
             mappings: engine.mappings(memories),
             digest: content.digest,
+            program: Arc::clone(&content.program),
             prepared,
             engine,
         };
@@ -170,9 +186,10 @@ impl Sandbox {
             .engine(needs(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
+        let compile = || Component::new(engine.engine(), componentize(bytes)?);
         let component = match &self.cache {
-            Some(cache) => cache.component(engine.engine(), content),
-            None => Component::new(engine.engine(), bytes).map(|component| (component, true)),
+            Some(cache) => cache.component(engine.engine(), &content.digest, compile),
+            None => compile().map(|component| (component, true)),
         };
         Ok(match component {
             Ok((component, compiled)) => {
@@ -206,13 +223,18 @@ impl Generation {
         self.mappings
     }
 
+    /// A store for an instance, for the connection of this number.
+    pub(super) fn store(&self, connection: u64) -> wasmtime::Result<Store<State>> {
+        State::store(&self.engine, &self.program, connection)
+    }
+
     /// Makes an instance and drops it.
     ///
     /// # Errors
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        let mut store = State::store(&self.engine);
+        let mut store = self.store(0)?;
         let probe = self.prepared.probe(&mut store);
         self.engine.ticker.run(probe).await
     }
@@ -244,7 +266,7 @@ where
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     // In a box, so that what a relay holds of it is gone with the instance.
     let guest = Box::pin(async {
-        let mut store = State::store(&generation.engine);
+        let mut store = generation.store(peer.connection).map_err(Fault::Start)?;
         contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
     });
     let guest = ticker.run(guest);
@@ -308,13 +330,33 @@ impl fmt::Debug for Generation {
 fn look(bytes: &[u8]) -> Result<(), Refusal> {
     match bytes {
         [] => Err(Refusal::Empty),
-        [b'\0', b'a', b's', b'm', _, _, 1, 0, ..] => Ok(()),
-        [b'\0', b'a', b's', b'm', _, _, 0, 0, ..] => Err(Refusal::CoreModule),
         [b'\0', b'a', b's', b'm', ..] => Ok(()),
         _ => {
             let found = bytes[..bytes.len().min(8)].escape_ascii().to_string();
             Err(Refusal::NotWasm { found })
         }
+    }
+}
+
+/// A component of a core module, as programs for WASI preview 1 are; or what is one already.
+fn componentize(bytes: &[u8]) -> wasmtime::Result<Cow<'_, [u8]>> {
+    if !Parser::is_core_wasm(bytes) {
+        return Ok(bytes.into());
+    }
+    let component = ComponentEncoder::default()
+        .module(bytes)
+        .and_then(|encoder| {
+            encoder.adapter(
+                WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
+                WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+            )
+        })
+        .and_then(|mut encoder| encoder.encode());
+    match component {
+        Ok(component) => Ok(component.into()),
+        Err(error) => Err(wasmtime::format_err!(
+            "it is a core module, and not one that is a program for WASI preview 1: {error:#}"
+        )),
     }
 }
 
@@ -351,7 +393,7 @@ fn find_contract(component: &Component) -> Result<Contract, Refusal> {
     let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
     if let Some(contract) = Contract::ALL
         .into_iter()
-        .find(|c| exports.contains(&c.interface()))
+        .find(|c| exports.iter().any(|export| c.is_exported_as(export)))
     {
         return Ok(contract);
     }
@@ -373,6 +415,7 @@ fn find_contract(component: &Component) -> Result<Contract, Refusal> {
         found,
         streams: Contract::Streams.interface(),
         sessions: Contract::Sessions.interface(),
+        cli: Contract::Cli.interface(),
     })
 }
 
@@ -423,7 +466,6 @@ mod tests {
     #[test]
     fn what_is_no_component_is_told_by_its_first_bytes() {
         assert!(matches!(look(b""), Err(Refusal::Empty)));
-        assert!(matches!(look(b"\0asm\x01\0\0\0"), Err(Refusal::CoreModule)));
         assert!(matches!(look(b"\x7fELF"), Err(Refusal::NotWasm { found }) if found == "\\x7fELF"));
         assert!(look(ECHO).is_ok());
     }

@@ -44,12 +44,6 @@ pub enum Refusal {
         /// Its first bytes.
         found: String,
     },
-    /// It is a core module.
-    #[error(
-        "is a core WebAssembly module, not a component: build it for wasm32-wasip2, or turn it into a component \
-         with `wasm-tools component new`"
-    )]
-    CoreModule,
     /// It is damaged, or uses what this version of wasmtime does not know.
     #[error("is not a valid component ({0}): build it again, or copy it whole")]
     Invalid(String),
@@ -65,7 +59,7 @@ pub enum Refusal {
     },
     /// It exports no contract.
     #[error(
-        "exports {found}: expected `{streams}` or `{sessions}`; build it against world `service` or `session-service` of `wit/`"
+        "exports {found}: expected `{streams}`, `{sessions}` or `{cli}`; build it against world `service` or `session-service` of `wit/`, or as a program"
     )]
     NoContract {
         /// What it exports.
@@ -74,6 +68,8 @@ pub enum Refusal {
         streams: &'static str,
         /// The sessions contract.
         sessions: &'static str,
+        /// The contract of programs.
+        cli: &'static str,
     },
     /// It is a middleware that nothing was composed with.
     #[error(

@@ -5,12 +5,15 @@
 
 mod cache;
 mod contract;
+mod diagnostics;
 mod engine;
 mod facts;
 mod generation;
+mod grants;
 mod load_error;
 mod seat;
 mod state;
+mod stdio;
 mod ticker;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,9 +24,10 @@ pub use generation::{Content, Digest, Generation, Origin, serve};
 pub use load_error::{LoadError, Refusal};
 pub use seat::{Offer, Seat, Stays};
 
-use crate::config::{CacheDir, Limits};
+use crate::config::{CacheDir, Grants, Limits};
 use cache::Cache;
 use engine::{Engine, Needs};
+use grants::Granted;
 use ticker::Ticker;
 
 /// What connections share: engines, linkers, and the clock that interrupts guests.
@@ -34,20 +38,23 @@ use ticker::Ticker;
 #[derive(Debug)]
 pub struct Sandbox {
     limits: Limits,
+    granted: Arc<Granted>,
     cache: Option<Cache>,
     ticker: Arc<Ticker>,
     engines: Mutex<Vec<(Needs, Engine)>>,
 }
 
 impl Sandbox {
-    /// A sandbox whose instances have to keep to `limits`, and which keeps compiled components in `cache`.
+    /// A sandbox whose instances have to keep to `limits` and may use what is granted, and which keeps compiled components
+    /// in `cache`.
     ///
     /// # Errors
     ///
-    /// The thread of its clock cannot be started.
-    pub fn new(limits: &Limits, cache: &CacheDir) -> std::io::Result<Self> {
+    /// The thread of its clock cannot be started, or a destination that is granted has no address.
+    pub fn new(limits: &Limits, grants: &Grants, cache: &CacheDir) -> std::io::Result<Self> {
         Ok(Self {
             limits: *limits,
+            granted: Arc::new(Granted::resolve(grants)?),
             cache: Cache::choose(cache),
             ticker: Ticker::start(limits.cpu_slice)?,
             engines: Mutex::new(Vec::new()),
@@ -59,7 +66,7 @@ impl Sandbox {
         if let Some((_, engine)) = engines.iter().find(|(has, _)| *has == needs) {
             return Ok(engine.clone());
         }
-        let engine = Engine::new(needs, &self.limits, &self.ticker)?;
+        let engine = Engine::new(needs, &self.limits, &self.granted, &self.ticker)?;
         engines.push((needs, engine.clone()));
         Ok(engine)
     }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store};
-use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::engine::Engine;
+use super::grants::Granted;
 use super::ticker::Ticker;
 
 /// Handles that a guest may hold at once. Beyond it, it traps.
@@ -24,20 +26,40 @@ const MAX_PARTS: usize = 1000;
 pub(super) struct State {
     ticker: Arc<Ticker>,
     max_call_time: Option<Duration>,
+    granted: Arc<Granted>,
+    program: Arc<str>,
+    connection: u64,
     wasi: Option<WasiCtx>,
     table: ResourceTable,
     memory: Memory,
 }
 
 impl State {
-    /// A store for one instance.
-    pub(super) fn store(engine: &Engine) -> Store<Self> {
+    /// A store for one instance of `program`, for the connection of this number.
+    ///
+    /// # Errors
+    ///
+    /// A directory that is granted cannot be opened.
+    pub(super) fn store(
+        engine: &Engine,
+        program: &Arc<str>,
+        connection: u64,
+    ) -> wasmtime::Result<Store<Self>> {
+        let granted = Arc::clone(&engine.granted);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
-            wasi: None,
+            wasi: if granted.has_dirs() {
+                Some(granted.all(program, connection)?.build())
+            } else {
+                // Few guests ask WASI for anything, so it is made when one does.
+                None
+            },
+            granted,
+            program: Arc::clone(program),
+            connection,
             table,
             memory: Memory {
                 used: 0,
@@ -50,7 +72,23 @@ impl State {
         store.set_hostcall_fuel(MAX_CALL_BYTES);
         store.epoch_deadline_callback(|store| Ok(store.data().ticker.interrupt()));
         store.set_epoch_deadline(1);
-        store
+        Ok(store)
+    }
+
+    /// Gives a program what it finds when it starts: its environment, its standard input and its standard output.
+    ///
+    /// # Errors
+    ///
+    /// A directory that is granted cannot be opened.
+    pub(super) fn make_program(
+        &mut self,
+        env: &[(&'static str, String)],
+        stdin: impl StdinStream + 'static,
+        stdout: impl StdoutStream + 'static,
+    ) -> wasmtime::Result<()> {
+        let mut wasi = self.granted.all(&self.program, self.connection)?;
+        self.wasi = Some(wasi.envs(env).stdin(stdin).stdout(stdout).build());
+        Ok(())
     }
 
     /// How long a call may take.
@@ -66,22 +104,19 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        let Self {
+            granted,
+            program,
+            connection,
+            wasi,
+            table,
+            ..
+        } = self;
         WasiCtxView {
-            // Few guests ask WASI for anything, so it is made when one does.
-            ctx: self.wasi.get_or_insert_with(nothing_granted),
-            table: &mut self.table,
+            ctx: wasi.get_or_insert_with(|| granted.without_dirs(program, *connection).build()),
+            table,
         }
     }
-}
-
-/// A WASI in which clocks and random numbers work and nothing else is behind anything: no argument, no
-/// environment, no file, no socket, an empty standard input, and outputs that go nowhere.
-fn nothing_granted() -> WasiCtx {
-    WasiCtxBuilder::new()
-        .allow_tcp(false)
-        .allow_udp(false)
-        .allow_ip_name_lookup(false)
-        .build()
 }
 
 /// Counts the bytes of all linear memories and tables of an instance together.

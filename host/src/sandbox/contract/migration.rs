@@ -69,7 +69,13 @@ pub(super) async fn attempt<'a, S: Seat>(
         return Ok(false);
     };
     // Both instances are there for a moment.
-    let mut other = State::store(&to.engine);
+    let mut other = match to.store(peer.connection) {
+        Ok(store) => store,
+        Err(error) => {
+            offer.decline(Stays::Failed(Fault::Start(error)));
+            return Ok(true);
+        }
+    };
     match restore(sessions, migration, &mut other, peer, &state).await {
         Ok(Ok(restored)) => {
             *session = restored;

@@ -1,5 +1,6 @@
 //! The contracts: how a connection is handed to an instance.
 
+mod command;
 mod handler;
 mod migration;
 mod sessions;
@@ -24,6 +25,7 @@ use crate::bindings::service::inet::service::types as service;
 use crate::bindings::session_service::inet::service::types as session_service;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
+use command::Command;
 use sessions::Sessions;
 
 /// The version of the package `inet:service` that this host serves.
@@ -39,26 +41,37 @@ pub enum Contract {
     Streams,
     /// `inet:service/sessions`: the guest answers events.
     Sessions,
+    /// `wasi:cli/run`: a program with standard input and output.
+    Cli,
 }
 
 impl Contract {
     /// Every contract; where a component exports more than one, the first counts.
-    pub(super) const ALL: [Self; 2] = [Self::Sessions, Self::Streams];
+    pub(super) const ALL: [Self; 3] = [Self::Sessions, Self::Streams, Self::Cli];
 
     /// Its name in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Streams => "streams",
             Self::Sessions => "sessions",
+            Self::Cli => "cli",
         }
     }
 
-    /// The interface that a component exports for it.
+    /// The interface that a component exports for it; of WASI's, any version that is compatible.
     pub(super) const fn interface(self) -> &'static str {
         match self {
             Self::Streams => "inet:service/handler@0.1.0",
             Self::Sessions => "inet:service/sessions@0.1.0",
+            Self::Cli => "wasi:cli/run",
         }
+    }
+
+    /// Whether `export` is that interface.
+    pub(super) fn is_exported_as(self, export: &str) -> bool {
+        let version = export.strip_prefix(self.interface());
+        version == Some("")
+            || self == Self::Cli && version.is_some_and(|v| v.starts_with("@0.2.") || v.starts_with("@0.3."))
     }
 }
 
@@ -67,6 +80,8 @@ impl Contract {
 pub enum End {
     /// With FIN, after all bytes; or the peer did away with it, and its [`Half`] says how.
     Finished,
+    /// With FIN after all bytes, by a program with this exit status.
+    Exited(i32),
     /// With a reset, for the reason that this word of the contract gives.
     Reset(&'static str),
 }
@@ -145,6 +160,7 @@ async fn within<T>(
 pub(super) enum Prepared {
     Streams(ServicePre<State>),
     Sessions(Sessions),
+    Cli(Command),
 }
 
 impl Prepared {
@@ -157,6 +173,7 @@ impl Prepared {
         Ok(match contract {
             Contract::Streams => Self::Streams(ServicePre::new(pre)?),
             Contract::Sessions => Self::Sessions(Sessions::new(pre)?),
+            Contract::Cli => Self::Cli(Command::new(pre)?),
         })
     }
 
@@ -164,6 +181,7 @@ impl Prepared {
         match self {
             Self::Streams(_) => Contract::Streams,
             Self::Sessions(_) => Contract::Sessions,
+            Self::Cli(_) => Contract::Cli,
         }
     }
 
@@ -171,6 +189,7 @@ impl Prepared {
         match self {
             Self::Streams(pre) => pre.instance_pre().component(),
             Self::Sessions(sessions) => sessions.component(),
+            Self::Cli(command) => command.component(),
         }
     }
 
@@ -183,13 +202,14 @@ impl Prepared {
         match self {
             Self::Streams(pre) => pre.instantiate_async(store).await.map(drop),
             Self::Sessions(sessions) => sessions.probe(store).await,
+            Self::Cli(command) => command.probe(store).await,
         }
     }
 
     /// The component as one whose connections are sessions.
     fn sessions(&self) -> Option<&Sessions> {
         match self {
-            Self::Streams(_) => None,
+            Self::Streams(_) | Self::Cli(_) => None,
             Self::Sessions(sessions) => Some(sessions),
         }
     }
@@ -224,6 +244,11 @@ where
             let session = sessions.open(&mut *store, peer).await?;
             drop(generation);
             let end = sessions::serve(seat, session, store, peer, inbound, outbound).await?;
+            Ok(Served::Ended(end))
+        }
+        Prepared::Cli(command) => {
+            let started = || seat.started();
+            let end = command::serve(command, store, peer, inbound, outbound, started).await?;
             Ok(Served::Ended(end))
         }
     }

@@ -1,0 +1,165 @@
+//! The contract of WASI's programs, `wasi:cli/run`: standard input and output are the halves of a connection.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use wasmtime::Store;
+use wasmtime::component::{Component, InstancePre};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
+
+use super::{End, Fault, within};
+use crate::half::Half;
+use crate::peer::Peer;
+use crate::sandbox::state::State;
+use crate::sandbox::stdio::{Stdin, Stdout, Turned};
+
+/// A program that is ready to be instantiated, by the version of WASI that it is written for.
+pub(in crate::sandbox) enum Command {
+    /// WASI 0.2.
+    Plain(CommandPre<State>),
+    /// WASI 0.3.
+    Concurrent(ConcurrentPre<State>),
+}
+
+impl Command {
+    /// Looks up what a program exports.
+    ///
+    /// # Errors
+    ///
+    /// It is not there, or not of the type that WASI has.
+    pub(super) fn new(pre: InstancePre<State>) -> wasmtime::Result<Self> {
+        match CommandPre::new(pre.clone()) {
+            Ok(pre) => Ok(Self::Plain(pre)),
+            Err(_) => ConcurrentPre::new(pre).map(Self::Concurrent),
+        }
+    }
+
+    pub(super) fn component(&self) -> &Component {
+        match self {
+            Self::Plain(pre) => pre.instance_pre().component(),
+            Self::Concurrent(pre) => pre.instance_pre().component(),
+        }
+    }
+
+    /// Makes an instance and drops it.
+    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
+        match self {
+            Self::Plain(pre) => pre.instantiate_async(store).await.map(drop),
+            Self::Concurrent(pre) => pre.instantiate_async(store).await.map(drop),
+        }
+    }
+}
+
+/// Runs the program with one connection, and calls `started` once it has turned to that.
+pub(super) async fn serve<R, W>(
+    command: &Command,
+    store: &mut Store<State>,
+    peer: &Peer,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+    started: impl FnOnce(),
+) -> Result<End, Fault>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
+        return Ok(End::Finished);
+    };
+    let turned = Turned::default();
+    let stdin = Stdin::new(reader, turned.clone());
+    let stdout = Stdout::new(writer, turned.clone());
+    store
+        .data_mut()
+        .make_program(&ucspi(peer), stdin, stdout.clone())
+        .map_err(Fault::Start)?;
+    let max = store.data().max_call_time();
+    let mut started = Some(started);
+    let ran = match command {
+        Command::Plain(pre) => {
+            let program = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+            noting(&turned, &mut started, program.wasi_cli_run().call_run(store)).await
+        }
+        Command::Concurrent(pre) => {
+            let program = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+            let run = store.run_concurrent(async |accessor| {
+                let ran = program.wasi_cli_run().call_run(accessor).await?;
+                // What it has written may still be on its way.
+                poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                wasmtime::error::Ok(ran)
+            });
+            noting(&turned, &mut started, async { run.await.flatten() }).await
+        }
+    };
+    let status = match ran {
+        Ok(Ok(())) => 0,
+        Ok(Err(())) => 1,
+        Err(error) => match error.downcast_ref::<I32Exit>() {
+            Some(I32Exit(status)) => *status,
+            None => return Err(Fault::Trap(error)),
+        },
+    };
+    if let Some(started) = started {
+        started();
+    }
+    stdout.drained().await;
+    Ok(End::Exited(status))
+}
+
+/// Runs a program, and calls `started` once it has turned to its connection.
+async fn noting<T>(turned: &Turned, started: &mut Option<impl FnOnce()>, run: impl Future<Output = T>) -> T {
+    let mut run = pin!(run);
+    poll_fn(|cx| {
+        let polled = run.as_mut().poll(cx);
+        if turned.is_set()
+            && let Some(started) = started.take()
+        {
+            started();
+        }
+        polled
+    })
+    .await
+}
+
+/// What a program finds in its environment of its connection, by the Unix client-server program interface
+/// (<https://cr.yp.to/proto/ucspi.txt>).
+fn ucspi(peer: &Peer) -> Vec<(&'static str, String)> {
+    let mut env = vec![("PROTO", "TCP".to_owned())];
+    let ends = [
+        (&peer.remote, "TCPREMOTEIP", "TCPREMOTEPORT"),
+        (&peer.local, "TCPLOCALIP", "TCPLOCALPORT"),
+    ];
+    for (end, ip, port) in ends {
+        if let Ok(address) = end.parse::<SocketAddr>() {
+            env.extend([(ip, address.ip().to_string()), (port, address.port().to_string())]);
+        }
+    }
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_finds_both_ends_of_its_connection() {
+        let peer = Peer {
+            connection: 7,
+            remote: "[2001:db8::7]:49152".into(),
+            local: "192.0.2.1:8080".into(),
+            listener: "test".into(),
+        };
+        let expected = [
+            ("PROTO", "TCP"),
+            ("TCPREMOTEIP", "2001:db8::7"),
+            ("TCPREMOTEPORT", "49152"),
+            ("TCPLOCALIP", "192.0.2.1"),
+            ("TCPLOCALPORT", "8080"),
+        ];
+        assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
+    }
+}

@@ -1,0 +1,139 @@
+//! What guests write to standard error: lines of the log, with the number of the connection.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use tracing::{info, warn};
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+/// Bytes of a line that are logged in one piece.
+const MAX_LINE: usize = 1024;
+
+/// Lines of one connection that are logged.
+const MAX_LINES: u32 = 1000;
+
+/// Bytes that a guest may write at once.
+const PERMIT: usize = 64 << 10;
+
+/// The standard error of a connection's guest. Nothing about it waits or fails.
+#[derive(Clone)]
+pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
+
+struct Lines {
+    connection: u64,
+    partial: Vec<u8>,
+    /// How many have been logged.
+    count: u32,
+}
+
+impl Diagnostics {
+    /// That of the connection of this number; 0 stands for none, of which nothing is logged.
+    pub(super) fn of(connection: u64) -> Self {
+        Self(Arc::new(Mutex::new(Lines {
+            connection,
+            partial: Vec::new(),
+            count: 0,
+        })))
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lines {
+    fn write(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            for piece in piece.chunks(MAX_LINE) {
+                self.partial.extend_from_slice(piece);
+                if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
+                    self.log();
+                }
+            }
+        }
+    }
+
+    fn log(&mut self) {
+        let line = std::mem::take(&mut self.partial);
+        let connection = self.connection;
+        if connection == 0 || self.count > MAX_LINES {
+            return;
+        }
+        self.count += 1;
+        if self.count > MAX_LINES {
+            warn!(
+                connection,
+                "the guest writes more than {MAX_LINES} lines to standard error: no more are logged"
+            );
+            return;
+        }
+        // As a field, so that control characters are escaped and no line of the host can be forged.
+        let line = String::from_utf8_lossy(line.trim_ascii_end());
+        info!(connection, stderr = &*line, "the guest says");
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if !self.partial.is_empty() {
+            self.log();
+        }
+    }
+}
+
+impl IsTerminal for Diagnostics {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Diagnostics {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Diagnostics {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Diagnostics {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.lines().write(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(PERMIT)
+    }
+}
+
+impl AsyncWrite for Diagnostics {
+    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.lines().write(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

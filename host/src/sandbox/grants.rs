@@ -1,0 +1,99 @@
+//! What guests may use beyond their connection, as WASI has it.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
+
+use wasmtime_wasi::sockets::SocketAddrUse;
+use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
+
+use super::diagnostics::Diagnostics;
+use crate::config::{GrantedDir, Grants};
+
+/// The grants, with the names in them resolved.
+#[derive(Debug)]
+pub(super) struct Granted {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    dirs: Vec<GrantedDir>,
+    outbound: Arc<[SocketAddr]>,
+}
+
+impl Granted {
+    /// Resolves the names of destinations.
+    ///
+    /// # Errors
+    ///
+    /// One has no address.
+    pub(super) fn resolve(grants: &Grants) -> io::Result<Self> {
+        let mut outbound = Vec::new();
+        for destination in &grants.outbound {
+            let addresses = destination.to_socket_addrs().map_err(|error| {
+                io::Error::other(format!(
+                    "`{destination}` of --allow-outbound has no address ({error})"
+                ))
+            })?;
+            outbound.extend(addresses);
+        }
+        Ok(Self {
+            args: grants.args.clone(),
+            env: grants.env.clone(),
+            dirs: grants.dirs.clone(),
+            outbound: outbound.into(),
+        })
+    }
+
+    /// Whether what is granted has to be opened for each instance.
+    pub(super) fn has_dirs(&self) -> bool {
+        !self.dirs.is_empty()
+    }
+
+    /// All of it, but for the directories. There is no standard input, standard output goes nowhere, and standard error to
+    /// the log.
+    pub(super) fn without_dirs(&self, program: &str, connection: u64) -> WasiCtxBuilder {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.arg(program)
+            .args(&self.args)
+            .envs(&self.env)
+            .stderr(Diagnostics::of(connection))
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .allow_tcp(!self.outbound.is_empty());
+        if !self.outbound.is_empty() {
+            let outbound = Arc::clone(&self.outbound);
+            wasi.socket_addr_check(move |address, purpose| {
+                let granted = matches!(purpose, SocketAddrUse::TcpConnect) && outbound.contains(&address);
+                Box::pin(async move { granted })
+            });
+        }
+        wasi
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be opened.
+    pub(super) fn all(&self, program: &str, connection: u64) -> wasmtime::Result<WasiCtxBuilder> {
+        let mut wasi = self.without_dirs(program, connection);
+        for GrantedDir {
+            host,
+            guest,
+            writable,
+        } in &self.dirs
+        {
+            let perms = if *writable {
+                FsPerms::ReadWrite
+            } else {
+                FsPerms::ReadOnly
+            };
+            wasi.preopened_dir(host, guest, perms).map_err(|error| {
+                error.context(format!(
+                    "the directory `{}` of --dir cannot be opened",
+                    host.display()
+                ))
+            })?;
+        }
+        Ok(wasi)
+    }
+}

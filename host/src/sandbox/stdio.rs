@@ -1,0 +1,300 @@
+//! Standard input and output of a program: the halves of its connection.
+//!
+//! A program may have several handles of each, which share the half. Bytes pass through as they come: what is
+//! read is what was asked for, and what is written is with the transport, or waits for it, when the call returns.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf as _, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+
+use crate::buffer;
+use crate::half::Lent;
+
+/// Whether a program has turned to its connection yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turned(Arc<AtomicBool>);
+
+impl Turned {
+    fn set(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Standard input.
+pub(super) struct Stdin<R>(Arc<Mutex<Input<R>>>);
+
+struct Input<R> {
+    reader: Lent<R>,
+    turned: Turned,
+    /// What was read to see whether there is something to read.
+    read: Bytes,
+    end: Option<End>,
+}
+
+/// How a half ended, until the program has been told.
+enum End {
+    Closed,
+    Failed(io::Error),
+}
+
+impl End {
+    /// Tells the program, once how it failed, and from then on that it is closed.
+    fn tell(&mut self) -> StreamError {
+        match std::mem::replace(self, Self::Closed) {
+            Self::Closed => StreamError::Closed,
+            Self::Failed(error) => StreamError::LastOperationFailed(error.into()),
+        }
+    }
+}
+
+impl<R> Clone for Stdin<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<R> Stdin<R> {
+    pub(super) fn new(reader: Lent<R>, turned: Turned) -> Self {
+        Self(Arc::new(Mutex::new(Input {
+            reader,
+            turned,
+            read: Bytes::new(),
+            end: None,
+        })))
+    }
+
+    fn input(&self) -> MutexGuard<'_, Input<R>> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    /// Has something that can be told, reading at most `max` bytes for it.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<()> {
+        self.turned.set();
+        if !self.read.is_empty() || self.end.is_some() {
+            return Poll::Ready(());
+        }
+        match ready!(buffer::poll_read(&mut self.reader, cx, max)) {
+            Ok(chunk) if chunk.is_empty() => self.end = Some(End::Closed),
+            Ok(chunk) => self.read = Bytes::copy_from_slice(&chunk),
+            Err(error) => self.end = Some(End::Failed(error)),
+        }
+        Poll::Ready(())
+    }
+
+    fn take(&mut self, max: usize) -> StreamResult<Bytes> {
+        if self.read.is_empty()
+            && let Some(end) = &mut self.end
+        {
+            return Err(end.tell());
+        }
+        let count = self.read.len().min(max);
+        Ok(self.read.split_to(count))
+    }
+}
+
+impl<R> IsTerminal for Stdin<R> {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl<R: AsyncRead + Unpin + Send + 'static> StdinStream for Stdin<R> {
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl<R: AsyncRead + Unpin + Send + 'static> Pollable for Stdin<R> {
+    async fn ready(&mut self) {
+        std::future::poll_fn(|cx| self.input().poll_fill(cx, buffer::SIZE)).await;
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl<R: AsyncRead + Unpin + Send + 'static> InputStream for Stdin<R> {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        let mut input = self.input();
+        if size > 0 {
+            // Who finds nothing waits by `ready`, which registers its own waker.
+            let _ = input.poll_fill(&mut Context::from_waker(Waker::noop()), size);
+        }
+        input.take(size)
+    }
+
+    async fn blocking_read(&mut self, size: usize) -> StreamResult<Bytes> {
+        if size > 0 {
+            std::future::poll_fn(|cx| self.input().poll_fill(cx, size)).await;
+        }
+        self.input().take(size)
+    }
+}
+
+impl<R: AsyncRead + Unpin + Send + 'static> AsyncRead for Stdin<R> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut input = self.input();
+        input.turned.set();
+        if input.read.is_empty() {
+            return Pin::new(&mut input.reader).poll_read(cx, buffer);
+        }
+        let count = input.read.len().min(buffer.remaining());
+        buffer.put_slice(&input.read[..count]);
+        input.read.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Standard output.
+pub(super) struct Stdout<W>(Arc<Mutex<Output<W>>>);
+
+struct Output<W> {
+    writer: Lent<W>,
+    turned: Turned,
+    /// What the transport has not taken yet.
+    waiting: Bytes,
+    end: Option<End>,
+}
+
+impl<W> Clone for Stdout<W> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<W> Stdout<W> {
+    pub(super) fn new(writer: Lent<W>, turned: Turned) -> Self {
+        Self(Arc::new(Mutex::new(Output {
+            writer,
+            turned,
+            waiting: Bytes::new(),
+            end: None,
+        })))
+    }
+
+    fn output(&self) -> MutexGuard<'_, Output<W>> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Stdout<W> {
+    /// Waits until nothing waits for the transport any more.
+    pub(super) async fn drained(&self) {
+        std::future::poll_fn(|cx| self.output().poll_drain(cx)).await;
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Output<W> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.waiting.is_empty() {
+            match ready!(Pin::new(&mut self.writer).poll_write(cx, &self.waiting)) {
+                Ok(count) if count > 0 => self.waiting.advance(count),
+                Ok(_) => self.fail(io::ErrorKind::WriteZero.into()),
+                Err(error) => self.fail(error),
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn fail(&mut self, error: io::Error) {
+        self.waiting.clear();
+        self.end = Some(match error.kind() {
+            // What WASI says of a pipe that nobody reads from.
+            io::ErrorKind::BrokenPipe => End::Closed,
+            _ => End::Failed(error),
+        });
+    }
+
+    fn check(&mut self) -> StreamResult<()> {
+        self.end.as_mut().map_or(Ok(()), |end| Err(end.tell()))
+    }
+}
+
+impl<W> IsTerminal for Stdout<W> {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl<W: AsyncWrite + Unpin + Send + 'static> StdoutStream for Stdout<W> {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl<W: AsyncWrite + Unpin + Send + 'static> Pollable for Stdout<W> {
+    async fn ready(&mut self) {
+        self.drained().await;
+    }
+}
+
+impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        let mut output = self.output();
+        output.turned.set();
+        output.check()?;
+        if !output.waiting.is_empty() || bytes.len() > buffer::SIZE {
+            return Err(StreamError::trap("it writes more than it was permitted to"));
+        }
+        output.waiting = bytes;
+        // Who has to wait does so by `ready`, which registers its own waker.
+        let _ = output.poll_drain(&mut Context::from_waker(Waker::noop()));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        self.output().check()
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        let mut output = self.output();
+        let drained = output.poll_drain(&mut Context::from_waker(Waker::noop()));
+        output.check()?;
+        Ok(if drained.is_ready() { buffer::SIZE } else { 0 })
+    }
+}
+
+impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Stdout<W> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut output = self.output();
+        output.turned.set();
+        Pin::new(&mut output.writer).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.output().writer).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The program may have other handles, and the end of its output is its own end.
+        self.poll_flush(cx)
+    }
+}
