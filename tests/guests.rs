@@ -249,3 +249,37 @@ mod tally {
         super::numbers_lines("tally", "1 (4) one\n", "2 (8) two\n");
     }
 }
+
+mod cat {
+    #[test]
+    fn gives_bytes_back() {
+        super::gives_bytes_back("cat");
+    }
+}
+
+mod cat3 {
+    #[test]
+    fn gives_bytes_back() {
+        super::gives_bytes_back("cat3");
+    }
+}
+
+/// What both programs do that copy.
+fn gives_bytes_back(guest: &str) {
+    let host = Host::serving(guest, &[]);
+    let bytes = noise(7, 1 << 20);
+    let client = host.connect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            client.send(&bytes);
+            client.finish();
+        });
+        assert!(client.rest() == bytes, "{guest}");
+    });
+    let line = host.line("connection ended");
+    assert!(line.ends_with("outcome=\"finished\" status=0"), "{line}");
+    // What is small comes at once.
+    let client = host.connect();
+    client.echo("a");
+    client.echo("b");
+}

@@ -373,3 +373,38 @@ mod stuck {
         }
     }
 }
+
+/// `programs.rs` has what it may do if that is granted.
+mod errands {
+    use super::*;
+
+    #[test]
+    fn is_refused_all_that_was_not_granted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = Host::serving("errands", &[]);
+        let client = host.connect();
+        for (errand, answer) in [
+            ("args", "errands.wasm"),
+            // What is known of the connection, and nothing of the host's own.
+            ("variables", "5"),
+            ("env PATH", "no such variable"),
+            ("read /etc/passwd", "not found"),
+            ("list /", "not found"),
+            ("write /tmp/errands", "not found"),
+            (&format!("connect {address}"), "refused"),
+            (&format!("send {address}"), "refused"),
+            ("listen 127.0.0.1:0", "refused"),
+            ("resolve localhost", "refused"),
+        ] {
+            client.send(format!("{errand}\n"));
+            let found = client.line();
+            assert!(found.starts_with(answer), "{errand}: {found}");
+        }
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            std::io::ErrorKind::WouldBlock
+        );
+    }
+}

@@ -24,6 +24,7 @@ mod isolation;
 mod limits;
 mod log;
 mod migrate;
+mod programs;
 mod relay;
 mod replay;
 mod swap;

@@ -405,6 +405,16 @@ impl Client {
         );
     }
 
+    /// Reads a line, and gives it without its end.
+    pub fn line(&self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while (&self.0).read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+            line.extend(byte);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
     /// Sends bytes and expects them back.
     pub fn echo(&self, bytes: impl AsRef<[u8]>) {
         self.send(&bytes);

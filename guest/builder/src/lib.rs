@@ -88,7 +88,7 @@ pub fn target_dir(path: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Every guest of the workspace, by name: the packages in `guest`, `guest/*` and `guest/hostile/*` that are
-/// libraries of type `cdylib`.
+/// libraries of type `cdylib`, or programs alone.
 ///
 /// # Errors
 ///
@@ -105,7 +105,9 @@ pub fn all(workspace: &Path) -> Result<Vec<Guest>, Error> {
                 continue;
             }
             let text = fs::read_to_string(&manifest).map_err(|e| Error::io("read", &manifest, &e))?;
-            if text.contains("\"cdylib\"") {
+            let source = entry.path().join("src");
+            let program = source.join("main.rs").is_file() && !source.join("lib.rs").is_file();
+            if program || text.contains("\"cdylib\"") {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 guests.push(Guest {
                     package: name.clone(),

@@ -48,12 +48,19 @@ impl Granted {
         !self.dirs.is_empty()
     }
 
+    /// Whether there are arguments, before which the name of the program stands.
+    pub(super) fn has_args(&self) -> bool {
+        !self.args.is_empty()
+    }
+
     /// All of it, but for the directories. There is no standard input, standard output goes nowhere, and standard error to
     /// the log.
     pub(super) fn without_dirs(&self, program: &str, connection: u64) -> WasiCtxBuilder {
         let mut wasi = WasiCtxBuilder::new();
-        wasi.arg(program)
-            .args(&self.args)
+        if self.has_args() {
+            wasi.arg(program);
+        }
+        wasi.args(&self.args)
             .envs(&self.env)
             .stderr(Diagnostics::of(connection))
             .allow_udp(false)
@@ -62,7 +69,12 @@ impl Granted {
         if !self.outbound.is_empty() {
             let outbound = Arc::clone(&self.outbound);
             wasi.socket_addr_check(move |address, purpose| {
-                let granted = matches!(purpose, SocketAddrUse::TcpConnect) && outbound.contains(&address);
+                let granted = match purpose {
+                    SocketAddrUse::TcpConnect => outbound.contains(&address),
+                    // What every socket that connects is bound to. Listening there is asked for apart.
+                    SocketAddrUse::TcpBind => address.ip().is_unspecified() && address.port() == 0,
+                    _ => false,
+                };
                 Box::pin(async move { granted })
             });
         }

@@ -87,6 +87,10 @@ impl State {
         stdout: impl StdoutStream + 'static,
     ) -> wasmtime::Result<()> {
         let mut wasi = self.granted.all(&self.program, self.connection)?;
+        if !self.granted.has_args() {
+            // Of a program it is expected.
+            wasi.arg(&self.program);
+        }
         self.wasi = Some(wasi.envs(env).stdin(stdin).stdout(stdout).build());
         Ok(())
     }

@@ -1,0 +1,55 @@
+//! Tries what it is told to, as a program: a line of standard input is a word and what it is about, and is answered by a line.
+
+use std::fs;
+use std::io::{BufRead, ErrorKind, Result, Write, stdin, stdout};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+
+fn main() -> Result<()> {
+    for line in stdin().lock().lines() {
+        let line = line?;
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        let answer = match word {
+            "args" => std::env::args().collect::<Vec<_>>().join(" "),
+            "env" => std::env::var(rest).unwrap_or_else(|_| "no such variable".to_owned()),
+            "variables" => std::env::vars().count().to_string(),
+            "read" => told(fs::read_to_string(rest)),
+            "write" => told(fs::write(rest, "written").map(|()| "written".to_owned())),
+            "list" => told(fs::read_dir(rest).map(|entries| entries.count().to_string())),
+            "connect" => told(TcpStream::connect(rest).map(|_| "connected".to_owned())),
+            "resolve" => told(
+                (rest, 80)
+                    .to_socket_addrs()
+                    .map(|found| found.count().to_string()),
+            ),
+            "listen" => told(TcpListener::bind(rest).map(|_| "listening".to_owned())),
+            "send" => told(
+                UdpSocket::bind("0.0.0.0:0")
+                    .and_then(|socket| socket.send_to(b"!", rest).map(|_| "sent".to_owned())),
+            ),
+            "complain" => {
+                eprintln!("{}", rest.replace("\\n", "\n").replace("\\e", "\x1b"));
+                "complained".to_owned()
+            }
+            "exit" => {
+                print!("leaving");
+                stdout().flush()?;
+                std::process::exit(rest.parse().unwrap_or(-1));
+            }
+            "spin" => loop {
+                std::hint::spin_loop();
+            },
+            "hoard" => vec![1_u8; rest.parse().unwrap_or(0)].len().to_string(),
+            "panic" => panic!("as it was told to"),
+            _ => "what?".to_owned(),
+        };
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+fn told(result: Result<String>) -> String {
+    result.unwrap_or_else(|error| match error.kind() {
+        ErrorKind::NotFound => "not found".to_owned(),
+        _ => format!("refused: {error}"),
+    })
+}

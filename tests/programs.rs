@@ -1,0 +1,239 @@
+//! Programs that read standard input and write standard output: what they are given, how they end, and programs of others.
+
+mod others;
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::harness::{Client, Host, TERM, command, field, guest, scratch};
+
+/// Has the program run an errand, and gives its answer.
+fn errand(client: &Client, errand: &str) -> String {
+    client.send(format!("{errand}\n"));
+    client.line()
+}
+
+#[test]
+fn a_program_finds_its_arguments_and_its_connection() {
+    let host = Host::serving(
+        "errands",
+        &[
+            "--env",
+            "COLOUR=dark blue",
+            "--env",
+            "EMPTY=",
+            "--",
+            "-v",
+            "two words",
+        ],
+    );
+    let client = host.connect();
+    assert_eq!(errand(&client, "args"), "errands.wasm -v two words");
+    assert_eq!(errand(&client, "variables"), "7");
+    let near = client.0.local_addr().unwrap();
+    for (variable, value) in [
+        ("COLOUR", "dark blue"),
+        ("EMPTY", ""),
+        ("PROTO", "TCP"),
+        ("TCPREMOTEIP", "127.0.0.1"),
+        ("TCPREMOTEPORT", &near.port().to_string()),
+        ("TCPLOCALIP", "127.0.0.1"),
+        ("TCPLOCALPORT", &host.address().port().to_string()),
+    ] {
+        assert_eq!(errand(&client, &format!("env {variable}")), value, "{variable}");
+    }
+}
+
+#[test]
+fn what_is_granted_is_granted_to_the_other_contracts_too() {
+    let host = Host::serving("curious", &["--env", "A=1", "--", "b"]);
+    let found = String::from_utf8(host.connect().rest()).unwrap();
+    assert!(found.starts_with("arguments 2\nvariables 1\n"), "{found}");
+}
+
+#[test]
+fn a_directory_is_to_be_read_and_only_if_that_is_said_to_be_written() {
+    let dir = scratch("granted");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("note"), "a note").unwrap();
+    fs::write(dir.with_extension("secret"), "a secret").unwrap();
+    let dir = dir.to_str().unwrap();
+    for (mode, answer) in [("", "refused"), (":ro", "refused"), (":rw", "written")] {
+        let host = Host::serving("errands", &["--dir", &format!("{dir}::/data{mode}")]);
+        let client = host.connect();
+        assert_eq!(errand(&client, "read /data/note"), "a note");
+        let found = errand(&client, "write /data/new");
+        assert!(found.starts_with(answer), "{mode}: {found}");
+        for outside in ["/data/../granted.secret", "/etc/passwd"] {
+            let found = errand(&client, &format!("read {outside}"));
+            assert!(
+                found.starts_with("refused") || found == "not found",
+                "{outside}: {found}"
+            );
+        }
+    }
+    assert_eq!(fs::read(format!("{dir}/new")).unwrap(), b"written");
+}
+
+#[test]
+fn one_destination_is_granted_and_no_other() {
+    let (granted, other) = (
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let address = granted.local_addr().unwrap().to_string();
+    let host = Host::serving("errands", &["--allow-outbound", &address]);
+    let client = host.connect();
+    assert_eq!(errand(&client, &format!("connect {address}")), "connected");
+    granted.accept().unwrap();
+    let other = other.local_addr().unwrap();
+    for refused in [
+        &format!("connect {other}"),
+        &format!("send {address}"),
+        "listen 127.0.0.1:0",
+        "listen 0.0.0.0:0",
+        "resolve localhost",
+    ] {
+        let found = errand(&client, refused);
+        assert!(found.starts_with("refused"), "{refused}: {found}");
+    }
+}
+
+#[test]
+fn a_destination_without_an_address_is_refused_at_the_start() {
+    let refusal = crate::harness::refused(&["--allow-outbound", "host.invalid:80"]);
+    assert_eq!(refusal.status, Some(1));
+    assert!(refusal.message.contains("host.invalid:80"), "{}", refusal.message);
+}
+
+#[test]
+fn what_was_said_before_the_end_arrives_whatever_the_status() {
+    let host = Host::serving("errands", &[]);
+    for status in [0, 3, 255] {
+        let client = host.connect();
+        client.send(format!("exit {status}\nargs\n"));
+        assert_eq!(client.rest(), b"leaving");
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "finished");
+        // A component can say no more of it than whether it is 0.
+        assert_eq!(field(&line, "status"), if status == 0 { "0" } else { "1" });
+    }
+}
+
+#[test]
+fn standard_error_goes_to_the_log_and_cannot_forge_it() {
+    let host = Host::serving("errands", &[]);
+    let client = host.connect();
+    assert_eq!(
+        errand(&client, "complain one\\nERROR \\e[31mforged"),
+        "complained"
+    );
+    for said in ["one", "ERROR \\u{1b}[31mforged"] {
+        let line = host.line("the guest says");
+        assert!(
+            line.contains("INFO") && line.contains(&format!("stderr=\"{said}\"")),
+            "{line}"
+        );
+        assert_eq!(field(&line, "connection"), "1");
+    }
+    let client = host.connect();
+    client.send("panic\n");
+    client.expect_reset();
+    assert_eq!(field(&host.line("panicked"), "connection"), "2");
+    assert_eq!(host.outcome(), "guest-trap");
+}
+
+#[test]
+fn a_guest_that_never_stops_talking_does_not_fill_the_log() {
+    let host = Host::serving("errands", &[]);
+    let client = host.connect();
+    let lines = "x\\n".repeat(5000);
+    assert_eq!(errand(&client, &format!("complain {lines}")), "complained");
+    host.line("no more are logged");
+    assert_eq!(errand(&client, "complain again"), "complained");
+    client.finish();
+    client.rest();
+    host.line("connection ended");
+    assert_eq!(host.log().matches("the guest says").count(), 1000);
+}
+
+#[test]
+fn a_peer_that_is_gone_is_an_error_for_the_program_and_no_trap() {
+    for guest in ["cat", "cat3"] {
+        let host = Host::serving(guest, &[]);
+        let client = host.connect();
+        client.echo("hello");
+        client.reset();
+        assert_eq!(host.outcome(), "peer-reset", "{guest}");
+        // In the middle of writing.
+        let client = host.connect();
+        client.0.set_nonblocking(true).unwrap();
+        while std::io::Write::write(&mut &client.0, &[b'x'; 64 << 10]).is_ok() {}
+        client.reset();
+        assert_eq!(host.outcome(), "peer-reset", "{guest}");
+    }
+}
+
+#[test]
+fn programs_keep_to_the_limits() {
+    for (flags, said, outcome) in [
+        (&["--max-cpu-time", "300ms"][..], "spin\n", "cpu-limit"),
+        (&["--idle-timeout", "300ms"], "", "idle-timeout"),
+        (&["--max-lifetime", "300ms"], "", "lifetime"),
+        (&["--max-bytes-in", "3"], "args\n", "byte-limit"),
+        (&["--max-memory", "4MiB"], "hoard 8000000\n", "guest-trap"),
+    ] {
+        let host = Host::serving("errands", flags);
+        let client = host.connect();
+        client.send(said);
+        assert_eq!(host.outcome(), outcome, "{flags:?}");
+    }
+    let mut host = Host::serving("errands", &["--drain-timeout", "300ms"]);
+    let (idle, busy) = (host.connect(), host.connect());
+    assert_eq!(errand(&idle, "hoard 1000000"), "1000000");
+    busy.send("spin\n");
+    host.signal(TERM);
+    assert!(host.wait().success());
+    assert_eq!(
+        host.log().matches("outcome=\"drained\"").count(),
+        2,
+        "{}",
+        host.log()
+    );
+}
+
+#[test]
+fn while_one_program_spins_another_is_served() {
+    let host = Host::serving("errands", &["--threads", "1"]);
+    let busy = host.connect();
+    busy.send("spin\n");
+    let client = host.connect();
+    for _ in 0..100 {
+        assert_eq!(errand(&client, "args"), "errands.wasm");
+    }
+}
+
+#[test]
+fn what_is_granted_is_said_beforehand() {
+    let check = |args: &[&str]| {
+        let output = command()
+            .arg("check")
+            .arg(guest("errands"))
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = check(&[]);
+    assert!(said.contains("contract   cli\n"), "{said}");
+    assert!(
+        said.contains("every use is refused") && said.contains("there is no directory"),
+        "{said}"
+    );
+    let said = check(&["--dir", ".::/", "--allow-outbound", "127.0.0.1:1"]);
+    assert!(
+        said.contains("the directories of --dir") && said.contains("--allow-outbound"),
+        "{said}"
+    );
+}
