@@ -120,6 +120,11 @@ pub(crate) fn all() -> Vec<Contender> {
             "echo",
             "this host, `echo`: streams, returned by the guest",
         ),
+        host(
+            "program",
+            "cat",
+            "this host, `cat`: a program with standard input and output",
+        ),
         own("native", "tokio, a runtime for each core, 64 KiB buffers"),
         own("textbook", "tokio, `#[tokio::main]`, spawn, `io::copy`"),
         own("threads", "a thread for each connection"),
