@@ -85,11 +85,11 @@ fn a_core_module_that_is_no_program() {
     for (text, why) in [
         (
             "(module (func (export \"run\")))",
-            "is a core module, and not one that is a program",
+            "not a program for WASI preview 1 (it exports no function `_start`)",
         ),
         (
             "(module (import \"env\" \"f\" (func)) (func (export \"_start\")))",
-            "module requires an import interface named `env`",
+            "not a program for WASI preview 1 (unknown import: `env::f`",
         ),
     ] {
         refuses(&file("core.wasm", wat::parse_str(text).unwrap()), &[why]);

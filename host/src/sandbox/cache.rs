@@ -16,9 +16,10 @@ use std::time::{Duration, SystemTime};
 use etcetera::BaseStrategy as _;
 use sha2::{Digest as _, Sha256};
 use tracing::{debug, warn};
-use wasmtime::Engine;
 use wasmtime::component::Component;
+use wasmtime::{Engine, Module, Precompiled};
 
+use super::code::Code;
 use crate::config::CacheDir;
 use crate::failpoint;
 use crate::sandbox::Digest;
@@ -35,6 +36,9 @@ const PART: &str = "part";
 
 /// What is not an entry for so long is not written any more: whoever did was killed.
 const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// To be counted up when the same file is compiled to something else than before by the same version of wasmtime.
+const FORMAT: u8 = 2;
 
 /// A SHA-256 digest stands before the code.
 const DIGEST: usize = 32;
@@ -87,33 +91,33 @@ impl Cache {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// The component of this digest, out of the cache if it is there, by `compile` and put there if not, and whether it
-    /// was compiled.
+    /// The code of a component or module with this digest, out of the cache if it is there, compiled and put there if not,
+    /// and whether it was compiled.
     ///
     /// # Errors
     ///
-    /// Those of `compile`.
-    pub(super) fn component(
+    /// It is not a valid one.
+    pub(super) fn code(
         &self,
         engine: &Engine,
         digest: &Digest,
-        compile: impl FnOnce() -> wasmtime::Result<Component>,
-    ) -> wasmtime::Result<(Component, bool)> {
+        bytes: &[u8],
+    ) -> wasmtime::Result<(Code, bool)> {
         let path = self.dir.join(name(engine, digest));
         match find(engine, &path) {
-            Ok(Some(component)) => return Ok((component, false)),
+            Ok(Some(code)) => return Ok((code, false)),
             Ok(None) => {}
             Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
         }
-        let component = compile()?;
-        if let Err(error) = self.keep(&path, &component) {
+        let code = Code::compile(engine, bytes)?;
+        if let Err(error) = self.keep(&path, &code) {
             debug!(path = %path.display(), %error, "cannot keep compiled code");
         }
-        Ok((component, true))
+        Ok((code, true))
     }
 
-    fn keep(&self, path: &Path, component: &Component) -> io::Result<()> {
-        let code = component.serialize().map_err(io::Error::other)?;
+    fn keep(&self, path: &Path, code: &Code) -> io::Result<()> {
+        let code = code.serialize().map_err(io::Error::other)?;
         let number = PARTS.fetch_add(1, Ordering::Relaxed);
         let part = self.dir.join(format!("{}-{number}.{PART}", process::id()));
         let written = write(&part, &code).and_then(|()| fs::rename(&part, path));
@@ -158,6 +162,7 @@ impl Cache {
 fn name(engine: &Engine, component: &Digest) -> String {
     let mut digest = Hashed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut digest);
+    digest.0.update([FORMAT]);
     digest.0.update(component);
     format!("{:x}.{ENTRY}", digest.0.finalize())
 }
@@ -179,8 +184,8 @@ impl Hasher for Hashed {
     }
 }
 
-/// The component of an entry; `None` if there is no such entry.
-fn find(engine: &Engine, path: &Path) -> io::Result<Option<Component>> {
+/// The code of an entry; `None` if there is no such entry.
+fn find(engine: &Engine, path: &Path) -> io::Result<Option<Code>> {
     let entry = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         entry => entry?,
@@ -191,22 +196,27 @@ fn find(engine: &Engine, path: &Path) -> io::Result<Option<Component>> {
     if *digest != *Sha256::digest(code) {
         return Err(io::Error::other("it is damaged"));
     }
-    let component = deserialize(engine, code).map_err(io::Error::other)?;
+    let code = deserialize(engine, code).map_err(io::Error::other)?;
     // For `prune`.
     if let Ok(file) = File::options().append(true).open(path) {
         let _ = file.set_modified(SystemTime::now());
     }
-    Ok(Some(component))
+    Ok(Some(code))
 }
 
-/// A component from code that this program has compiled.
+/// A component or module from code that this program has compiled.
 #[allow(unsafe_code)]
-fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
-    // SAFETY: `code` has to be what `Component::serialize` gave. It stood in a directory to which nobody but the user of
+fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
+    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. It stood in a directory to which nobody but the user of
     // this process can write, under a name that nothing else writes to, and its digest says that it is whole. Who can
     // forge that acts as this user already, and needs no cache to run code. It was read into memory, so it cannot
     // change any more, and wasmtime itself refuses what an engine of another version or other settings has made.
-    unsafe { Component::deserialize(engine, code) }
+    unsafe {
+        match Engine::detect_precompiled(code) {
+            Some(Precompiled::Module) => Module::deserialize(engine, code).map(Code::Module),
+            _ => Component::deserialize(engine, code).map(Code::Component),
+        }
+    }
 }
 
 fn write(path: &Path, code: &[u8]) -> io::Result<()> {
@@ -257,7 +267,7 @@ mod tests {
     /// Takes a component out of the cache, and tells whether it was compiled.
     fn component(cache: &Cache, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<bool> {
         let digest = Sha256::digest(bytes).into();
-        let found = cache.component(engine, &digest, || Component::new(engine, bytes));
+        let found = cache.code(engine, &digest, bytes);
         found.map(|(_, compiled)| compiled)
     }
 
@@ -269,8 +279,9 @@ mod tests {
         assert!(component(&cache, &engine, &empty()).unwrap());
         assert_eq!(dir.entries().len(), 1);
         assert!(!component(&cache, &engine, &empty()).unwrap());
-        let other = wat::parse_str("(component (core module))").unwrap();
-        component(&cache, &engine, &other).unwrap();
+        let other = wat::parse_str("(module)").unwrap();
+        assert!(component(&cache, &engine, &other).unwrap());
+        assert!(!component(&cache, &engine, &other).unwrap());
         assert_eq!(dir.entries().len(), 2);
     }
 

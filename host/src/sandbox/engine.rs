@@ -74,6 +74,8 @@ pub(super) struct Pool {
 pub(super) struct Engine {
     needs: Needs,
     pub(super) linker: Linker<State>,
+    /// For core modules: what WASI preview 1 has.
+    pub(super) modules: wasmtime::Linker<State>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
     pub(super) granted: Arc<Granted>,
@@ -92,12 +94,15 @@ impl Engine {
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        let mut modules = wasmtime::Linker::new(&engine);
+        wasmtime_wasi::p1::add_to_linker_async(&mut modules, State::preview1)?;
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         }
         Ok(Self {
             needs,
             linker,
+            modules,
             ticker: Arc::clone(ticker),
             limits: *limits,
             granted: Arc::clone(granted),

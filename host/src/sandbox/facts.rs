@@ -3,13 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Sandbox;
+use super::code::Code;
 use super::contract::Contract;
 use super::generation::Content;
 use super::load_error::LoadError;
 use crate::config::Grants;
-
-/// Bytes in a page of a memory, in which its size is given.
-const PAGE: u64 = 64 << 10;
 
 /// What can be said of a component that can serve.
 #[derive(Clone, Debug)]
@@ -45,24 +43,28 @@ impl Sandbox {
         let start = Instant::now();
         let generation = self.load(content).await?;
         let took = start.elapsed();
-        let component = generation.component();
-        let ty = component.component_type();
-        let imports = ty
-            .imports(component.engine())
-            .map(|(name, _)| Import {
-                granted: granted(name, grants, generation.contract()),
-                name: name.to_owned(),
-            })
-            .collect();
-        let pages = component
-            .resources_required()
-            .and_then(|required| required.max_initial_memory_size)
-            .unwrap_or(0);
+        let contract = generation.contract();
+        let import = |name: &str| Import {
+            granted: granted(name, grants, contract),
+            name: name.to_owned(),
+        };
+        let imports = match generation.code() {
+            Code::Component(component) => {
+                let ty = component.component_type();
+                ty.imports(component.engine())
+                    .map(|(name, _)| import(name))
+                    .collect()
+            }
+            Code::Module(module) => module
+                .imports()
+                .map(|found| import(&format!("{} {}", found.module(), found.name())))
+                .collect(),
+        };
         Ok(Facts {
             contract: generation.contract(),
             migrates: generation.migrates(),
             imports,
-            memory: pages * PAGE,
+            memory: generation.code().required().memory,
             took,
         })
     }
@@ -70,6 +72,9 @@ impl Sandbox {
 
 /// What a guest gets from `import`, which the linker has.
 fn granted(import: &str, grants: &Grants, contract: Contract) -> &'static str {
+    if let Some(function) = import.strip_prefix("wasi_snapshot_preview1 ") {
+        return granted_to_module(function, grants);
+    }
     let program = contract == Contract::Cli;
     let interface = import.split('@').next().unwrap_or_default();
     let package = interface.split('/').next().unwrap_or_default();
@@ -92,6 +97,19 @@ fn granted(import: &str, grants: &Grants, contract: Contract) -> &'static str {
         (_, "wasi:cli/exit") if program => "it ends the connection, with FIN",
         (_, "wasi:cli/exit") => "it ends the connection, with a reset",
         _ => "there is nothing behind it",
+    }
+}
+
+/// What a module gets from a function of WASI preview 1.
+fn granted_to_module(function: &str, grants: &Grants) -> &'static str {
+    match function.split('_').next().unwrap_or_default() {
+        "args" | "environ" => "arguments, the peer's address, and --env",
+        "path" if grants.dirs.is_empty() => "there is no directory",
+        "path" => "the directories of --dir",
+        "fd" => "what the peer sends and gets, the log, and what else is granted",
+        "proc" => "it ends the connection, with FIN",
+        "sock" => "there are no sockets",
+        _ => "granted",
     }
 }
 

@@ -1,6 +1,5 @@
 //! Generations: loaded components.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::future::{pending, poll_fn};
@@ -17,16 +16,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
-use wasi_preview1_component_adapter_provider::{
-    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
-};
 use wasmparser::{Parser, Payload, Validator, WasmFeatures};
-use wasmtime::Store;
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
-use wit_component::ComponentEncoder;
+use wasmtime::{Module, Store};
 
 use super::Sandbox;
+use super::code::Code;
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::engine::{Concurrency, Engine, Images, Needs};
 use super::load_error::{LoadError, Refusal};
@@ -137,6 +133,7 @@ impl fmt::Display for Origin {
 pub struct Generation {
     pub(super) prepared: Prepared,
     pub(super) engine: Engine,
+    code: Code,
     /// Its name, for itself.
     program: Arc<str>,
     mappings: u64,
@@ -157,14 +154,17 @@ impl Sandbox {
             refusal,
         };
         look(bytes).map_err(refused)?;
-        let (engine, component) = self.compile(content)?.map_err(refused)?;
-        let contract = find_contract(&component).map_err(refused)?;
-        let prepared = prepare(&engine, &component, contract).map_err(refused)?;
-        let memories = component
-            .resources_required()
-            .map_or(1, |required| required.num_memories);
+        let (engine, code) = self.compile(content)?.map_err(refused)?;
+        let prepared = match &code {
+            Code::Component(component) => {
+                find_contract(component).and_then(|contract| prepare(&engine, component, contract))
+            }
+            Code::Module(module) => prepare_module(&engine, module),
+        }
+        .map_err(refused)?;
         let generation = Generation {
-            mappings: engine.mappings(memories),
+            mappings: engine.mappings(code.required().memories),
+            code,
             digest: content.digest,
             program: Arc::clone(&content.program),
             prepared,
@@ -175,27 +175,26 @@ impl Sandbox {
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
         }
-        warn_of_small_pool(&generation.engine, &component);
+        warn_of_small_pool(&generation.engine, &generation.code);
         Ok(Arc::new(generation))
     }
 
     /// Compiles a component for the engine that fits it.
-    fn compile(&self, content: &Content) -> Result<Result<(Engine, Component), Refusal>, LoadError> {
+    fn compile(&self, content: &Content) -> Result<Result<(Engine, Code), Refusal>, LoadError> {
         let bytes = content.bytes();
         let engine = self
             .engine(needs(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
-        let compile = || Component::new(engine.engine(), componentize(bytes)?);
-        let component = match &self.cache {
-            Some(cache) => cache.component(engine.engine(), &content.digest, compile),
-            None => compile().map(|component| (component, true)),
+        let code = match &self.cache {
+            Some(cache) => cache.code(engine.engine(), &content.digest, bytes),
+            None => Code::compile(engine.engine(), bytes).map(|code| (code, true)),
         };
-        Ok(match component {
-            Ok((component, compiled)) => {
+        Ok(match code {
+            Ok((code, compiled)) => {
                 let duration_ms = start.elapsed().as_millis() as u64;
                 debug!(compiled, duration_ms, "the component's code is ready");
-                Ok((engine, component))
+                Ok((engine, code))
             }
             Err(error) => Err(Refusal::Invalid(line(&error))),
         })
@@ -213,9 +212,9 @@ impl Generation {
         &self.digest
     }
 
-    /// The component, compiled.
-    pub(super) fn component(&self) -> &Component {
-        self.prepared.component()
+    /// The component or module, compiled.
+    pub(super) fn code(&self) -> &Code {
+        &self.code
     }
 
     /// Memory mappings that a connection takes while its instance lives.
@@ -338,28 +337,6 @@ fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// A component of a core module, as programs for WASI preview 1 are; or what is one already.
-fn componentize(bytes: &[u8]) -> wasmtime::Result<Cow<'_, [u8]>> {
-    if !Parser::is_core_wasm(bytes) {
-        return Ok(bytes.into());
-    }
-    let component = ComponentEncoder::default()
-        .module(bytes)
-        .and_then(|encoder| {
-            encoder.adapter(
-                WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
-                WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
-            )
-        })
-        .and_then(|mut encoder| encoder.encode());
-    match component {
-        Ok(component) => Ok(component.into()),
-        Err(error) => Err(wasmtime::format_err!(
-            "it is a core module, and not one that is a program for WASI preview 1: {error:#}"
-        )),
-    }
-}
-
 /// What a component needs of its engine: concurrency, if it is valid only with it, and images that are mapped, if it
 /// begins with much data. This looks at types and sections and leaves out code; for what is not valid either way it does
 /// not matter which engine says so.
@@ -436,19 +413,29 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
     Prepared::new(contract, pre).map_err(|error| Refusal::Types(line(&error)))
 }
 
-fn warn_of_small_pool(engine: &Engine, component: &Component) {
-    let (Some(pool), Some(required)) = (engine.pool, component.resources_required()) else {
+/// Links a core module to what WASI preview 1 has.
+fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal> {
+    let pre = engine
+        .modules
+        .instantiate_pre(module)
+        .map_err(|error| Refusal::NoProgram(line(&error)))?;
+    Prepared::of_module(pre).ok_or_else(|| Refusal::NoProgram("it exports no function `_start`".to_owned()))
+}
+
+fn warn_of_small_pool(engine: &Engine, code: &Code) {
+    let Some(pool) = engine.pool else {
         return;
     };
-    let memories = pool.memories / required.num_memories.max(1);
-    let tables = pool.tables / required.num_tables.max(1);
+    let required = code.required();
+    let memories = pool.memories / required.memories.max(1);
+    let tables = pool.tables / required.tables.max(1);
     let fit = memories.min(tables);
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
             "each instance of the component takes {} memories and {} tables, so that {fit} fit into the pool at \
              once, and --max-connections is {connections}: lower it to {fit}",
-            required.num_memories, required.num_tables
+            required.memories, required.tables
         );
     }
 }

@@ -44,6 +44,12 @@ pub enum Refusal {
         /// Its first bytes.
         found: String,
     },
+    /// It is a core module, and no program.
+    #[error(
+        "is a core WebAssembly module and not a program for WASI preview 1 ({0}): build it for wasm32-wasip2, or turn it \
+         into a component with `wasm-tools component new`"
+    )]
+    NoProgram(String),
     /// It is damaged, or uses what this version of wasmtime does not know.
     #[error("is not a valid component ({0}): build it again, or copy it whole")]
     Invalid(String),

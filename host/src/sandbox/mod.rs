@@ -4,6 +4,7 @@
 //! connections, each with an instance of its own.
 
 mod cache;
+mod code;
 mod contract;
 mod diagnostics;
 mod engine;

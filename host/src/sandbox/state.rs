@@ -6,6 +6,7 @@ use std::time::Duration;
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::engine::Engine;
@@ -30,8 +31,17 @@ pub(super) struct State {
     program: Arc<str>,
     connection: u64,
     wasi: Option<WasiCtx>,
+    /// The same for a core module.
+    preview1: Option<Box<WasiP1Ctx>>,
     table: ResourceTable,
     memory: Memory,
+}
+
+/// What a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProgramKind {
+    Component,
+    Module,
 }
 
 impl State {
@@ -57,6 +67,7 @@ impl State {
                 // Few guests ask WASI for anything, so it is made when one does.
                 None
             },
+            preview1: None,
             granted,
             program: Arc::clone(program),
             connection,
@@ -82,6 +93,7 @@ impl State {
     /// A directory that is granted cannot be opened.
     pub(super) fn make_program(
         &mut self,
+        kind: ProgramKind,
         env: &[(&'static str, String)],
         stdin: impl StdinStream + 'static,
         stdout: impl StdoutStream + 'static,
@@ -91,8 +103,25 @@ impl State {
             // Of a program it is expected.
             wasi.arg(&self.program);
         }
-        self.wasi = Some(wasi.envs(env).stdin(stdin).stdout(stdout).build());
+        wasi.envs(env).stdin(stdin).stdout(stdout);
+        match kind {
+            ProgramKind::Component => self.wasi = Some(wasi.build()),
+            ProgramKind::Module => self.preview1 = Some(Box::new(wasi.build_p1())),
+        }
         Ok(())
+    }
+
+    /// What WASI preview 1 works with.
+    pub(super) fn preview1(&mut self) -> &mut WasiP1Ctx {
+        let Self {
+            granted,
+            program,
+            connection,
+            preview1,
+            ..
+        } = self;
+        // A module that is only tried has none.
+        preview1.get_or_insert_with(|| Box::new(granted.without_dirs(program, *connection).build_p1()))
     }
 
     /// How long a call may take.

@@ -6,7 +6,7 @@ use std::pin::pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::InstancePre;
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
@@ -14,7 +14,7 @@ use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
 use super::{End, Fault, within};
 use crate::half::Half;
 use crate::peer::Peer;
-use crate::sandbox::state::State;
+use crate::sandbox::state::{ProgramKind, State};
 use crate::sandbox::stdio::{Stdin, Stdout, Turned};
 
 /// A program that is ready to be instantiated, by the version of WASI that it is written for.
@@ -23,7 +23,12 @@ pub(in crate::sandbox) enum Command {
     Plain(CommandPre<State>),
     /// WASI 0.3.
     Concurrent(ConcurrentPre<State>),
+    /// WASI preview 1: a core module.
+    Module(wasmtime::InstancePre<State>),
 }
+
+/// What a module runs by.
+const START: &str = "_start";
 
 impl Command {
     /// Looks up what a program exports.
@@ -38,11 +43,10 @@ impl Command {
         }
     }
 
-    pub(super) fn component(&self) -> &Component {
-        match self {
-            Self::Plain(pre) => pre.instance_pre().component(),
-            Self::Concurrent(pre) => pre.instance_pre().component(),
-        }
+    /// Takes a module that was linked, if it is a program.
+    pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Option<Self> {
+        let start = pre.module().get_export(START)?;
+        start.func().map(|_| Self::Module(pre))
     }
 
     /// Makes an instance and drops it.
@@ -50,6 +54,10 @@ impl Command {
         match self {
             Self::Plain(pre) => pre.instantiate_async(store).await.map(drop),
             Self::Concurrent(pre) => pre.instantiate_async(store).await.map(drop),
+            Self::Module(pre) => {
+                let instance = pre.instantiate_async(&mut *store).await?;
+                instance.get_typed_func::<(), ()>(store, START).map(drop)
+            }
         }
     }
 }
@@ -73,9 +81,13 @@ where
     let turned = Turned::default();
     let stdin = Stdin::new(reader, turned.clone());
     let stdout = Stdout::new(writer, turned.clone());
+    let kind = match command {
+        Command::Plain(_) | Command::Concurrent(_) => ProgramKind::Component,
+        Command::Module(_) => ProgramKind::Module,
+    };
     store
         .data_mut()
-        .make_program(&ucspi(peer), stdin, stdout.clone())
+        .make_program(kind, &ucspi(peer), stdin, stdout.clone())
         .map_err(Fault::Start)?;
     let max = store.data().max_call_time();
     let mut started = Some(started);
@@ -93,6 +105,13 @@ where
                 wasmtime::error::Ok(ran)
             });
             noting(&turned, &mut started, async { run.await.flatten() }).await
+        }
+        Command::Module(pre) => {
+            let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+            let start = instance.get_typed_func::<(), ()>(&mut *store, START);
+            let start = start.map_err(Fault::Start)?;
+            let ran = noting(&turned, &mut started, start.call_async(store, ())).await;
+            ran.map(Ok)
         }
     };
     let status = match ran {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::InstancePre;
 
 use super::generation::Generation;
 use super::seat::Seat;
@@ -185,12 +185,9 @@ impl Prepared {
         }
     }
 
-    pub(super) fn component(&self) -> &Component {
-        match self {
-            Self::Streams(pre) => pre.instance_pre().component(),
-            Self::Sessions(sessions) => sessions.component(),
-            Self::Cli(command) => command.component(),
-        }
+    /// Takes a core module that was linked, if it is a program.
+    pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Option<Self> {
+        Command::of_module(pre).map(Self::Cli)
     }
 
     /// Makes an instance and drops it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Sleep, sleep};
 use wasmtime::Store;
-use wasmtime::component::{Component, Instance, InstancePre, ResourceAny};
+use wasmtime::component::{Instance, InstancePre, ResourceAny};
 
 use super::migration::{self, Migration};
 use super::{End, Fault, within};
@@ -43,10 +43,6 @@ impl Sessions {
             migration: Migration::find(&pre)?,
             pre,
         })
-    }
-
-    pub(super) fn component(&self) -> &Component {
-        self.pre.component()
     }
 
     pub(super) fn migrates(&self) -> bool {

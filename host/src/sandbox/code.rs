@@ -1,0 +1,74 @@
+//! What is compiled: a component, or a core module.
+
+use wasmparser::Parser;
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module};
+
+/// Something compiled.
+#[derive(Clone)]
+pub(super) enum Code {
+    Component(Component),
+    Module(Module),
+}
+
+impl Code {
+    /// Compiles a component or a module.
+    ///
+    /// # Errors
+    ///
+    /// It is not a valid one.
+    pub(super) fn compile(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Self> {
+        if is_module(bytes) {
+            Module::from_binary(engine, bytes).map(Self::Module)
+        } else {
+            Component::from_binary(engine, bytes).map(Self::Component)
+        }
+    }
+
+    /// What [`Code::deserialize`] makes the same of again.
+    ///
+    /// # Errors
+    ///
+    /// It is too large.
+    pub(super) fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
+        match self {
+            Self::Component(component) => component.serialize(),
+            Self::Module(module) => module.serialize(),
+        }
+    }
+
+    /// Memories and tables of an instance, and bytes of the largest memory when it has just been made.
+    pub(super) fn required(&self) -> Required {
+        let required = match self {
+            Self::Component(component) => component.resources_required(),
+            Self::Module(module) => Some(module.resources_required()),
+        };
+        required.map_or(
+            Required {
+                memories: 1,
+                tables: 1,
+                memory: 0,
+            },
+            |required| Required {
+                memories: required.num_memories,
+                tables: required.num_tables,
+                memory: required.max_initial_memory_size.unwrap_or(0) * PAGE,
+            },
+        )
+    }
+}
+
+/// Bytes in a page of a memory, in which its size is given.
+const PAGE: u64 = 64 << 10;
+
+/// What an instance takes.
+pub(super) struct Required {
+    pub(super) memories: u32,
+    pub(super) tables: u32,
+    pub(super) memory: u64,
+}
+
+/// Whether this is a core module, and not a component.
+pub(super) fn is_module(bytes: &[u8]) -> bool {
+    Parser::is_core_wasm(bytes)
+}
