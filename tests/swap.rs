@@ -151,6 +151,9 @@ fn what_cannot_serve_leaves_what_serves() {
             place.replace(&whole[..length]);
             refused("is not a valid component");
         }
+        let large = fs::File::create(place.file()).unwrap();
+        large.set_len(300 << 20).unwrap();
+        refused("is larger than 256.0 MiB");
         place.replace("");
         refused("is empty");
         fs::set_permissions(place.file(), fs::Permissions::from_mode(0o000)).unwrap();

@@ -25,7 +25,7 @@ impl Code {
         }
     }
 
-    /// What [`Code::deserialize`] makes the same of again.
+    /// The bytes that the same can be made of again.
     ///
     /// # Errors
     ///

@@ -76,9 +76,15 @@ impl Origin {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
+    // It may be growing, or have no size.
+    let mut size = file.metadata()?.len();
+    if size <= MAX_FILE {
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        size = bytes.len() as u64;
+    }
+    if size > MAX_FILE {
         let limit = ByteSize(MAX_FILE);
         return Err(io::Error::other(format!("it is larger than {limit}")));
     }
