@@ -91,8 +91,8 @@ struct GrantFlags {
     env: Vec<(String, String)>,
 
     /// Directory for guests, to be read, or with :rw to be written too; may be repeated
-    #[arg(long, value_name = "HOST::GUEST[:rw]", value_parser = directory, help_heading = "Grants")]
-    dir: Vec<GrantedDir>,
+    #[arg(long = "dir", value_name = "HOST::GUEST[:rw]", value_parser = directory, help_heading = "Grants")]
+    dirs: Vec<GrantedDir>,
 
     /// Destination that guests may connect to by TCP; may be repeated; names are resolved at the start
     #[arg(long, value_name = "HOST:PORT", value_parser = destination, help_heading = "Grants")]
@@ -312,7 +312,7 @@ impl From<GrantFlags> for Grants {
         Self {
             args: flags.args,
             env: flags.env,
-            dirs: flags.dir,
+            dirs: flags.dirs,
             outbound: flags.allow_outbound,
         }
     }
