@@ -97,20 +97,31 @@ fn a_core_module_that_is_no_program() {
 }
 
 #[test]
+fn a_component_that_is_a_program_by_name_alone() {
+    let text = r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#;
+    let component = wat::parse_str(text).unwrap();
+    refuses(
+        &file("no-program.wasm", component),
+        &["exports a contract whose functions have other types"],
+    );
+}
+
+#[test]
 fn a_component_that_exports_something_else() {
     let component = wat::parse_str(
         r#"(component
             (instance $i)
-            (export "wasi:cli/run@0.2.0" (instance $i))
+            (export "wasi:http/incoming-handler@0.2.0" (instance $i))
             (export "extra" (instance $i)))"#,
     )
     .unwrap();
     refuses(
         &file("other.wasm", component),
         &[
-            "exports `wasi:cli/run@0.2.0`, `extra`",
+            "exports `wasi:http/incoming-handler@0.2.0`, `extra`",
             "inet:service/handler@0.1.0",
             "inet:service/sessions@0.1.0",
+            "wasi:cli/run",
         ],
     );
 }

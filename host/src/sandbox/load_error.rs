@@ -90,7 +90,7 @@ pub enum Refusal {
     Import(String),
     /// It exports the contract by name, with other types.
     #[error(
-        "exports a contract whose functions have other types than in `wit/` ({0}): build it against the `wit/` of this host"
+        "exports a contract whose functions have other types than in `wit/`, or than WASI has for a program ({0}): build it against the `wit/` of this host, or for WASI 0.2 or 0.3"
     )]
     Types(String),
     /// It could not be instantiated.
