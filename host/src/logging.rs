@@ -53,6 +53,15 @@ pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
     };
     let filter = Targets::new()
         .with_default(libraries)
+        // It warns of what guests do, as often as they do it.
+        .with_target(
+            "wasmtime_wasi",
+            if level == LevelFilter::TRACE {
+                level
+            } else {
+                LevelFilter::ERROR
+            },
+        )
         .with_target("host", level)
         .with_target(READY, level.max(LevelFilter::INFO));
     tracing_subscriber::registry()

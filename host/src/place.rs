@@ -142,6 +142,8 @@ impl Offer for Move<'_> {
         drop(now);
         let (connection, generation) = (self.place.connection, self.next.number);
         debug!(connection, generation, from, "the session has moved");
+        // It counts beside those that the new guest fails at.
+        self.place.generations.ended(&self.next, false);
     }
 
     fn decline(self, reason: Stays) {

@@ -34,7 +34,11 @@ pub fn check_mappings(config: &Config, mappings: u64) {
 pub fn raise_descriptors(config: &Config) {
     let connections = config.limits.max_connections.get() as u64;
     let listeners = config.listen.len() as u64;
-    let need = connections.saturating_add(DESCRIPTORS + listeners);
+    // A guest holds the directories that are granted to it open.
+    let each = 1 + config.grants.dirs.len() as u64;
+    let need = connections
+        .saturating_mul(each)
+        .saturating_add(DESCRIPTORS + listeners);
     let limit = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (limit.current, limit.maximum) else {
         return;

@@ -6,6 +6,8 @@ use tracing::warn;
 use wasmtime::component::Linker;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use wasmtime_wasi::I32Exit;
+
 use super::grants::Granted;
 use super::state::State;
 use super::ticker::Ticker;
@@ -96,6 +98,13 @@ impl Engine {
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         let mut modules = wasmtime::Linker::new(&engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut modules, State::preview1)?;
+        // That of wasmtime traps for a status of 126 or more.
+        modules.allow_shadowing(true);
+        modules.func_wrap(
+            "wasi_snapshot_preview1",
+            "proc_exit",
+            |status: i32| -> wasmtime::Result<()> { Err(wasmtime::format_err!(I32Exit(status))) },
+        )?;
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         }

@@ -230,7 +230,13 @@ impl Generation {
 
     /// A store for an instance, for the connection of this number.
     pub(super) fn store(&self, connection: u64) -> wasmtime::Result<Store<State>> {
-        State::store(&self.engine, &self.program, connection)
+        let program = self.contract() == Contract::Cli;
+        let mut store = State::store(&self.engine, &self.program, connection, program)?;
+        if let Code::Module(_) = &self.code {
+            // What a module reads and writes at once is counted, and lies in its memory.
+            store.set_hostcall_fuel(self.engine.limits.max_memory);
+        }
+        Ok(store)
     }
 
     /// Makes an instance and drops it.

@@ -45,7 +45,8 @@ pub(super) enum ProgramKind {
 }
 
 impl State {
-    /// A store for one instance of `program`, for the connection of this number.
+    /// A store for one instance of `program`, for the connection of this number. What is a program is given its directories
+    /// when it is run.
     ///
     /// # Errors
     ///
@@ -54,6 +55,7 @@ impl State {
         engine: &Engine,
         program: &Arc<str>,
         connection: u64,
+        is_program: bool,
     ) -> wasmtime::Result<Store<Self>> {
         let granted = Arc::clone(&engine.granted);
         let mut table = ResourceTable::new();
@@ -61,7 +63,7 @@ impl State {
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
-            wasi: if granted.has_dirs() {
+            wasi: if granted.has_dirs() && !is_program {
                 Some(granted.all(program, connection)?.build())
             } else {
                 // Few guests ask WASI for anything, so it is made when one does.

@@ -201,6 +201,11 @@ impl<W> Stdout<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Stdout<W> {
+    /// Hands what waits to the transport, as far as that takes it, and wakes the task when it takes more.
+    pub(super) fn drain(&self, cx: &mut Context<'_>) {
+        let _ = self.output().poll_drain(cx);
+    }
+
     /// Waits until nothing waits for the transport any more.
     pub(super) async fn drained(&self) {
         std::future::poll_fn(|cx| self.output().poll_drain(cx)).await;

@@ -94,7 +94,13 @@ where
     let ran = match command {
         Command::Plain(pre) => {
             let program = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
-            noting(&turned, &mut started, program.wasi_cli_run().call_run(store)).await
+            noting(
+                &stdout,
+                &turned,
+                &mut started,
+                program.wasi_cli_run().call_run(store),
+            )
+            .await
         }
         Command::Concurrent(pre) => {
             let program = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
@@ -104,13 +110,13 @@ where
                 poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
                 wasmtime::error::Ok(ran)
             });
-            noting(&turned, &mut started, async { run.await.flatten() }).await
+            noting(&stdout, &turned, &mut started, async { run.await.flatten() }).await
         }
         Command::Module(pre) => {
             let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
             let start = instance.get_typed_func::<(), ()>(&mut *store, START);
             let start = start.map_err(Fault::Start)?;
-            let ran = noting(&turned, &mut started, start.call_async(store, ())).await;
+            let ran = noting(&stdout, &turned, &mut started, start.call_async(store, ())).await;
             ran.map(Ok)
         }
     };
@@ -129,8 +135,14 @@ where
     Ok(End::Exited(status))
 }
 
-/// Runs a program, and calls `started` once it has turned to its connection.
-async fn noting<T>(turned: &Turned, started: &mut Option<impl FnOnce()>, run: impl Future<Output = T>) -> T {
+/// Runs a program, and calls `started` once it has turned to its connection. What it has written goes out whatever it
+/// waits for.
+async fn noting<W: AsyncWrite + Unpin, T>(
+    stdout: &Stdout<W>,
+    turned: &Turned,
+    started: &mut Option<impl FnOnce()>,
+    run: impl Future<Output = T>,
+) -> T {
     let mut run = pin!(run);
     poll_fn(|cx| {
         let polled = run.as_mut().poll(cx);
@@ -138,6 +150,9 @@ async fn noting<T>(turned: &Turned, started: &mut Option<impl FnOnce()>, run: im
             && let Some(started) = started.take()
         {
             started();
+        }
+        if polled.is_pending() {
+            stdout.drain(cx);
         }
         polled
     })
