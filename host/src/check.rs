@@ -18,7 +18,7 @@ pub async fn check(path: &Path, limits: &Limits, grants: &Grants) -> anyhow::Res
     // Nothing that was kept, so that the time is what it takes.
     let sandbox = Sandbox::new(limits, grants, &CacheDir::Off).context("cannot start the sandbox")?;
     let content = Origin::File(path.to_owned()).read()?;
-    let facts = sandbox.inspect(&content, grants).await?;
+    let facts = sandbox.inspect(&content).await?;
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
         // A string takes all that is written to it.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -62,7 +62,7 @@ pub(crate) struct Generations {
     drain: Option<Duration>,
     /// Has sessions move one after another, so that their new instances take the place of the old ones; `None` where they
     /// do not move.
-    moving: Option<Arc<Semaphore>>,
+    moving: Option<Semaphore>,
     /// All connections are closed.
     cut: CancellationToken,
 }
@@ -93,7 +93,7 @@ impl Generations {
                 left: None,
             }),
             drain,
-            moving: migrate.then(|| Arc::new(Semaphore::new(1))),
+            moving: migrate.then(|| Semaphore::new(1)),
             cut,
         }
     }
@@ -105,10 +105,10 @@ impl Generations {
 
     /// Waits until a generation is `replaced`, and until it is the turn of one of its sessions to move; for ever, if they do
     /// not move.
-    pub(crate) async fn turn_to_move(&self, replaced: CancellationToken) -> OwnedSemaphorePermit {
+    pub(crate) async fn turn_to_move(&self, replaced: CancellationToken) -> SemaphorePermit<'_> {
         if let Some(moving) = &self.moving {
             replaced.cancelled_owned().await;
-            if let Ok(turn) = Arc::clone(moving).acquire_owned().await {
+            if let Ok(turn) = moving.acquire().await {
                 return turn;
             }
         }

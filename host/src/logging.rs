@@ -46,22 +46,17 @@ pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
     // Libraries speak up when something is wrong; their own progress is of no interest before `-vv`.
-    let libraries = if level == LevelFilter::TRACE {
-        level
-    } else {
-        level.min(LevelFilter::WARN)
+    let library = |most: LevelFilter| {
+        if level == LevelFilter::TRACE {
+            level
+        } else {
+            level.min(most)
+        }
     };
     let filter = Targets::new()
-        .with_default(libraries)
+        .with_default(library(LevelFilter::WARN))
         // It warns of what guests do, as often as they do it.
-        .with_target(
-            "wasmtime_wasi",
-            if level == LevelFilter::TRACE {
-                level
-            } else {
-                LevelFilter::ERROR
-            },
-        )
+        .with_target("wasmtime_wasi", library(LevelFilter::ERROR))
         .with_target("host", level)
         .with_target(READY, level.max(LevelFilter::INFO));
     tracing_subscriber::registry()

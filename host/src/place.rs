@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -127,7 +127,7 @@ impl Seat for Place {
 pub(crate) struct Move<'a> {
     place: &'a Place,
     next: Arc<Serving>,
-    _turn: OwnedSemaphorePermit,
+    _turn: SemaphorePermit<'a>,
 }
 
 impl Offer for Move<'_> {

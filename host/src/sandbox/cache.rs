@@ -207,10 +207,10 @@ fn find(engine: &Engine, path: &Path) -> io::Result<Option<Code>> {
 /// A component or module from code that this program has compiled.
 #[allow(unsafe_code)]
 fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
-    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. It stood in a directory to which nobody but the user of
-    // this process can write, under a name that nothing else writes to, and its digest says that it is whole. Who can
-    // forge that acts as this user already, and needs no cache to run code. It was read into memory, so it cannot
-    // change any more, and wasmtime itself refuses what an engine of another version or other settings has made.
+    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. It stood in a directory to which
+    // nobody but the user of this process can write, under a name that nothing else writes to, and its digest says that it
+    // is whole. Who can forge that acts as this user already, and needs no cache to run code. It was read into memory, so
+    // it cannot change any more, and wasmtime itself refuses what an engine of another version or other settings has made.
     unsafe {
         match Engine::detect_precompiled(code) {
             Some(Precompiled::Module) => Module::deserialize(engine, code).map(Code::Module),

@@ -18,7 +18,7 @@ impl Code {
     ///
     /// It is not a valid one.
     pub(super) fn compile(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Self> {
-        if is_module(bytes) {
+        if Parser::is_core_wasm(bytes) {
             Module::from_binary(engine, bytes).map(Self::Module)
         } else {
             Component::from_binary(engine, bytes).map(Self::Component)
@@ -66,9 +66,4 @@ pub(super) struct Required {
     pub(super) memories: u32,
     pub(super) tables: u32,
     pub(super) memory: u64,
-}
-
-/// Whether this is a core module, and not a component.
-pub(super) fn is_module(bytes: &[u8]) -> bool {
-    Parser::is_core_wasm(bytes)
 }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 use wasmtime::component::Linker;
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
-
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig};
 use wasmtime_wasi::I32Exit;
 
 use super::grants::Granted;
@@ -76,8 +75,6 @@ pub(super) struct Pool {
 pub(super) struct Engine {
     needs: Needs,
     pub(super) linker: Linker<State>,
-    /// For core modules: what WASI preview 1 has.
-    pub(super) modules: wasmtime::Linker<State>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
     pub(super) granted: Arc<Granted>,
@@ -96,27 +93,35 @@ impl Engine {
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        let mut modules = wasmtime::Linker::new(&engine);
-        wasmtime_wasi::p1::add_to_linker_async(&mut modules, State::preview1)?;
-        // That of wasmtime traps for a status of 126 or more.
-        modules.allow_shadowing(true);
-        modules.func_wrap(
-            "wasi_snapshot_preview1",
-            "proc_exit",
-            |status: i32| -> wasmtime::Result<()> { Err(wasmtime::format_err!(I32Exit(status))) },
-        )?;
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         }
         Ok(Self {
             needs,
             linker,
-            modules,
             ticker: Arc::clone(ticker),
             limits: *limits,
             granted: Arc::clone(granted),
             pool,
         })
+    }
+
+    /// Links a core module to what WASI preview 1 has.
+    ///
+    /// # Errors
+    ///
+    /// It imports something else.
+    pub(super) fn link(&self, module: &Module) -> wasmtime::Result<InstancePre<State>> {
+        let mut linker = wasmtime::Linker::new(self.engine());
+        wasmtime_wasi::p1::add_to_linker_async(&mut linker, State::preview1)?;
+        // That of wasmtime traps for a status of 126 or more.
+        linker.allow_shadowing(true);
+        linker.func_wrap(
+            "wasi_snapshot_preview1",
+            "proc_exit",
+            |status: i32| -> wasmtime::Result<()> { Err(wasmtime::format_err!(I32Exit(status))) },
+        )?;
+        linker.instantiate_pre(module)
     }
 
     /// Memory mappings of a connection whose instance has so many memories: a stack and what guards it, and for each

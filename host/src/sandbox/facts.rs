@@ -6,8 +6,8 @@ use super::Sandbox;
 use super::code::Code;
 use super::contract::Contract;
 use super::generation::Content;
+use super::grants::Granted;
 use super::load_error::LoadError;
-use crate::config::Grants;
 
 /// What can be said of a component that can serve.
 #[derive(Clone, Debug)]
@@ -39,13 +39,13 @@ impl Sandbox {
     /// # Errors
     ///
     /// It cannot serve.
-    pub async fn inspect(&self, content: &Content, grants: &Grants) -> Result<Facts, LoadError> {
+    pub async fn inspect(&self, content: &Content) -> Result<Facts, LoadError> {
         let start = Instant::now();
         let generation = self.load(content).await?;
         let took = start.elapsed();
         let contract = generation.contract();
         let import = |name: &str| Import {
-            granted: granted(name, grants, contract),
+            granted: granted(name, &self.granted, contract),
             name: name.to_owned(),
         };
         let imports = match generation.code() {
@@ -71,7 +71,7 @@ impl Sandbox {
 }
 
 /// What a guest gets from `import`, which the linker has.
-fn granted(import: &str, grants: &Grants, contract: Contract) -> &'static str {
+fn granted(import: &str, grants: &Granted, contract: Contract) -> &'static str {
     if let Some(function) = import.strip_prefix("wasi_snapshot_preview1 ") {
         return granted_to_module(function, grants);
     }
@@ -83,9 +83,9 @@ fn granted(import: &str, grants: &Grants, contract: Contract) -> &'static str {
         ("wasi:clocks", _) => "granted",
         ("wasi:random", _) => "granted",
         ("wasi:io", _) => "granted, for what else is",
-        ("wasi:filesystem", _) if grants.dirs.is_empty() => "there is no directory",
+        ("wasi:filesystem", _) if !grants.has_dirs() => "there is no directory",
         ("wasi:filesystem", _) => "the directories of --dir",
-        ("wasi:sockets", _) if grants.outbound.is_empty() => "every use is refused",
+        ("wasi:sockets", _) if !grants.has_outbound() => "every use is refused",
         ("wasi:sockets", _) => "connecting to --allow-outbound, and nothing else",
         (_, "wasi:cli/environment") if program => "arguments, the peer's address, and --env",
         (_, "wasi:cli/environment") => "arguments and --env",
@@ -101,10 +101,10 @@ fn granted(import: &str, grants: &Grants, contract: Contract) -> &'static str {
 }
 
 /// What a module gets from a function of WASI preview 1.
-fn granted_to_module(function: &str, grants: &Grants) -> &'static str {
+fn granted_to_module(function: &str, grants: &Granted) -> &'static str {
     match function.split('_').next().unwrap_or_default() {
         "args" | "environ" => "arguments, the peer's address, and --env",
-        "path" if grants.dirs.is_empty() => "there is no directory",
+        "path" if !grants.has_dirs() => "there is no directory",
         "path" => "the directories of --dir",
         "fd" => "what the peer sends and gets, the log, and what else is granted",
         "proc" => "it ends the connection, with FIN",
@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn what_is_granted_does_not_depend_on_a_version() {
-        let granted = |import| granted(import, &Grants::default(), Contract::Streams);
+        let grants = Granted::resolve(&crate::config::Grants::default()).unwrap();
+        let granted = |import| granted(import, &grants, Contract::Streams);
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.2.6"), "granted");
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.3.0"), "granted");
         assert_eq!(granted("wasi:cli/stdin@0.2.6"), "it is empty");

@@ -428,8 +428,7 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
 /// Links a core module to what WASI preview 1 has.
 fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal> {
     let pre = engine
-        .modules
-        .instantiate_pre(module)
+        .link(module)
         .map_err(|error| Refusal::NoProgram(line(&error)))?;
     Prepared::of_module(pre).ok_or_else(|| Refusal::NoProgram("it exports no function `_start`".to_owned()))
 }

@@ -48,6 +48,11 @@ impl Granted {
         !self.dirs.is_empty()
     }
 
+    /// Whether there is anything to connect to.
+    pub(super) fn has_outbound(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
     /// Whether there are arguments, before which the name of the program stands.
     pub(super) fn has_args(&self) -> bool {
         !self.args.is_empty()
@@ -65,8 +70,8 @@ impl Granted {
             .stderr(Diagnostics::of(connection))
             .allow_udp(false)
             .allow_ip_name_lookup(false)
-            .allow_tcp(!self.outbound.is_empty());
-        if !self.outbound.is_empty() {
+            .allow_tcp(self.has_outbound());
+        if self.has_outbound() {
             let outbound = Arc::clone(&self.outbound);
             wasi.socket_addr_check(move |address, purpose| {
                 let granted = match purpose {
