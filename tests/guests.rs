@@ -1,6 +1,7 @@
 //! Every guest does what it is there for. One module for each guest, by its name, those that misbehave in `hostile.rs`.
 
-use crate::harness::{DEADLINE, Host, noise};
+use crate::harness::lines::serves_lines;
+use crate::harness::{DEADLINE, Host, guest, noise};
 
 #[test]
 fn every_guest_has_a_module_here() {
@@ -16,40 +17,6 @@ fn every_guest_has_a_module_here() {
             guest.name
         );
     }
-}
-
-/// What both line guests do.
-fn serves_lines(guest: &str) {
-    let host = Host::serving(guest, &[]);
-
-    let client = host.connect();
-    client.echo("one\n");
-    client.send("tw");
-    assert!(
-        client.hears_nothing(),
-        "{guest} answered before the line was whole"
-    );
-    client.send("o\nthree\r\n");
-    client.expect("two\nthree\r\n");
-    client.send("quit\r\n");
-    assert_eq!(client.rest(), b"", "{guest} on quit");
-    drop(client);
-    assert_eq!(host.outcome(), "finished");
-
-    let client = host.connect();
-    client.send("a last line without its end");
-    client.finish();
-    assert_eq!(client.rest(), b"a last line without its end");
-
-    let longest = [vec![b'x'; 4096], vec![b'\n']].concat();
-    let client = host.connect();
-    client.echo(&longest);
-    client.send([b"x", longest.as_slice()].concat());
-    assert_eq!(
-        client.rest(),
-        b"error: a line may have 4096 bytes\n",
-        "{guest} on an over-long line"
-    );
 }
 
 mod echo {
@@ -68,16 +35,20 @@ mod echo {
 }
 
 mod lines {
+    use super::*;
+
     #[test]
-    fn serves_lines() {
-        super::serves_lines("lines");
+    fn echoes_line_by_line() {
+        serves_lines(&guest("lines"));
     }
 }
 
 mod lines_session {
+    use super::*;
+
     #[test]
-    fn serves_lines() {
-        super::serves_lines("lines-session");
+    fn echoes_line_by_line() {
+        serves_lines(&guest("lines-session"));
     }
 }
 

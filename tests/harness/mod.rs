@@ -3,6 +3,9 @@
 //! Nothing here sleeps for a guess: what is waited for is a line of the log, bytes, or the end of a process, and
 //! every wait has a deadline far beyond the time that it should take.
 
+pub mod fetched;
+pub mod lines;
+
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};

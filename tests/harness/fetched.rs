@@ -1,0 +1,66 @@
+//! Packages from PyPI and npm, which are fetched once into a directory of the user's cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+/// A package, unpacked: `NAME==VERSION` from PyPI, `NAME@VERSION` from npm.
+///
+/// # Errors
+///
+/// It cannot be had; a sentence says what it takes.
+pub fn fetch(requirement: &str) -> Result<PathBuf, String> {
+    // One fetch at a time: tests run in parallel and want some of the same.
+    static FETCH: Mutex<()> = Mutex::new(());
+    let _one = FETCH.lock().unwrap_or_else(PoisonError::into_inner);
+    let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => Path::new(&home).join(".cache"),
+        (None, None) => return Err(format!("{requirement} has no place: set HOME")),
+    };
+    let dir = cache
+        .join("wasm-inetd-programs")
+        .join(requirement.replace('/', "+"));
+    if dir.is_dir() {
+        return Ok(dir);
+    }
+    let part = dir.with_extension(format!("part-{}", std::process::id()));
+    let mut command = if requirement.contains("==") {
+        let mut pip = Command::new("python3");
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+        ]);
+        pip
+    } else {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--ignore-scripts", "--no-save", "--prefix"]);
+        npm
+    };
+    let fetched = command.arg(&part).arg(requirement).stdin(Stdio::null()).status();
+    if fetched.as_ref().is_ok_and(ExitStatus::success) {
+        fs::rename(part, &dir).unwrap();
+        return Ok(dir);
+    }
+    Err(format!(
+        "{requirement} cannot be had ({fetched:?}): it takes Python with pip, and npm (apt-get install python3-pip npm)"
+    ))
+}
+
+/// What a test needs and cannot have is said, and the test skipped, unless it is `required`.
+pub fn or_skip<T>(had: Result<T, String>, required: bool) -> Option<T> {
+    match had {
+        Ok(had) => Some(had),
+        Err(why) => {
+            assert!(!required, "{why}");
+            eprintln!("skipped, since {why}");
+            None
+        }
+    }
+}
