@@ -21,6 +21,7 @@ mod faults;
 mod guests;
 mod hostile;
 mod isolation;
+mod languages;
 mod limits;
 mod log;
 mod migrate;
