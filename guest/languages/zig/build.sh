@@ -9,6 +9,7 @@ out=${1:-$here/lines.wasm}
 zig=${ZIG:-zig}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
 
 case $("$zig" version 2>/dev/null || true) in
 0.16.*) ;;

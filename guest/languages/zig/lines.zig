@@ -9,10 +9,14 @@ const max_line = 4096;
 
 const too_long = std.fmt.comptimePrint("error: a line may have {d} bytes\n", .{max_line});
 
-pub fn main(init: std.process.Init) !void {
+pub fn main() !void {
+    // One thread and no allocator are enough, so a connection takes no memory but what the module begins with.
+    var threaded: std.Io.Threaded = .init_single_threaded;
+    const io = threaded.io();
+
     // The buffer has room for the longest line and its end: if it is full and no line ends in it, the line is too long.
     var buffer: [max_line + 1]u8 = undefined;
-    var stdin = std.Io.File.stdin().readerStreaming(init.io, &buffer);
+    var stdin = std.Io.File.stdin().readerStreaming(io, &buffer);
     const input = &stdin.interface;
     // Written without a buffer: each line is answered as soon as it is whole.
     const output = std.Io.File.stdout();
@@ -20,11 +24,11 @@ pub fn main(init: std.process.Init) !void {
     while (input.takeDelimiterInclusive('\n')) |line| {
         const word = std.mem.trim(u8, line, " \t\n\x0c\r");
         if (std.mem.eql(u8, word, "quit")) return;
-        try output.writeStreamingAll(init.io, line);
+        try output.writeStreamingAll(io, line);
     } else |err| switch (err) {
         // The rest, which has no end of its own.
-        error.EndOfStream => try output.writeStreamingAll(init.io, input.buffered()),
-        error.StreamTooLong => try output.writeStreamingAll(init.io, too_long),
+        error.EndOfStream => try output.writeStreamingAll(io, input.buffered()),
+        error.StreamTooLong => try output.writeStreamingAll(io, too_long),
         error.ReadFailed => return stdin.err.?,
     }
 }
