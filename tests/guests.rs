@@ -115,6 +115,79 @@ mod daytime {
     }
 }
 
+mod upper {
+    use super::*;
+
+    #[test]
+    fn gives_lines_back_in_capitals() {
+        let host = Host::serving("upper", &[]);
+        let client = host.connect();
+        client.send("one\nt");
+        client.expect("ONE\n");
+        client.send("wo\nthree\r\nfour");
+        client.expect("TWO\nTHREE\r\n");
+        client.finish();
+        assert_eq!(client.rest(), b"FOUR");
+        assert_eq!(host.outcome(), "finished");
+
+        // As much as fits a line at once, cut anywhere.
+        let lines: Vec<u8> = (0..2_000)
+            .flat_map(|n| format!("{}{n}\n", "a".repeat(n % 97)).into_bytes())
+            .collect();
+        let client = host.connect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.send(&lines);
+                client.finish();
+            });
+            assert!(client.rest() == lines.to_ascii_uppercase());
+        });
+        assert_eq!(host.outcome(), "finished");
+    }
+
+    #[test]
+    fn resets_whoever_sends_too_long_a_line() {
+        let host = Host::serving("upper", &[]);
+        let client = host.connect();
+        let longest = [vec![b'x'; 4096], vec![b'\n']].concat();
+        client.send(&longest);
+        client.expect(longest.to_ascii_uppercase());
+        client.send([b"x", longest.as_slice()].concat());
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert!(
+            line.contains("guest-reset") && line.contains("limit-exceeded"),
+            "{line}"
+        );
+    }
+}
+
+mod primes {
+    use super::*;
+
+    #[test]
+    fn knows_them() {
+        let host = Host::serving("primes", &[]);
+        let client = host.connect();
+        for (n, prime) in [
+            ("1", "2"),
+            ("2", "3"),
+            ("10", "29"),
+            (" 6544 ", "65539"),
+            ("348513", "4999999"),
+        ] {
+            client.send(format!("{n}\n"));
+            assert_eq!(client.line(), prime);
+        }
+        for wrong in ["0", "348514", "-1", "", "one"] {
+            client.send(format!("{wrong}\n"));
+            assert_eq!(client.line(), "error: a number from 1 to 348513 is expected");
+        }
+        client.send("1".repeat(21));
+        assert_eq!(client.rest(), b"error: a line may have 20 bytes\n");
+    }
+}
+
 mod copy {
     use super::*;
 

@@ -2,10 +2,7 @@
 //!
 //! Whoever reads slowly slows the guest down: a write completes when the transport has taken the bytes.
 
-wit_bindgen::generate!({ path: "../../wit", world: "service" });
-
-use exports::inet::service::handler::{ErrorCode, Guest, Peer};
-use wit_bindgen::{FutureReader, StreamReader, StreamWriter};
+use inet_guest::streams::{Connection, ErrorCode, Service, export};
 
 /// The printable characters of ASCII, space included.
 const FIRST: u8 = b' ';
@@ -16,27 +13,13 @@ const WIDTH: usize = 72;
 
 struct Chargen;
 
-impl Guest for Chargen {
-    async fn handle(
-        _peer: Peer,
-        _inbound: StreamReader<u8>,
-        _inbound_end: FutureReader<Result<(), ErrorCode>>,
-    ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
-        let (writer, outbound) = wit_stream::new();
-        let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        background::spawn(async move {
-            generate(writer).await;
-            let _ = end.write(Err(ErrorCode::ConnectionReset)).await;
-        });
-        (outbound, outbound_end)
-    }
-}
-
-/// Writes the pattern again and again until nobody takes it.
-async fn generate(mut outbound: StreamWriter<u8>) {
-    loop {
-        if !outbound.write_all(pattern()).await.is_empty() {
-            return;
+impl Service for Chargen {
+    async fn serve(mut connection: Connection) -> Result<(), ErrorCode> {
+        // What the peer sends is thrown away.
+        drop(connection.inbound);
+        // Ends when nobody takes it any more.
+        loop {
+            connection.outbound.write_all(pattern()).await?;
         }
     }
 }

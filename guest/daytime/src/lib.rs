@@ -2,34 +2,25 @@
 //!
 //! The RFC leaves the format open; this is RFC 3339 in UTC.
 
-wit_bindgen::generate!({ path: "../../wit", world: "session-service" });
-
 use std::time::SystemTime;
 
-use exports::inet::service::sessions::{Answer, Event, Guest, GuestSession, Next, Peer};
+use inet_guest::sessions::{Answer, Peer, Session, export};
 
 struct Daytime;
 
-impl Guest for Daytime {
-    type Session = Session;
-}
-
-struct Session;
-
-impl GuestSession for Session {
+impl Session for Daytime {
     fn new(_peer: Peer) -> Self {
         Self
     }
 
-    fn handle(&self, event: Event) -> Answer {
-        let send = match event {
-            Event::Opened => format!("{}\r\n", humantime::format_rfc3339_seconds(SystemTime::now())).into(),
-            _ => Vec::new(),
-        };
-        Answer {
-            send,
-            next: Next::Finish,
-        }
+    fn opened(&mut self) -> Answer {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now());
+        Answer::send(format!("{now}\r\n")).finish()
+    }
+
+    fn received(&mut self, _bytes: Vec<u8>) -> Answer {
+        // Nothing is asked for once the time is said.
+        Answer::default().finish()
     }
 }
 

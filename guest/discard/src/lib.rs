@@ -1,27 +1,16 @@
 //! Discard (RFC 863) by the sessions contract: whatever comes is thrown away.
 
-wit_bindgen::generate!({ path: "../../wit", world: "session-service" });
-
-use exports::inet::service::sessions::{Answer, Event, Guest, GuestSession, Next, Peer};
+use inet_guest::sessions::{Answer, Peer, Session, export};
 
 struct Discard;
 
-impl Guest for Discard {
-    type Session = Session;
-}
-
-struct Session;
-
-impl GuestSession for Session {
+impl Session for Discard {
     fn new(_peer: Peer) -> Self {
         Self
     }
 
-    fn handle(&self, _event: Event) -> Answer {
-        Answer {
-            send: Vec::new(),
-            next: Next::GoOn, // after the peer's end this finishes
-        }
+    fn received(&mut self, _bytes: Vec<u8>) -> Answer {
+        Answer::default()
     }
 }
 
