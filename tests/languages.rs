@@ -3,7 +3,6 @@
 //! What builds them is optional. A test whose compiler is not here says how to install it and passes, unless the folder is
 //! named in `WASM_INETD_LANGUAGES`, as in `WASM_INETD_LANGUAGES=c,go`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,10 +22,11 @@ fn folder(name: &str) -> PathBuf {
     guest_builder::workspace().join("guest/languages").join(name)
 }
 
-/// Whether the guest in a folder has to be built here.
-fn required(name: &str) -> bool {
+/// The folders whose guests have to be built here.
+fn required() -> Vec<String> {
     let languages = std::env::var("WASM_INETD_LANGUAGES").unwrap_or_default();
-    languages.split(',').any(|language| language == name)
+    let names = languages.split(',').filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 /// Has the `build.sh` of a folder build its guest into `dir`, in an environment with these variables too.
@@ -44,6 +44,7 @@ fn build(name: &str, dir: &Path, variables: &[(&str, PathBuf)]) -> Result<PathBu
     match output.status.code() {
         Some(0) => {
             assert!(out.is_file(), "build.sh of {name} has made nothing: {said}");
+            assert!(!said.contains("warning:"), "{name}: {said}");
             Ok(out)
         }
         Some(MISSING) => {
@@ -61,7 +62,7 @@ fn build(name: &str, dir: &Path, variables: &[(&str, PathBuf)]) -> Result<PathBu
 fn proves(name: &str, contract: &str, variables: Result<Vec<(&str, PathBuf)>, String>) {
     let dir = scratch(&format!("languages-{name}"));
     let built = variables.and_then(|variables| build(name, &dir, &variables));
-    let Some(component) = or_skip(built, required(name)) else {
+    let Some(component) = or_skip(built, required().iter().any(|one| one == name)) else {
         return;
     };
     let said = host("check", &[&component]);
@@ -91,6 +92,11 @@ fn c() {
 }
 
 #[test]
+fn c_session() {
+    proves("c-session", "sessions", Ok(vec![]));
+}
+
+#[test]
 fn go() {
     let go = fetch(GO).map(|dir| {
         vec![
@@ -114,23 +120,29 @@ fn zig() {
     proves("zig", "cli", zig);
 }
 
-/// The folders, which git lists no empty ones of.
-fn folders() -> BTreeSet<String> {
-    let entries = fs::read_dir(folder("")).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect()
-}
-
 #[test]
 fn every_folder_is_whole_and_has_a_test() {
     let source = include_str!("languages.rs");
-    let folders = folders();
-    assert!(folders.len() > 2, "{folders:?}");
-    for name in folders {
+    let readme = fs::read_to_string(guest_builder::workspace().join("README.md")).unwrap();
+    let folders = fs::read_dir(folder("")).unwrap();
+    let names: Vec<String> = folders
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for name in required() {
+        assert!(
+            names.contains(&name),
+            "WASM_INETD_LANGUAGES names {name}, of which there is no folder"
+        );
+    }
+    assert!(names.len() > 2, "{names:?}");
+    for name in names {
         assert!(
             source.contains(&format!("proves(\"{name}\"")),
             "{name} has no test"
+        );
+        assert!(
+            readme.contains(&format!("(guest/languages/{name}")),
+            "the README does not list {name}"
         );
         for file in ["README.md", "build.sh"] {
             assert!(folder(&name).join(file).is_file(), "{name} has no {file}");
