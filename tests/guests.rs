@@ -39,7 +39,7 @@ mod lines {
 
     #[test]
     fn echoes_line_by_line() {
-        serves_lines(&guest("lines"));
+        assert_eq!(serves_lines(&guest("lines")), "streams");
     }
 }
 
@@ -48,7 +48,7 @@ mod lines_session {
 
     #[test]
     fn echoes_line_by_line() {
-        serves_lines(&guest("lines-session"));
+        assert_eq!(serves_lines(&guest("lines-session")), "sessions");
     }
 }
 

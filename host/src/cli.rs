@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{CacheDir, Config, GrantedDir, Grants, Limits, Log, LogFormat, LogLevel, Rate};
+use crate::config::{CacheDir, Config, GrantedDir, Grants, Limits, Log, LogFormat, LogLevel, Rate, Terms};
+use crate::scaffold;
 
 /// inetd for WebAssembly components.
 ///
@@ -31,6 +32,10 @@ struct ServiceFlags {
     /// Component to serve with; without it an embedded guest echoes
     #[arg(long, value_name = "FILE", help_heading = "Service")]
     component: Option<PathBuf>,
+
+    /// Initialise the component once, when it is loaded, by the function `wizer-initialize` that it exports
+    #[arg(long, requires = "component", help_heading = "Service")]
+    preinit: bool,
 
     /// Load the component again when its file changes, as SIGHUP does; connections that are open keep what they have
     #[arg(long, requires = "component", help_heading = "Service")]
@@ -171,6 +176,10 @@ enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
+        /// Initialise the component first, by the function `wizer-initialize` that it exports
+        #[arg(long)]
+        preinit: bool,
+
         #[command(flatten)]
         grants: GrantFlags,
 
@@ -186,6 +195,20 @@ enum Verb {
         #[command(flatten)]
         service: Box<ServiceFlags>,
     },
+    /// Make a guest to begin with, which builds and passes its conversations as it is
+    New {
+        /// Directory to make; its last part is the guest's name
+        #[arg(value_name = "NAME", value_parser = new_name)]
+        dir: PathBuf,
+
+        /// What the guest serves by [default: the first that its language has]
+        #[arg(long, value_name = "CONTRACT", value_enum)]
+        contract: Option<ContractArg>,
+
+        /// What it is written in
+        #[arg(long, value_name = "LANGUAGE", value_enum, default_value_t = Language::Rust)]
+        lang: Language,
+    },
     /// Have a component take part in recorded conversations, and show where it says something else
     Replay {
         /// Directory of conversations
@@ -195,6 +218,10 @@ enum Verb {
         /// The component
         #[arg(value_name = "FILE")]
         file: PathBuf,
+
+        /// Initialise the component first, by the function `wizer-initialize` that it exports
+        #[arg(long)]
+        preinit: bool,
 
         #[command(flatten)]
         grants: GrantFlags,
@@ -210,9 +237,11 @@ pub enum Command {
     /// To serve.
     Serve(Box<Config>),
     /// To say what a component is.
-    Check(PathBuf, Limits, Grants),
+    Check(PathBuf, Terms),
+    /// To make a guest in a directory of this language and, if it is named, this contract.
+    New(PathBuf, &'static str, Option<&'static str>),
     /// To have a component take part in the conversations of a directory.
-    Replay(PathBuf, PathBuf, Limits, Grants),
+    Replay(PathBuf, PathBuf, Terms),
 }
 
 impl From<Cli> for Command {
@@ -223,13 +252,22 @@ impl From<Cli> for Command {
                 record: Some(to),
                 ..(*service).into()
             })),
-            Some(Verb::Check { file, grants, limits }) => Self::Check(file, limits.into(), grants.into()),
+            Some(Verb::Check {
+                file,
+                preinit,
+                grants,
+                limits,
+            }) => Self::Check(file, terms(limits, grants, preinit)),
+            Some(Verb::New { dir, contract, lang }) => {
+                Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
+            }
             Some(Verb::Replay {
                 dir,
                 file,
+                preinit,
                 grants,
                 limits,
-            }) => Self::Replay(dir, file, limits.into(), grants.into()),
+            }) => Self::Replay(dir, file, terms(limits, grants, preinit)),
         }
     }
 }
@@ -253,6 +291,48 @@ enum Format {
     Json,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ContractArg {
+    Streams,
+    #[value(alias = "session")]
+    Sessions,
+    Cli,
+}
+
+impl ContractArg {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::Sessions => "sessions",
+            Self::Cli => "cli",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Language {
+    Rust,
+    C,
+    #[value(alias = "javascript")]
+    Js,
+    Python,
+    Go,
+    Zig,
+}
+
+impl Language {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::C => "c",
+            Self::Js => "js",
+            Self::Python => "python",
+            Self::Go => "go",
+            Self::Zig => "zig",
+        }
+    }
+}
+
 /// `None` stands for `off`. (An `Option` would be taken for an argument that may be left out.)
 #[derive(Clone, Copy, Debug)]
 struct Timeout(Option<Duration>);
@@ -269,10 +349,25 @@ struct Count(Option<NonZeroUsize>);
 #[derive(Clone, Copy, Debug)]
 struct MaxRate(Option<Rate>);
 
+fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
+    let dir = PathBuf::from(text);
+    scaffold::name(&dir)?;
+    Ok(dir)
+}
+
+fn terms(limits: LimitFlags, grants: GrantFlags, preinit: bool) -> Terms {
+    Terms {
+        limits: limits.into(),
+        grants: grants.into(),
+        preinit,
+    }
+}
+
 impl From<ServiceFlags> for Config {
     fn from(flags: ServiceFlags) -> Self {
         Self {
             component: flags.component,
+            preinit: flags.preinit,
             watch: flags.watch,
             migrate: flags.migrate,
             grants: flags.grants.into(),

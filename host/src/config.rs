@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Config {
     /// The component to serve with; `None` stands for the embedded echo guest.
     pub component: Option<PathBuf>,
+    /// Whether the component is initialised when it is loaded, for all connections.
+    pub preinit: bool,
     /// Whether the component is loaded again when its file changes.
     pub watch: bool,
     /// What guests may use beyond their connection.
@@ -34,6 +36,17 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged, and how.
     pub log: Log,
+}
+
+/// On what terms a component is tried, without serving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// What connections may take.
+    pub limits: Limits,
+    /// What it may use beyond its connection.
+    pub grants: Grants,
+    /// Whether it is initialised first.
+    pub preinit: bool,
 }
 
 /// Where compiled components are kept, so that each is compiled once.

@@ -28,6 +28,7 @@ mod relay;
 mod reload;
 pub mod replay;
 pub mod sandbox;
+pub mod scaffold;
 pub mod server;
 pub mod shutdown;
 pub mod system;

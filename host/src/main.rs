@@ -19,7 +19,7 @@ use host::replay::replay;
 use host::sandbox::{Origin, Sandbox};
 use host::server::Drained;
 use host::shutdown::Signals;
-use host::{logging, server, system};
+use host::{logging, scaffold, server, system};
 use tokio::runtime::{self, Runtime};
 use tracing::{error, info};
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let (threads, log) = match &command {
         Command::Serve(config) => (config.threads.get(), config.log),
         // What they have to say goes to standard output.
-        Command::Check(..) | Command::Replay(..) => (1, WARNINGS),
+        Command::Check(..) | Command::New(..) | Command::Replay(..) => (1, WARNINGS),
     };
     let runtime = runtime(threads);
     let log = logging::start(log);
@@ -54,6 +54,9 @@ fn main() -> ExitCode {
 /// How long what is still being done when all connections are gone may take.
 const LAST: Duration = Duration::from_secs(1);
 
+/// The exit code for a command line that cannot be understood.
+const USAGE: u8 = 2;
+
 /// What is worth a line where the output is for somebody else.
 const WARNINGS: Log = Log {
     format: LogFormat::Text,
@@ -78,13 +81,21 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 Drained::Quit => ExitCode::FAILURE,
             });
         }
-        Command::Check(file, limits, grants) => check(&file, &limits, &grants).await?,
-        Command::Replay(dir, file, limits, grants) => {
+        Command::Check(file, terms) => check(&file, &terms).await?,
+        Command::New(dir, language, contract) => match scaffold::template(language, contract) {
+            Ok(template) => scaffold::make(template, &dir)?,
+            Err(error) => {
+                error!("{error:#}");
+                return Ok(ExitCode::from(USAGE));
+            }
+        },
+        Command::Replay(dir, file, terms) => {
             let conversations = Conversation::read_all(&dir)?;
-            let sandbox =
-                Sandbox::new(&limits, &grants, &CacheDir::OfUser).context("cannot start the sandbox")?;
+            let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
+                .context("cannot start the sandbox")?
+                .preinit(terms.preinit);
             let generation = sandbox.load(&Origin::File(file).read()?).await?;
-            match replay(&generation, &limits, &conversations).await {
+            match replay(&generation, &terms.limits, &conversations).await {
                 Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
                 Err(difference) => {
                     io::stdout().write_all(format!("{difference}\n").as_bytes())?;
@@ -103,8 +114,9 @@ async fn serve(config: &Config) -> anyhow::Result<Drained> {
         Conversation::read_all(gate).context("nothing could pass --gate")?;
     }
     let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
-    let sandbox =
-        Sandbox::new(&config.limits, &config.grants, &config.cache).context("cannot start the sandbox")?;
+    let sandbox = Sandbox::new(&config.limits, &config.grants, &config.cache)
+        .context("cannot start the sandbox")?
+        .preinit(config.preinit);
     let generation = sandbox.load(&source.read()?).await?;
     system::check_mappings(config, generation.mappings());
     info!(contract = generation.contract().as_str(), "serving with {source}");

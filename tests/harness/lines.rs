@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::{Host, noise};
+use super::{Host, field, noise};
 
-/// Has a component serve lines, and compares what it says with what it should say.
-pub fn serves_lines(component: &Path) {
+/// Has a component serve lines, and compares what it says with what it should say. Gives the contract by which it serves.
+pub fn serves_lines(component: &Path) -> String {
     let name = component.file_name().unwrap().display();
     let host = Host::with(component, &[]);
 
@@ -61,4 +61,5 @@ pub fn serves_lines(component: &Path) {
     client.echo(&lines);
     client.finish();
     assert_eq!(client.rest(), b"");
+    field(&host.line("connection ended"), "contract")
 }

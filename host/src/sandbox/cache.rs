@@ -20,9 +20,9 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use super::code::Code;
+use super::generation::{Content, Digest};
 use crate::config::CacheDir;
 use crate::failpoint;
-use crate::sandbox::Digest;
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -38,7 +38,7 @@ const PART: &str = "part";
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// To be counted up when the same file is compiled to something else than before by the same version of wasmtime.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// A SHA-256 digest stands before the code.
 const DIGEST: usize = 32;
@@ -91,36 +91,31 @@ impl Cache {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// The code of a component or module with this digest, out of the cache if it is there, compiled and put there if not,
-    /// and whether it was compiled.
+    /// The code of a component or module, out of the cache if it is there, compiled and put there if not, and whether it
+    /// was compiled.
     ///
     /// # Errors
     ///
     /// It is not a valid one.
-    pub(super) fn code(
-        &self,
-        engine: &Engine,
-        digest: &Digest,
-        bytes: &[u8],
-    ) -> wasmtime::Result<(Code, bool)> {
-        let path = self.dir.join(name(engine, digest));
-        match find(engine, &path) {
+    pub(super) fn code(&self, engine: &Engine, content: &Content) -> wasmtime::Result<(Code, bool)> {
+        let path = self.dir.join(name(engine, content));
+        match find(engine, &path, content) {
             Ok(Some(code)) => return Ok((code, false)),
             Ok(None) => {}
             Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
         }
-        let code = Code::compile(engine, bytes)?;
-        if let Err(error) = self.keep(&path, &code) {
+        let code = Code::compile(engine, content.bytes())?;
+        if let Err(error) = self.keep(&path, content, &code) {
             debug!(path = %path.display(), %error, "cannot keep compiled code");
         }
         Ok((code, true))
     }
 
-    fn keep(&self, path: &Path, code: &Code) -> io::Result<()> {
+    fn keep(&self, path: &Path, content: &Content, code: &Code) -> io::Result<()> {
         let code = code.serialize().map_err(io::Error::other)?;
         let number = PARTS.fetch_add(1, Ordering::Relaxed);
         let part = self.dir.join(format!("{}-{number}.{PART}", process::id()));
-        let written = write(&part, &code).and_then(|()| fs::rename(&part, path));
+        let written = write(&part, &digest(content, &code), &code).and_then(|()| fs::rename(&part, path));
         if written.is_err() {
             let _ = fs::remove_file(&part);
         }
@@ -158,13 +153,22 @@ impl Cache {
     }
 }
 
-/// The name of the entry for the component of this digest as `engine` compiles it.
-fn name(engine: &Engine, component: &Digest) -> String {
+/// The name of the entry for `content` as `engine` compiles it. What a guest has come to by initialising itself has the
+/// name of the guest, so that it replaces what the guest came to the last time.
+fn name(engine: &Engine, content: &Content) -> String {
     let mut digest = Hashed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut digest);
-    digest.0.update([FORMAT]);
-    digest.0.update(component);
+    digest.0.update([FORMAT, content.stage.number()]);
+    digest.0.update(content.digest);
     format!("{:x}.{ENTRY}", digest.0.finalize())
+}
+
+/// What stands before the code of `content`: only who has both finds it right.
+fn digest(content: &Content, code: &[u8]) -> Digest {
+    let mut digest = Sha256::new();
+    digest.update(content.stage.digest().unwrap_or(&content.digest));
+    digest.update(code);
+    digest.finalize().into()
 }
 
 /// What implements `Hash` is hashed by SHA-256.
@@ -185,16 +189,18 @@ impl Hasher for Hashed {
 }
 
 /// The code of an entry; `None` if there is no such entry.
-fn find(engine: &Engine, path: &Path) -> io::Result<Option<Code>> {
+fn find(engine: &Engine, path: &Path, content: &Content) -> io::Result<Option<Code>> {
     let entry = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         entry => entry?,
     };
-    let Some((digest, code)) = entry.split_at_checked(DIGEST) else {
+    let Some((found, code)) = entry.split_at_checked(DIGEST) else {
         return Err(io::Error::other("it is cut off"));
     };
-    if *digest != *Sha256::digest(code) {
-        return Err(io::Error::other("it is damaged"));
+    if *found != digest(content, code) {
+        return Err(io::Error::other(
+            "it is damaged, or of what the guest came to another time",
+        ));
     }
     let code = deserialize(engine, code).map_err(io::Error::other)?;
     // For `prune`.
@@ -219,14 +225,14 @@ fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
     }
 }
 
-fn write(path: &Path, code: &[u8]) -> io::Result<()> {
+fn write(path: &Path, digest: &Digest, code: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
     let (first, rest) = code.split_at(code.len() / 2);
-    file.write_all(&Sha256::digest(code))?;
+    file.write_all(digest)?;
     file.write_all(first)?;
     failpoint::cache_write();
     file.write_all(rest)
@@ -266,9 +272,12 @@ mod tests {
 
     /// Takes a component out of the cache, and tells whether it was compiled.
     fn component(cache: &Cache, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<bool> {
-        let digest = Sha256::digest(bytes).into();
-        let found = cache.code(engine, &digest, bytes);
+        let found = cache.code(engine, &content(bytes));
         found.map(|(_, compiled)| compiled)
+    }
+
+    fn content(bytes: &[u8]) -> Content {
+        Content::new("a test".to_owned(), "test", bytes.to_vec())
     }
 
     #[test]
@@ -286,6 +295,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_guest_came_to_replaces_what_it_came_to_before() {
+        let dir = Dir::new("initialised");
+        let cache = Cache::open(&dir.0).unwrap();
+        let engine = Engine::default();
+        let guest = content(&empty());
+        cache.code(&engine, &guest).unwrap();
+        let mut compiled = |text: &str| {
+            let initialised = guest.initialised(wat::parse_str(text).unwrap());
+            cache.code(&engine, &initialised).unwrap().1
+        };
+        let (one, other) = ("(component (core module))", "(component (component))");
+        assert_eq!(
+            [one, one, other, one, one].map(&mut compiled),
+            [true, false, true, true, false]
+        );
+        assert_eq!(dir.entries().len(), 2);
+        assert!(!component(&cache, &engine, &empty()).unwrap());
+    }
+
+    #[test]
     fn a_damaged_entry_is_compiled_again_and_replaced() {
         let dir = Dir::new("damaged");
         let cache = Cache::open(&dir.0).unwrap();
@@ -297,7 +326,7 @@ mod tests {
         flipped[whole.len() / 2] ^= 1;
         for damaged in [&flipped[..], &whole[..whole.len() - 1], &whole[..DIGEST - 1], &[]] {
             fs::write(&path, damaged).unwrap();
-            assert!(find(&engine, &path).is_err());
+            assert!(find(&engine, &path, &content(&empty())).is_err());
             component(&cache, &engine, &empty()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }

@@ -101,9 +101,41 @@ pub struct Content {
     pub name: String,
     /// What it is told by from others.
     pub digest: Digest,
+    /// What has become of it since.
+    pub(super) stage: Stage,
     /// How it is named to itself.
     program: Arc<str>,
     bytes: Vec<u8>,
+}
+
+/// What has become of a component since it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing.
+    AsRead,
+    /// It shows all of its state, so that a snapshot can be made of it.
+    Instrumented,
+    /// It was initialised, and is a snapshot with this digest.
+    Initialised(Digest),
+}
+
+impl Stage {
+    /// A number for it.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::AsRead => 0,
+            Self::Instrumented => 1,
+            Self::Initialised(_) => 2,
+        }
+    }
+
+    /// What there is to tell it by beside the digest of what was read.
+    pub(super) fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::AsRead | Self::Instrumented => None,
+            Self::Initialised(digest) => Some(digest),
+        }
+    }
 }
 
 impl Content {
@@ -112,12 +144,54 @@ impl Content {
             name,
             program: program.into(),
             digest: Sha256::digest(&bytes).into(),
+            stage: Stage::AsRead,
             bytes,
+        }
+    }
+
+    /// The same when it shows its state.
+    pub(super) fn instrumented(&self, bytes: Vec<u8>) -> Self {
+        Self {
+            stage: Stage::Instrumented,
+            bytes,
+            ..self.renamed()
+        }
+    }
+
+    /// What it has come to by initialising itself.
+    pub(super) fn initialised(&self, bytes: Vec<u8>) -> Self {
+        Self {
+            stage: Stage::Initialised(Sha256::digest(&bytes).into()),
+            bytes,
+            ..self.renamed()
+        }
+    }
+
+    /// All but the bytes.
+    fn renamed(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            program: Arc::clone(&self.program),
+            bytes: Vec::new(),
+            ..*self
         }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// How it is named to itself.
+    pub(super) fn program(&self) -> &Arc<str> {
+        &self.program
+    }
+
+    /// Says that it cannot serve.
+    pub(super) fn refused(&self, refusal: Refusal) -> LoadError {
+        LoadError::Refused {
+            name: self.name.clone(),
+            refusal,
+        }
     }
 
     /// How many bytes it has.
@@ -154,13 +228,13 @@ impl Sandbox {
     ///
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
-        let bytes = &content.bytes;
-        let refused = |refusal| LoadError::Refused {
-            name: content.name.clone(),
-            refusal,
+        let refused = |refusal| content.refused(refusal);
+        look(&content.bytes).map_err(refused)?;
+        let (engine, code) = if self.preinit {
+            self.compile(&self.initialise(content).await?)?
+        } else {
+            self.compile(content)?
         };
-        look(bytes).map_err(refused)?;
-        let (engine, code) = self.compile(content)?.map_err(refused)?;
         let prepared = match &code {
             Code::Component(component) => {
                 find_contract(component).and_then(|contract| prepare(&engine, component, contract))
@@ -186,24 +260,20 @@ impl Sandbox {
     }
 
     /// Compiles a component for the engine that fits it.
-    fn compile(&self, content: &Content) -> Result<Result<(Engine, Code), Refusal>, LoadError> {
+    pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
         let bytes = content.bytes();
         let engine = self
             .engine(needs(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {
-            Some(cache) => cache.code(engine.engine(), &content.digest, bytes),
+            Some(cache) => cache.code(engine.engine(), content),
             None => Code::compile(engine.engine(), bytes).map(|code| (code, true)),
         };
-        Ok(match code {
-            Ok((code, compiled)) => {
-                let duration_ms = start.elapsed().as_millis() as u64;
-                debug!(compiled, duration_ms, "the component's code is ready");
-                Ok((engine, code))
-            }
-            Err(error) => Err(Refusal::Invalid(line(&error))),
-        })
+        let (code, compiled) = code.map_err(|error| content.refused(Refusal::Invalid(line(&error))))?;
+        let duration_ms = start.elapsed().as_millis() as u64;
+        debug!(compiled, duration_ms, "the component's code is ready");
+        Ok((engine, code))
     }
 }
 
@@ -376,7 +446,7 @@ fn needs(bytes: &[u8]) -> Needs {
 }
 
 /// The contract that a component exports.
-fn find_contract(component: &Component) -> Result<Contract, Refusal> {
+pub(super) fn find_contract(component: &Component) -> Result<Contract, Refusal> {
     let engine = component.engine();
     let ty = component.component_type();
     let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
@@ -452,7 +522,7 @@ fn warn_of_small_pool(engine: &Engine, code: &Code) {
 }
 
 /// An error with its causes in one line, without wasmtime's list of frames.
-fn line(error: &wasmtime::Error) -> String {
+pub(super) fn line(error: &wasmtime::Error) -> String {
     let text = format!("{error:#}");
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

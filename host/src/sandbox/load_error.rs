@@ -93,6 +93,23 @@ pub enum Refusal {
         "exports a contract whose functions have other types than in `wit/`, or than WASI has for a program ({0}): build it against the `wit/` of this host, or for WASI 0.2 or 0.3"
     )]
     Types(String),
+    /// It exports nothing to initialise it by.
+    #[error(
+        "exports no function `{0}`, by which --preinit initialises a guest: export one that takes and gives nothing, or leave \
+         out --preinit"
+    )]
+    NoInitialiser(&'static str),
+    /// It could not be initialised.
+    #[error(
+        "cannot be initialised for --preinit ({0}): mend what it does in that function, or leave out --preinit"
+    )]
+    Initialise(String),
+    /// No snapshot can be made of it.
+    #[error(
+        "cannot be made a snapshot of for --preinit ({0}): its state has to be in memories and globals alone; build it \
+         without what is named there, or leave out --preinit"
+    )]
+    Snapshot(String),
     /// It could not be instantiated.
     #[error(
         "cannot start ({0}): mend what it does at its start, or raise --max-memory if memory is what it lacks"

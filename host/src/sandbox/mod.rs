@@ -12,6 +12,7 @@ mod facts;
 mod generation;
 mod grants;
 mod load_error;
+mod preinit;
 mod seat;
 mod state;
 mod stdio;
@@ -41,6 +42,7 @@ pub struct Sandbox {
     limits: Limits,
     granted: Arc<Granted>,
     cache: Option<Cache>,
+    preinit: bool,
     ticker: Arc<Ticker>,
     engines: Mutex<Vec<(Needs, Engine)>>,
 }
@@ -57,9 +59,16 @@ impl Sandbox {
             limits: *limits,
             granted: Arc::new(Granted::resolve(grants)?),
             cache: Cache::choose(cache),
+            preinit: false,
             ticker: Ticker::start(limits.cpu_slice)?,
             engines: Mutex::new(Vec::new()),
         })
+    }
+
+    /// The same, but each component is initialised when it is loaded, if `preinit` is set.
+    #[must_use]
+    pub fn preinit(self, preinit: bool) -> Self {
+        Self { preinit, ..self }
     }
 
     fn engine(&self, needs: Needs) -> wasmtime::Result<Engine> {

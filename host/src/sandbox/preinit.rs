@@ -1,0 +1,232 @@
+//! Initialising a guest once for all of its connections: the guest does at its load what it would do at the start of each
+//! connection, and what its memories and globals hold then is what every instance begins with.
+//!
+//! The convention is that of Wizer, whose crate does the work on the guest's code: what is initialised exports a function
+//! `wizer-initialize`, and a program that goes on elsewhere than at `_start` exports `wizer.resume`.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio::io::empty;
+use tokio::time::timeout;
+use tracing::debug;
+use wasmparser::{Parser, ValType};
+use wasmtime::component::{Instance as ComponentInstance, Lift, WasmList};
+use wasmtime::{Instance, Store, Val};
+use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
+
+use super::Sandbox;
+use super::code::Code;
+use super::contract::Contract;
+use super::engine::Engine;
+use super::generation::{Content, find_contract, line};
+use super::load_error::{LoadError, Refusal};
+use super::state::{ProgramKind, State};
+
+/// The function that a guest is initialised by.
+const INITIALISE: &str = "wizer-initialize";
+
+/// What a program exports to be run by in place of `_start` once it is initialised.
+const RESUME: &str = "wizer.resume";
+
+/// What a reactor has called before anything else.
+const REACTOR: &str = "_initialize";
+
+/// How long initialising may take.
+const MAX: Duration = Duration::from_secs(60);
+
+impl Sandbox {
+    /// Initialises a guest, and gives what it has come to.
+    ///
+    /// # Errors
+    ///
+    /// It exports no function for that, or the function fails or takes longer than [`MAX`], or it keeps state of which no
+    /// snapshot can be made.
+    pub(super) async fn initialise(&self, content: &Content) -> Result<Content, LoadError> {
+        let start = Instant::now();
+        let snapshot = async {
+            if Parser::is_core_wasm(content.bytes()) {
+                self.snapshot_of_module(content).await
+            } else {
+                self.snapshot_of_component(content).await
+            }
+        };
+        // The crate panics where it meets what it does not know.
+        let snapshot = match timeout(MAX, AssertUnwindSafe(snapshot).catch_unwind()).await {
+            Ok(Ok(snapshot)) => snapshot?,
+            Ok(Err(_)) => return Err(content.refused(Refusal::Snapshot("its form is not known".to_owned()))),
+            Err(_) => {
+                let refusal = Refusal::Initialise(format!("it takes longer than {MAX:?}"));
+                return Err(content.refused(refusal));
+            }
+        };
+        let duration_ms = start.elapsed().as_millis() as u64;
+        debug!(duration_ms, size = snapshot.len(), "the component is initialised");
+        Ok(content.initialised(snapshot))
+    }
+
+    async fn snapshot_of_module(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
+        let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
+        let failed = |error| content.refused(Refusal::Initialise(line(&error)));
+        let mut wizer = Wizer::new();
+        let (context, instrumented) = wizer.instrument(content.bytes()).map_err(impossible)?;
+        let (engine, code) = self.compile(&content.instrumented(instrumented))?;
+        let Code::Module(module) = &code else {
+            return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
+        };
+        let exports = |name| {
+            module
+                .get_export(name)
+                .is_some_and(|export| export.func().is_some())
+        };
+        if !exports(INITIALISE) {
+            return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
+        }
+        if exports(RESUME) {
+            wizer.func_rename("_start", RESUME);
+        }
+        let pre = engine
+            .link(module)
+            .map_err(|error| content.refused(Refusal::NoProgram(line(&error))))?;
+        let mut store = store(&engine, content, Some(ProgramKind::Module)).map_err(failed)?;
+        let initialised = engine.ticker.run(async {
+            let instance = pre.instantiate_async(&mut store).await?;
+            for name in [REACTOR, INITIALISE] {
+                if let Some(function) = instance.get_func(&mut store, name) {
+                    let function = function.typed::<(), ()>(&store)?;
+                    function.call_async(&mut store, ()).await?;
+                }
+            }
+            Ok(instance)
+        });
+        let instance = initialised.await.map_err(failed)?;
+        let mut initialised = Initialised { store, instance };
+        wizer
+            .snapshot(&context, &mut initialised)
+            .await
+            .map_err(impossible)
+    }
+
+    async fn snapshot_of_component(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
+        let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
+        let failed = |error| content.refused(Refusal::Initialise(line(&error)));
+        let mut wizer = Wizer::new();
+        // What is exported by this name would be taken away from the module within too, where the component looks for it.
+        wizer.keep_init_func(true);
+        let instrumented = wizer.instrument_component(content.bytes());
+        let (context, instrumented) = instrumented.map_err(impossible)?;
+        let (engine, code) = self.compile(&content.instrumented(instrumented))?;
+        let Code::Component(component) = &code else {
+            return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
+        };
+        let Some(function) = component.get_export_index(None, INITIALISE) else {
+            return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
+        };
+        let kind = match find_contract(component).map_err(|refusal| content.refused(refusal))? {
+            Contract::Cli => Some(ProgramKind::Component),
+            Contract::Streams | Contract::Sessions => None,
+        };
+        let mut store = store(&engine, content, kind).map_err(failed)?;
+        let initialised = engine.ticker.run(async {
+            let instance = engine.linker.instantiate_async(&mut store, component).await?;
+            let function = instance.get_typed_func::<(), ()>(&mut store, function)?;
+            function.call_async(&mut store, ()).await?;
+            Ok(instance)
+        });
+        let instance = initialised.await.map_err(failed)?;
+        // A memory comes as one list.
+        store.set_hostcall_fuel(usize::MAX);
+        let mut initialised = Initialised { store, instance };
+        let snapshot = wizer.snapshot_component(&context, &mut initialised);
+        engine.ticker.run(snapshot).await.map_err(impossible)
+    }
+}
+
+/// A store for an instance that is initialised: it has what every connection is granted, and no connection.
+fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wasmtime::Result<Store<State>> {
+    let mut store = State::store(engine, content.program(), 0, program.is_some())?;
+    if let Some(kind) = program {
+        store.data_mut().make_program(kind, &[], empty(), empty())?;
+        store.set_hostcall_fuel(engine.limits.max_memory);
+    }
+    Ok(store)
+}
+
+/// An instance that was initialised.
+struct Initialised<I> {
+    store: Store<State>,
+    instance: I,
+}
+
+impl InstanceState for Initialised<Instance> {
+    async fn global_get(&mut self, name: &str, _type: ValType) -> SnapshotVal {
+        let global = self.instance.get_global(&mut self.store, name);
+        let value = global.map(|global| global.get(&mut self.store));
+        match value {
+            Some(Val::I32(value)) => SnapshotVal::I32(value),
+            Some(Val::I64(value)) => SnapshotVal::I64(value),
+            Some(Val::F32(value)) => SnapshotVal::F32(value),
+            Some(Val::F64(value)) => SnapshotVal::F64(value),
+            Some(Val::V128(value)) => SnapshotVal::V128(value.as_u128()),
+            other => panic!("the global `{name}` is {other:?}"),
+        }
+    }
+
+    async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
+        let memory = self.instance.get_memory(&mut self.store, name);
+        contents(memory.expect("a memory of this name").data(&self.store));
+    }
+}
+
+impl Initialised<ComponentInstance> {
+    /// Calls a function that was added to the component to show its state, and gives what `read` makes of the answer.
+    async fn ask<T: Lift + Send + Sync + 'static, R>(
+        &mut self,
+        instance: &str,
+        function: &str,
+        read: impl FnOnce(&Store<State>, T) -> R,
+    ) -> R {
+        let asked = async {
+            let added = self.instance.get_export_index(&mut self.store, None, instance)?;
+            let index = self
+                .instance
+                .get_export_index(&mut self.store, Some(&added), function)?;
+            let function = self
+                .instance
+                .get_typed_func::<(), (T,)>(&mut self.store, index)
+                .ok()?;
+            function.call_async(&mut self.store, ()).await.ok()
+        };
+        let (answer,) = asked.await.expect("what was added to the component answers");
+        read(&self.store, answer)
+    }
+}
+
+impl ComponentInstanceState for Initialised<ComponentInstance> {
+    async fn call_func_ret_list_u8(
+        &mut self,
+        instance: &str,
+        func: &str,
+        contents: impl FnOnce(&[u8]) + Send,
+    ) {
+        let read = |store: &Store<State>, list: WasmList<u8>| contents(list.as_le_slice(store));
+        self.ask(instance, func, read).await;
+    }
+
+    async fn call_func_ret_s32(&mut self, instance: &str, func: &str) -> i32 {
+        self.ask(instance, func, |_, value| value).await
+    }
+
+    async fn call_func_ret_s64(&mut self, instance: &str, func: &str) -> i64 {
+        self.ask(instance, func, |_, value| value).await
+    }
+
+    async fn call_func_ret_f32(&mut self, instance: &str, func: &str) -> u32 {
+        self.ask(instance, func, |_, value: f32| value.to_bits()).await
+    }
+
+    async fn call_func_ret_f64(&mut self, instance: &str, func: &str) -> u64 {
+        self.ask(instance, func, |_, value: f64| value.to_bits()).await
+    }
+}

@@ -1,0 +1,176 @@
+//! `--preinit`: what a guest does once at its load, every connection begins with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{HUP, Host, NEW, Place, command, file, guest, scratch};
+
+/// A program that says in which state it was started, and leaves another one. `initialise` is what its function for that
+/// does, and `more` what it has beside.
+fn program(name: &str, initialise: &str, more: &str) -> PathBuf {
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (global $count (mut i32) (i32.const 0x30))
+            (data (i32.const 0) "\10\00\00\00\03\00\00\00")
+            (data (i32.const 16) "new")
+            (func $say
+                (i32.store8 (i32.const 18) (global.get $count))
+                (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+                (i32.store8 (i32.const 16) (i32.const 0x78))
+                (global.set $count (i32.const 0x39)))
+            (func (export "_start") (call $say))
+            (func (export "wizer-initialize") {initialise})
+            {more})"#
+    );
+    file(name, wat::parse_str(text).unwrap())
+}
+
+/// Initialises it to `ok1`.
+const INITIALISE: &str = "(i32.store16 (i32.const 16) (i32.const 0x6b6f))
+    (global.set $count (i32.add (global.get $count) (i32.const 1)))";
+
+/// What a program says on a connection.
+fn says(host: &Host) -> String {
+    let client = host.connect();
+    client.finish();
+    String::from_utf8(client.rest()).unwrap()
+}
+
+#[test]
+fn a_module_begins_every_connection_with_what_it_was_initialised_to() {
+    let module = program("preinit-module.wasm", INITIALISE, "");
+    let host = Host::with(&module, &[]);
+    assert_eq!(says(&host), "ne0");
+    let host = Host::with(&module, &["--preinit"]);
+    for _ in 0..3 {
+        assert_eq!(says(&host), "ok1");
+    }
+}
+
+#[test]
+fn a_module_that_resumes_elsewhere_does() {
+    let resume = r#"(func (export "wizer.resume") (i32.store8 (i32.const 17) (i32.const 0x21)) (call $say))"#;
+    let module = program("preinit-resume.wasm", INITIALISE, resume);
+    assert_eq!(says(&Host::with(&module, &[])), "ne0");
+    assert_eq!(says(&Host::with(&module, &["--preinit"])), "o!1");
+}
+
+#[test]
+fn a_component_begins_every_connection_with_what_it_was_initialised_to() {
+    let host = Host::serving("primes", &[]);
+    let client = host.connect();
+    client.send("?\n1\n348513\n");
+    assert_eq!(client.line(), "348513 primes, found for this connection");
+    assert_eq!(
+        (client.line(), client.line()),
+        ("2".to_owned(), "4999999".to_owned())
+    );
+
+    let host = Host::serving("primes", &["--preinit"]);
+    for _ in 0..2 {
+        let client = host.connect();
+        client.send("?\n1\n348513\n");
+        assert_eq!(client.line(), "348513 primes, found before the connection");
+        assert_eq!(
+            (client.line(), client.line()),
+            ("2".to_owned(), "4999999".to_owned())
+        );
+    }
+}
+
+/// What the host says of a component that it refuses to serve with.
+fn refusal(component: &Path) -> String {
+    let output = command()
+        .args(["--listen", "127.0.0.1:0", "--preinit", "--component"])
+        .arg(component)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn what_cannot_be_initialised_is_refused_in_a_sentence() {
+    for nothing in ["echo", "lines-session", "cat"] {
+        let said = refusal(&guest(nothing));
+        assert!(
+            said.contains("exports no function `wizer-initialize`") && said.contains("leave out --preinit"),
+            "{said}"
+        );
+    }
+    let module = program("preinit-trap.wasm", "unreachable", "");
+    let said = refusal(&module);
+    assert!(
+        said.contains("cannot be initialised for --preinit") && said.contains("unreachable"),
+        "{said}"
+    );
+    let table = "(table $t 1 funcref) (func (drop (table.grow $t (ref.null func) (i32.const 1))))";
+    let module = program("preinit-table.wasm", INITIALISE, table);
+    let said = refusal(&module);
+    assert!(
+        said.contains("cannot be made a snapshot of") && said.contains("table.grow"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_was_compiled_is_found_again_and_replaced_when_it_comes_out_otherwise() {
+    let cache = scratch("preinit-cache");
+    let arguments = ["--preinit", "-v", "--cache", cache.to_str().unwrap()];
+    let entries = || fs::read_dir(&cache).unwrap().count();
+    let module = program("preinit-cached.wasm", INITIALISE, "");
+    // Of what shows its state, and of what it has come to.
+    for found in [2, 0] {
+        let host = Host::with(&module, &arguments);
+        assert_eq!(
+            host.log().matches("compiled=true").count(),
+            found,
+            "{}",
+            host.log()
+        );
+        assert_eq!(says(&host), "ok1");
+        assert_eq!(entries(), 2);
+    }
+    // One that comes to something else each time.
+    let module = wat::parse_str(
+        r#"(module
+            (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (func (export "_start"))
+            (func (export "wizer-initialize") (drop (call $random (i32.const 64) (i32.const 8)))))"#,
+    );
+    let module = file("preinit-random.wasm", module.unwrap());
+    for compiled in [2, 1, 1] {
+        let host = Host::with(&module, &arguments);
+        assert_eq!(
+            host.log().matches("compiled=true").count(),
+            compiled,
+            "{}",
+            host.log()
+        );
+        assert_eq!(entries(), 4);
+    }
+}
+
+#[test]
+fn a_new_generation_is_initialised_too() {
+    let place = Place::new("preinit", "primes");
+    let good = program("preinit-swap.wasm", INITIALISE, "");
+    let bad = program("preinit-swap-bad.wasm", "unreachable", "");
+    let host = place.serve(&["--preinit"]);
+    place.replace(fs::read(bad).unwrap());
+    host.signal(HUP);
+    let line = host.line("the generation before it goes on serving");
+    assert!(line.contains("cannot be initialised"), "{line}");
+    let client = host.connect();
+    client.send("2\n");
+    assert_eq!(client.line(), "3");
+    place.replace(fs::read(good).unwrap());
+    host.signal(HUP);
+    host.line(NEW);
+    assert_eq!(says(&host), "ok1");
+}
