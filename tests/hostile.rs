@@ -361,6 +361,25 @@ mod deaf {
     }
 }
 
+/// `programs/output.rs` has what else it does.
+mod chorus {
+    use super::*;
+
+    #[test]
+    fn is_heard_in_all_its_voices() {
+        let host = Host::serving("chorus", &[]);
+        let client = host.connect();
+        client.send("sing\nover\n");
+        assert_eq!(host.said(), "all wait");
+        let mut sung = vec![0; 48 << 20];
+        (&client.0).read_exact(&mut sung).unwrap();
+        for letter in *b"abc" {
+            assert_eq!(sung.iter().filter(|sung| **sung == letter).count(), 16 << 20);
+        }
+        client.expect("over!\n");
+    }
+}
+
 /// `migrate.rs` has what it does when it is to move.
 mod stuck {
     use super::*;

@@ -1,6 +1,7 @@
 //! Programs that read standard input and write standard output: what they are given, how they end, and programs of others.
 
 mod others;
+mod output;
 
 use std::fs;
 use std::net::TcpListener;

@@ -67,6 +67,12 @@ pub fn text_guest(name: &str) -> PathBuf {
     file(&format!("{name}.wasm"), component)
 }
 
+/// A core module for WASI preview 1 that is written as text, `guest/hostile/GUEST/NAME.wat`.
+pub fn text_module(guest: &str, name: &str) -> PathBuf {
+    let text = guest_builder::workspace().join(format!("guest/hostile/{guest}/{name}.wat"));
+    file(&format!("{guest}-{name}.wasm"), wat::parse_file(text).unwrap())
+}
+
 /// A file beside the program under test, by a name that no other test uses.
 pub fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let dir = guest_builder::target_dir(Path::new(HOST))
@@ -267,6 +273,11 @@ impl Host {
                 Err(error) => panic!("no line with {texts:?} ({error}) in the log:\n{}", self.log()),
             }
         }
+    }
+
+    /// Waits for a line that the guest writes to standard error.
+    pub fn said(&self) -> String {
+        field(&self.line("the guest says"), "stderr")
     }
 
     /// Waits for the line of a connection that ended, and gives its outcome.

@@ -17,6 +17,7 @@ mod seat;
 mod state;
 mod stdio;
 mod ticker;
+mod waiters;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

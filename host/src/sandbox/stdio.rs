@@ -1,7 +1,9 @@
 //! Standard input and output of a program: the halves of its connection.
 //!
-//! A program may have several handles of each, which share the half. Bytes pass through as they come: what is
-//! read is what was asked for, and what is written is with the transport, or waits for it, when the call returns.
+//! A program may have several handles of each, by one version of WASI or by two, which share the half. Bytes pass through as
+//! they come, in the order in which they were written: what is read is what was asked for, and what is written is with the
+//! transport, or waits for it, when the call returns. Who only asks whether there is something to read has that answered by
+//! reading it, up to [`buffer::SIZE`], since a transport does not tell otherwise.
 
 use std::io;
 use std::pin::Pin;
@@ -15,8 +17,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
+use super::waiters::Waiters;
 use crate::buffer;
 use crate::half::Lent;
+
+/// Bytes that may wait for the transport, where several handles were permitted to write at once.
+const MAX_WAITING: usize = 1 << 20;
+
+/// For who looks and does not wait.
+fn nobody() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
 
 /// Whether a program has turned to its connection yet.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +48,7 @@ pub(super) struct Stdin<R>(Arc<Mutex<Input<R>>>);
 
 struct Input<R> {
     reader: Lent<R>,
+    waiters: Waiters,
     turned: Turned,
     /// What was read to see whether there is something to read.
     read: Bytes,
@@ -57,6 +69,14 @@ impl End {
             Self::Failed(error) => StreamError::LastOperationFailed(error.into()),
         }
     }
+
+    /// The same for who takes errors of the system, of which that of a half that is closed is `closed`.
+    fn tell_or(&mut self, closed: io::Result<()>) -> io::Result<()> {
+        match std::mem::replace(self, Self::Closed) {
+            Self::Closed => closed,
+            Self::Failed(error) => Err(error),
+        }
+    }
 }
 
 impl<R> Clone for Stdin<R> {
@@ -69,6 +89,7 @@ impl<R> Stdin<R> {
     pub(super) fn new(reader: Lent<R>, turned: Turned) -> Self {
         Self(Arc::new(Mutex::new(Input {
             reader,
+            waiters: Waiters::new(),
             turned,
             read: Bytes::new(),
             end: None,
@@ -83,12 +104,13 @@ impl<R> Stdin<R> {
 
 impl<R: AsyncRead + Unpin> Input<R> {
     /// Has something that can be told, reading at most `max` bytes for it.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<()> {
+    fn poll_fill(&mut self, cx: &Context<'_>, max: usize) -> Poll<()> {
         self.turned.set();
         if !self.read.is_empty() || self.end.is_some() {
             return Poll::Ready(());
         }
-        match ready!(buffer::poll_read(&mut self.reader, cx, max)) {
+        let reader = &mut self.reader;
+        match ready!(self.waiters.poll(cx, |cx| buffer::poll_read(reader, cx, max))) {
             Ok(chunk) if chunk.is_empty() => self.end = Some(End::Closed),
             Ok(chunk) => self.read = Bytes::copy_from_slice(&chunk),
             Err(error) => self.end = Some(End::Failed(error)),
@@ -135,8 +157,8 @@ impl<R: AsyncRead + Unpin + Send + 'static> InputStream for Stdin<R> {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
         let mut input = self.input();
         if size > 0 {
-            // Who finds nothing waits by `ready`, which registers its own waker.
-            let _ = input.poll_fill(&mut Context::from_waker(Waker::noop()), size);
+            // Who finds nothing waits by `ready`.
+            let _ = input.poll_fill(&nobody(), size);
         }
         input.take(size)
     }
@@ -158,7 +180,16 @@ impl<R: AsyncRead + Unpin + Send + 'static> AsyncRead for Stdin<R> {
         let mut input = self.input();
         input.turned.set();
         if input.read.is_empty() {
-            return Pin::new(&mut input.reader).poll_read(cx, buffer);
+            if let Some(end) = &mut input.end {
+                return Poll::Ready(end.tell_or(Ok(())));
+            }
+            let Input { reader, waiters, .. } = &mut *input;
+            let result = ready!(waiters.poll(cx, |cx| Pin::new(&mut *reader).poll_read(cx, buffer)));
+            if result.is_err() {
+                // Those who have not been told find it closed.
+                input.end = Some(End::Closed);
+            }
+            return Poll::Ready(result);
         }
         let count = input.read.len().min(buffer.remaining());
         buffer.put_slice(&input.read[..count]);
@@ -167,11 +198,16 @@ impl<R: AsyncRead + Unpin + Send + 'static> AsyncRead for Stdin<R> {
     }
 }
 
-/// Standard output.
-pub(super) struct Stdout<W>(Arc<Mutex<Output<W>>>);
+/// A handle of standard output.
+pub(super) struct Stdout<W> {
+    output: Arc<Mutex<Output<W>>>,
+    /// Bytes that may be written by it before it asks again.
+    permit: usize,
+}
 
 struct Output<W> {
     writer: Lent<W>,
+    waiters: Waiters,
     turned: Turned,
     /// What the transport has not taken yet.
     waiting: Bytes,
@@ -180,23 +216,31 @@ struct Output<W> {
 
 impl<W> Clone for Stdout<W> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self {
+            output: Arc::clone(&self.output),
+            permit: 0,
+        }
     }
 }
 
 impl<W> Stdout<W> {
     pub(super) fn new(writer: Lent<W>, turned: Turned) -> Self {
-        Self(Arc::new(Mutex::new(Output {
+        let output = Output {
             writer,
+            waiters: Waiters::new(),
             turned,
             waiting: Bytes::new(),
             end: None,
-        })))
+        };
+        Self {
+            output: Arc::new(Mutex::new(output)),
+            permit: 0,
+        }
     }
 
     fn output(&self) -> MutexGuard<'_, Output<W>> {
         // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -213,15 +257,36 @@ impl<W: AsyncWrite + Unpin> Stdout<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Output<W> {
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Hands what waits to the transport, and is ready when that has taken it.
+    fn poll_drain(&mut self, cx: &Context<'_>) -> Poll<()> {
         while !self.waiting.is_empty() {
-            match ready!(Pin::new(&mut self.writer).poll_write(cx, &self.waiting)) {
+            let Self {
+                writer,
+                waiters,
+                waiting,
+                ..
+            } = self;
+            match ready!(waiters.poll(cx, |cx| Pin::new(&mut *writer).poll_write(cx, waiting))) {
                 Ok(count) if count > 0 => self.waiting.advance(count),
                 Ok(_) => self.fail(io::ErrorKind::WriteZero.into()),
                 Err(error) => self.fail(error),
             }
         }
         Poll::Ready(())
+    }
+
+    /// Writes bytes after those that wait.
+    fn put(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if self.waiting.is_empty() {
+            self.waiting = bytes;
+        } else if self.waiting.len() + bytes.len() <= MAX_WAITING {
+            // Another handle was permitted to write in the meantime, and has.
+            self.waiting = [&*self.waiting, &*bytes].concat().into();
+        } else {
+            return Err(StreamError::trap("it writes by too many handles at once"));
+        }
+        let _ = self.poll_drain(&nobody());
+        Ok(())
     }
 
     fn fail(&mut self, error: io::Error) {
@@ -235,6 +300,12 @@ impl<W: AsyncWrite + Unpin> Output<W> {
 
     fn check(&mut self) -> StreamResult<()> {
         self.end.as_mut().map_or(Ok(()), |end| Err(end.tell()))
+    }
+
+    /// The same for who takes errors of the system.
+    fn check_io(&mut self) -> io::Result<()> {
+        let closed = Err(io::ErrorKind::BrokenPipe.into());
+        self.end.as_mut().map_or(Ok(()), |end| end.tell_or(closed))
     }
 }
 
@@ -263,16 +334,15 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Pollable for Stdout<W> {
 
 impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        let Some(left) = self.permit.checked_sub(bytes.len()) else {
+            return Err(StreamError::trap("it writes more than it was permitted to"));
+        };
+        self.permit = left;
         let mut output = self.output();
         output.turned.set();
         output.check()?;
-        if !output.waiting.is_empty() || bytes.len() > buffer::SIZE {
-            return Err(StreamError::trap("it writes more than it was permitted to"));
-        }
-        output.waiting = bytes;
-        // Who has to wait does so by `ready`, which registers its own waker.
-        let _ = output.poll_drain(&mut Context::from_waker(Waker::noop()));
-        Ok(())
+        // Who has to wait does so by `ready`.
+        output.put(bytes)
     }
 
     fn flush(&mut self) -> StreamResult<()> {
@@ -281,9 +351,11 @@ impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
 
     fn check_write(&mut self) -> StreamResult<usize> {
         let mut output = self.output();
-        let drained = output.poll_drain(&mut Context::from_waker(Waker::noop()));
+        let drained = output.poll_drain(&nobody());
         output.check()?;
-        Ok(if drained.is_ready() { buffer::SIZE } else { 0 })
+        drop(output);
+        self.permit = if drained.is_ready() { buffer::SIZE } else { 0 };
+        Ok(self.permit)
     }
 }
 
@@ -291,11 +363,30 @@ impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Stdout<W> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut output = self.output();
         output.turned.set();
-        Pin::new(&mut output.writer).poll_write(cx, bytes)
+        // What was written by another handle comes first.
+        ready!(output.poll_drain(cx));
+        output.check_io()?;
+        let Output { writer, waiters, .. } = &mut *output;
+        match waiters.poll(&nobody(), |cx| Pin::new(&mut *writer).poll_write(cx, bytes)) {
+            Poll::Ready(Ok(count)) => Poll::Ready(Ok(count)),
+            Poll::Ready(Err(error)) => {
+                output.fail(error);
+                Poll::Ready(output.check_io().map(|()| 0))
+            }
+            // They are taken, for a program that gives the write up is to know what of it is sent. Who waits for the
+            // transport does so by `poll_flush`.
+            Poll::Pending => {
+                let count = bytes.len().min(buffer::SIZE);
+                output.waiting = Bytes::copy_from_slice(&bytes[..count]);
+                Poll::Ready(Ok(count))
+            }
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.output().writer).poll_flush(cx)
+        let mut output = self.output();
+        ready!(output.poll_drain(cx));
+        Poll::Ready(output.check_io())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

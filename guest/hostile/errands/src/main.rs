@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, ErrorKind, Result, Write, stdin, stdout};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 
+use wasip2::cli::stdout::{OutputStream, get_stdout};
+
 fn main() -> Result<()> {
     for line in stdin().lock().lines() {
         let line = line?;
@@ -40,11 +42,38 @@ fn main() -> Result<()> {
             },
             "hoard" => vec![1_u8; rest.parse().unwrap_or(0)].len().to_string(),
             "panic" => panic!("as it was told to"),
+            "ask" => {
+                print!("name? ");
+                stdout().flush()?;
+                continue;
+            }
+            "fill" => {
+                fill(&get_stdout(), b'x');
+                continue;
+            }
+            "fill-by-two" => {
+                let (one, other) = (get_stdout(), get_stdout());
+                one.check_write().unwrap();
+                fill(&other, b'x');
+                // Which was permitted before.
+                one.write(b"y").unwrap();
+                continue;
+            }
             _ => "what?".to_owned(),
         };
         println!("{answer}");
     }
     Ok(())
+}
+
+/// Writes until it would have to wait, and says on standard error how much that was.
+fn fill(output: &OutputStream, byte: u8) {
+    let mut taken = 0;
+    while let Ok(permit @ 1..) = output.check_write() {
+        output.write(&vec![byte; permit as usize]).unwrap();
+        taken += permit;
+    }
+    eprintln!("{taken}");
 }
 
 fn told(result: Result<String>) -> String {
