@@ -10,6 +10,9 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 use super::diagnostics::Diagnostics;
 use crate::config::{GrantedDir, Grants};
 
+/// Random bytes that a guest may have in one call, which is not interrupted. Beyond it, it traps, or by WASI 0.3 gets so many.
+const MAX_RANDOM: u64 = 1 << 20;
+
 /// The grants, with the names in them resolved.
 #[derive(Debug)]
 pub(super) struct Granted {
@@ -68,6 +71,7 @@ impl Granted {
         wasi.args(&self.args)
             .envs(&self.env)
             .stderr(Diagnostics::of(connection))
+            .max_random_size(MAX_RANDOM)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .allow_tcp(self.has_outbound());

@@ -5,6 +5,7 @@ use std::io::{BufRead, ErrorKind, Result, Write, stdin, stdout};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 
 use wasip2::cli::stdout::{OutputStream, get_stdout};
+use wasip2::random::random::get_random_bytes;
 
 fn main() -> Result<()> {
     for line in stdin().lock().lines() {
@@ -47,6 +48,7 @@ fn main() -> Result<()> {
                 stdout().flush()?;
                 continue;
             }
+            "random" => get_random_bytes(rest.parse().unwrap_or(0)).len().to_string(),
             "fill" => {
                 fill(&get_stdout(), b'x');
                 continue;
