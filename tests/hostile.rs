@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use crate::harness::{Client, Host, guest, refused, text_guest};
+use crate::harness::{Client, Host, guest, refused, text_guest, text_module};
 
 mod flood {
     use super::*;
@@ -221,6 +221,17 @@ mod handles {
     #[test]
     fn ends_its_connection_and_no_other() {
         super::fails_alone("handles", "streams", "handle");
+    }
+
+    #[test]
+    fn are_bounded_for_a_module_too() {
+        let host = super::Host::with(&super::text_module("handles", "of-a-module"), &[]);
+        let client = host.connect();
+        client.expect("waits");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert!(line.contains("outcome=\"guest-trap\""), "{line}");
+        assert!(line.contains("table"), "{line}");
     }
 }
 

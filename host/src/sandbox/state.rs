@@ -7,7 +7,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::engine::Engine;
 use super::grants::Granted;
@@ -108,7 +108,7 @@ impl State {
         wasi.envs(env).stdin(stdin).stdout(stdout);
         match kind {
             ProgramKind::Component => self.wasi = Some(wasi.build()),
-            ProgramKind::Module => self.preview1 = Some(Box::new(wasi.build_p1())),
+            ProgramKind::Module => self.preview1 = Some(for_a_module(&mut wasi)),
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl State {
             ..
         } = self;
         // A module that is only tried has none.
-        preview1.get_or_insert_with(|| Box::new(granted.without_dirs(program, *connection).build_p1()))
+        preview1.get_or_insert_with(|| for_a_module(&mut granted.without_dirs(program, *connection)))
     }
 
     /// How long a call may take.
@@ -152,6 +152,13 @@ impl WasiView for State {
             table,
         }
     }
+}
+
+/// What a core module works with, whose handles are in a table of its own.
+fn for_a_module(wasi: &mut WasiCtxBuilder) -> Box<WasiP1Ctx> {
+    let mut preview1 = Box::new(wasi.build_p1());
+    preview1.ctx().table.set_max_capacity(MAX_HANDLES);
+    preview1
 }
 
 /// Counts the bytes of all linear memories and tables of an instance together.
