@@ -122,6 +122,32 @@ fn what_was_said_before_the_end_arrives_whatever_the_status() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_opened_is_no_fault_of_the_guest() {
+    for guest in ["errands", "lines-session"] {
+        let dir = scratch(&format!("granted-to-{guest}"));
+        fs::create_dir_all(&dir).unwrap();
+        let host = Host::serving(guest, &["--dir", &format!("{}::/data", dir.display())]);
+        fs::remove_dir(&dir).unwrap();
+        // More than a guest may fail at its start.
+        for _ in 0..6 {
+            host.refuses();
+            let line = host.line("connection ended");
+            assert_eq!(field(&line, "outcome"), "grant-failed");
+            assert!(line.contains("of --dir cannot be opened"), "{line}");
+        }
+        fs::create_dir(&dir).unwrap();
+        let client = host.connect();
+        client.send("args\n");
+        assert!(
+            client
+                .line()
+                .starts_with(if guest == "errands" { "errands" } else { "args" })
+        );
+        assert!(!host.log().contains("instances fail"), "{}", host.log());
+    }
+}
+
+#[test]
 fn standard_error_goes_to_the_log_and_cannot_forge_it() {
     let host = Host::serving("errands", &[]);
     let client = host.connect();

@@ -186,6 +186,22 @@ fn what_cannot_serve_leaves_what_serves() {
 }
 
 #[test]
+fn what_cannot_be_tried_is_tried_again() {
+    let place = Place::new("untried", "echo");
+    let granted = scratch("granted-later");
+    fs::create_dir_all(&granted).unwrap();
+    let host = place.serve(&["--watch", "--dir", &format!("{}::/data", granted.display())]);
+    fs::remove_dir(&granted).unwrap();
+    place.put("lines-session");
+    let line = host.line("goes on serving");
+    assert!(line.contains("of --dir cannot be opened"), "{line}");
+    fs::create_dir(&granted).unwrap();
+    host.line(NEW);
+    assert!(!echoes(&host));
+    assert_eq!(host.log().matches("goes on serving").count(), 1, "{}", host.log());
+}
+
+#[test]
 fn one_line_is_enough_for_what_stays_bad() {
     let place = Place::new("one-line", "echo");
     let host = place.serve(&["--watch"]);

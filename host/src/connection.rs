@@ -39,6 +39,8 @@ pub enum Outcome {
     GuestReset,
     /// The guest trapped, or panicked.
     GuestTrap,
+    /// The host could not give it what is granted.
+    GrantFailed,
     /// No instance could be made for it.
     StartFailed,
     /// The guest took more time than `--max-call-time` or `--max-cpu-time`.
@@ -70,6 +72,7 @@ impl Outcome {
             Self::Finished => "finished",
             Self::GuestReset => "guest-reset",
             Self::GuestTrap => "guest-trap",
+            Self::GrantFailed => "grant-failed",
             Self::StartFailed => "start-failed",
             Self::CpuLimit => "cpu-limit",
             Self::PeerReset => "peer-reset",
@@ -180,6 +183,7 @@ fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (O
         );
     }
     match (ended, failure) {
+        (Err(fault @ Fault::Grant(_)), _) => (Outcome::GrantFailed, Some(fault.reason())),
         (Err(fault @ Fault::Start(_)), _) => (Outcome::StartFailed, Some(fault.reason())),
         (Err(fault @ Fault::Cpu(_)), _) => (Outcome::CpuLimit, Some(fault.reason())),
         (Err(fault @ Fault::Trap(_)), _) => (Outcome::GuestTrap, Some(fault.reason())),

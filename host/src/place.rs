@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::admission::Refused;
 use crate::breaker::Attempt;
 use crate::generations::{Generations, Serving};
-use crate::sandbox::{Generation, Offer, Seat, Stays};
+use crate::sandbox::{Fault, Generation, Offer, Seat, Stays};
 
 /// The place of one connection.
 #[derive(Debug)]
@@ -160,6 +160,14 @@ impl Offer for Move<'_> {
             Stays::Refused(reason) => info!(
                 connection,
                 generation, declined, reason, "the session stays where it is"
+            ),
+            // Which is no fault of the guest.
+            Stays::Failed(fault @ Fault::Grant(_)) => warn!(
+                connection,
+                generation,
+                declined,
+                reason = fault.reason(),
+                "the session stays where it is, since the new guest cannot be given what is granted"
             ),
             Stays::Failed(fault) => {
                 warn!(

@@ -52,6 +52,8 @@ pub(crate) struct Reloader {
 enum Unfit {
     /// It cannot be read, for a reason of this kind.
     Unreadable(io::ErrorKind),
+    /// The host could not try it.
+    Untried,
     Content(Digest),
 }
 
@@ -101,7 +103,7 @@ impl Reloader {
                 Why::Asked => stamp(&self.path),
                 Why::Changed => self.settled().await,
             };
-            // What could not be read now may be readable soon, without another change.
+            // What could not be read or tried now may be so soon, without another change.
             seen = if self.load(why).await { stamp } else { None };
         }
     }
@@ -119,14 +121,13 @@ impl Reloader {
         }
     }
 
-    /// Loads the file, and says whether it could be read.
+    /// Loads the file, and says whether it could be read and tried.
     async fn load(&mut self, why: Why) -> bool {
         let source = Origin::File(self.path.clone());
         let reading = timeout(READ, spawn_blocking(move || source.read()));
         let (kind, error) = match reading.await {
             Ok(Ok(Ok(content))) => {
-                self.consider(content, why).await;
-                return true;
+                return self.consider(content, why).await;
             }
             Ok(Ok(Err(LoadError::Read { path, error }))) => {
                 (error.kind(), anyhow!(LoadError::Read { path, error }))
@@ -145,30 +146,40 @@ impl Reloader {
         false
     }
 
-    /// Has the component serve, if it is another than before and can.
-    async fn consider(&mut self, content: Content, why: Why) {
+    /// Has the component serve, if it is another than before and can, and says whether it could be tried.
+    async fn consider(&mut self, content: Content, why: Why) -> bool {
         let digest = content.digest;
         if digest == *self.generations.current().generation.digest() {
             self.unfit = None;
             if why == Why::Asked {
                 info!("the component is the same as before: nothing changes");
             }
-            return;
+            return true;
         }
         if self.unfit == Some(Unfit::Content(digest)) && why == Why::Changed {
-            return;
+            return true;
         }
         if self.generations.was_left(&digest) {
             let error = anyhow!(
                 "{} was gone back from and is not taken again until it changes",
                 content.name
             );
-            return self.refuse(Unfit::Content(digest), why, &error);
+            self.refuse(Unfit::Content(digest), why, &error);
+            return true;
         }
-        match self.take(content).await {
-            Ok(()) => self.unfit = None,
-            Err(error) => self.refuse(Unfit::Content(digest), why, &error),
-        }
+        let Err(error) = self.take(content).await else {
+            self.unfit = None;
+            return true;
+        };
+        // What the host lacks now it may have soon, without another change.
+        let tried = !matches!(error.downcast_ref(), Some(LoadError::Sandbox(_)));
+        let unfit = if tried {
+            Unfit::Content(digest)
+        } else {
+            Unfit::Untried
+        };
+        self.refuse(unfit, why, &error);
+        tried
     }
 
     /// Compiles a component away from the threads that serve, and has it serve.

@@ -250,7 +250,10 @@ impl Sandbox {
             prepared,
             engine,
         };
-        match timeout(PROBE, generation.probe()).await {
+        let store = generation
+            .store(0)
+            .map_err(|error| LoadError::Sandbox(line(&error)))?;
+        match timeout(PROBE, generation.try_in(store)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
@@ -299,6 +302,10 @@ impl Generation {
     }
 
     /// A store for an instance, for the connection of this number.
+    ///
+    /// # Errors
+    ///
+    /// The host cannot give it what is granted.
     pub(super) fn store(&self, connection: u64) -> wasmtime::Result<Store<State>> {
         let program = self.contract() == Contract::Cli;
         let mut store = State::store(&self.engine, &self.program, connection, program)?;
@@ -315,7 +322,10 @@ impl Generation {
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        let mut store = self.store(0)?;
+        self.try_in(self.store(0)?).await
+    }
+
+    async fn try_in(&self, mut store: Store<State>) -> wasmtime::Result<()> {
         let probe = self.prepared.probe(&mut store);
         self.engine.ticker.run(probe).await
     }
@@ -347,7 +357,7 @@ where
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     // In a box, so that what a relay holds of it is gone with the instance.
     let guest = Box::pin(async {
-        let mut store = generation.store(peer.connection).map_err(Fault::Start)?;
+        let mut store = generation.store(peer.connection).map_err(Fault::Grant)?;
         contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
     });
     let guest = ticker.run(guest);

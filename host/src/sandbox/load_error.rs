@@ -25,7 +25,7 @@ pub enum LoadError {
         /// What is wrong with it.
         refusal: Refusal,
     },
-    /// The sandbox could not be set up.
+    /// The sandbox could not be set up, whatever the component.
     #[error("cannot set up the sandbox: {0}")]
     Sandbox(String),
 }

@@ -88,7 +88,7 @@ where
     store
         .data_mut()
         .make_program(kind, &ucspi(peer), stdin, stdout.clone())
-        .map_err(Fault::Start)?;
+        .map_err(Fault::Grant)?;
     let max = store.data().max_call_time();
     let mut started = Some(started);
     let ran = match command {

@@ -72,7 +72,7 @@ pub(super) async fn attempt<'a, S: Seat>(
     let mut other = match to.store(peer.connection) {
         Ok(store) => store,
         Err(error) => {
-            offer.decline(Stays::Failed(Fault::Start(error)));
+            offer.decline(Stays::Failed(Fault::Grant(error)));
             return Ok(true);
         }
     };

@@ -108,6 +108,8 @@ pub enum CpuLimit {
 /// How an instance failed.
 #[derive(Debug)]
 pub enum Fault {
+    /// The host could not give it what is granted.
+    Grant(wasmtime::Error),
     /// It could not be made.
     Start(wasmtime::Error),
     /// It trapped.
@@ -120,6 +122,7 @@ impl Fault {
     /// What lies at the bottom of it, in a few words.
     pub fn reason(&self) -> String {
         match self {
+            Self::Grant(error) => format!("{error:#}"),
             Self::Start(error) | Self::Trap(error) => error.root_cause().to_string(),
             Self::Cpu(limit) => limit.to_string(),
         }
@@ -128,7 +131,7 @@ impl Fault {
     /// All there is to say, with how the guest came there, in several lines.
     pub fn trace(&self) -> impl fmt::Display {
         fmt::from_fn(|f| match self {
-            Self::Start(error) | Self::Trap(error) => write!(f, "{error:?}"),
+            Self::Grant(error) | Self::Start(error) | Self::Trap(error) => write!(f, "{error:?}"),
             Self::Cpu(limit) => write!(f, "{limit}"),
         })
     }
