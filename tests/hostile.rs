@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use crate::harness::{Client, Host, guest, refused, text_guest, text_module};
+use crate::harness::{Client, HUP, Host, Place, again, guest, refused, text_guest, text_module};
 
 mod flood {
     use super::*;
@@ -388,6 +388,29 @@ mod chorus {
             assert_eq!(sung.iter().filter(|sung| **sung == letter).count(), 16 << 20);
         }
         client.expect("over!\n");
+    }
+}
+
+mod talker {
+    use super::*;
+
+    #[test]
+    fn fills_no_more_of_the_log_by_moving() {
+        for (name, grants) in [("talker", &[][..]), ("talker-with-dir", &["--dir", "/::/"])] {
+            let place = Place::new(name, "talker");
+            let host = place.serve(&[&["--migrate", "-v"], grants].concat());
+            let client = host.connect();
+            client.echo("600");
+            place.replace(again("talker", 1));
+            host.signal(HUP);
+            host.line("the session has moved");
+            client.echo("600");
+            host.line("no more are logged");
+            client.finish();
+            client.rest();
+            host.line("connection ended");
+            assert_eq!(host.log().matches("the guest says").count(), 1000);
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -20,6 +22,10 @@ const MAX_LINES: u32 = 1000;
 /// Bytes that a guest may write at once.
 const PERMIT: usize = 64 << 10;
 
+/// How many lines of a connection have been logged, whichever of its guests has written them.
+#[derive(Clone, Default)]
+pub(super) struct Logged(Arc<AtomicU32>);
+
 /// The standard error of a connection's guest. Nothing about it waits or fails.
 #[derive(Clone)]
 pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
@@ -27,17 +33,16 @@ pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
 struct Lines {
     connection: u64,
     partial: Vec<u8>,
-    /// How many have been logged.
-    count: u32,
+    logged: Logged,
 }
 
 impl Diagnostics {
     /// That of the connection of this number; 0 stands for none, of which nothing is logged.
-    pub(super) fn of(connection: u64) -> Self {
+    pub(super) fn of(connection: u64, logged: Logged) -> Self {
         Self(Arc::new(Mutex::new(Lines {
             connection,
             partial: Vec::new(),
-            count: 0,
+            logged,
         })))
     }
 
@@ -62,11 +67,12 @@ impl Lines {
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
         let connection = self.connection;
-        if connection == 0 || self.count > MAX_LINES {
+        let Logged(logged) = &self.logged;
+        if connection == 0 || logged.load(Relaxed) > MAX_LINES {
             return;
         }
-        self.count += 1;
-        if self.count > MAX_LINES {
+        // All guests of a connection are run by its one task.
+        if logged.fetch_add(1, Relaxed) == MAX_LINES {
             warn!(
                 connection,
                 "the guest writes more than {MAX_LINES} lines to standard error: no more are logged"

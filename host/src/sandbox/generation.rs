@@ -24,6 +24,7 @@ use wasmtime::{Module, Store};
 use super::Sandbox;
 use super::code::Code;
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
+use super::diagnostics::Logged;
 use super::engine::{Concurrency, Engine, Images, Needs};
 use super::load_error::{LoadError, Refusal};
 use super::seat::Seat;
@@ -251,7 +252,7 @@ impl Sandbox {
             engine,
         };
         let store = generation
-            .store(0)
+            .store(0, None)
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         match timeout(PROBE, generation.try_in(store)).await {
             Ok(Ok(())) => {}
@@ -301,14 +302,14 @@ impl Generation {
         self.mappings
     }
 
-    /// A store for an instance, for the connection of this number.
+    /// A store for an instance, for the connection of this number, of which so many lines were `logged` if it is not the first.
     ///
     /// # Errors
     ///
     /// The host cannot give it what is granted.
-    pub(super) fn store(&self, connection: u64) -> wasmtime::Result<Store<State>> {
+    pub(super) fn store(&self, connection: u64, logged: Option<Logged>) -> wasmtime::Result<Store<State>> {
         let program = self.contract() == Contract::Cli;
-        let mut store = State::store(&self.engine, &self.program, connection, program)?;
+        let mut store = State::store(&self.engine, &self.program, connection, logged, program)?;
         if let Code::Module(_) = &self.code {
             // What a module reads and writes at once is counted, and lies in its memory.
             store.set_hostcall_fuel(self.engine.limits.max_memory);
@@ -322,7 +323,7 @@ impl Generation {
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        self.try_in(self.store(0)?).await
+        self.try_in(self.store(0, None)?).await
     }
 
     async fn try_in(&self, mut store: Store<State>) -> wasmtime::Result<()> {
@@ -357,7 +358,7 @@ where
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     // In a box, so that what a relay holds of it is gone with the instance.
     let guest = Box::pin(async {
-        let mut store = generation.store(peer.connection).map_err(Fault::Grant)?;
+        let mut store = generation.store(peer.connection, None).map_err(Fault::Grant)?;
         contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
     });
     let guest = ticker.run(guest);

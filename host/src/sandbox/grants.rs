@@ -63,14 +63,14 @@ impl Granted {
 
     /// All of it, but for the directories. There is no standard input, standard output goes nowhere, and standard error to
     /// the log.
-    pub(super) fn without_dirs(&self, program: &str, connection: u64) -> WasiCtxBuilder {
+    pub(super) fn without_dirs(&self, program: &str, diagnostics: Diagnostics) -> WasiCtxBuilder {
         let mut wasi = WasiCtxBuilder::new();
         if self.has_args() {
             wasi.arg(program);
         }
         wasi.args(&self.args)
             .envs(&self.env)
-            .stderr(Diagnostics::of(connection))
+            .stderr(diagnostics)
             .max_random_size(MAX_RANDOM)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
@@ -95,8 +95,8 @@ impl Granted {
     /// # Errors
     ///
     /// A directory cannot be opened.
-    pub(super) fn all(&self, program: &str, connection: u64) -> wasmtime::Result<WasiCtxBuilder> {
-        let mut wasi = self.without_dirs(program, connection);
+    pub(super) fn all(&self, program: &str, diagnostics: Diagnostics) -> wasmtime::Result<WasiCtxBuilder> {
+        let mut wasi = self.without_dirs(program, diagnostics);
         for GrantedDir {
             host,
             guest,

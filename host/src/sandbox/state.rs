@@ -9,6 +9,7 @@ use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use super::diagnostics::{Diagnostics, Logged};
 use super::engine::Engine;
 use super::grants::Granted;
 use super::ticker::Ticker;
@@ -30,6 +31,8 @@ pub(super) struct State {
     granted: Arc<Granted>,
     program: Arc<str>,
     connection: u64,
+    /// `None` until a guest may have something to log.
+    logged: Option<Logged>,
     wasi: Option<WasiCtx>,
     /// The same for a core module.
     preview1: Option<Box<WasiP1Ctx>>,
@@ -45,8 +48,8 @@ pub(super) enum ProgramKind {
 }
 
 impl State {
-    /// A store for one instance of `program`, for the connection of this number. What is a program is given its directories
-    /// when it is run.
+    /// A store for one instance of `program`, for the connection of this number, of which so many lines were `logged` if it is
+    /// not the first. What is a program is given its directories when it is run.
     ///
     /// # Errors
     ///
@@ -55,20 +58,18 @@ impl State {
         engine: &Engine,
         program: &Arc<str>,
         connection: u64,
+        logged: Option<Logged>,
         is_program: bool,
     ) -> wasmtime::Result<Store<Self>> {
         let granted = Arc::clone(&engine.granted);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
-        let state = Self {
+        let mut state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
-            wasi: if granted.has_dirs() && !is_program {
-                Some(granted.all(program, connection)?.build())
-            } else {
-                // Few guests ask WASI for anything, so it is made when one does.
-                None
-            },
+            logged,
+            // Few guests ask WASI for anything, so it is made when one does.
+            wasi: None,
             preview1: None,
             granted,
             program: Arc::clone(program),
@@ -79,6 +80,10 @@ impl State {
                 max: engine.limits.max_memory,
             },
         };
+        if state.granted.has_dirs() && !is_program {
+            let diagnostics = state.diagnostics();
+            state.wasi = Some(state.granted.all(program, diagnostics)?.build());
+        }
         let mut store = Store::new(engine.engine(), state);
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(MAX_HANDLES);
@@ -100,7 +105,8 @@ impl State {
         stdin: impl StdinStream + 'static,
         stdout: impl StdoutStream + 'static,
     ) -> wasmtime::Result<()> {
-        let mut wasi = self.granted.all(&self.program, self.connection)?;
+        let diagnostics = self.diagnostics();
+        let mut wasi = self.granted.all(&self.program, diagnostics)?;
         if !self.granted.has_args() {
             // Of a program it is expected.
             wasi.arg(&self.program);
@@ -119,11 +125,24 @@ impl State {
             granted,
             program,
             connection,
+            logged,
             preview1,
             ..
         } = self;
         // A module that is only tried has none.
-        preview1.get_or_insert_with(|| for_a_module(&mut granted.without_dirs(program, *connection)))
+        preview1.get_or_insert_with(|| {
+            let diagnostics = diagnostics(*connection, logged);
+            for_a_module(&mut granted.without_dirs(program, diagnostics))
+        })
+    }
+
+    /// How many lines of the connection have been logged, to be counted on.
+    pub(super) fn logged(&mut self) -> Logged {
+        self.logged.get_or_insert_default().clone()
+    }
+
+    fn diagnostics(&mut self) -> Diagnostics {
+        diagnostics(self.connection, &mut self.logged)
     }
 
     /// How long a call may take.
@@ -143,15 +162,24 @@ impl WasiView for State {
             granted,
             program,
             connection,
+            logged,
             wasi,
             table,
             ..
         } = self;
         WasiCtxView {
-            ctx: wasi.get_or_insert_with(|| granted.without_dirs(program, *connection).build()),
+            ctx: wasi.get_or_insert_with(|| {
+                let diagnostics = diagnostics(*connection, logged);
+                granted.without_dirs(program, diagnostics).build()
+            }),
             table,
         }
     }
+}
+
+/// Standard error for a guest of this connection.
+fn diagnostics(connection: u64, logged: &mut Option<Logged>) -> Diagnostics {
+    Diagnostics::of(connection, logged.get_or_insert_default().clone())
 }
 
 /// What a core module works with, whose handles are in a table of its own.

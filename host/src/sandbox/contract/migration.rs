@@ -69,7 +69,8 @@ pub(super) async fn attempt<'a, S: Seat>(
         return Ok(false);
     };
     // Both instances are there for a moment.
-    let mut other = match to.store(peer.connection) {
+    let logged = store.data_mut().logged();
+    let mut other = match to.store(peer.connection, Some(logged)) {
         Ok(store) => store,
         Err(error) => {
             offer.decline(Stays::Failed(Fault::Grant(error)));
