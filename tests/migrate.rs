@@ -170,6 +170,28 @@ fn a_generation_in_which_nothing_can_be_restored_is_gone_back_from() {
 }
 
 #[test]
+fn one_that_is_never_restored_does_not_keep_others_from_moving() {
+    let place = Place::new("restore-spin", "count");
+    // Which holds for calls, and not for those that others wait for.
+    let host = place.serve(&["--watch", "--migrate", "--max-call-time", "off"]);
+    let (slow, other) = (host.connect(), host.connect());
+    slow.send("a\nb\n");
+    slow.expect("1 a\n2 b\n");
+    other.send("a\n");
+    other.expect("1 a\n");
+    place.put("stuck");
+    let failures = [(); 2].map(|()| host.line("since the new guest fails"));
+    let late = failures
+        .iter()
+        .filter(|line| field(line, "reason") == "a call that moves the session has taken longer than 10s");
+    assert_eq!(late.count(), 1, "{failures:?}");
+    slow.send("c\n");
+    slow.expect("3 c\n");
+    other.send("c\n");
+    other.expect("2 c\n");
+}
+
+#[test]
 fn a_session_that_fails_at_its_snapshot_is_reset() {
     for (word, outcome) in [
         ("trap", "guest-trap"),

@@ -1,5 +1,5 @@
-//! Echoes, by the sessions contract, and fails at moving: nothing can be restored in it, and after `trap`, `spin` or `huge`
-//! it does that in place of giving a snapshot.
+//! Echoes, by the sessions contract, and fails at moving: nothing can be restored in it, at a count of two it tries for ever,
+//! and after `trap`, `spin` or `huge` it does that in place of giving a snapshot.
 
 wit_bindgen::generate!({ path: "../../../wit", world: "movable-session-service" });
 
@@ -50,7 +50,12 @@ impl Migration for Stuck {
         Some(SavedState { version: 1, bytes })
     }
 
-    fn restore(_peer: Peer, _state: SavedState) -> Result<Session, Refusal> {
+    fn restore(_peer: Peer, state: SavedState) -> Result<Session, Refusal> {
+        if state.bytes == 2_u64.to_le_bytes() {
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         std::process::abort()
     }
 }

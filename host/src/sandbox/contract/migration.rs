@@ -1,12 +1,13 @@
 //! Moving a session to another generation: a snapshot out of its guest, and into a new one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
 use super::sessions::{Session, Sessions};
-use super::{Fault, within};
+use super::{CpuLimit, Fault, within};
 use crate::bindings::movable_session_service::exports::inet::service::migration::{
     Guest, GuestIndices, Refusal, SavedStateParam, SavedStateResult,
 };
@@ -18,6 +19,9 @@ use crate::sandbox::state::State;
 
 /// The interface that a component exports for it.
 const INTERFACE: &str = "inet:service/migration@0.1.0";
+
+/// How long each call may take that moves a session, where --max-call-time does not say: others wait for their turn.
+const MAX_CALL: Duration = Duration::from_secs(10);
 
 /// What of a component moves its sessions.
 pub(super) struct Migration(GuestIndices);
@@ -103,7 +107,7 @@ async fn snapshot(
     let max = store.data().max_call_time();
     ticker.take_turns().await;
     store.set_epoch_deadline(1);
-    within(max, guest.call_snapshot(store, session.session), Fault::Trap).await
+    in_turn(max, guest.call_snapshot(store, session.session), Fault::Trap).await
 }
 
 async fn restore(
@@ -114,7 +118,7 @@ async fn restore(
     state: &SavedStateResult,
 ) -> Result<Result<Session, Refusal>, Fault> {
     let max = store.data().max_call_time();
-    let (instance, service) = within(max, sessions.instantiate(&mut *store), Fault::Start).await?;
+    let (instance, service) = in_turn(max, sessions.instantiate(&mut *store), Fault::Start).await?;
     let guest = migration.load(&mut *store, &instance).map_err(Fault::Start)?;
     let peer = types::Peer {
         connection: peer.connection,
@@ -126,12 +130,24 @@ async fn restore(
         version: state.version,
         bytes: &state.bytes,
     };
-    let restored = within(max, guest.call_restore(store, peer, state), Fault::Trap).await?;
+    let restored = in_turn(max, guest.call_restore(store, peer, state), Fault::Trap).await?;
     Ok(restored.map(|session| Session {
         instance,
         service,
         session,
     }))
+}
+
+/// The same as [`within`] for a call that others wait for.
+async fn in_turn<T>(
+    max: Option<Duration>,
+    call: impl Future<Output = wasmtime::Result<T>>,
+    fault: fn(wasmtime::Error) -> Fault,
+) -> Result<T, Fault> {
+    match within(max.or(Some(MAX_CALL)), call, fault).await {
+        Err(Fault::Cpu(CpuLimit::Call)) if max.is_none() => Err(Fault::Cpu(CpuLimit::Move(MAX_CALL))),
+        called => called,
+    }
 }
 
 fn word(refusal: Refusal) -> &'static str {

@@ -103,6 +103,9 @@ pub enum CpuLimit {
     /// On the whole connection.
     #[error("the guest has used its --max-cpu-time")]
     Total,
+    /// On one call that moves a session, where there is none on calls.
+    #[error("a call that moves the session has taken longer than {0:?}")]
+    Move(Duration),
 }
 
 /// How an instance failed.
