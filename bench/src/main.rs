@@ -13,6 +13,8 @@ mod machine;
 mod measure;
 mod plot;
 mod report;
+mod service;
+mod starts;
 mod summary;
 mod swaps;
 mod table;
@@ -59,6 +61,10 @@ struct Cli {
     #[arg(long)]
     swaps: bool,
 
+    /// Measure instead what a connection waits for at its start, with and without `--preinit`
+    #[arg(long)]
+    starts: bool,
+
     /// Put the tables and a plot into the documentation too
     #[arg(long)]
     publish: bool,
@@ -78,6 +84,9 @@ fn main() -> Result<()> {
         return swaps::measure(&places);
     }
 
+    if cli.starts {
+        return starts::measure(&places);
+    }
     let everything = contender::all();
     let mut contenders = Vec::new();
     for contender in &everything {

@@ -1,20 +1,18 @@
 //! What a service under load notices of its component being swapped.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Result, ensure};
 
 use crate::contender::Places;
 use crate::load::{self, Run};
+use crate::service::Service;
 
 const SWAPS: usize = 1000;
 const CONNECTIONS: usize = 50;
@@ -31,7 +29,9 @@ const LENGTH: Duration = Duration::from_secs(5);
 ///
 /// A connection is lost, a byte is, or a new connection does not get what the log says.
 pub(crate) fn measure(places: &Places) -> Result<()> {
-    let service = Service::start(places)?;
+    let component = places.scratch.join("swapped.wasm");
+    put(places, GUESTS[0].0, &component)?;
+    let service = Service::start(places, &component, &[])?;
     let mut message = vec![b's'; 63];
     message.push(b'\n');
     let load = || {
@@ -47,7 +47,8 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
     let (with, took) = thread::scope(|scope| {
         let swapping = scope.spawn(|| {
             let start = Instant::now();
-            let swapped = (1..=SWAPS).try_for_each(|number| service.swap(places, GUESTS[number % 2]));
+            let swapped =
+                (1..=SWAPS).try_for_each(|number| swap(&service, places, &component, GUESTS[number % 2]));
             done.store(true, Ordering::Relaxed);
             swapped.map(|()| start.elapsed())
         });
@@ -84,83 +85,23 @@ fn print_row(name: &str, run: &Run) {
     );
 }
 
-/// A host whose component can be swapped. It is killed when this is dropped.
-struct Service {
-    child: Child,
-    address: SocketAddr,
-    component: PathBuf,
-    log: std::sync::Mutex<Receiver<String>>,
-}
-
-impl Service {
-    fn start(places: &Places) -> Result<Self> {
-        let component = places.scratch.join("swapped.wasm");
-        put(places, GUESTS[0].0, &component)?;
-        let mut child = Command::new(places.programs.join("host"))
-            .args(["--listen", "127.0.0.1:0", "--cache", &places.cache, "--component"])
-            .arg(&component)
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting the host")?;
-        let stderr = child.stderr.take().context("it has a log")?;
-        let (sender, log) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // Those of connections are of no interest here.
-                if !line.contains("connection ended") && sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut service = Self {
-            child,
-            address: SocketAddr::from(([0; 4], 0)),
-            component,
-            log: log.into(),
-        };
-        let line = service.line("listening on ")?;
-        let (_, address) = line.split_once("listening on ").context("an address")?;
-        service.address = address.trim().parse()?;
-        Ok(service)
-    }
-
-    fn line(&self, text: &str) -> Result<String> {
-        let log = self.log.lock().map_err(|_| anyhow::anyhow!("a panic"))?;
-        loop {
-            let line = log
-                .recv_timeout(Duration::from_secs(10))
-                .with_context(|| format!("waiting for {text:?} in the log"))?;
-            ensure!(!line.contains("WARN") && !line.contains("ERROR"), "{line}");
-            if line.contains(text) {
-                return Ok(line);
-            }
-        }
-    }
-
-    fn swap(&self, places: &Places, (guest, answer): (&str, &[u8])) -> Result<()> {
-        put(places, guest, &self.component)?;
-        kill_process(Pid::from_child(&self.child), Signal::HUP)?;
-        self.line("a new generation serves")?;
-        let mut client = TcpStream::connect(self.address)?;
-        client.set_read_timeout(Some(Duration::from_secs(10)))?;
-        client.write_all(b"quit\n")?;
-        client.shutdown(Shutdown::Write)?;
-        let mut heard = Vec::new();
-        client.read_to_end(&mut heard)?;
-        ensure!(
-            heard == answer,
-            "after a swap to {guest} a new connection hears {}",
-            heard.escape_ascii()
-        );
-        Ok(())
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Has the service swap its component, and looks whether that shows.
+fn swap(service: &Service, places: &Places, component: &Path, (guest, answer): (&str, &[u8])) -> Result<()> {
+    put(places, guest, component)?;
+    service.hang_up()?;
+    service.line("a new generation serves")?;
+    let mut client = TcpStream::connect(service.address)?;
+    client.set_read_timeout(Some(Duration::from_secs(10)))?;
+    client.write_all(b"quit\n")?;
+    client.shutdown(Shutdown::Write)?;
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard)?;
+    ensure!(
+        heard == answer,
+        "after a swap to {guest} a new connection hears {}",
+        heard.escape_ascii()
+    );
+    Ok(())
 }
 
 /// Has `component` replaced by a guest.

@@ -145,10 +145,13 @@ impl Sandbox {
 
 /// A store for an instance that is initialised: it has what every connection is granted, and no connection.
 fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wasmtime::Result<Store<State>> {
-    let mut store = State::store(engine, content.program(), 0, program.is_some())?;
+    let mut store = State::store(engine, content.program(), 0, None, program.is_some())?;
     if let Some(kind) = program {
         store.data_mut().make_program(kind, &[], empty(), empty())?;
-        store.set_hostcall_fuel(engine.limits.max_memory);
+        if kind == ProgramKind::Module {
+            // As where it serves.
+            store.set_hostcall_fuel(engine.limits.max_memory);
+        }
     }
     Ok(store)
 }
