@@ -42,19 +42,14 @@ impl Python {
             let session = ran.and_then(|_| scope.globals.get_item("Session", vm));
             or_trap(session, vm)
         });
-        Self {
-            interpreter,
-            session,
-        }
+        Self { interpreter, session }
     }
 
     /// Runs what needs the interpreter. An exception of the script is a trap.
     fn run<T>(run: impl FnOnce(&Self, &VirtualMachine) -> PyResult<T>) -> T {
         PYTHON.with(|python| {
             let python = python.get_or_init(Self::start);
-            python
-                .interpreter
-                .enter(|vm| or_trap(run(python, vm), vm))
+            python.interpreter.enter(|vm| or_trap(run(python, vm), vm))
         })
     }
 }
