@@ -95,21 +95,6 @@ impl Inbound {
         }
     }
 
-    /// Reads up to the peer's FIN, and appends it all to `buffer`.
-    ///
-    /// # Errors
-    ///
-    /// How the connection failed, or `limit-exceeded` when more than `max` bytes have come.
-    pub async fn read_to_end(&mut self, buffer: &mut Vec<u8>, max: usize) -> Result<(), ErrorCode> {
-        let before = buffer.len();
-        while self.read(buffer).await? > 0 {
-            if buffer.len() - before > max {
-                return Err(ErrorCode::LimitExceeded);
-            }
-        }
-        Ok(())
-    }
-
     /// Reads lines of at most `max` bytes, not counting the `\n` at their end.
     pub fn lines(self, max: usize) -> Lines {
         Lines::new(self, max)

@@ -51,12 +51,6 @@ impl Lines {
         }
     }
 
-    /// Whether a whole line is there already, so that [`next`](Self::next) does not wait for the peer. A service that
-    /// gathers its answers until there is none writes once for all lines that came together.
-    pub fn has_next(&self) -> bool {
-        memchr::memchr(b'\n', &self.buffer[self.searched..]).is_some()
-    }
-
     fn take(&mut self, end: usize) -> &[u8] {
         let line = &self.buffer[self.start..end];
         self.start = end;
