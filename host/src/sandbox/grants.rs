@@ -11,7 +11,7 @@ use super::diagnostics::Diagnostics;
 use crate::config::{GrantedDir, Grants};
 
 /// Random bytes that a guest may have in one call, which is not interrupted. Beyond it, it traps, or by WASI 0.3 gets so many.
-const MAX_RANDOM: u64 = 1 << 20;
+const MAX_RANDOM: u64 = 64 << 10;
 
 /// The grants, with the names in them resolved.
 #[derive(Debug)]
