@@ -35,6 +35,7 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
     if python.is_file() {
         let mut here = Vec::new();
         let mut bare = Vec::new();
+        let mut interruptible = Vec::new();
         let service = Service::start(places, &python, &[&["--"], &SAY[..]].concat())?;
         first_answer(&service, b"")?;
         alone(places, &["--bare"], &python, &SAY)?;
@@ -43,10 +44,15 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
                 here.push(first_answer(&service, b"")?);
             }
             bare.extend(alone(places, &["--bare"], &python, &SAY)?);
+            interruptible.extend(alone(places, &["--interruptible"], &python, &SAY)?);
         }
         let instance = alone(places, &[], &python, &[])?;
         println!("| CPython, from the start to its first word | ms |\n|---|---:|");
         println!("| in wasmtime alone, without a connection | {} |", row(&mut bare));
+        println!(
+            "| the same, of code that can be interrupted | {} |",
+            row(&mut interruptible)
+        );
         println!("| in this host, from connecting | {} |", row(&mut here));
         println!("| ratio of the medians | {:.2} |", median(&here) / median(&bare));
         println!(

@@ -1,7 +1,7 @@
 //! How many microseconds it takes to make an instance of a component or module and to drop it: `instances FILE`.
 //!
 //! `instances --bare FILE ARGS` tells instead how many a program for WASI preview 1 takes to its first word in wasmtime alone, with
-//! none of the host around it, several times.
+//! none of the host around it, several times; `--interruptible` for `--bare` tells what it takes if its code can be interrupted.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,10 +29,11 @@ const RUNS: u32 = 10;
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
-    if args.first().is_some_and(|arg| arg == "--bare") {
+    let interruptible = args.first().is_some_and(|arg| arg == "--interruptible");
+    if interruptible || args.first().is_some_and(|arg| arg == "--bare") {
         args.remove(0);
         let file = args.first().context("the program to run")?.clone();
-        return bare(Path::new(&file), &args).await;
+        return bare(Path::new(&file), &args, interruptible).await;
     }
     let file = args.first().context("the component to make instances of")?;
     let sandbox = Sandbox::new(&Limits::default(), &Grants::default(), &CacheDir::Off)?;
@@ -50,8 +51,8 @@ async fn main() -> Result<()> {
 }
 
 /// Runs a program with arguments, the first of which is its name.
-async fn bare(file: &Path, args: &[String]) -> Result<()> {
-    let engine = Engine::new(&Config::new())?;
+async fn bare(file: &Path, args: &[String], interruptible: bool) -> Result<()> {
+    let engine = Engine::new(Config::new().epoch_interruption(interruptible))?;
     let module = Module::from_file(&engine, file)?;
     let mut linker: Linker<WasiP1Ctx> = Linker::new(&engine);
     add_to_linker_async(&mut linker, |ctx| ctx)?;
@@ -64,6 +65,8 @@ async fn bare(file: &Path, args: &[String]) -> Result<()> {
             .stdout(AsyncStdoutStream::new(64 << 10, first.clone()))
             .build_p1();
         let mut store = Store::new(&engine, ctx);
+        // The epoch never moves on.
+        store.set_epoch_deadline(1);
         let instance = pre.instantiate_async(&mut store).await?;
         let start_function = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
         // It may end with an exit status, which is an error here.

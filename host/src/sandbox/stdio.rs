@@ -1,8 +1,9 @@
 //! Standard input and output of a program: the halves of its connection.
 //!
 //! A program may have several handles of each, by one version of WASI or by two, which share the half. Bytes pass through as
-//! they come, in the order in which they were written: what is read is what was asked for, and what is written is with the
-//! transport, or waits for it, when the call returns. Who only asks whether there is something to read has that answered by
+//! they come, in the order in which they were written: what is read is what was asked for. What is written goes to the
+//! transport when the program waits for anything, when it has had its slice, when it ends, or when there is much of it:
+//! libraries of C write at most 4 KiB in a call, and each of these would be a call of the system. Who only asks whether there is something to read has that answered by
 //! reading it, up to [`buffer::SIZE`], since a transport does not tell otherwise.
 
 use std::io;
@@ -12,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
@@ -210,7 +211,7 @@ struct Output<W> {
     waiters: Waiters,
     turned: Turned,
     /// What the transport has not taken yet.
-    waiting: Bytes,
+    waiting: BytesMut,
     end: Option<End>,
 }
 
@@ -229,7 +230,7 @@ impl<W> Stdout<W> {
             writer,
             waiters: Waiters::new(),
             turned,
-            waiting: Bytes::new(),
+            waiting: BytesMut::new(),
             end: None,
         };
         Self {
@@ -272,20 +273,29 @@ impl<W: AsyncWrite + Unpin> Output<W> {
                 Err(error) => self.fail(error),
             }
         }
+        // A program that waits holds no memory for it.
+        self.waiting = BytesMut::new();
         Poll::Ready(())
     }
 
-    /// Writes bytes after those that wait.
+    /// Is ready when there is room for more behind what waits.
+    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.waiting.len() < buffer::SIZE {
+            return Poll::Ready(());
+        }
+        self.poll_drain(cx)
+    }
+
+    /// Puts bytes behind those that wait.
     fn put(&mut self, bytes: Bytes) -> StreamResult<()> {
         if self.waiting.is_empty() {
-            self.waiting = bytes;
+            self.waiting = bytes.into();
         } else if self.waiting.len() + bytes.len() <= MAX_WAITING {
-            // Another handle was permitted to write in the meantime, and has.
-            self.waiting = [&*self.waiting, &*bytes].concat().into();
+            self.waiting.extend_from_slice(&bytes);
         } else {
             return Err(StreamError::trap("it writes by too many handles at once"));
         }
-        let _ = self.poll_drain(&nobody());
+        let _ = self.poll_room(&nobody());
         Ok(())
     }
 
@@ -328,7 +338,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> StdoutStream for Stdout<W> {
 #[wasmtime_wasi::async_trait]
 impl<W: AsyncWrite + Unpin + Send + 'static> Pollable for Stdout<W> {
     async fn ready(&mut self) {
-        self.drained().await;
+        std::future::poll_fn(|cx| self.output().poll_room(cx)).await;
     }
 }
 
@@ -351,11 +361,17 @@ impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
 
     fn check_write(&mut self) -> StreamResult<usize> {
         let mut output = self.output();
-        let drained = output.poll_drain(&nobody());
+        let room = output.poll_room(&nobody());
         output.check()?;
+        let permit = if room.is_ready() {
+            // Others may have written more than that.
+            buffer::SIZE.saturating_sub(output.waiting.len())
+        } else {
+            0
+        };
         drop(output);
-        self.permit = if drained.is_ready() { buffer::SIZE } else { 0 };
-        Ok(self.permit)
+        self.permit = permit;
+        Ok(permit)
     }
 }
 
@@ -377,7 +393,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Stdout<W> {
             // transport does so by `poll_flush`.
             Poll::Pending => {
                 let count = bytes.len().min(buffer::SIZE);
-                output.waiting = Bytes::copy_from_slice(&bytes[..count]);
+                output.waiting = BytesMut::from(&bytes[..count]);
                 Poll::Ready(Ok(count))
             }
         }
