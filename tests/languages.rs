@@ -237,11 +237,8 @@ fn python_streams() {
 #[test]
 fn python_preinit() {
     let name = "python-preinit";
-    proves(
-        "python-preinit",
-        "sessions",
-        asked_for(name).and_then(|()| cargo(name)),
-    );
+    let variables = asked_for(name).and_then(|()| cargo(name));
+    proves("python-preinit", "sessions", variables);
     if asked_for(name).is_ok() {
         let component = scratch_of(name).join(name).with_extension("wasm");
         let host = Host::with(&component, &["--preinit"]);

@@ -117,6 +117,70 @@ fn what_cannot_be_initialised_is_refused_in_a_sentence() {
     );
 }
 
+/// A component with nothing in it but its function `initialise`.
+fn component(name: &str, memory: &str, initialise: &str) -> PathBuf {
+    let text = format!(
+        r#"(component
+            (import "wasi:io/streams@0.2.0" (instance $streams
+                (export "output-stream" (type (sub resource)))))
+            (alias export $streams "output-stream" (type $stream))
+            (import "wasi:cli/stdout@0.2.0" (instance $stdout
+                (alias outer 1 $stream (type $outer))
+                (export "output-stream" (type $own (eq $outer)))
+                (export "get-stdout" (func (result (own $own))))))
+            (core func $get (canon lower (func $stdout "get-stdout")))
+            (core module $module
+                (import "host" "get" (func $get (result i32)))
+                {memory}
+                (func (export "initialise") {initialise}))
+            (core instance $instance (instantiate $module
+                (with "host" (instance (export "get" (func $get))))))
+            (func (export "wizer-initialize") (canon lift (core func $instance "initialise")))
+            (instance $sessions)
+            (export "inet:service/sessions@0.1.0" (instance $sessions)))"#
+    );
+    file(name, wat::parse_str(text).unwrap())
+}
+
+#[test]
+fn what_it_has_come_to_has_to_be_in_its_memory() {
+    let room = "(memory 1)";
+    for (name, memory, initialise, why) in [
+        (
+            "handle",
+            room,
+            "(drop (call $get))",
+            "it keeps handles of the host",
+        ),
+        ("full", "(memory 1 1)", "", "its memory cannot grow by two pages"),
+        (
+            "pieces",
+            "(memory 512)",
+            "(local $at i32)
+             (loop $next
+                (i32.store8 (local.get $at) (i32.const 1))
+                (local.set $at (i32.add (local.get $at) (i32.const 3)))
+                (br_if $next (i32.lt_u (local.get $at) (i32.const 33554432))))",
+            "its memory falls into too many pieces",
+        ),
+    ] {
+        let said = refusal(&component(&format!("preinit-{name}.wasm"), memory, initialise));
+        assert!(
+            said.contains("cannot be made a snapshot of") && said.contains(why),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_hang_up_initialises_again() {
+    let module = program("preinit-again.wasm", INITIALISE, "");
+    let host = Host::with(&module, &["--preinit"]);
+    host.signal(HUP);
+    host.line(NEW);
+    assert_eq!(says(&host), "ok1");
+}
+
 #[test]
 fn what_was_compiled_is_found_again_and_replaced_when_it_comes_out_otherwise() {
     let cache = scratch("preinit-cache");

@@ -34,6 +34,9 @@ const READ: Duration = Duration::from_secs(10);
 /// How long compiling a component, and passing the gate, may take.
 const LOAD: Duration = Duration::from_secs(60);
 
+/// How much longer it may take where the component is initialised too, and compiled for that.
+const INITIALISE: Duration = Duration::from_secs(90);
+
 /// What a file is told by from what was in its place before: device, inode, size, and the time of its last change, be it of
 /// its content or of who may read it.
 type Stamp = (u64, u64, u64, i64, i64);
@@ -149,7 +152,9 @@ impl Reloader {
     /// Has the component serve, if it is another than before and can, and says whether it could be tried.
     async fn consider(&mut self, content: Content, why: Why) -> bool {
         let digest = content.digest;
-        if digest == *self.generations.current().generation.digest() {
+        // One that is initialised may come to something else now.
+        let again = self.config.preinit && why == Why::Asked;
+        if digest == *self.generations.current().generation.digest() && !again {
             self.unfit = None;
             if why == Why::Asked {
                 info!("the component is the same as before: nothing changes");
@@ -204,9 +209,14 @@ impl Reloader {
             anyhow::Ok(generation)
         };
         let loading = spawn_blocking(move || runtime.block_on(load));
-        let generation = timeout(LOAD, loading)
+        let max = if self.config.preinit {
+            LOAD + INITIALISE
+        } else {
+            LOAD
+        };
+        let generation = timeout(max, loading)
             .await
-            .with_context(|| format!("{name} takes longer than {LOAD:?} to load"))???;
+            .with_context(|| format!("{name} takes longer than {max:?} to load"))???;
         system::check_mappings(&self.config, generation.mappings());
         self.generations.replace(generation);
         Ok(())

@@ -46,16 +46,21 @@ impl Template {
         } else {
             name.to_owned()
         };
-        text.replace(
-            &format!("release/{TEMPLATE_NAME}.wasm"),
-            &format!("release/{made}.wasm"),
-        )
-        .replace(&format!("{TEMPLATE_NAME}.wasm"), &format!("{name}.wasm"))
-        .replace(
+        let mut own = String::new();
+        let component = format!("{TEMPLATE_NAME}.wasm");
+        let mut pieces = text.split(&component).peekable();
+        while let Some(piece) = pieces.next() {
+            own += piece;
+            if pieces.peek().is_some() {
+                own += if piece.ends_with("/release/") { &made } else { name };
+                own += ".wasm";
+            }
+        }
+        own.replace(
             &format!("name = \"{TEMPLATE_NAME}\""),
             &format!("name = \"{name}\""),
         )
-        .replace(&format!("module {TEMPLATE_NAME}"), &format!("module {name}"))
+        .replace(&format!("module {TEMPLATE_NAME}\n"), &format!("module {name}\n"))
         .replace(
             &format!("path: \"{WIT_IN_TEMPLATE}\""),
             &format!("path: \"{WIT}\""),
@@ -293,7 +298,7 @@ fn next(template: &Template, name: &str, dir: &Path) -> String {
         "# A guest in {language} by the contract {contract}. What it takes, if it is not here:\n\
          $ {tools}\n\
          # To build it, to have it take part in its conversations, and to serve with it:\n\
-         $ cd {}\n\
+         $ cd '{}'\n\
          $ ./build.sh\n\
          $ host replay . {name}.wasm\n\
          $ host --component {name}.wasm --watch\n",
@@ -315,6 +320,22 @@ mod tests {
         ] {
             assert!(name(Path::new(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_name_may_hold_that_of_the_template() {
+        let build = |contract| {
+            let template = template("rust", Some(contract)).unwrap();
+            let (_, build) = template
+                .files
+                .iter()
+                .find(|(file, _)| *file == "build.sh")
+                .unwrap();
+            template.own(build, "my-lines")
+        };
+        assert!(build("streams").contains("/release/my_lines.wasm\" \"$out\""));
+        assert!(build("cli").contains("/release/my-lines.wasm\" \"$out\""));
+        assert!(build("cli").contains("$here/my-lines.wasm"));
     }
 
     #[test]

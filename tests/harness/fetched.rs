@@ -45,7 +45,13 @@ pub fn fetch(requirement: &str) -> Result<PathBuf, String> {
     };
     let fetched = command.arg(&part).arg(requirement).stdin(Stdio::null()).status();
     if fetched.as_ref().is_ok_and(ExitStatus::success) {
-        fs::rename(part, &dir).unwrap();
+        // Another process may have been faster.
+        let renamed = fs::rename(&part, &dir);
+        assert!(renamed.is_ok() || dir.is_dir(), "{renamed:?}");
+    }
+    // What is left of it if it failed.
+    let _ = fs::remove_dir_all(part);
+    if dir.is_dir() {
         return Ok(dir);
     }
     Err(format!(

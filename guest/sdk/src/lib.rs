@@ -12,7 +12,7 @@
 //!     async fn serve(connection: Connection) -> Result<(), ErrorCode> {
 //!         let (mut lines, mut outbound) = (connection.inbound.lines(4096), connection.outbound);
 //!         while let Some(line) = lines.next().await? {
-//!             outbound.write_all(&line.to_ascii_uppercase()).await?;
+//!             outbound.write_all(line.to_ascii_uppercase()).await?;
 //!         }
 //!         Ok(())
 //!     }

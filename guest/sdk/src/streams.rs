@@ -64,35 +64,49 @@ pub struct Connection {
 /// The inbound half. When it is dropped, what the peer still sends is thrown away.
 pub struct Inbound {
     stream: StreamReader<u8>,
+    /// Nothing more comes by `stream`.
+    drained: bool,
     /// `None` once it has been asked.
     end: Option<FutureReader<Result<(), ErrorCode>>>,
-    ended: bool,
+    /// How it ended, if it has.
+    ended: Option<Result<(), ErrorCode>>,
 }
 
 impl Inbound {
     /// Reads what has arrived, waiting for it if need be, and appends it to `buffer`: as many bytes as that has room for
     /// without growing, or 16 KiB if it has none. Gives how many bytes came, which is 0 only after the peer's FIN.
     ///
+    /// It is to be waited for to its end. Who gives it up before, as by a `select`, loses what it had taken, `buffer` included,
+    /// and the half fails from then on.
+    ///
     /// # Errors
     ///
-    /// How the connection failed.
+    /// How the connection failed; `internal-error` where a read was given up.
     pub async fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, ErrorCode> {
+        if let Some(how) = self.ended {
+            return how.map(|()| 0);
+        }
+        // Unless this comes to its end.
+        self.ended = Some(Err(ErrorCode::InternalError));
         if buffer.capacity() == buffer.len() {
             buffer.reserve(CHUNK);
         }
         let before = buffer.len();
-        while !self.ended {
+        while !self.drained {
             let (status, filled) = self.stream.read(std::mem::take(buffer)).await;
             *buffer = filled;
-            self.ended = status == StreamResult::Dropped;
+            self.drained = status == StreamResult::Dropped;
             if buffer.len() > before {
+                self.ended = None;
                 return Ok(buffer.len() - before);
             }
         }
-        match self.end.take() {
-            Some(end) => end.await.map(|()| 0),
-            None => Ok(0),
-        }
+        let how = match self.end.take() {
+            Some(end) => end.await,
+            None => Ok(()),
+        };
+        self.ended = Some(how);
+        how.map(|()| 0)
     }
 
     /// Reads lines of at most `max` bytes, not counting the `\n` at their end.
@@ -137,8 +151,9 @@ impl<S: Service + 'static> Guest for Exported<S> {
             peer,
             inbound: Inbound {
                 stream,
+                drained: false,
                 end: Some(end),
-                ended: false,
+                ended: None,
             },
             outbound: Outbound(writer),
         };

@@ -89,7 +89,8 @@ impl Sandbox {
         let pre = engine
             .link(module)
             .map_err(|error| content.refused(Refusal::NoProgram(line(&error))))?;
-        let mut store = store(&engine, content, Some(ProgramKind::Module)).map_err(failed)?;
+        let store = store(&engine, content, Some(ProgramKind::Module));
+        let mut store = store.map_err(|error| LoadError::Sandbox(line(&error)))?;
         let initialised = engine.ticker.run(async {
             let instance = pre.instantiate_async(&mut store).await?;
             for name in [REACTOR, INITIALISE] {
@@ -101,11 +102,9 @@ impl Sandbox {
             Ok(instance)
         });
         let instance = initialised.await.map_err(failed)?;
-        let mut initialised = Initialised { store, instance };
-        wizer
-            .snapshot(&context, &mut initialised)
-            .await
-            .map_err(impossible)
+        let mut initialised = Initialised::new(store, instance);
+        let snapshot = wizer.snapshot(&context, &mut initialised).await;
+        initialised.or_why_not(snapshot).map_err(impossible)
     }
 
     async fn snapshot_of_component(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
@@ -127,7 +126,8 @@ impl Sandbox {
             Contract::Cli => Some(ProgramKind::Component),
             Contract::Streams | Contract::Sessions => None,
         };
-        let mut store = store(&engine, content, kind).map_err(failed)?;
+        let store = store(&engine, content, kind);
+        let mut store = store.map_err(|error| LoadError::Sandbox(line(&error)))?;
         let initialised = engine.ticker.run(async {
             let instance = engine.linker.instantiate_async(&mut store, component).await?;
             let function = instance.get_typed_func::<(), ()>(&mut store, function)?;
@@ -135,11 +135,18 @@ impl Sandbox {
             Ok(instance)
         });
         let instance = initialised.await.map_err(failed)?;
-        // A memory comes as one list.
+        if store.data().holds_handles() {
+            return Err(content.refused(Refusal::Snapshot(HANDLES.to_owned())));
+        }
+        // A memory comes as one list, for which it grows by two pages.
         store.set_hostcall_fuel(usize::MAX);
-        let mut initialised = Initialised { store, instance };
-        let snapshot = wizer.snapshot_component(&context, &mut initialised);
-        engine.ticker.run(snapshot).await.map_err(impossible)
+        store.data_mut().take_any_memory();
+        let mut initialised = Initialised::new(store, instance);
+        let snapshot = engine
+            .ticker
+            .run(wizer.snapshot_component(&context, &mut initialised))
+            .await;
+        initialised.or_why_not(snapshot).map_err(impossible)
     }
 }
 
@@ -160,6 +167,46 @@ fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wa
 struct Initialised<I> {
     store: Store<State>,
     instance: I,
+    /// Why what was told of its state was not the truth.
+    why_not: Option<&'static str>,
+}
+
+/// What is said of an instance that no snapshot can be made of.
+const HANDLES: &str =
+    "it keeps handles of the host, as of a file or of standard output, which would stand for nothing";
+const PIECES: &str = "its memory falls into too many pieces";
+const NO_ROOM: &str = "its memory cannot grow by two pages";
+
+/// Stretches of bytes other than 0 that a memory may have. Each is noted by itself before those with little between become one.
+const MAX_STRETCHES: usize = 8 << 20;
+
+impl<I> Initialised<I> {
+    fn new(store: Store<State>, instance: I) -> Self {
+        Self {
+            store,
+            instance,
+            why_not: None,
+        }
+    }
+
+    /// The snapshot, if it is of what there is.
+    fn or_why_not(self, snapshot: wasmtime::Result<Vec<u8>>) -> wasmtime::Result<Vec<u8>> {
+        match self.why_not {
+            Some(why) => Err(wasmtime::format_err!("{why}")),
+            None => snapshot,
+        }
+    }
+}
+
+/// Whether a memory has no more stretches than it may.
+fn can_be_noted(memory: &[u8]) -> bool {
+    let mut before = 0;
+    let begins = memory.iter().filter(|byte| {
+        let begins = before == 0 && **byte != 0;
+        before = **byte;
+        begins
+    });
+    begins.count() <= MAX_STRETCHES
 }
 
 impl InstanceState for Initialised<Instance> {
@@ -178,31 +225,42 @@ impl InstanceState for Initialised<Instance> {
 
     async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
         let memory = self.instance.get_memory(&mut self.store, name);
-        contents(memory.expect("a memory of this name").data(&self.store));
+        let memory = memory.expect("a memory of this name").data(&self.store);
+        if can_be_noted(memory) {
+            contents(memory);
+        } else {
+            contents(&[]);
+            self.why_not = Some(PIECES);
+        }
     }
 }
 
 impl Initialised<ComponentInstance> {
-    /// Calls a function that was added to the component to show its state, and gives what `read` makes of the answer.
-    async fn ask<T: Lift + Send + Sync + 'static, R>(
+    /// Calls a function that was added to the component to show its state, and gives what it answers.
+    async fn ask<T: Lift + Send + Sync + 'static>(&mut self, instance: &str, function: &str) -> Option<T> {
+        let added = self.instance.get_export_index(&mut self.store, None, instance)?;
+        let index = self
+            .instance
+            .get_export_index(&mut self.store, Some(&added), function)?;
+        let function = self
+            .instance
+            .get_typed_func::<(), (T,)>(&mut self.store, index)
+            .ok()?;
+        let answer = function.call_async(&mut self.store, ()).await;
+        answer.ok().map(|(answer,)| answer)
+    }
+
+    /// The same for a number.
+    async fn number<T: Lift + Default + Send + Sync + 'static>(
         &mut self,
         instance: &str,
         function: &str,
-        read: impl FnOnce(&Store<State>, T) -> R,
-    ) -> R {
-        let asked = async {
-            let added = self.instance.get_export_index(&mut self.store, None, instance)?;
-            let index = self
-                .instance
-                .get_export_index(&mut self.store, Some(&added), function)?;
-            let function = self
-                .instance
-                .get_typed_func::<(), (T,)>(&mut self.store, index)
-                .ok()?;
-            function.call_async(&mut self.store, ()).await.ok()
-        };
-        let (answer,) = asked.await.expect("what was added to the component answers");
-        read(&self.store, answer)
+    ) -> T {
+        let answer = self.ask(instance, function).await;
+        answer.unwrap_or_else(|| {
+            self.why_not = Some(NO_ROOM);
+            T::default()
+        })
     }
 }
 
@@ -213,23 +271,33 @@ impl ComponentInstanceState for Initialised<ComponentInstance> {
         func: &str,
         contents: impl FnOnce(&[u8]) + Send,
     ) {
-        let read = |store: &Store<State>, list: WasmList<u8>| contents(list.as_le_slice(store));
-        self.ask(instance, func, read).await;
+        let Some(list) = self.ask::<WasmList<u8>>(instance, func).await else {
+            contents(&[]);
+            self.why_not = Some(NO_ROOM);
+            return;
+        };
+        let memory = list.as_le_slice(&self.store);
+        if can_be_noted(memory) {
+            contents(memory);
+        } else {
+            contents(&[]);
+            self.why_not = Some(PIECES);
+        }
     }
 
     async fn call_func_ret_s32(&mut self, instance: &str, func: &str) -> i32 {
-        self.ask(instance, func, |_, value| value).await
+        self.number(instance, func).await
     }
 
     async fn call_func_ret_s64(&mut self, instance: &str, func: &str) -> i64 {
-        self.ask(instance, func, |_, value| value).await
+        self.number(instance, func).await
     }
 
     async fn call_func_ret_f32(&mut self, instance: &str, func: &str) -> u32 {
-        self.ask(instance, func, |_, value: f32| value.to_bits()).await
+        self.number::<f32>(instance, func).await.to_bits()
     }
 
     async fn call_func_ret_f64(&mut self, instance: &str, func: &str) -> u64 {
-        self.ask(instance, func, |_, value: f64| value.to_bits()).await
+        self.number::<f64>(instance, func).await.to_bits()
     }
 }

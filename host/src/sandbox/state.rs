@@ -145,6 +145,16 @@ impl State {
         diagnostics(self.connection, &mut self.logged)
     }
 
+    /// Whether a component holds handles of what the host made for it.
+    pub(super) fn holds_handles(&self) -> bool {
+        !self.table.is_empty()
+    }
+
+    /// Lets the instance take whatever memory it asks for, when it does nothing of its own any more.
+    pub(super) fn take_any_memory(&mut self) {
+        self.memory.max = usize::MAX;
+    }
+
     /// How long a call may take.
     pub(super) fn max_call_time(&self) -> Option<Duration> {
         self.max_call_time

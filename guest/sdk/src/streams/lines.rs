@@ -28,9 +28,11 @@ impl Lines {
     ///
     /// # Errors
     ///
-    /// How the connection failed, or `limit-exceeded` for a line that is longer than it may be. There is nothing to read
-    /// any more then.
+    /// How the connection failed, or `limit-exceeded` for a line that is longer than it may be; the same from then on.
     pub async fn next(&mut self) -> Result<Option<&[u8]>, ErrorCode> {
+        // A read that was given up has lost the buffer.
+        self.searched = self.searched.min(self.buffer.len());
+        self.start = self.start.min(self.buffer.len());
         loop {
             let found = memchr::memchr(b'\n', &self.buffer[self.searched..]);
             let end = found.map_or(self.buffer.len(), |at| self.searched + at);
