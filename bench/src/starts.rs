@@ -1,7 +1,7 @@
 //! What a connection waits for at its start: an interpreter, or a guest that initialises itself.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -106,6 +106,9 @@ fn first_answer(service: &Service, line: &[u8]) -> Result<f64> {
     let count = client.read(&mut heard)?;
     let took = start.elapsed();
     ensure!(count > 0, "the guest ends without a word");
+    // What it still does is not to be the next one's burden.
+    client.shutdown(Shutdown::Write)?;
+    std::io::copy(&mut client, &mut std::io::sink())?;
     Ok(took.as_secs_f64() * 1e3)
 }
 
