@@ -198,15 +198,21 @@ impl<I> Initialised<I> {
     }
 }
 
-/// Whether a memory has no more stretches than it may.
-fn can_be_noted(memory: &[u8]) -> bool {
+/// Shows a memory to who makes the snapshot, or says why it is not shown.
+fn show(memory: &[u8], contents: impl FnOnce(&[u8])) -> Option<&'static str> {
     let mut before = 0;
     let begins = memory.iter().filter(|byte| {
         let begins = before == 0 && **byte != 0;
         before = **byte;
         begins
     });
-    begins.count() <= MAX_STRETCHES
+    if begins.count() <= MAX_STRETCHES {
+        contents(memory);
+        None
+    } else {
+        contents(&[]);
+        Some(PIECES)
+    }
 }
 
 impl InstanceState for Initialised<Instance> {
@@ -226,12 +232,7 @@ impl InstanceState for Initialised<Instance> {
     async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
         let memory = self.instance.get_memory(&mut self.store, name);
         let memory = memory.expect("a memory of this name").data(&self.store);
-        if can_be_noted(memory) {
-            contents(memory);
-        } else {
-            contents(&[]);
-            self.why_not = Some(PIECES);
-        }
+        self.why_not = show(memory, contents).or(self.why_not);
     }
 }
 
@@ -277,12 +278,7 @@ impl ComponentInstanceState for Initialised<ComponentInstance> {
             return;
         };
         let memory = list.as_le_slice(&self.store);
-        if can_be_noted(memory) {
-            contents(memory);
-        } else {
-            contents(&[]);
-            self.why_not = Some(PIECES);
-        }
+        self.why_not = show(memory, contents).or(self.why_not);
     }
 
     async fn call_func_ret_s32(&mut self, instance: &str, func: &str) -> i32 {
