@@ -20,7 +20,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use super::code::Code;
-use super::generation::{Content, Digest};
+use super::content::{Content, Digest};
 use crate::config::CacheDir;
 use crate::failpoint;
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::Sandbox;
 use super::code::Code;
+use super::content::Content;
 use super::contract::Contract;
-use super::generation::Content;
 use super::grants::Granted;
 use super::load_error::LoadError;
 

@@ -1,18 +1,13 @@
 //! Generations: loaded components.
 
 use std::fmt;
-use std::fs::File;
 use std::future::{pending, poll_fn};
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytesize::ByteSize;
 use rustix::time::{ClockId, clock_gettime};
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -23,6 +18,7 @@ use wasmtime::{Module, Store};
 
 use super::Sandbox;
 use super::code::Code;
+use super::content::{Content, Digest};
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::diagnostics::Logged;
 use super::engine::{Concurrency, Engine, Images, Needs};
@@ -36,179 +32,8 @@ use crate::relay::relay;
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
 const MAX_COPIED: usize = 64 << 10;
 
-/// Bytes that a file may have.
-const MAX_FILE: u64 = 256 << 20;
-
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
-
-/// The component that the host serves with when it is given none.
-static ECHO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.wasm"));
-
-/// Where a component comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The echo guest inside this program.
-    Embedded,
-    /// A file.
-    File(PathBuf),
-}
-
-impl Origin {
-    /// The whole component. The file is read, never mapped: somebody may be writing it.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read, or is larger than any component should be.
-    pub fn read(&self) -> Result<Content, LoadError> {
-        let bytes = match self {
-            Self::Embedded => ECHO.to_vec(),
-            Self::File(path) => read(path).map_err(|error| LoadError::Read {
-                path: path.clone(),
-                error,
-            })?,
-        };
-        let program = match self {
-            Self::Embedded => "echo".into(),
-            Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy(),
-        };
-        Ok(Content::new(self.to_string(), &program, bytes))
-    }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let mut bytes = Vec::new();
-    // It may be growing, or have no size.
-    let mut size = file.metadata()?.len();
-    if size <= MAX_FILE {
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-        size = bytes.len() as u64;
-    }
-    if size > MAX_FILE {
-        let limit = ByteSize(MAX_FILE);
-        return Err(io::Error::other(format!("it is larger than {limit}")));
-    }
-    Ok(bytes)
-}
-
-/// The SHA-256 digest of a component.
-pub type Digest = [u8; 32];
-
-/// A component as it was read.
-#[derive(Clone, Debug)]
-pub struct Content {
-    /// How messages name it.
-    pub name: String,
-    /// What it is told by from others.
-    pub digest: Digest,
-    /// What has become of it since.
-    pub(super) stage: Stage,
-    /// How it is named to itself.
-    program: Arc<str>,
-    bytes: Vec<u8>,
-}
-
-/// What has become of a component since it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// Nothing.
-    AsRead,
-    /// It shows all of its state, so that a snapshot can be made of it.
-    Instrumented,
-    /// It was initialised, and is a snapshot with this digest.
-    Initialised(Digest),
-}
-
-impl Stage {
-    /// A number for it.
-    pub(super) fn number(self) -> u8 {
-        match self {
-            Self::AsRead => 0,
-            Self::Instrumented => 1,
-            Self::Initialised(_) => 2,
-        }
-    }
-
-    /// What there is to tell it by beside the digest of what was read.
-    pub(super) fn digest(&self) -> Option<&Digest> {
-        match self {
-            Self::AsRead | Self::Instrumented => None,
-            Self::Initialised(digest) => Some(digest),
-        }
-    }
-}
-
-impl Content {
-    pub(super) fn new(name: String, program: &str, bytes: Vec<u8>) -> Self {
-        Self {
-            name,
-            program: program.into(),
-            digest: Sha256::digest(&bytes).into(),
-            stage: Stage::AsRead,
-            bytes,
-        }
-    }
-
-    /// The same when it shows its state.
-    pub(super) fn instrumented(&self, bytes: Vec<u8>) -> Self {
-        Self {
-            stage: Stage::Instrumented,
-            bytes,
-            ..self.renamed()
-        }
-    }
-
-    /// What it has come to by initialising itself.
-    pub(super) fn initialised(&self, bytes: Vec<u8>) -> Self {
-        Self {
-            stage: Stage::Initialised(Sha256::digest(&bytes).into()),
-            bytes,
-            ..self.renamed()
-        }
-    }
-
-    /// All but the bytes.
-    fn renamed(&self) -> Self {
-        Self {
-            name: self.name.clone(),
-            program: Arc::clone(&self.program),
-            bytes: Vec::new(),
-            ..*self
-        }
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// How it is named to itself.
-    pub(super) fn program(&self) -> &Arc<str> {
-        &self.program
-    }
-
-    /// Says that it cannot serve.
-    pub(super) fn refused(&self, refusal: Refusal) -> LoadError {
-        LoadError::Refused {
-            name: self.name.clone(),
-            refusal,
-        }
-    }
-
-    /// How many bytes it has.
-    pub fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Embedded => f.write_str("the embedded echo guest"),
-            Self::File(path) => write!(f, "`{}`", path.display()),
-        }
-    }
-}
 
 /// One loaded component, ready to serve connections. It never changes.
 pub struct Generation {
@@ -230,7 +55,7 @@ impl Sandbox {
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
         let refused = |refusal| content.refused(refusal);
-        look(&content.bytes).map_err(refused)?;
+        look(content.bytes()).map_err(refused)?;
         let (engine, code) = if self.preinit {
             self.compile(&self.initialise(content).await?)?
         } else {
@@ -247,7 +72,7 @@ impl Sandbox {
             mappings: engine.mappings(code.required().memories),
             code,
             digest: content.digest,
-            program: Arc::clone(&content.program),
+            program: Arc::clone(content.program()),
             prepared,
             engine,
         };
@@ -540,6 +365,7 @@ pub(super) fn line(error: &wasmtime::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::content::ECHO;
     use super::*;
 
     #[test]

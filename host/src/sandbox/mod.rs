@@ -5,6 +5,7 @@
 
 mod cache;
 mod code;
+mod content;
 mod contract;
 mod diagnostics;
 mod engine;
@@ -21,9 +22,10 @@ mod waiters;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use content::{Content, Digest, Origin};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use facts::{Facts, Import};
-pub use generation::{Content, Digest, Generation, Origin, serve};
+pub use generation::{Generation, serve};
 pub use load_error::{LoadError, Refusal};
 pub use seat::{Offer, Seat, Stays};
 

@@ -18,9 +18,10 @@ use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
 
 use super::Sandbox;
 use super::code::Code;
+use super::content::Content;
 use super::contract::Contract;
 use super::engine::Engine;
-use super::generation::{Content, find_contract, line};
+use super::generation::{find_contract, line};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
 
