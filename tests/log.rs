@@ -115,7 +115,7 @@ fn log_that_is_not_read(then: impl FnOnce(std::io::BufReader<std::process::Child
         line.clear();
         std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
         if let Some((_, address)) = line.split_once("listening on ") {
-            break address.trim().parse().unwrap();
+            break crate::harness::first_word(address).parse().unwrap();
         }
     };
     then(reader);

@@ -85,7 +85,7 @@ pub fn run(bytes: &[u8]) {
             );
             let time = Duration::from_nanos_u128(u128::from(*number) * u128::from(nanoseconds));
             match config("--idle-timeout", &format!("{number}{unit}")) {
-                Ok(config) => assert_eq!(config.limits.idle_timeout, Some(time), "{case:?}"),
+                Ok(config) => assert_eq!(config.services[0].limits.idle_timeout, Some(time), "{case:?}"),
                 Err(error) => assert!(time.is_zero(), "{case:?}: {error}"),
             }
         }
@@ -102,11 +102,11 @@ pub fn run(bytes: &[u8]) {
             );
             let size = u64::from(*number) * each;
             match config("--max-bytes-in", &format!("{number}{unit}")) {
-                Ok(config) => assert_eq!(config.limits.max_bytes_in, Some(size), "{case:?}"),
+                Ok(config) => assert_eq!(config.services[0].limits.max_bytes_in, Some(size), "{case:?}"),
                 Err(error) => assert!(size == 0, "{case:?}: {error}"),
             }
             match config("--max-memory", &format!("{number}{unit}")) {
-                Ok(config) => assert_eq!(config.limits.max_memory as u64, size, "{case:?}"),
+                Ok(config) => assert_eq!(config.services[0].limits.max_memory as u64, size, "{case:?}"),
                 Err(error) => assert!(size > 4 << 30, "{case:?}: {error}"),
             }
         }
@@ -114,7 +114,7 @@ pub fn run(bytes: &[u8]) {
             let (unit, seconds) = pick(*unit, &[("", 1), ("/s", 1), ("/m", 60), ("/h", 3600)]);
             match config("--max-rate", &format!("{number}{unit}")) {
                 Ok(config) => {
-                    let rate = config.limits.max_rate.unwrap();
+                    let rate = config.services[0].limits.max_rate.unwrap();
                     assert_eq!(rate.connections.get(), *number, "{case:?}");
                     assert_eq!(rate.per, Duration::from_secs(seconds), "{case:?}");
                 }

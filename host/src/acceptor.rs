@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use crate::admission::{Admission, Refused};
+use crate::admission::{Admission, Permit, Refused, Sources};
+use crate::config::{Limits, LogConnections};
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
 use crate::generations::Serving;
@@ -18,54 +20,101 @@ use crate::listener::{self, Accepted, Listener};
 use crate::peer::Peer;
 use crate::place::Place;
 use crate::record::Tape;
-use crate::server::Shared;
+use crate::service::Service;
 
-/// Accepts connections for ever. A permit comes first: while there is none, connections wait in the backlog.
-pub(crate) async fn accept(shared: Arc<Shared>, mut listeners: Vec<Listener>) {
-    let mut admission = Admission::new(&shared.config.limits);
-    let mut first = 0;
-    let mut number = 0;
-    loop {
-        let permit = admission.permit().await;
-        let (index, accepted) = any(&mut listeners, first).await;
-        first = index + 1;
-        let Some(listener) = listeners.get(index) else {
-            continue;
-        };
-        let admitted = admission.admit(permit, accepted.remote.ip()).and_then(|permit| {
-            let place = Place::new(&shared.generations, number + 1)?;
-            Ok((permit, place))
-        });
-        match admitted {
-            Ok((permit, place)) => {
-                number += 1;
-                let listener = listener.name().to_owned();
-                let connection = serve_one(Arc::clone(&shared), place, listener, accepted);
-                shared.connections.spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
-            }
-            Err(reason) => refuse(listener, accepted, reason),
+/// Accepts the connections of one service.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    admission: Admission,
+    listeners: Vec<Listener>,
+}
+
+impl Acceptor {
+    /// Accepts from `listeners` what `limits` allow.
+    pub(crate) fn new(limits: &Limits, listeners: Vec<Listener>) -> Self {
+        Self {
+            admission: Admission::new(limits),
+            listeners,
+        }
+    }
+
+    /// The listeners.
+    pub(crate) fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Accepts connections until told to stop. A permit comes first: while there is none, connections wait in the backlog.
+    pub(crate) async fn run(mut self, service: Arc<Service>, stop: CancellationToken) -> Self {
+        let mut stop = pin!(stop.cancelled_owned());
+        let mut first = 0;
+        loop {
+            let next = async {
+                let permit = self.admission.permit().await;
+                (permit, any(&mut self.listeners, first).await)
+            };
+            let (permit, (index, accepted)) = tokio::select! {
+                biased;
+                next = next => next,
+                () = stop.as_mut() => return self,
+            };
+            first = index + 1;
+            let Some(listener) = self.listeners.get(index) else {
+                continue;
+            };
+            let arrival = Arrival {
+                connection: service.process.next_connection(),
+                listener: listener.name().to_owned(),
+                sources: self.admission.sources().clone(),
+                accepted,
+            };
+            let connections = &service.process.connections;
+            connections.spawn(arrive(Arc::clone(&service), permit, arrival));
         }
     }
 }
 
+/// A connection that was accepted, and may not come in yet.
+struct Arrival {
+    /// Its number.
+    connection: u64,
+    listener: String,
+    sources: Sources,
+    accepted: Accepted,
+}
+
+/// Lets a connection come in, or not, and serves it.
+async fn arrive(service: Arc<Service>, permit: Permit, arrival: Arrival) {
+    let source = arrival.accepted.remote.ip();
+    let admitted = arrival.sources.admit(permit, source).and_then(|permit| {
+        let place = Place::new(&service.generations, arrival.connection)?;
+        Ok((permit, place))
+    });
+    match admitted {
+        Ok((permit, place)) => {
+            serve_one(service, place, arrival.listener, arrival.accepted).await;
+            drop(permit);
+        }
+        Err(reason) => refuse(&service, arrival, reason),
+    }
+}
+
 /// Resets a connection that may not come in. Of those that come while the breaker is open it says how many there were.
-fn refuse(listener: &Listener, accepted: Accepted, reason: Refused) {
-    let (peer, listener, reason, told) = (
-        accepted.remote,
-        listener.name(),
-        reason.as_str(),
-        reason != Refused::Failing,
+fn refuse(service: &Service, arrival: Arrival, reason: Refused) {
+    let told = reason != Refused::Failing && service.config.log_connections != LogConnections::None;
+    let (service, connection, peer, listener) = (
+        &service.config.name,
+        arrival.connection,
+        arrival.accepted.remote,
+        &arrival.listener,
     );
+    let reason = reason.as_str();
     if told {
-        info!(%peer, listener, reason, "connection refused");
+        info!(service, connection, %peer, listener, reason, "connection refused");
     } else {
-        debug!(%peer, listener, reason, "connection refused");
+        debug!(service, connection, %peer, listener, reason, "connection refused");
     }
     // A writer that was not shut down resets the connection.
-    drop(listener::split(accepted.stream));
+    drop(listener::split(arrival.accepted.stream));
 }
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
@@ -92,7 +141,7 @@ async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
 }
 
 /// Serves one connection and logs what became of it.
-async fn serve_one(shared: Arc<Shared>, place: Place, listener: String, accepted: Accepted) {
+async fn serve_one(service: Arc<Service>, place: Place, listener: String, accepted: Accepted) {
     let peer = Peer {
         connection: place.connection,
         remote: accepted.remote.to_string(),
@@ -101,10 +150,10 @@ async fn serve_one(shared: Arc<Shared>, place: Place, listener: String, accepted
     };
     let (reader, writer) = listener::split(accepted.stream);
     let cut = pin!(place.cut());
-    let limits = &shared.config.limits;
+    let limits = &service.config.limits;
     let served = async {
         failpoint::serve(peer.connection);
-        let Some(recorder) = &shared.recorder else {
+        let Some(recorder) = &service.recorder else {
             return connection::serve(&place, &peer, reader, writer, limits, cut).await;
         };
         let tape = Tape::default();
@@ -117,23 +166,30 @@ async fn serve_one(shared: Arc<Shared>, place: Place, listener: String, accepted
     };
     match AssertUnwindSafe(served).catch_unwind().await {
         Ok(report) => {
-            log(&peer, &place.serving(), &report);
+            log(&service, &peer, &place.serving(), &report);
             place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
         }
         // The hook for panics has said what happened.
         Err(_) => error!(
+            service = service.config.name,
             connection = peer.connection,
             peer = peer.remote,
             listener = peer.listener,
             outcome = Outcome::HostPanic.as_str(),
-            panics = shared.panics.fetch_add(1, Relaxed) + 1,
+            panics = service.process.panics.fetch_add(1, Relaxed) + 1,
             "connection ended"
         ),
     }
 }
 
-fn log(peer: &Peer, serving: &Serving, report: &Report) {
+fn log(service: &Service, peer: &Peer, serving: &Serving, report: &Report) {
+    match service.config.log_connections {
+        LogConnections::All => {}
+        LogConnections::Failed if report.outcome != Outcome::Finished => {}
+        LogConnections::Failed | LogConnections::None => return,
+    }
     info!(
+        service = service.config.name,
         connection = peer.connection,
         peer = peer.remote,
         listener = peer.listener,

@@ -54,14 +54,18 @@ pub struct Admission {
     rate: Option<(Rate, Bucket)>,
     /// Whether the last connection had to wait for the rate.
     paced: bool,
-    sources: Option<Arc<Sources>>,
+    sources: Sources,
 }
+
+/// Admits what one source may have.
+#[derive(Clone, Debug)]
+pub struct Sources(Option<Arc<Shares>>);
 
 impl Admission {
     /// Admits what `limits` allow.
     pub fn new(limits: &Limits) -> Self {
         let permits = limits.max_connections.get().min(Semaphore::MAX_PERMITS);
-        let sources = Sources {
+        let shares = Shares {
             max: limits.max_connections_per_source,
             rate: limits.max_rate_per_source,
             table: Mutex::default(),
@@ -70,7 +74,7 @@ impl Admission {
             permits: Arc::new(Semaphore::new(permits)),
             rate: limits.max_rate.map(|rate| (rate, Bucket::default())),
             paced: false,
-            sources: (sources.max.is_some() || sources.rate.is_some()).then(|| Arc::new(sources)),
+            sources: Sources((shares.max.is_some() || shares.rate.is_some()).then(|| Arc::new(shares))),
         }
     }
 
@@ -100,17 +104,24 @@ impl Admission {
         }
     }
 
+    /// What admits by source.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+}
+
+impl Sources {
     /// Lets a connection from `source` have `permit`, or not.
     ///
     /// # Errors
     ///
     /// That source has as much as one may have.
     pub fn admit(&self, permit: Permit, source: IpAddr) -> Result<Permit, Refused> {
-        let Some(sources) = &self.sources else {
+        let Some(shares) = &self.0 else {
             return Ok(permit);
         };
         Ok(Permit {
-            _share: Some(sources.admit(Source::of(source), Instant::now())?),
+            _share: Some(shares.admit(Source::of(source), Instant::now())?),
             ..permit
         })
     }
@@ -161,7 +172,7 @@ impl Source {
 
 /// What each source has.
 #[derive(Debug)]
-struct Sources {
+struct Shares {
     max: Option<NonZeroUsize>,
     rate: Option<Rate>,
     /// Locked when a connection begins and when it ends.
@@ -189,7 +200,7 @@ impl Has {
     }
 }
 
-impl Sources {
+impl Shares {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Nothing can panic while it is held.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -210,7 +221,7 @@ impl Sources {
         }
         has.open += 1;
         Ok(Share {
-            sources: Arc::clone(self),
+            shares: Arc::clone(self),
             source,
         })
     }
@@ -219,13 +230,13 @@ impl Sources {
 /// One connection of a source.
 #[derive(Debug)]
 struct Share {
-    sources: Arc<Sources>,
+    shares: Arc<Shares>,
     source: Source,
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut table = self.sources.table();
+        let mut table = self.shares.table();
         if let Some(has) = table.sources.get_mut(&self.source) {
             has.open -= 1;
             if has.is_nothing(Instant::now()) {

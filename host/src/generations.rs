@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::breaker::Breaker;
+use crate::config::Service;
 use crate::sandbox::{Digest, Generation};
 
 /// How long a generation that has replaced another is watched for connections that it fails.
@@ -55,6 +56,8 @@ impl Serving {
 /// The generation that new connections get, and those that they may get again.
 #[derive(Debug)]
 pub(crate) struct Generations {
+    /// The name of the service.
+    service: String,
     current: ArcSwap<Serving>,
     /// Locked when the current generation changes, and never for a connection.
     past: Mutex<Past>,
@@ -77,13 +80,8 @@ struct Past {
 }
 
 impl Generations {
-    /// Begins with `first`. With `migrate`, sessions move when another generation replaces theirs.
-    pub(crate) fn new(
-        first: Arc<Generation>,
-        drain: Option<Duration>,
-        migrate: bool,
-        cut: CancellationToken,
-    ) -> Self {
+    /// The generations of `service`, of which this is the first.
+    pub(crate) fn new(service: &Service, first: Arc<Generation>, cut: CancellationToken) -> Self {
         let first = Serving::new(1, first, &cut);
         Self {
             current: ArcSwap::new(first),
@@ -92,8 +90,9 @@ impl Generations {
                 previous: None,
                 left: None,
             }),
-            drain,
-            moving: migrate.then(|| Semaphore::new(1)),
+            service: service.name.clone(),
+            drain: service.drain_generations,
+            moving: service.migrate.then(|| Semaphore::new(1)),
             cut,
         }
     }
@@ -128,6 +127,7 @@ impl Generations {
         let (number, contract) = (next.number, next.generation.contract().as_str());
         let replaced = self.current.swap(next);
         info!(
+            service = self.service,
             generation = number,
             contract,
             replaces = replaced.number,
@@ -153,8 +153,10 @@ impl Generations {
         let Some(previous) = past.previous.take() else {
             if from.is_none() {
                 warn!(
+                    service = self.service,
                     generation = current.number,
-                    reason, "there is no generation to go back to"
+                    reason,
+                    "there is no generation to go back to"
                 );
             }
             return;
@@ -164,6 +166,7 @@ impl Generations {
         let again = Serving::new(previous.number, Arc::clone(&previous.generation), &self.cut);
         self.current.store(again);
         warn!(
+            service = self.service,
             generation = previous.number,
             leaves = current.number,
             reason,
@@ -192,12 +195,12 @@ impl Generations {
     fn retire(&self, replaced: &Serving) {
         replaced.replaced.cancel();
         if let Some(drain) = self.drain {
-            let (generation, cut) = (replaced.number, replaced.cut.clone());
+            let (service, generation, cut) = (self.service.clone(), replaced.number, replaced.cut.clone());
             tokio::spawn(async move {
                 sleep(drain).await;
                 info!(
-                    generation,
-                    "the time of an old generation is over: its connections are closed"
+                    service,
+                    generation, "the time of an old generation is over: its connections are closed"
                 );
                 cut.cancel();
             });

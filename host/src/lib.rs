@@ -30,5 +30,7 @@ pub mod replay;
 pub mod sandbox;
 pub mod scaffold;
 pub mod server;
+mod service;
 pub mod shutdown;
 pub mod system;
+mod values;

@@ -13,6 +13,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
+use crate::config::{Address, Listen};
+
 /// Connections that the kernel keeps for a listener until they are accepted. The kernel may allow fewer
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -80,7 +82,11 @@ impl Listener {
     /// # Panics
     ///
     /// Outside of a runtime.
-    pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+    pub fn bind(config: &Listen) -> anyhow::Result<Self> {
+        let address = match &config.address {
+            Address::Tcp(address) => *address,
+            other => anyhow::bail!("cannot listen on {other}: not yet"),
+        };
         listen(address).with_context(|| {
             format!("cannot listen on {address}; choose another address with --listen, or stop what uses it")
         })
@@ -249,10 +255,14 @@ mod tests {
         }
     }
 
+    fn at(address: SocketAddr) -> Listen {
+        Listen::at(Address::Tcp(address))
+    }
+
     #[tokio::test]
     async fn a_connection_knows_the_address_that_it_reached() {
         for bound in [[127, 0, 0, 2], [0, 0, 0, 0]] {
-            let mut listener = Listener::bind((bound, 0).into()).unwrap();
+            let mut listener = Listener::bind(&at((bound, 0).into())).unwrap();
             let reached = SocketAddr::from(([127, 0, 0, 2], listener.local().port()));
             let (accepted, client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
             assert_eq!(accepted.local, reached);
@@ -262,8 +272,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_in_use_is_named() {
-        let first = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let error = format!("{:#}", Listener::bind(first.local()).unwrap_err());
+        let first = Listener::bind(&at(([127, 0, 0, 1], 0).into())).unwrap();
+        let error = format!("{:#}", Listener::bind(&at(first.local())).unwrap_err());
         assert!(error.contains(&first.local().to_string()), "{error}");
         assert!(error.contains("--listen"), "{error}");
     }

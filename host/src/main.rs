@@ -12,16 +12,14 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use host::check::check;
 use host::cli::{Cli, Command};
-use host::config::{CacheDir, Config, Log, LogFormat, LogLevel};
+use host::config::{CacheDir, Log, LogFormat, LogLevel};
 use host::conversation::Conversation;
-use host::listener::Listener;
 use host::replay::replay;
 use host::sandbox::{Origin, Sandbox};
 use host::server::Drained;
-use host::shutdown::Signals;
-use host::{logging, scaffold, server, system};
+use host::{logging, scaffold, server};
 use tokio::runtime::{self, Runtime};
-use tracing::{error, info};
+use tracing::error;
 
 fn main() -> ExitCode {
     let command = Command::from(Cli::parse());
@@ -76,7 +74,7 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let text = match command {
         Command::Serve(config) => {
-            return Ok(match serve(&config).await? {
+            return Ok(match server::serve(&config).await? {
                 Drained::Done => ExitCode::SUCCESS,
                 Drained::Quit => ExitCode::FAILURE,
             });
@@ -106,26 +104,4 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn serve(config: &Config) -> anyhow::Result<Drained> {
-    system::raise_descriptors(config);
-    if let Some(gate) = &config.gate {
-        Conversation::read_all(gate).context("nothing could pass --gate")?;
-    }
-    let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
-    let sandbox = Sandbox::new(&config.limits, &config.grants, &config.cache)
-        .context("cannot start the sandbox")?
-        .preinit(config.preinit);
-    let generation = sandbox.load(&source.read()?).await?;
-    system::check_mappings(config, generation.mappings());
-    info!(contract = generation.contract().as_str(), "serving with {source}");
-    let listeners = config
-        .listen
-        .iter()
-        .map(|&address| Listener::bind(address))
-        .collect::<Result<_, _>>()?;
-    // Until here a signal ends the host at once, as it does by default.
-    let mut signals = Signals::new().context("cannot handle signals")?;
-    server::serve(config, sandbox, generation, listeners, &mut signals).await
 }

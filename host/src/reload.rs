@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::config::Config;
+use crate::config::Service as Config;
 use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::replay;
@@ -88,7 +88,10 @@ impl Reloader {
         let changed = Arc::new(Notify::new());
         let watching = self.config.watch.then(|| watch(&self.path, Arc::clone(&changed)));
         if let Some(Err(error)) = &watching {
-            warn!("changes of the component are seen within {LOOK:?} and not at once: {error:#}");
+            warn!(
+                service = self.config.name,
+                "changes of the component are seen within {LOOK:?} and not at once: {error:#}"
+            );
         }
         // It may have changed since it was read at the start.
         let mut seen = None;
@@ -157,7 +160,10 @@ impl Reloader {
         if digest == *self.generations.current().generation.digest() && !again {
             self.unfit = None;
             if why == Why::Asked {
-                info!("the component is the same as before: nothing changes");
+                info!(
+                    service = self.config.name,
+                    "the component is the same as before: nothing changes"
+                );
             }
             return true;
         }
@@ -217,18 +223,21 @@ impl Reloader {
         let generation = timeout(max, loading)
             .await
             .with_context(|| format!("{name} takes longer than {max:?} to load"))???;
-        system::check_mappings(&self.config, generation.mappings());
+        system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
         self.generations.replace(generation);
         Ok(())
     }
 
     /// Says, once for each content, that it is not taken.
     fn refuse(&mut self, unfit: Unfit, why: Why, error: &anyhow::Error) {
-        let generation = self.generations.current().number;
+        let (service, generation) = (&self.config.name, self.generations.current().number);
         if self.unfit == Some(unfit) && why == Why::Changed {
-            debug!(generation, "not taken: {error:#}");
+            debug!(service, generation, "not taken: {error:#}");
         } else {
-            warn!(generation, "{error:#}; the generation before it goes on serving");
+            warn!(
+                service,
+                generation, "{error:#}; the generation before it goes on serving"
+            );
         }
         self.unfit = Some(unfit);
     }

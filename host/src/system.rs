@@ -1,11 +1,12 @@
 //! What the system lets this process have: descriptors and memory mappings.
 
 use std::fs;
+use std::num::NonZeroUsize;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::config::Config;
+use crate::config::Service;
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
@@ -13,32 +14,40 @@ const DESCRIPTORS: u64 = 40;
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
 
-/// Warns where the limit on mappings does not suffice for `config` with a component of which each connection takes
-/// `mappings`.
-pub fn check_mappings(config: &Config, mappings: u64) {
-    let connections = config.limits.max_connections.get() as u64;
-    let need = connections.saturating_mul(mappings).saturating_add(MAPPINGS);
+/// Warns where the limit on mappings does not suffice for services that have so many connections each, of which each takes
+/// so many mappings.
+pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, u64)>) {
+    let (mut connections, mut need, mut most) = (0_u64, MAPPINGS, 1);
+    for (count, mappings) in services {
+        let count = count.get() as u64;
+        connections = connections.saturating_add(count);
+        need = need.saturating_add(count.saturating_mul(mappings));
+        most = most.max(mappings);
+    }
     if let Some(limit) = max_map_count()
         && limit < need
     {
         warn!(
             "--max-connections {connections} can need {need} memory mappings and this system allows {limit}: \
              raise the limit (sysctl vm.max_map_count={need}) or lower --max-connections to {}",
-            limit.saturating_sub(MAPPINGS) / mappings.max(1)
+            limit.saturating_sub(MAPPINGS) / most
         );
     }
 }
 
-/// Raises this process's limit on descriptors, as far as it may, to what `config` needs, and warns where that does not
+/// Raises this process's limit on descriptors, as far as it may, to what `services` need, and warns where that does not
 /// suffice.
-pub fn raise_descriptors(config: &Config) {
-    let connections = config.limits.max_connections.get() as u64;
-    let listeners = config.listen.len() as u64;
-    // A guest holds the directories that are granted to it open.
-    let each = 1 + config.grants.dirs.len() as u64;
-    let need = connections
-        .saturating_mul(each)
-        .saturating_add(DESCRIPTORS + listeners);
+pub fn raise_descriptors(services: &[Service]) {
+    let (mut connections, mut need) = (0_u64, DESCRIPTORS);
+    for service in services {
+        let count = service.limits.max_connections.get() as u64;
+        // A guest holds the directories that are granted to it open.
+        let each = 1 + service.grants.dirs.len() as u64;
+        connections = connections.saturating_add(count);
+        need = need
+            .saturating_add(count.saturating_mul(each))
+            .saturating_add(service.listen.len() as u64);
+    }
     let limit = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (limit.current, limit.maximum) else {
         return;

@@ -221,11 +221,7 @@ impl Host {
         for _ in 0..listeners {
             let line = host.line("listening on");
             let (_, address) = line.split_once("listening on ").unwrap();
-            let address: String = address
-                .chars()
-                .take_while(|c| !c.is_whitespace() && *c != '"')
-                .collect();
-            host.addresses.push(address.parse().unwrap());
+            host.addresses.push(first_word(address).parse().unwrap());
         }
         host
     }
@@ -365,6 +361,13 @@ pub const HUP: i32 = 1;
 pub const INT: i32 = 2;
 pub const USR2: i32 = 12;
 pub const TERM: i32 = 15;
+
+/// What comes before a space, or the end of a string in JSON.
+pub fn first_word(text: &str) -> &str {
+    text.split(|c: char| c.is_whitespace() || c == '"')
+        .next()
+        .unwrap()
+}
 
 /// The value of `key` in a line of the text log, without quotes.
 pub fn field(line: &str, key: &str) -> String {

@@ -79,16 +79,16 @@ async fn one_source_has_no_more_than_its_share_and_others_do_not_notice() {
     let mut open = Vec::new();
     for source in [one, one, other, other] {
         let permit = admission.permit().await;
-        open.push(admission.admit(permit, source).unwrap());
+        open.push(admission.sources().admit(permit, source).unwrap());
     }
     let permit = admission.permit().await;
-    let refused = admission.admit(permit, one);
+    let refused = admission.sources().admit(permit, one);
     assert_eq!(refused.unwrap_err(), Refused::SourceConnections);
     open.remove(0);
     let permit = admission.permit().await;
-    open.push(admission.admit(permit, one).unwrap());
+    open.push(admission.sources().admit(permit, one).unwrap());
     open.clear();
-    assert!(admission.sources.unwrap().table().sources.is_empty());
+    assert!(admission.sources.0.unwrap().table().sources.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,14 +99,14 @@ async fn one_source_comes_no_faster_than_its_rate() {
     let mut outcomes = Vec::new();
     for _ in 0..5 {
         let permit = admission.permit().await;
-        outcomes.push(admission.admit(permit, source).map(drop));
+        outcomes.push(admission.sources().admit(permit, source).map(drop));
     }
     let refused = Err(Refused::SourceRate);
     assert_eq!(outcomes, [Ok(()), Ok(()), Ok(()), refused, refused]);
     tokio::time::advance(Duration::from_secs(20)).await;
     for expected in [Ok(()), refused] {
         let permit = admission.permit().await;
-        assert_eq!(admission.admit(permit, source).map(drop), expected);
+        assert_eq!(admission.sources().admit(permit, source).map(drop), expected);
     }
 }
 
@@ -118,11 +118,14 @@ async fn sources_are_forgotten() {
         for number in 0..SOURCES {
             let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
             let permit = admission.permit().await;
-            admission.admit(permit, [10, round, high, low].into()).unwrap();
+            admission
+                .sources()
+                .admit(permit, [10, round, high, low].into())
+                .unwrap();
         }
         tokio::time::advance(Duration::from_secs(2)).await;
     }
-    let kept = admission.sources.unwrap().table().sources.len();
+    let kept = admission.sources.0.unwrap().table().sources.len();
     assert!(kept <= SOURCES + 1, "{kept}");
 }
 

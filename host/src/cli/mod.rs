@@ -1,0 +1,199 @@
+//! The command line.
+
+mod listen;
+mod service;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::{Config, Terms};
+use crate::scaffold;
+use service::{GrantFlags, LimitFlags, ServiceFlags};
+
+/// inetd for WebAssembly components.
+///
+/// Listens on TCP and hands every connection to a fresh, sandboxed instance of a component, which has no socket,
+/// no file and no environment of its own.
+#[derive(Debug, Parser)]
+#[command(name = "host", version, max_term_width = 100, after_help = AFTER, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+
+    #[command(flatten)]
+    service: ServiceFlags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say what a component is, and whether it could serve
+    Check {
+        /// The component
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+
+        /// Initialise the component first, by the function `wizer-initialize` that it exports
+        #[arg(long)]
+        preinit: bool,
+
+        #[command(flatten)]
+        grants: GrantFlags,
+
+        #[command(flatten)]
+        limits: LimitFlags,
+    },
+    /// Serve, and write down what peers and guests say to each other
+    Record {
+        /// Directory for the conversations, a file for each connection
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+
+        #[command(flatten)]
+        service: Box<ServiceFlags>,
+    },
+    /// Make a guest to begin with, which builds and passes its conversations as it is
+    New {
+        /// Directory to make; its last part is the guest's name
+        #[arg(value_name = "NAME", value_parser = new_name)]
+        dir: PathBuf,
+
+        /// What the guest serves by [default: the first that its language has]
+        #[arg(long, value_name = "CONTRACT", value_enum)]
+        contract: Option<ContractArg>,
+
+        /// What it is written in
+        #[arg(long, value_name = "LANGUAGE", value_enum, default_value_t = Language::Rust)]
+        lang: Language,
+    },
+    /// Have a component take part in recorded conversations, and show where it says something else
+    Replay {
+        /// Directory of conversations
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+
+        /// The component
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+
+        /// Initialise the component first, by the function `wizer-initialize` that it exports
+        #[arg(long)]
+        preinit: bool,
+
+        #[command(flatten)]
+        grants: GrantFlags,
+
+        #[command(flatten)]
+        limits: LimitFlags,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// To serve.
+    Serve(Box<Config>),
+    /// To say what a component is.
+    Check(PathBuf, Terms),
+    /// To make a guest in a directory of this language and, if it is named, this contract.
+    New(PathBuf, &'static str, Option<&'static str>),
+    /// To have a component take part in the conversations of a directory.
+    Replay(PathBuf, PathBuf, Terms),
+}
+
+impl From<Cli> for Command {
+    fn from(cli: Cli) -> Self {
+        match cli.command {
+            None => Self::Serve(Box::new(cli.service.into())),
+            Some(Verb::Record { to, service }) => {
+                let mut config = Config::from(*service);
+                for service in &mut config.services {
+                    service.record = Some(to.clone());
+                }
+                Self::Serve(Box::new(config))
+            }
+            Some(Verb::Check {
+                file,
+                preinit,
+                grants,
+                limits,
+            }) => Self::Check(file, terms(limits, grants, preinit)),
+            Some(Verb::New { dir, contract, lang }) => {
+                Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
+            }
+            Some(Verb::Replay {
+                dir,
+                file,
+                preinit,
+                grants,
+                limits,
+            }) => Self::Replay(dir, file, terms(limits, grants, preinit)),
+        }
+    }
+}
+
+const AFTER: &str = "\
+Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
+SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
+the host at once. SIGHUP loads the component again for the connections to come, SIGUSR2 goes back to the one before.
+
+Exit status: 0 after a drain, 1 if something failed, 2 for a command line that cannot be understood.";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ContractArg {
+    Streams,
+    #[value(alias = "session")]
+    Sessions,
+    Cli,
+}
+
+impl ContractArg {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::Sessions => "sessions",
+            Self::Cli => "cli",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Language {
+    Rust,
+    C,
+    #[value(alias = "javascript")]
+    Js,
+    Python,
+    Go,
+    Zig,
+}
+
+impl Language {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::C => "c",
+            Self::Js => "js",
+            Self::Python => "python",
+            Self::Go => "go",
+            Self::Zig => "zig",
+        }
+    }
+}
+
+fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
+    let dir = PathBuf::from(text);
+    scaffold::name(&dir)?;
+    Ok(dir)
+}
+
+fn terms(limits: LimitFlags, grants: GrantFlags, preinit: bool) -> Terms {
+    Terms {
+        limits: limits.into(),
+        grants: grants.into(),
+        preinit,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! Where connections come from, and who may come in.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// A place where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The address.
+    pub address: Address,
+    /// What guests are told as its name, in place of the address.
+    pub name: Option<String>,
+    /// How its sockets are set.
+    pub socket: SocketOptions,
+    /// Peers say first on whose behalf they connect.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections are encrypted.
+    pub tls: Option<Tls>,
+}
+
+impl Listen {
+    /// Listens at `address`, and nothing else.
+    pub fn at(address: Address) -> Self {
+        Self {
+            address,
+            name: None,
+            socket: SocketOptions::default(),
+            proxy_protocol: None,
+            tls: None,
+        }
+    }
+}
+
+/// An address to listen at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP, with a numeric address; port 0 stands for any that is free.
+    Tcp(SocketAddr),
+    /// A socket of the file system.
+    Unix(PathBuf),
+    /// A socket that whoever started the host has opened, by its name in `LISTEN_FDNAMES` or its number from 0 on.
+    Inherited(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "inherited:{name}"),
+        }
+    }
+}
+
+/// How the sockets of a listener are set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Connections that the kernel keeps until they are accepted. It may allow fewer (`net.core.somaxconn`).
+    ///
+    /// Default 4,096.
+    pub backlog: u32,
+    /// Answers go out at once (`TCP_NODELAY`).
+    ///
+    /// Default on.
+    pub nodelay: bool,
+    /// How long a connection is silent before the kernel asks whether the peer is still there; `None` for never.
+    ///
+    /// Default: never.
+    pub keepalive: Option<Duration>,
+    /// Bytes that the kernel keeps of what a peer sends; `None` for what it thinks best.
+    pub receive_buffer: Option<usize>,
+    /// Bytes that the kernel keeps of what a peer is sent; `None` for what it thinks best.
+    pub send_buffer: Option<usize>,
+    /// An IPv6 listener takes connections over IPv4 too; `None` for what the system says (`net.ipv6.bindv6only`).
+    pub dual_stack: Option<bool>,
+    /// Who may connect to a socket of the file system, as the mode of a file; `None` for what the umask says.
+    pub mode: Option<Mode>,
+    /// Who owns it, as `USER`, `USER:GROUP` or `:GROUP`, by names or numbers.
+    pub owner: Option<String>,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            backlog: 4096,
+            nodelay: true,
+            keepalive: None,
+            receive_buffer: None,
+            send_buffer: None,
+            dual_stack: None,
+            mode: None,
+            owner: None,
+        }
+    }
+}
+
+/// The mode of a file: its lowest nine bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+/// What the PROXY protocol takes: who may speak it, and how long they may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Networks whose word is taken. Connections from elsewhere are refused.
+    pub trusted: Vec<IpNet>,
+    /// How long the header may take.
+    ///
+    /// Default 5 seconds.
+    pub timeout: Duration,
+}
+
+/// What TLS takes. Files are read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificates to choose from by the name that a client asks for; the first where none fits. At least one.
+    pub identities: Vec<Identity>,
+    /// Protocols that are offered by ALPN, the preferred first; with none, none is agreed upon.
+    pub alpn: Vec<String>,
+    /// Whether clients have to say who they are.
+    pub clients: Option<ClientCertificates>,
+    /// How long a handshake may take.
+    ///
+    /// Default 10 seconds.
+    pub timeout: Duration,
+}
+
+/// A certificate, and the key that belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// File of the certificate and those that lead to its root, in PEM.
+    pub certificate: PathBuf,
+    /// File of the private key, in PEM.
+    pub key: PathBuf,
+}
+
+/// Which certificates of clients are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// File of the roots that they have to lead to, in PEM.
+    pub authorities: PathBuf,
+    /// A client without one is refused.
+    pub required: bool,
+}
+
+/// Whose connections may come in, by the address of the true client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Networks that may; with none, all may that are not denied.
+    pub allow: Vec<IpNet>,
+    /// Networks that may not. Where an address is in one of each, the narrower counts, and of two that are the same this.
+    pub deny: Vec<IpNet>,
+}

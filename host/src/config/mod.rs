@@ -1,0 +1,150 @@
+//! What the host was asked to do, checked, and free of how it was asked.
+
+mod limits;
+mod listen;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use limits::{Limits, Rate};
+pub use listen::{
+    Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
+};
+
+/// Everything that one run of the host needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The services, each with a name of its own; at least one.
+    pub services: Vec<Service>,
+    /// Where compiled components are kept.
+    pub cache: CacheDir,
+    /// Threads that serve connections.
+    pub threads: NonZeroUsize,
+    /// How long a drain may take before what is left is closed.
+    pub drain_timeout: Duration,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// One service: where its connections come from, and what serves them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// What the log calls it.
+    pub name: String,
+    /// The component to serve with; `None` stands for the embedded echo guest.
+    pub component: Option<PathBuf>,
+    /// Whether the component is initialised when it is loaded, for all connections.
+    pub preinit: bool,
+    /// Whether the component is loaded again when its file changes.
+    pub watch: bool,
+    /// What guests may use beyond their connection.
+    pub grants: Grants,
+    /// Idle sessions move when another generation replaces theirs.
+    pub migrate: bool,
+    /// How long connections of a generation may go on when another has replaced it; `None` for as long as they like.
+    pub drain_generations: Option<Duration>,
+    /// Conversations that a component has to pass before it replaces another.
+    pub gate: Option<PathBuf>,
+    /// Where conversations are recorded.
+    pub record: Option<PathBuf>,
+    /// Where its connections come from, at least one.
+    pub listen: Vec<Listen>,
+    /// Whose connections may come in.
+    pub access: Access,
+    /// What connections may take.
+    pub limits: Limits,
+    /// Which of its connections have a line in the log.
+    pub log_connections: LogConnections,
+}
+
+/// On what terms a component is tried, without serving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// What connections may take.
+    pub limits: Limits,
+    /// What it may use beyond its connection.
+    pub grants: Grants,
+    /// Whether it is initialised first.
+    pub preinit: bool,
+}
+
+/// Where compiled components are kept, so that each is compiled once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheDir {
+    /// In the user's cache directory, if there is one.
+    OfUser,
+    /// In this directory.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+/// What guests may use beyond their connection. Clocks and random numbers are granted to all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Arguments, after the name of the program.
+    pub args: Vec<String>,
+    /// Variables of the environment.
+    pub env: Vec<(String, String)>,
+    /// Directories.
+    pub dirs: Vec<GrantedDir>,
+    /// Destinations that may be connected to by TCP, as `HOST:PORT`. Names are resolved at the start.
+    pub outbound: Vec<String>,
+}
+
+/// A directory that guests may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedDir {
+    /// Where it is.
+    pub host: PathBuf,
+    /// What guests call it.
+    pub guest: String,
+    /// Guests may write to it too.
+    pub writable: bool,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// Which lines are written.
+    pub level: LogLevel,
+}
+
+/// The form of a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people: time, level, message, `key=value`.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+/// Which lines are written to the log. The line that names a listener is written at every level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Failures only.
+    Error,
+    /// Failures and warnings.
+    Warn,
+    /// One line for each connection too; the default.
+    Info,
+    /// The reasons behind outcomes too.
+    Debug,
+    /// All there is.
+    Trace,
+}
+
+/// Which connections of a service have a line in the log when they end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogConnections {
+    /// Every one.
+    #[default]
+    All,
+    /// Those that did not end in good order, and those that were refused.
+    Failed,
+    /// None.
+    None,
+}

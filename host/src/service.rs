@@ -1,0 +1,79 @@
+//! A service that runs: what the tasks that serve its connections share.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::config::{Access, CacheDir, Service as Config};
+use crate::conversation::Conversation;
+use crate::generations::Generations;
+use crate::record::Recorder;
+use crate::sandbox::{Generation, Origin, Sandbox};
+
+/// What the connections of all services share.
+#[derive(Debug, Default)]
+pub(crate) struct Process {
+    pub(crate) connections: TaskTracker,
+    /// Connections that a panic of the host has ended.
+    pub(crate) panics: AtomicU64,
+    /// Connections that are left are closed.
+    pub(crate) cut: CancellationToken,
+    last_connection: AtomicU64,
+}
+
+impl Process {
+    /// The number of one more connection.
+    pub(crate) fn next_connection(&self) -> u64 {
+        self.last_connection.fetch_add(1, Relaxed) + 1
+    }
+}
+
+/// A service whose component is loaded, and that could be started.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) generation: Arc<Generation>,
+}
+
+impl Loaded {
+    /// Loads the component of a service.
+    ///
+    /// # Errors
+    ///
+    /// The component cannot serve, what is granted is not there, or `--gate` could not be passed by any.
+    pub(crate) async fn new(config: Config, cache: &CacheDir) -> anyhow::Result<Self> {
+        if let Some(gate) = &config.gate {
+            Conversation::read_all(gate).context("nothing could pass --gate")?;
+        }
+        let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
+        let sandbox = Sandbox::new(&config.limits, &config.grants, cache)
+            .context("cannot start the sandbox")?
+            .preinit(config.preinit);
+        let generation = sandbox.load(&source.read()?).await?;
+        let contract = generation.contract().as_str();
+        info!(service = config.name, contract, "serving with {source}");
+        Ok(Self {
+            config,
+            sandbox,
+            generation,
+        })
+    }
+}
+
+/// What the tasks of one service share.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) config: Config,
+    /// Whose connections may come in: what is in force, whatever `config` says.
+    pub(crate) access: ArcSwap<Access>,
+    pub(crate) generations: Arc<Generations>,
+    pub(crate) recorder: Option<Recorder>,
+    pub(crate) process: Arc<Process>,
+}

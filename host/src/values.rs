@@ -1,0 +1,303 @@
+//! Values as text, as flags and the configuration file have them. Each comes with what was expected, where it is refused.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+
+use crate::config::{Address, CacheDir, GrantedDir, Mode, Rate};
+
+/// What there is none of where a value is `off`.
+pub(crate) const OFF: &str = "off";
+
+/// Far more connections than any machine accepts in a second.
+const MAX_RATE: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
+
+/// Far more threads than any machine has cores.
+const MAX_THREADS: usize = 1024;
+
+/// What the kernel's own limit on a backlog can be set to.
+const MAX_BACKLOG: u32 = 65_535;
+
+/// Bytes that a buffer of the kernel's may have.
+const MIN_BUFFER: usize = 4 << 10;
+const MAX_BUFFER: usize = 1 << 30;
+
+/// An address to listen at.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    let expected = "expected ADDRESS:PORT with a numeric address, as 127.0.0.1:8080 or [::1]:8080, or unix:PATH, or \
+                    inherited:NAME";
+    let refused = || expected.to_owned();
+    if let Some(path) = text.strip_prefix("unix:") {
+        return socket_path(path).map(Address::Unix);
+    }
+    if let Some(name) = text.strip_prefix("inherited:") {
+        let name = Some(name).filter(|name| !name.is_empty()).ok_or_else(refused)?;
+        return Ok(Address::Inherited(name.to_owned()));
+    }
+    text.parse::<SocketAddr>()
+        .map(Address::Tcp)
+        .map_err(|_| refused())
+}
+
+/// The path of a socket. The kernel keeps it in 108 bytes, with a zero at the end.
+fn socket_path(path: &str) -> Result<PathBuf, String> {
+    match path.len() {
+        0 => Err("expected a path after `unix:`".to_owned()),
+        1..=107 if !path.contains('\0') => Ok(PathBuf::from(path)),
+        length => Err(format!(
+            "the path has {length} bytes, and a socket's can have 107; choose a shorter one"
+        )),
+    }
+}
+
+/// A network, as `192.0.2.0/24`, or a single address.
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
+    let parsed = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = parsed
+        .map_err(|_| "expected a network or an address, as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned())?;
+    if network.addr() == network.network() {
+        Ok(network)
+    } else {
+        Err(format!(
+            "the address has bits beyond its prefix; expected {}, or the single address {}",
+            network.trunc(),
+            network.addr()
+        ))
+    }
+}
+
+/// The mode of a socket of the file system, in octal digits.
+pub(crate) fn mode(text: &str) -> Result<Mode, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && text.bytes().all(|digit| digit.is_ascii_digit()) => Ok(Mode(mode)),
+        _ => Err("expected the mode of a file in octal, as 0660".to_owned()),
+    }
+}
+
+/// Who is to own a file: not yet looked up.
+pub(crate) fn owner(text: &str) -> Result<String, String> {
+    let (user, group) = text
+        .split_once(':')
+        .map_or((text, None), |(user, group)| (user, Some(group)));
+    let fine = group != Some("")
+        && !group.is_some_and(|group| group.contains(':'))
+        && !(user.is_empty() && group.is_none());
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err("expected USER, USER:GROUP or :GROUP, by names or numbers".to_owned())
+    }
+}
+
+/// Connections that wait to be accepted.
+pub(crate) fn backlog(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|backlog| (1..=MAX_BACKLOG).contains(backlog))
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_BACKLOG}"))
+}
+
+/// A time above zero.
+pub(crate) fn deadline(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("nothing would ever be served; expected a time above zero".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// How long the kernel waits before it asks for a silent peer: it counts in seconds.
+pub(crate) fn keepalive(text: &str) -> Result<Option<Duration>, String> {
+    match timeout(text)? {
+        Some(time) if !(Duration::from_secs(1)..=Duration::from_secs(32767)).contains(&time) => {
+            Err("expected a time from 1s to 32767s, or `off`".to_owned())
+        }
+        time => Ok(time),
+    }
+}
+
+/// The size of a buffer of the kernel's; `off` leaves it to the kernel.
+pub(crate) fn buffer(text: &str) -> Result<Option<usize>, String> {
+    match bytes(text)? {
+        None => Ok(None),
+        Some(size) => usize::try_from(size)
+            .ok()
+            .filter(|size| (MIN_BUFFER..=MAX_BUFFER).contains(size))
+            .map(Some)
+            .ok_or_else(|| {
+                "expected a size from 4KiB to 1GiB, or `off` for what the system thinks best".to_owned()
+            }),
+    }
+}
+
+/// A protocol that is agreed upon by ALPN (RFC 7301, section 3.1).
+pub(crate) fn protocol(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=255 => Ok(text.to_owned()),
+        _ => Err("expected the name of a protocol, of 1 to 255 bytes".to_owned()),
+    }
+}
+
+/// The name of a service, as it stands in the log.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=64).contains(&text.len()) && text.chars().all(letter) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 64 letters, digits, `-`, `_` or `.`".to_owned())
+    }
+}
+
+/// Where compiled components are kept.
+pub(crate) fn cache(text: &str) -> CacheDir {
+    if text == OFF {
+        CacheDir::Off
+    } else {
+        CacheDir::At(Path::new(text).to_owned())
+    }
+}
+
+pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
+    let (host, guest) = text
+        .split_once("::")
+        .ok_or("expected HOST::GUEST, as ./data::/data, or HOST::GUEST:rw")?;
+    let (guest, writable) = match (guest.strip_suffix(":rw"), guest.strip_suffix(":ro")) {
+        (Some(guest), _) => (guest, true),
+        (None, Some(guest)) => (guest, false),
+        (None, None) => (guest, false),
+    };
+    if guest.is_empty() {
+        return Err("expected the guest's name for the directory after `::`".to_owned());
+    }
+    let host = PathBuf::from(host);
+    if !host.is_dir() {
+        return Err(format!("`{}` is not a directory", host.display()));
+    }
+    Ok(GrantedDir {
+        host,
+        guest: guest.to_owned(),
+        writable,
+    })
+}
+
+pub(crate) fn destination(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected HOST:PORT, as 192.0.2.7:5432 or [2001:db8::7]:5432".to_owned()),
+    }
+}
+
+pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .ok()
+        .filter(|threads: &NonZeroUsize| threads.get() <= MAX_THREADS)
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; expected a number with a unit, as 500ms, 30s or 5m"))
+}
+
+pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    match duration(text)? {
+        Duration::ZERO => {
+            Err("nothing would ever be served; expected a time above zero, or `off`".to_owned())
+        }
+        limit => Ok(Some(limit)),
+    }
+}
+
+pub(crate) fn slice(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(1);
+    let slice = duration(text)?;
+    range
+        .contains(&slice)
+        .then_some(slice)
+        .ok_or_else(|| "expected a time from 1ms to 1s".to_owned())
+}
+
+pub(crate) fn bytes(text: &str) -> Result<Option<u64>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    let expected = "expected a number of bytes above zero with a unit, as 512KiB or 10GiB, or `off`";
+    let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
+    match size.as_u64() {
+        0 => Err(expected.to_owned()),
+        size => Ok(Some(size)),
+    }
+}
+
+pub(crate) fn count(text: &str) -> Result<Option<NonZeroUsize>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    match text.parse() {
+        Ok(count) => Ok(Some(count)),
+        Err(_) => Err("expected a number above zero, or `off`".to_owned()),
+    }
+}
+
+pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    let (count, unit) = text.split_once('/').unwrap_or((text, "s"));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        _ => 0,
+    };
+    match count.parse() {
+        Ok(connections) if seconds > 0 && connections <= MAX_RATE => Ok(Some(Rate {
+            connections,
+            per: Duration::from_secs(seconds),
+        })),
+        _ => Err(format!(
+            "expected a number from 1 to {MAX_RATE}, by itself for connections a second or with a unit, as 100/s, 30/m or \
+             500/h, or `off`"
+        )),
+    }
+}
+
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let expected = "expected a number of bytes with a unit, as 512KiB or 64MiB, up to 4GiB";
+    let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
+    usize::try_from(size.as_u64())
+        .ok()
+        .filter(|&size| size <= 4 << 30)
+        .ok_or_else(|| expected.to_owned())
+}
+
+/// What a service is called that was not given a name: after the file of its component.
+pub(crate) fn name_of(component: Option<&Path>) -> String {
+    let stem = component.map_or(Some("echo".as_ref()), Path::file_stem);
+    stem.and_then(|stem| stem.to_str())
+        .and_then(|stem| name(stem).ok())
+        .unwrap_or_else(|| "service".to_owned())
+}
+
+/// A thread for each core.
+pub(crate) fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
