@@ -56,7 +56,8 @@ impl Service {
         };
         let line = service.line("listening on ")?;
         let (_, address) = line.split_once("listening on ").context("an address")?;
-        service.address = address.trim().parse()?;
+        let address = address.split_whitespace().next().context("an address")?;
+        service.address = address.parse()?;
         Ok(service)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use clap::Parser;
-use host::cli::{Cli, Command};
+use host::cli::{Cli, Command, Given};
 use host::config::Config;
 
 /// The flags that take a value.
@@ -131,7 +131,7 @@ fn pick(number: u8, units: &[(&'static str, u64)]) -> (&'static str, u64) {
 fn config(flag: &str, value: &str) -> Result<Config, String> {
     match Cli::try_parse_from(["host".to_owned(), format!("{flag}={value}")]) {
         Ok(cli) => match Command::from(cli) {
-            Command::Serve(config) => Ok(*config),
+            Command::Serve(Given::Flags(config)) => Ok(*config),
             other => panic!("{flag}={value}: {other:?}"),
         },
         Err(error) => {

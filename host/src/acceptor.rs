@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::admission::{Admission, Permit, Refused, Sources};
-use crate::config::{Limits, LogConnections};
+use crate::config::LogConnections;
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
 use crate::generations::Serving;
@@ -30,12 +30,14 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts from `listeners` what `limits` allow.
-    pub(crate) fn new(limits: &Limits, listeners: Vec<Listener>) -> Self {
-        Self {
-            admission: Admission::new(limits),
-            listeners,
-        }
+    /// Accepts from `listeners` what `admission` allows.
+    pub(crate) fn new(admission: Admission, listeners: Vec<Listener>) -> Self {
+        Self { admission, listeners }
+    }
+
+    /// What it was made of.
+    pub(crate) fn into_parts(self) -> (Admission, Vec<Listener>) {
+        (self.admission, self.listeners)
     }
 
     /// The listeners.
@@ -54,8 +56,8 @@ impl Acceptor {
             };
             let (permit, (index, accepted)) = tokio::select! {
                 biased;
-                next = next => next,
                 () = stop.as_mut() => return self,
+                next = next => next,
             };
             first = index + 1;
             let Some(listener) = self.listeners.get(index) else {

@@ -80,13 +80,19 @@ struct Past {
 }
 
 impl Generations {
-    /// The generations of `service`, of which this is the first.
-    pub(crate) fn new(service: &Service, first: Arc<Generation>, cut: CancellationToken) -> Self {
-        let first = Serving::new(1, first, &cut);
+    /// The generations of `service`, of which `first` is the one that comes after as many.
+    pub(crate) fn new(
+        service: &Service,
+        before: u64,
+        first: Arc<Generation>,
+        cut: CancellationToken,
+    ) -> Self {
+        let number = before + 1;
+        let first = Serving::new(number, first, &cut);
         Self {
             current: ArcSwap::new(first),
             past: Mutex::new(Past {
-                last_number: 1,
+                last_number: number,
                 previous: None,
                 left: None,
             }),
@@ -100,6 +106,16 @@ impl Generations {
     /// The generation for a new connection.
     pub(crate) fn current(&self) -> Arc<Serving> {
         self.current.load_full()
+    }
+
+    /// How many there have been.
+    pub(crate) fn count(&self) -> u64 {
+        self.past().last_number
+    }
+
+    /// No more connections come: those that are open may go on as long as where another generation has replaced theirs.
+    pub(crate) fn wind_up(&self) {
+        self.cut_in_time(&self.current());
     }
 
     /// Waits until a generation is `replaced`, and until it is the turn of one of its sessions to move; for ever, if they do
@@ -194,6 +210,10 @@ impl Generations {
 
     fn retire(&self, replaced: &Serving) {
         replaced.replaced.cancel();
+        self.cut_in_time(replaced);
+    }
+
+    fn cut_in_time(&self, replaced: &Serving) {
         if let Some(drain) = self.drain {
             let (service, generation, cut) = (self.service.clone(), replaced.number, replaced.cut.clone());
             tokio::spawn(async move {

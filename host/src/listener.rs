@@ -92,6 +92,9 @@ impl Listener {
         })
     }
 
+    /// Has it do what `config` says, which has the same address, from now on.
+    pub fn configure(&mut self, _config: &Listen) {}
+
     /// The address, with the port that was picked.
     pub fn local(&self) -> SocketAddr {
         self.local

@@ -11,28 +11,35 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use host::check::check;
-use host::cli::{Cli, Command};
-use host::config::{CacheDir, Log, LogFormat, LogLevel};
+use host::cli::{Cli, Command, Given};
+use host::config::{CacheDir, Config, Log, LogFormat, LogLevel, clash};
 use host::conversation::Conversation;
 use host::replay::replay;
 use host::sandbox::{Origin, Sandbox};
 use host::server::Drained;
-use host::{logging, scaffold, server};
+use host::{file, logging, scaffold, server};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
 
 fn main() -> ExitCode {
     let command = Command::from(Cli::parse());
-    let (threads, log) = match &command {
-        Command::Serve(config) => (config.threads.get(), config.log),
-        // What they have to say goes to standard output.
-        Command::Check(..) | Command::New(..) | Command::Replay(..) => (1, WARNINGS),
+    let serve = match &command {
+        Command::Serve(given) => match configuration(given) {
+            Ok(config) => Some(config),
+            Err(refused) => return refused,
+        },
+        _ => None,
+    };
+    let (threads, log) = match &serve {
+        Some(config) => (config.threads.get(), config.log),
+        // What it has to say goes to standard output.
+        None => (1, WARNINGS),
     };
     let runtime = runtime(threads);
     let log = logging::start(log);
     let outcome = match (runtime, &log) {
         (Ok(runtime), Ok(_)) => {
-            let outcome = runtime.block_on(run(command));
+            let outcome = runtime.block_on(run(command, serve));
             // What hangs in a call to the system, as in reading a file, is not waited for.
             runtime.shutdown_timeout(LAST);
             outcome
@@ -47,6 +54,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The configuration, wherever it is. What is refused is said before there is a log, as clap does.
+fn configuration(given: &Given) -> Result<Config, ExitCode> {
+    let config = match given {
+        Given::File(path) => file::read(path).map_err(|error| error.to_string()),
+        Given::Flags(config) => match clash(&config.services) {
+            Ok(()) => Ok((**config).clone()),
+            Err(clash) => Err(format!("--listen: {clash}")),
+        },
+    };
+    config.map_err(|error| {
+        eprintln!("error: {error}");
+        ExitCode::from(USAGE)
+    })
 }
 
 /// How long what is still being done when all connections are gone may take.
@@ -71,14 +93,30 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
         .build()
 }
 
-async fn run(command: Command) -> anyhow::Result<ExitCode> {
+/// Does what is asked, with this configuration if it is to serve.
+async fn run(command: Command, serve: Option<Config>) -> anyhow::Result<ExitCode> {
+    if let (Command::Serve(given), Some(config)) = (&command, serve) {
+        let file = match given {
+            Given::File(path) => Some(path.clone()),
+            Given::Flags(_) => None,
+        };
+        return Ok(match server::serve(config, file).await? {
+            Drained::Done => ExitCode::SUCCESS,
+            Drained::Quit => ExitCode::FAILURE,
+        });
+    }
     let text = match command {
-        Command::Serve(config) => {
-            return Ok(match server::serve(&config).await? {
-                Drained::Done => ExitCode::SUCCESS,
-                Drained::Quit => ExitCode::FAILURE,
-            });
-        }
+        // It was done above.
+        Command::Serve(_) => String::new(),
+        Command::CheckConfig(path) => match configuration(&Given::File(path)) {
+            Ok(config) => format!("{} services, nothing wrong\n", config.services.len()),
+            Err(refused) => return Ok(refused),
+        },
+        Command::Print(given) => match configuration(&given) {
+            Ok(config) => file::print(&config)?,
+            Err(refused) => return Ok(refused),
+        },
+        Command::Schema => file::schema(),
         Command::Check(file, terms) => check(&file, &terms).await?,
         Command::New(dir, language, contract) => match scaffold::template(language, contract) {
             Ok(template) => scaffold::make(template, &dir)?,

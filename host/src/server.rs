@@ -1,5 +1,9 @@
 //! The server: the services that run, from the start to the drain.
 
+use std::future::pending;
+use std::mem;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::Acceptor;
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::generations::Generations;
 use crate::listener::Listener;
-use crate::record::Recorder;
 use crate::reload::Reloader;
+use crate::reread::{self, Plan, Source};
 use crate::service::{Loaded, Process, Service};
 use crate::shutdown::{Notice, Signals};
 use crate::system;
@@ -34,18 +39,19 @@ struct Running {
 }
 
 impl Running {
-    /// Starts a service that is loaded.
-    fn start(loaded: Loaded, acceptor: Acceptor, process: &Arc<Process>) -> anyhow::Result<Self> {
+    /// Starts a service that is loaded, after as many generations.
+    fn start(loaded: Loaded, before: u64, acceptor: Acceptor, process: &Arc<Process>) -> Self {
         let Loaded {
             config,
             sandbox,
             generation,
+            recorder,
         } = loaded;
-        let generations = Generations::new(&config, generation, process.cut.clone());
+        let generations = Generations::new(&config, before, generation, process.cut.clone());
         let service = Arc::new(Service {
             access: ArcSwap::from_pointee(config.access.clone()),
             generations: Arc::new(generations),
-            recorder: config.record.as_deref().map(Recorder::new).transpose()?,
+            recorder,
             process: Arc::clone(process),
             config,
         });
@@ -57,13 +63,13 @@ impl Running {
         });
         let stop = CancellationToken::new();
         let acceptor = tokio::spawn(acceptor.run(Arc::clone(&service), stop.clone()));
-        Ok(Self {
+        Self {
             service,
             reloader,
             reload,
             acceptor,
             stop,
-        })
+        }
     }
 
     /// Loads the component again, if it is in a file.
@@ -77,92 +83,250 @@ impl Running {
             );
         }
     }
-}
 
-impl Drop for Running {
-    fn drop(&mut self) {
+    /// Accepts no more connections, until it is told to `accept` again.
+    async fn pause(&mut self) -> anyhow::Result<Acceptor> {
+        self.stop.cancel();
+        (&mut self.acceptor)
+            .await
+            .context("a task that accepts connections has failed")
+    }
+
+    fn accept(&mut self, acceptor: Acceptor) {
+        self.stop = CancellationToken::new();
+        self.acceptor = tokio::spawn(acceptor.run(Arc::clone(&self.service), self.stop.clone()));
+    }
+
+    /// Ends what it does beside the connections that are open.
+    fn end(self) {
         if let Some(reloader) = &self.reloader {
             reloader.abort();
         }
+        self.service.generations.wind_up();
     }
 }
 
-/// Loads what `config` says, listens, and serves connections until told to stop; then drains.
+/// The services that run.
+struct Server {
+    /// What was asked for.
+    config: Config,
+    process: Arc<Process>,
+    /// In the order of `config`.
+    running: Vec<Running>,
+}
+
+/// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
+/// drains.
 ///
-/// The first of `signals` that asks to stop begins the drain, the second ends it.
+/// The first signal that asks to stop begins the drain, the second ends it.
 ///
 /// # Errors
 ///
 /// A component cannot serve, an address cannot be listened at, a task that accepts connections fails, or conversations
 /// cannot be recorded.
-pub async fn serve(config: &Config) -> anyhow::Result<Drained> {
-    system::raise_descriptors(&config.services);
-    let mut loaded = Vec::new();
-    for service in &config.services {
-        let one = Loaded::new(service.clone(), &config.cache).await;
-        loaded.push(if config.services.len() > 1 {
-            one.with_context(|| format!("service `{}`", service.name))?
-        } else {
-            one?
-        });
-    }
-    system::check_mappings(
-        loaded
-            .iter()
-            .map(|loaded| (loaded.config.limits.max_connections, loaded.generation.mappings())),
-    );
-    let mut acceptors = Vec::new();
-    for service in &config.services {
-        let listeners = service
-            .listen
-            .iter()
-            .map(Listener::bind)
-            .collect::<Result<_, _>>()?;
-        acceptors.push(Acceptor::new(&service.limits, listeners));
-    }
-    // Until here a signal ends the host at once, as it does by default.
-    let mut signals = Signals::new().context("cannot handle signals")?;
-    let process = Arc::new(Process::default());
-    let mut running = Vec::new();
-    for (loaded, acceptor) in loaded.into_iter().zip(acceptors) {
-        let addresses: Vec<_> = acceptor.listeners().iter().map(Listener::local).collect();
-        let started = Running::start(loaded, acceptor, &process)?;
-        for address in addresses {
-            info!(target: READY, service = started.service.config.name, "listening on {address}");
-        }
-        running.push(started);
-    }
+pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drained> {
+    let (mut server, mut signals) = Server::start(config).await?;
+    // A plan is made while all goes on, one at a time.
+    let mut planning: Option<JoinHandle<anyhow::Result<Plan>>> = None;
+    let mut again = false;
     loop {
+        let planned = async {
+            match &mut planning {
+                Some(planning) => planning
+                    .await
+                    .context("reading the configuration has failed")
+                    .flatten(),
+                None => pending().await,
+            }
+        };
         tokio::select! {
-            notice = signals.next() => match notice {
-                Notice::Stop(signal) => {
+            notice = signals.next() => match (notice, &file) {
+                (Notice::Stop(signal), _) => {
                     info!(signal, "asked to stop");
                     break;
                 }
-                Notice::Reload => running.iter().for_each(Running::reload),
-                Notice::GoBack => {
-                    for running in &running {
-                        running.service.generations.go_back("asked to by SIGUSR2");
-                    }
-                }
+                (Notice::Reload, Some(_)) if planning.is_some() => again = true,
+                (Notice::Reload, Some(file)) => planning = Some(server.plan(file)),
+                (Notice::Reload, None) => server.running.iter().for_each(Running::reload),
+                (Notice::GoBack, _) => server.go_back(),
             },
-            _ = select_all(running.iter_mut().map(|running| &mut running.acceptor)) => {
-                bail!("no more connections can be accepted; earlier messages say why")
+            plan = planned => {
+                match plan {
+                    Ok(plan) => server.change(plan).await?,
+                    Err(error) => warn!("{error:#}; nothing changes"),
+                }
+                planning = file.as_ref().filter(|_| mem::take(&mut again)).map(|file| server.plan(file));
             }
+            () = server.failed() => bail!("no more connections can be accepted; earlier messages say why"),
         }
     }
-    for mut running in running {
-        // With it go the listeners, so that clients are refused during the drain.
-        running.stop.cancel();
-        let _ = (&mut running.acceptor).await;
+    if let Some(planning) = planning {
+        planning.abort();
+    }
+    // With them go the listeners, so that clients are refused during the drain.
+    for running in &mut server.running {
+        let _ = running.pause().await;
     }
     Ok(tokio::select! {
-        drained = drain(&process, config.drain_timeout) => drained,
+        drained = drain(&server.process, server.config.drain_timeout) => drained,
         signal = signals.stop() => {
-            warn!(signal, connections = process.connections.len(), "asked again to stop: not waiting any longer");
+            let connections = server.process.connections.len();
+            warn!(signal, connections, "asked again to stop: not waiting any longer");
             Drained::Quit
         }
     })
+}
+
+impl Server {
+    async fn start(config: Config) -> anyhow::Result<(Self, Signals)> {
+        system::raise_descriptors(&config.services);
+        let several = config.services.len() > 1;
+        let mut loaded = Vec::new();
+        for service in &config.services {
+            let one = Loaded::new(service.clone(), &config.cache).await;
+            loaded.push(if several {
+                one.with_context(|| format!("service `{}`", service.name))?
+            } else {
+                one?
+            });
+        }
+        let mappings = |loaded: &Loaded| (loaded.config.limits.max_connections, loaded.generation.mappings());
+        system::check_mappings(loaded.iter().map(mappings));
+        let mut acceptors = Vec::new();
+        for service in &config.services {
+            let listeners = service
+                .listen
+                .iter()
+                .map(Listener::bind)
+                .collect::<Result<_, _>>()?;
+            acceptors.push(Acceptor::new(Admission::new(&service.limits), listeners));
+        }
+        // Until here a signal ends the host at once, as it does by default.
+        let signals = Signals::new().context("cannot handle signals")?;
+        let process = Arc::new(Process::default());
+        let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
+            let (service, listeners) = (loaded.config.name.clone(), addresses(acceptor.listeners()));
+            let running = Running::start(loaded, 0, acceptor, &process);
+            say_where(&service, &listeners);
+            running
+        });
+        let running = started.collect();
+        let server = Self {
+            config,
+            process,
+            running,
+        };
+        Ok((server, signals))
+    }
+
+    /// Waits until a task that accepts connections has failed: none ends by itself.
+    async fn failed(&mut self) {
+        let acceptors = self.running.iter_mut().map(|running| &mut running.acceptor);
+        // What it has to say of that is in the log.
+        let _ = select_all(acceptors).await;
+    }
+
+    fn plan(&self, file: &Path) -> JoinHandle<anyhow::Result<Plan>> {
+        let (file, now) = (file.to_owned(), self.config.clone());
+        tokio::spawn(async move { reread::plan(&file, &now).await })
+    }
+
+    fn go_back(&self) {
+        for running in &self.running {
+            running.service.generations.go_back("asked to by SIGUSR2");
+        }
+    }
+
+    /// Comes to what `plan` says. Connections that are open go on with what they have.
+    async fn change(&mut self, plan: Plan) -> anyhow::Result<()> {
+        let mut admissions = Vec::new();
+        let mut listeners = Vec::new();
+        for running in &mut self.running {
+            let (admission, of_service) = running.pause().await?.into_parts();
+            admissions.push(Some(admission));
+            listeners.push(of_service.into_iter().map(Some).collect::<Vec<_>>());
+        }
+        let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
+        for (service, planned) in plan.config.services.iter().zip(plan.services) {
+            let mut own = Vec::new();
+            let mut bound = Vec::new();
+            for (listen, source) in service.listen.iter().zip(planned.listeners) {
+                own.extend(match source {
+                    Source::Bound(listener) => {
+                        bound.push(listener.local());
+                        Some(listener)
+                    }
+                    Source::Kept(of, number) => {
+                        let kept = listeners.get_mut(of).and_then(|of| of.get_mut(number)?.take());
+                        kept.map(|mut listener| {
+                            listener.configure(listen);
+                            listener
+                        })
+                    }
+                });
+            }
+            let index = self
+                .config
+                .services
+                .iter()
+                .position(|before| before.name == service.name);
+            let old = index.and_then(|index| before.get_mut(index)?.take());
+            let admission = index
+                .filter(|&index| self.config.services[index].limits.admit_alike(&service.limits))
+                .and_then(|index| admissions.get_mut(index)?.take())
+                .unwrap_or_else(|| Admission::new(&service.limits));
+            let acceptor = Acceptor::new(admission, own);
+            let running = match (planned.loaded, old) {
+                (None, Some(mut running)) => {
+                    running.service.access.store(Arc::new(service.access.clone()));
+                    running.accept(acceptor);
+                    running.reload();
+                    running
+                }
+                (Some(loaded), old) => {
+                    let count = old.as_ref().map_or(0, |old| old.service.generations.count());
+                    let running = Running::start(loaded, count, acceptor, &self.process);
+                    let (service, generation) = (&service.name, count + 1);
+                    match old {
+                        Some(old) => {
+                            old.end();
+                            info!(
+                                service,
+                                generation, "the service has changed, for the connections to come"
+                            );
+                        }
+                        None => info!(service, "a new service"),
+                    }
+                    running
+                }
+                // Only what runs is not loaded.
+                (None, None) => continue,
+            };
+            say_where(&service.name, &bound);
+            self.running.push(running);
+        }
+        for gone in before.into_iter().flatten() {
+            let service = &gone.service.config.name;
+            info!(
+                service,
+                "the service is gone; its connections that are open go on"
+            );
+            gone.end();
+        }
+        self.config = plan.config;
+        info!(services = self.running.len(), "the configuration was read again");
+        Ok(())
+    }
+}
+
+fn addresses(listeners: &[Listener]) -> Vec<SocketAddr> {
+    listeners.iter().map(Listener::local).collect()
+}
+
+fn say_where(service: &str, addresses: &[SocketAddr]) {
+    for address in addresses {
+        info!(target: READY, service, "listening on {address}");
+    }
 }
 
 /// How a drain came to its end.

@@ -40,6 +40,7 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) sandbox: Sandbox,
     pub(crate) generation: Arc<Generation>,
+    pub(crate) recorder: Option<Recorder>,
 }
 
 impl Loaded {
@@ -47,7 +48,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// The component cannot serve, what is granted is not there, or `--gate` could not be passed by any.
+    /// The component cannot serve, what is granted is not there, `--gate` could not be passed by any, or conversations cannot be recorded.
     pub(crate) async fn new(config: Config, cache: &CacheDir) -> anyhow::Result<Self> {
         if let Some(gate) = &config.gate {
             Conversation::read_all(gate).context("nothing could pass --gate")?;
@@ -60,6 +61,7 @@ impl Loaded {
         let contract = generation.contract().as_str();
         info!(service = config.name, contract, "serving with {source}");
         Ok(Self {
+            recorder: config.record.as_deref().map(Recorder::new).transpose()?,
             config,
             sandbox,
             generation,

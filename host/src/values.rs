@@ -96,6 +96,12 @@ pub(crate) fn owner(text: &str) -> Result<String, String> {
     }
 }
 
+/// A number of connections.
+pub(crate) fn connections(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| "expected a number above zero".to_owned())
+}
+
 /// Connections that wait to be accepted.
 pub(crate) fn backlog(text: &str) -> Result<u32, String> {
     text.parse()
@@ -182,12 +188,8 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
     if guest.is_empty() {
         return Err("expected the guest's name for the directory after `::`".to_owned());
     }
-    let host = PathBuf::from(host);
-    if !host.is_dir() {
-        return Err(format!("`{}` is not a directory", host.display()));
-    }
     Ok(GrantedDir {
-        host,
+        host: PathBuf::from(host),
         guest: guest.to_owned(),
         writable,
     })

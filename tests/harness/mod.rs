@@ -167,6 +167,13 @@ impl Host {
         Self::spawn(command().args(args), args)
     }
 
+    /// Starts a host with the services of a file, which have so many listeners, and waits until it listens.
+    pub fn with_config(file: &Path, listeners: usize) -> Self {
+        let mut command = command();
+        command.arg("--config").arg(file);
+        Self::spawn(&mut command, &vec!["--listen"; listeners])
+    }
+
     /// The same for a host that may read no more than what the modes of files let it, even where the superuser starts it.
     pub fn with_no_privileges(component: &Path, args: &[&str]) -> Self {
         let component = component.to_str().unwrap();

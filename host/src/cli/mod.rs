@@ -21,17 +21,25 @@ pub struct Cli {
     #[command(subcommand)]
     command: Option<Verb>,
 
+    /// File that describes any number of services, in place of all other flags; SIGHUP reads it again
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+
     #[command(flatten)]
     service: ServiceFlags,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Say what a component is, and whether it could serve
+    /// Say what a component is, and whether it could serve; or whether a configuration file is in order
     Check {
         /// The component
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
+        #[arg(value_name = "FILE", required_unless_present = "config")]
+        file: Option<PathBuf>,
+
+        /// File of services to be checked in place of a component; nothing is loaded, and nothing bound
+        #[arg(long, value_name = "FILE", exclusive = true)]
+        config: Option<PathBuf>,
 
         /// Initialise the component first, by the function `wizer-initialize` that it exports
         #[arg(long)]
@@ -42,6 +50,23 @@ enum Verb {
 
         #[command(flatten)]
         limits: LimitFlags,
+    },
+    /// Print the configuration that is in force with these flags, or with this file, as a configuration file
+    Config {
+        /// Print it, which is what is done without --schema too
+        #[arg(long, conflicts_with = "schema")]
+        print: bool,
+
+        /// Print the schema of configuration files, by JSON Schema, for editors
+        #[arg(long, exclusive = true)]
+        schema: bool,
+
+        /// File of services, in place of the flags that describe one
+        #[arg(long, value_name = "FILE", conflicts_with = "flags")]
+        config: Option<PathBuf>,
+
+        #[command(flatten)]
+        service: Box<ServiceFlags>,
     },
     /// Serve, and write down what peers and guests say to each other
     Record {
@@ -88,11 +113,26 @@ enum Verb {
     },
 }
 
+/// Where the configuration is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// In the flags.
+    Flags(Box<Config>),
+    /// In a file.
+    File(PathBuf),
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// To serve.
-    Serve(Box<Config>),
+    Serve(Given),
+    /// To say whether a configuration file is in order.
+    CheckConfig(PathBuf),
+    /// To print the configuration.
+    Print(Given),
+    /// To print the schema of configuration files.
+    Schema,
     /// To say what a component is.
     Check(PathBuf, Terms),
     /// To make a guest in a directory of this language and, if it is named, this contract.
@@ -104,20 +144,26 @@ pub enum Command {
 impl From<Cli> for Command {
     fn from(cli: Cli) -> Self {
         match cli.command {
-            None => Self::Serve(Box::new(cli.service.into())),
+            None => Self::Serve(given(cli.config, cli.service)),
             Some(Verb::Record { to, service }) => {
                 let mut config = Config::from(*service);
                 for service in &mut config.services {
                     service.record = Some(to.clone());
                 }
-                Self::Serve(Box::new(config))
+                Self::Serve(Given::Flags(Box::new(config)))
             }
+            Some(Verb::Config { schema: true, .. }) => Self::Schema,
+            Some(Verb::Config { config, service, .. }) => Self::Print(given(config, *service)),
+            Some(Verb::Check {
+                config: Some(config), ..
+            }) => Self::CheckConfig(config),
             Some(Verb::Check {
                 file,
                 preinit,
                 grants,
                 limits,
-            }) => Self::Check(file, terms(limits, grants, preinit)),
+                ..
+            }) => Self::Check(file.unwrap_or_default(), terms(limits, grants, preinit)),
             Some(Verb::New { dir, contract, lang }) => {
                 Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
             }
@@ -135,9 +181,10 @@ impl From<Cli> for Command {
 const AFTER: &str = "\
 Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
 SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
-the host at once. SIGHUP loads the component again for the connections to come, SIGUSR2 goes back to the one before.
+the host at once. SIGHUP reads the configuration file and loads the components again for the connections to come,
+SIGUSR2 goes back to the ones before.
 
-Exit status: 0 after a drain, 1 if something failed, 2 for a command line that cannot be understood.";
+Exit status: 0 after a drain, 1 if something failed, 2 for a command line or a configuration that cannot be understood.";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ContractArg {
@@ -179,6 +226,10 @@ impl Language {
             Self::Zig => "zig",
         }
     }
+}
+
+fn given(file: Option<PathBuf>, flags: ServiceFlags) -> Given {
+    file.map_or_else(|| Given::Flags(Box::new(flags.into())), Given::File)
 }
 
 fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {

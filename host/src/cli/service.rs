@@ -14,6 +14,7 @@ use crate::values;
 
 /// What a service is told.
 #[derive(Debug, Args)]
+#[group(id = "flags")]
 pub(super) struct ServiceFlags {
     /// What the log calls the service [default: the name of the component's file]
     #[arg(long, value_name = "NAME", value_parser = values::name, help_heading = "Service")]
@@ -89,7 +90,7 @@ pub(super) struct GrantFlags {
     pub(super) env: Vec<(String, String)>,
 
     /// Directory for guests, to be read, or with :rw to be written too; may be repeated
-    #[arg(long = "dir", value_name = "HOST::GUEST[:rw]", value_parser = values::directory, help_heading = "Grants")]
+    #[arg(long = "dir", value_name = "HOST::GUEST[:rw]", value_parser = existing_directory, help_heading = "Grants")]
     pub(super) dirs: Vec<GrantedDir>,
 
     /// Destination that guests may connect to by TCP; may be repeated; names are resolved at the start
@@ -159,6 +160,15 @@ pub(super) struct LimitFlags {
     /// Bytes that a guest may send on one connection, or `off`
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::bytes), help_heading = "Limits")]
     pub(super) max_bytes_out: Off<u64>,
+}
+
+fn existing_directory(text: &str) -> Result<GrantedDir, String> {
+    let dir = values::directory(text)?;
+    if dir.host.is_dir() {
+        Ok(dir)
+    } else {
+        Err(format!("`{}` is not a directory", dir.host.display()))
+    }
 }
 
 /// A value that can be `off`. (An `Option` would be taken for an argument that may be left out.)

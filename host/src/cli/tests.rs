@@ -13,7 +13,7 @@ fn service(args: &[&str]) -> Result<Service, clap::Error> {
 
 fn config(args: &[&str]) -> Result<Config, clap::Error> {
     match Cli::try_parse_from([&["host"], args].concat())?.into() {
-        Command::Serve(config) => Ok(*config),
+        Command::Serve(Given::Flags(config)) => Ok(*config),
         other => panic!("{other:?}"),
     }
 }
@@ -32,6 +32,39 @@ fn defaults_are_those_of_the_limits() {
     let address = Address::Tcp("127.0.0.1:8080".parse().unwrap());
     assert_eq!(service.listen, [Listen::at(address)]);
     assert_eq!(service.component, None);
+}
+
+#[test]
+fn a_file_stands_in_place_of_all_flags() {
+    let parse = |args: &[&str]| Cli::try_parse_from([&["host"], args].concat()).map(Command::from);
+    let file = Given::File("services.toml".into());
+    assert_eq!(
+        parse(&["--config", "services.toml"]).unwrap(),
+        Command::Serve(file.clone())
+    );
+    assert_eq!(
+        parse(&["check", "--config", "services.toml"]).unwrap(),
+        Command::CheckConfig("services.toml".into())
+    );
+    for args in [&["config", "--print"][..], &["config"]] {
+        assert_eq!(
+            parse(&[args, &["--config", "services.toml"]].concat()).unwrap(),
+            Command::Print(file.clone())
+        );
+    }
+    assert_eq!(parse(&["config", "--schema"]).unwrap(), Command::Schema);
+    let Command::Print(Given::Flags(config)) = parse(&["config", "--print", "--name", "a"]).unwrap() else {
+        panic!()
+    };
+    assert_eq!(config.services[0].name, "a");
+    for args in [
+        &["--config", "services.toml", "--watch"][..],
+        &["check", "--config", "services.toml", "guest.wasm"],
+        &["check"],
+        &["config", "--config", "services.toml", "--name", "a"],
+    ] {
+        assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
+    }
 }
 
 #[test]

@@ -46,6 +46,13 @@ pub enum Address {
     Inherited(String),
 }
 
+impl Address {
+    /// Whether it stands for any port that is free.
+    pub fn is_any_port(&self) -> bool {
+        matches!(self, Self::Tcp(address) if address.port() == 0)
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,5 +1,6 @@
 //! What the host was asked to do, checked, and free of how it was asked.
 
+mod clash;
 mod limits;
 mod listen;
 
@@ -7,10 +8,20 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use clash::{Clash, clash};
 pub use limits::{Limits, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
 };
+
+/// How long a drain may take, where nothing is said of it.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the header of the PROXY protocol may take, where nothing is said of it.
+pub const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a handshake of TLS may take, where nothing is said of it.
+pub const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything that one run of the host needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

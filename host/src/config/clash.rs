@@ -1,0 +1,118 @@
+//! Services that cannot be run beside each other.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use thiserror::Error;
+
+use super::{Address, Listen, Service};
+
+/// A service, or a listener of it, that clashes with one before it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{what}")]
+pub struct Clash {
+    /// The service, counted from 0.
+    pub service: usize,
+    /// Its listener, counted from 0; `None` where it is the name.
+    pub listener: Option<usize>,
+    what: String,
+}
+
+/// Looks for services of one name, and for listeners of which only one could be bound.
+///
+/// # Errors
+///
+/// There are some; this is the first.
+pub fn clash(services: &[Service]) -> Result<(), Clash> {
+    for (index, service) in services.iter().enumerate() {
+        if services[..index].iter().any(|before| before.name == service.name) {
+            return Err(Clash {
+                service: index,
+                listener: None,
+                what: format!(
+                    "there is a service `{}` already; choose another name",
+                    service.name
+                ),
+            });
+        }
+        let before = services[..index]
+            .iter()
+            .flat_map(|before| before.listen.iter().map(move |l| (before, l)));
+        let mut before: Vec<_> = before.collect();
+        for (number, listen) in service.listen.iter().enumerate() {
+            if let Some((other, taken)) = before.iter().find(|(_, taken)| excludes(taken, listen)) {
+                return Err(Clash {
+                    service: index,
+                    listener: Some(number),
+                    what: format!(
+                        "{} clashes with {} of service `{}`; choose another address",
+                        listen.address, taken.address, other.name
+                    ),
+                });
+            }
+            before.push((service, listen));
+        }
+    }
+    Ok(())
+}
+
+/// Whether only one of the two could be bound.
+fn excludes(one: &Listen, other: &Listen) -> bool {
+    match (&one.address, &other.address) {
+        (Address::Tcp(a), Address::Tcp(b)) => {
+            !one.address.is_any_port() && a.port() == b.port() && (covers(one, a, b) || covers(other, b, a))
+        }
+        (a, b) => a == b,
+    }
+}
+
+/// Whether a listener at `address` takes what comes to `other`.
+fn covers(listen: &Listen, address: &SocketAddr, other: &SocketAddr) -> bool {
+    match address.ip() {
+        ip if ip == other.ip() => true,
+        // Unless it is told otherwise it may take what comes over IPv4 too, which is for the system to say.
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => other.is_ipv6() || listen.socket.dual_stack != Some(false),
+        ip => ip.is_unspecified() && other.is_ipv4(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn excludes(one: &str, other: &str, dual_stack: Option<bool>) -> bool {
+        let [one, other] = [one, other].map(|address| {
+            let mut listen = Listen::at(crate::values::address(address).unwrap());
+            listen.socket.dual_stack = dual_stack;
+            listen
+        });
+        let excluded = super::excludes(&one, &other);
+        assert_eq!(super::excludes(&other, &one), excluded);
+        excluded
+    }
+
+    #[test]
+    fn only_one_of_two_listeners_at_one_address_can_be_bound() {
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("[::]:80", "[::1]:80"),
+            ("[::]:80", "0.0.0.0:80"),
+            ("[::]:80", "127.0.0.1:80"),
+            ("unix:/run/a", "unix:/run/a"),
+            ("inherited:a", "inherited:a"),
+        ] {
+            assert!(excludes(one, other, None), "{one} {other}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:81"),
+            ("127.0.0.1:80", "127.0.0.2:80"),
+            ("0.0.0.0:80", "[::1]:80"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("unix:/run/a", "unix:/run/b"),
+            ("unix:/run/a", "inherited:a"),
+        ] {
+            assert!(!excludes(one, other, None), "{one} {other}");
+        }
+        assert!(!excludes("[::]:80", "0.0.0.0:80", Some(false)));
+    }
+}

@@ -1,0 +1,154 @@
+//! A [`Config`] as a file, with all that is in force.
+
+use anyhow::Context as _;
+use toml::Spanned;
+
+use super::keys::{
+    AccessTable, DefaultsTable, File, GrantsTable, IdentityTable, LimitsTable, ListenEntry, ListenTable,
+    LogConnections, LogFormat, LogLevel, LogTable, ProxyProtocolTable, ServiceTable, SocketTable, TlsTable,
+};
+use super::words::{Kind, Word};
+use crate::config::{self, CacheDir, Config, Limits, Listen, Service, Tls};
+use crate::values::OFF;
+
+/// The file that says what `config` says, whatever the defaults are.
+///
+/// # Errors
+///
+/// A path is not UTF-8, which TOML has to be.
+pub fn print(config: &Config) -> anyhow::Result<String> {
+    let file = File {
+        threads: Some(Word(config.threads)),
+        drain_timeout: Some(Word(config.drain_timeout)),
+        cache: match &config.cache {
+            CacheDir::OfUser => None,
+            CacheDir::Off => Some(OFF.to_owned()),
+            CacheDir::At(dir) => Some(
+                dir.to_str()
+                    .context("the path of the cache is not UTF-8")?
+                    .to_owned(),
+            ),
+        },
+        log: LogTable {
+            format: Some(match config.log.format {
+                config::LogFormat::Text => LogFormat::Text,
+                config::LogFormat::Json => LogFormat::Json,
+            }),
+            level: Some(match config.log.level {
+                config::LogLevel::Error => LogLevel::Error,
+                config::LogLevel::Warn => LogLevel::Warn,
+                config::LogLevel::Info => LogLevel::Info,
+                config::LogLevel::Debug => LogLevel::Debug,
+                config::LogLevel::Trace => LogLevel::Trace,
+            }),
+        },
+        defaults: DefaultsTable::default(),
+        services: config.services.iter().map(service).collect(),
+    };
+    toml::to_string(&file).context("the configuration cannot be written as TOML")
+}
+
+fn service(service: &Service) -> ServiceTable {
+    ServiceTable {
+        name: unplaced(Word(service.name.clone())),
+        listen: service
+            .listen
+            .iter()
+            .map(|one| unplaced(ListenEntry(listen(one))))
+            .collect(),
+        component: service.component.clone(),
+        args: service.grants.args.clone(),
+        gate: service.gate.clone(),
+        record: service.record.clone(),
+        preinit: Some(service.preinit),
+        watch: Some(service.watch),
+        migrate: Some(service.migrate),
+        drain_generations: Some(Word(service.drain_generations)),
+        log_connections: Some(match service.log_connections {
+            config::LogConnections::All => LogConnections::All,
+            config::LogConnections::Failed => LogConnections::Failed,
+            config::LogConnections::None => LogConnections::None,
+        }),
+        grants: GrantsTable {
+            env: Some(service.grants.env.iter().cloned().collect()),
+            dirs: Some(words(&service.grants.dirs)),
+            allow_outbound: Some(words(&service.grants.outbound)),
+        },
+        access: AccessTable {
+            allow: Some(words(&service.access.allow)),
+            deny: Some(words(&service.access.deny)),
+        },
+        // Each listener says what is in force for it.
+        socket: SocketTable::default(),
+        limits: limits(&service.limits),
+    }
+}
+
+fn listen(listen: &Listen) -> ListenTable {
+    let socket = &listen.socket;
+    ListenTable {
+        address: Word(listen.address.clone()),
+        name: listen.name.clone(),
+        socket: SocketTable {
+            backlog: Some(Word(socket.backlog)),
+            nodelay: Some(socket.nodelay),
+            keepalive: Some(Word(socket.keepalive)),
+            receive_buffer: Some(Word(socket.receive_buffer)),
+            send_buffer: Some(Word(socket.send_buffer)),
+            dual_stack: socket.dual_stack,
+            mode: socket.mode.map(Word),
+            owner: socket.owner.clone().map(Word),
+        },
+        proxy_protocol: listen.proxy_protocol.as_ref().map(|proxy| ProxyProtocolTable {
+            from: words(&proxy.trusted),
+            timeout: Some(Word(proxy.timeout)),
+        }),
+        tls: listen.tls.as_ref().and_then(tls),
+    }
+}
+
+fn tls(tls: &Tls) -> Option<TlsTable> {
+    let (first, more) = tls.identities.split_first()?;
+    Some(TlsTable {
+        certificate: first.certificate.clone(),
+        key: first.key.clone(),
+        more: more
+            .iter()
+            .map(|identity| IdentityTable {
+                certificate: identity.certificate.clone(),
+                key: identity.key.clone(),
+            })
+            .collect(),
+        alpn: words(&tls.alpn),
+        client_ca: tls.clients.as_ref().map(|clients| clients.authorities.clone()),
+        client_optional: tls.clients.as_ref().is_some_and(|clients| !clients.required),
+        timeout: Some(Word(tls.timeout)),
+    })
+}
+
+fn limits(limits: &Limits) -> LimitsTable {
+    LimitsTable {
+        max_connections: Some(Word(limits.max_connections)),
+        max_connections_per_source: Some(Word(limits.max_connections_per_source)),
+        max_rate: Some(Word(limits.max_rate)),
+        max_rate_per_source: Some(Word(limits.max_rate_per_source)),
+        max_memory: Some(Word(limits.max_memory)),
+        cpu_slice: Some(Word(limits.cpu_slice)),
+        max_call_time: Some(Word(limits.max_call_time)),
+        max_cpu_time: Some(Word(limits.max_cpu_time)),
+        first_byte_timeout: Some(Word(limits.first_byte_timeout)),
+        idle_timeout: Some(Word(limits.idle_timeout)),
+        write_timeout: Some(Word(limits.write_timeout)),
+        max_lifetime: Some(Word(limits.max_lifetime)),
+        max_bytes_in: Some(Word(limits.max_bytes_in)),
+        max_bytes_out: Some(Word(limits.max_bytes_out)),
+    }
+}
+
+fn words<K: Kind<Value: Clone>>(values: &[K::Value]) -> Vec<Word<K>> {
+    values.iter().cloned().map(Word).collect()
+}
+
+fn unplaced<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}

@@ -1,0 +1,107 @@
+//! What is wrong with a file, and where.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde_path_to_error::{Error, Segment};
+
+/// How alike two words have to be for the one to be suggested for the other, from 0 to 1.
+const ALIKE: f64 = 0.75;
+
+/// What is wrong with a file: line, key, and what was found, what was expected and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Counted from 1.
+    line: usize,
+    key: String,
+    message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, key, message } = self;
+        if key.is_empty() {
+            write!(f, "{line}: {message}")
+        } else {
+            write!(f, "{line}: {key}: {message}")
+        }
+    }
+}
+
+impl Problem {
+    /// A problem with the key at `span` of `text`.
+    pub(super) fn at(text: &str, span: Range<usize>, key: String, message: String) -> Self {
+        let before = text.get(..span.start.min(text.len())).unwrap_or(text);
+        Self {
+            line: 1 + before.matches('\n').count(),
+            key,
+            message,
+        }
+    }
+
+    /// The file is no TOML.
+    pub(super) fn syntax(text: &str, error: &toml::de::Error) -> Self {
+        Self::at(
+            text,
+            error.span().unwrap_or_default(),
+            String::new(),
+            in_one_line(error.message()),
+        )
+    }
+
+    /// A key is unknown, missing, or has a value that is refused.
+    pub(super) fn content(text: &str, error: &Error<toml::de::Error>) -> Self {
+        let mut path: Vec<String> = Vec::new();
+        for segment in error.path() {
+            match segment {
+                Segment::Seq { index } => match path.last_mut() {
+                    Some(last) => *last = format!("{last}[{index}]"),
+                    None => path.push(format!("[{index}]")),
+                },
+                // What notes where a value stands is no part of the file.
+                Segment::Map { key } if key.starts_with("$__") => {}
+                Segment::Map { key } | Segment::Enum { variant: key } => path.push(key.clone()),
+                Segment::Unknown => {}
+            }
+        }
+        let inner = error.inner();
+        let message = inner.message();
+        let message = match unknown(message) {
+            Some((found, known)) => {
+                // Its own name comes last.
+                path.pop_if(|last| last == found);
+                unknown_key(found, &known)
+            }
+            None => in_one_line(&message.replacen("missing field", "missing key", 1)),
+        };
+        Self::at(text, inner.span().unwrap_or_default(), path.join("."), message)
+    }
+}
+
+/// What a message of serde's about an unknown key names: the key, and those that are known.
+fn unknown(message: &str) -> Option<(&str, Vec<&str>)> {
+    let names = message
+        .strip_prefix("unknown field ")
+        .or_else(|| message.strip_prefix("unknown variant "))?;
+    let mut names = names.split('`').skip(1).step_by(2);
+    Some((names.next()?, names.collect()))
+}
+
+fn unknown_key(found: &str, known: &[&str]) -> String {
+    let near = known
+        .iter()
+        .map(|known| (strsim::jaro_winkler(found, known), known))
+        .filter(|(alike, _)| *alike >= ALIKE)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
+    match near {
+        Some((_, near)) => format!("`{found}` is not known; did you mean `{near}`?"),
+        None => {
+            let known: Vec<String> = known.iter().map(|known| format!("`{known}`")).collect();
+            format!("`{found}` is not known; expected one of {}", known.join(", "))
+        }
+    }
+}
+
+fn in_one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,245 @@
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::*;
+use crate::config::{Address, Limits};
+
+/// What is wrong with a text, in one line.
+fn problem(text: &str) -> String {
+    parse(text, Path::new("/etc")).unwrap_err().to_string()
+}
+
+const WHOLE: &str = r#"
+threads = 3
+drain-timeout = "1m"
+cache = "cache"
+
+[log]
+format = "json"
+level = "warn"
+
+[defaults]
+watch = true
+log-connections = "failed"
+grants = { env = { LANG = "C" } }
+access = { deny = ["192.0.2.0/24"] }
+socket = { backlog = 16, nodelay = false }
+
+[defaults.limits]
+max-connections = 10
+idle-timeout = "off"
+
+[[service]]
+name = "first"
+listen = ["127.0.0.1:7", "unix:first.sock"]
+
+[[service]]
+name = "second"
+component = "second.wasm"
+args = ["--strict"]
+gate = "conversations"
+access = { allow = ["::1"] }
+grants = { allow-outbound = ["192.0.2.7:5432"] }
+
+[[service.listen]]
+address = "[::]:443"
+name = "front"
+socket = { backlog = 32, mode = "0660", keepalive = "1m" }
+proxy-protocol = { from = ["10.0.0.0/8"], timeout = "1s" }
+
+[service.listen.tls]
+certificate = "cert.pem"
+key = "/keys/key.pem"
+more = [{ certificate = "other.pem", key = "other-key.pem" }]
+alpn = ["h2"]
+client-ca = "ca.pem"
+client-optional = true
+
+[service.limits]
+max-connections = 20
+max-rate = "7/m"
+max-bytes-in = "1KiB"
+"#;
+
+#[test]
+fn a_file_says_all_that_flags_say() {
+    let config = parse(WHOLE, Path::new("/etc")).unwrap();
+    assert_eq!(
+        (config.threads.get(), config.drain_timeout),
+        (3, Duration::from_secs(60))
+    );
+    let [first, second] = &config.services[..] else {
+        panic!()
+    };
+    // What is left out is by the defaults of the file, and then by those of the program.
+    assert_eq!(
+        (first.limits.max_connections.get(), first.limits.idle_timeout),
+        (10, None)
+    );
+    assert_eq!(first.limits.max_memory, Limits::default().max_memory);
+    assert_eq!(first.listen[0].socket.backlog, 16);
+    assert_eq!(first.listen[1].address, Address::Unix("/etc/first.sock".into()));
+    assert!(!first.watch, "there is no file to watch");
+    assert_eq!(second.component.as_deref(), Some(Path::new("/etc/second.wasm")));
+    assert!(second.watch);
+    assert_eq!(second.grants.env, [("LANG".to_owned(), "C".to_owned())]);
+    assert_eq!((second.access.allow.len(), second.access.deny.len()), (1, 1));
+    let listen = &second.listen[0];
+    assert_eq!((listen.socket.backlog, listen.socket.nodelay), (32, false));
+    let tls = listen.tls.as_ref().unwrap();
+    assert_eq!(tls.identities[0].key, Path::new("/keys/key.pem"));
+    assert_eq!(tls.identities[1].certificate, Path::new("/etc/other.pem"));
+    assert!(!tls.clients.as_ref().unwrap().required);
+}
+
+#[test]
+fn what_is_printed_says_the_same() {
+    let config = parse(WHOLE, Path::new("/etc")).unwrap();
+    let printed = print(&config).unwrap();
+    assert_eq!(parse(&printed, Path::new("/")).unwrap(), config, "{printed}");
+}
+
+#[test]
+fn a_problem_has_a_line_a_key_and_a_suggestion() {
+    let service = "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\n";
+    for (text, expected) in [
+        ("", "1: missing key `service`"),
+        (
+            "service = []",
+            "1: service: there is none; expected at least one table [[service]]",
+        ),
+        ("[[service]\n", "1: unclosed array table, expected `]]`"),
+        (
+            "thread = 1\nservice = []",
+            "1: `thread` is not known; did you mean `threads`?",
+        ),
+        (
+            &format!("{service}limits = {{ max-memroy = \"1MiB\" }}"),
+            "4: service[0].limits: `max-memroy` is not known; did you mean `max-memory`?",
+        ),
+        (
+            &format!("{service}[service.access]\nxyz = []"),
+            "5: service[0].access: `xyz` is not known; expected one of `allow`, `deny`",
+        ),
+        (
+            &format!("{service}limits = {{ max-memory = \"lots\" }}"),
+            "4: service[0].limits.max-memory: `lots` is refused: expected a number of bytes with a unit, as 512KiB or \
+             64MiB, up to 4GiB",
+        ),
+        (
+            &format!("{service}limits = {{ idle-timeout = 5 }}"),
+            "4: service[0].limits.idle-timeout: invalid type: integer `5`, expected a string, as \"30s\"",
+        ),
+        (
+            &format!("log = {{ level = \"inof\" }}\n{service}"),
+            "1: log.level: `inof` is not known; did you mean `info`?",
+        ),
+        (
+            &format!("{service}watch = true"),
+            "2: service[0].watch: `watch` takes a `component`, and there is none",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = []",
+            "2: service[0].listen: it is empty; expected at least one address",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = [\"localhost\"]",
+            "3: service[0].listen[0]: `localhost` is refused: expected ADDRESS:PORT with a numeric address, as \
+             127.0.0.1:8080 or [::1]:8080, or unix:PATH, or inherited:NAME",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = [{ adress = \"127.0.0.1:1\" }]",
+            "3: service[0].listen[0]: `adress` is not known; did you mean `address`?",
+        ),
+        (
+            &format!("{service}{service}"),
+            "5: service[1].name: there is a service `a` already; choose another name",
+        ),
+        (
+            &format!("{service}{}", service.replace("\"a\"", "\"b\"")),
+            "6: service[1].listen[0]: 127.0.0.1:1 clashes with 127.0.0.1:1 of service `a`; choose another address",
+        ),
+        (
+            &format!("{service}grants = {{ dirs = [\"nowhere::/x\"] }}"),
+            "2: service[0].grants.dirs: `/etc/nowhere` is not a directory",
+        ),
+    ] {
+        assert_eq!(problem(text), expected, "{text}");
+    }
+}
+
+/// What the schema says of a text: whether it is one.
+fn is_valid(schema: &Value, text: &str) -> bool {
+    let value: toml::Table = toml::from_str(text).unwrap();
+    let value = serde_json::to_value(value).unwrap();
+    jsonschema::is_valid(schema, &value)
+}
+
+/// Every key that stands in a table, with the path that leads to it.
+fn keys(value: &toml::Value, path: &[String], found: &mut Vec<Vec<String>>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = [path, &[key.clone()]].concat();
+                keys(value, &path, found);
+                found.push(path);
+            }
+        }
+        toml::Value::Array(array) => {
+            for (index, value) in array.iter().enumerate() {
+                keys(value, &[path, &[index.to_string()]].concat(), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What stands at a path.
+fn at<'a>(value: &'a mut toml::Value, path: &[String]) -> &'a mut toml::Value {
+    path.iter().fold(value, |value, key| match value {
+        toml::Value::Array(array) => &mut array[key.parse::<usize>().unwrap()],
+        value => &mut value[key.as_str()],
+    })
+}
+
+#[test]
+fn the_schema_takes_what_the_parser_takes() {
+    let schema: Value = serde_json::from_str(&schema()).unwrap();
+    let config = parse(WHOLE, Path::new("/etc")).unwrap();
+    let printed = print(&config).unwrap();
+    let mut tried = 0;
+    for whole in [WHOLE, &printed] {
+        assert!(is_valid(&schema, whole));
+        let value: toml::Value = toml::from_str(whole).unwrap();
+        let mut found = Vec::new();
+        keys(&value, &[], &mut found);
+        for path in found {
+            // In an environment every key is one.
+            if path.iter().any(|key| key == "env") {
+                continue;
+            }
+            let (key, parent) = path.split_last().unwrap();
+            // Without the key, with it under another name, and with a value of another type.
+            let without = |table: &mut toml::Table| table.remove(key);
+            let changes: [&dyn Fn(&mut toml::Table); 3] = [
+                &|table| drop(without(table)),
+                &|table| {
+                    let value = without(table).unwrap();
+                    table.insert(format!("{key}x"), value);
+                },
+                &|table| drop(table.insert(key.clone(), toml::Value::Float(0.5))),
+            ];
+            for change in changes {
+                let mut changed = value.clone();
+                change(at(&mut changed, parent).as_table_mut().unwrap());
+                let text = toml::to_string(&changed).unwrap();
+                let parsed = toml::from_str::<File>(&text);
+                assert_eq!(is_valid(&schema, &text), parsed.is_ok(), "{path:?}\n{text}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 200, "{tried}");
+}

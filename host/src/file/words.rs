@@ -1,0 +1,201 @@
+//! Values of the file that flags have as text too: each is read by the same parser, and can be written again.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::ser::{Serialize, Serializer};
+
+use crate::config::{Address, GrantedDir, Mode, Rate};
+use crate::values::{self, OFF};
+
+/// How a kind of value is read and written.
+pub(super) trait Kind {
+    /// What it comes to.
+    type Value;
+    /// Its name in the schema.
+    const NAME: &'static str;
+    /// An example, for who sees the schema.
+    const EXAMPLE: &'static str;
+    /// Whether it can stand there as a number.
+    const NUMBERS: bool = false;
+
+    fn parse(text: &str) -> Result<Self::Value, String>;
+    fn show(value: &Self::Value) -> String;
+}
+
+/// A value of one kind.
+pub(super) struct Word<K: Kind>(pub(super) K::Value);
+
+impl<K: Kind<Value: Clone>> Clone for Word<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<'de, K: Kind> Deserialize<'de> for Word<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader(PhantomData))
+    }
+}
+
+struct Reader<K>(PhantomData<K>);
+
+impl<K: Kind> Visitor<'_> for Reader<K> {
+    type Value = Word<K>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if K::NUMBERS && K::EXAMPLE.parse::<u64>().is_ok() {
+            write!(f, "a number, as {}", K::EXAMPLE)
+        } else if K::NUMBERS {
+            write!(f, "a number, or a string, as \"{}\"", K::EXAMPLE)
+        } else {
+            write!(f, "a string, as \"{}\"", K::EXAMPLE)
+        }
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Word<K>, E> {
+        let refused = |expected| E::custom(format_args!("`{text}` is refused: {expected}"));
+        K::parse(text).map(Word).map_err(refused)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Word<K>, E> {
+        if K::NUMBERS {
+            self.visit_str(&number.to_string())
+        } else {
+            Err(E::invalid_type(serde::de::Unexpected::Signed(number), &self))
+        }
+    }
+}
+
+impl<K: Kind> Serialize for Word<K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = K::show(&self.0);
+        match text.parse() {
+            Ok(number) if K::NUMBERS => serializer.serialize_i64(number),
+            _ => serializer.serialize_str(&text),
+        }
+    }
+}
+
+impl<K: Kind> JsonSchema for Word<K> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        K::NAME.into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let example = K::EXAMPLE;
+        if K::NUMBERS {
+            json_schema!({ "type": ["integer", "string"], "examples": [example] })
+        } else {
+            json_schema!({ "type": "string", "examples": [example] })
+        }
+    }
+}
+
+/// Makes kinds: the value, its parser, how it is written, and an example.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident: $value:ty = $parse:path, $show:expr, $example:literal $(, $numbers:ident)?;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(super) enum $name {}
+
+        impl Kind for $name {
+            type Value = $value;
+            const NAME: &'static str = stringify!($name);
+            const EXAMPLE: &'static str = $example;
+            $(const NUMBERS: bool = kinds!(@$numbers);)?
+
+            fn parse(text: &str) -> Result<$value, String> {
+                $parse(text)
+            }
+
+            fn show(value: &$value) -> String {
+                let show: fn(&$value) -> String = $show;
+                show(value)
+            }
+        }
+    )*};
+    (@number) => { true };
+}
+
+kinds! {
+    /// A time that may be none.
+    Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s";
+    /// A time that may be zero.
+    Time: Duration = values::duration, span, "10s";
+    /// A time above zero.
+    Deadline: Duration = values::deadline, span, "5s";
+    /// A turn.
+    Slice: Duration = values::slice, span, "2ms";
+    /// When the kernel asks for a peer.
+    Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m";
+    /// An amount of memory.
+    Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB";
+    /// A number of bytes.
+    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB";
+    /// A buffer of the kernel's.
+    Buffer: Option<usize> = values::buffer, |size| or_off(size.as_ref(), |size| bytes(&(*size as u64))), "256KiB";
+    /// A number of connections.
+    Connections: NonZeroUsize = values::connections, ToString::to_string, "1024", number;
+    /// A number of connections that may be none.
+    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", number;
+    /// Connections in a time.
+    MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", number;
+    /// Threads.
+    Threads: NonZeroUsize = values::threads, ToString::to_string, "4", number;
+    /// Connections that wait.
+    Backlog: u32 = values::backlog, ToString::to_string, "4096", number;
+    /// An address to listen at.
+    ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080";
+    /// A network.
+    Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24";
+    /// The mode of a socket.
+    SocketMode: Mode = values::mode, |mode| format!("{:04o}", mode.0), "0660";
+    /// The owner of a socket.
+    Owner: String = values::owner, Clone::clone, "user:group";
+    /// A protocol for ALPN.
+    Protocol: String = values::protocol, Clone::clone, "h2";
+    /// The name of a service.
+    Name: String = values::name, Clone::clone, "echo";
+    /// A directory that is granted.
+    Directory: GrantedDir = values::directory, show_directory, "data::/data:rw";
+    /// A destination that is granted.
+    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432";
+}
+
+fn or_off<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
+    value.map_or_else(|| OFF.to_owned(), show)
+}
+
+fn span(time: &Duration) -> String {
+    humantime::format_duration(*time).to_string()
+}
+
+/// A number of bytes in the largest unit that gives a whole number.
+fn bytes(size: &u64) -> String {
+    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if *size > 0 && size.trailing_zeros() >= shift {
+            return format!("{}{unit}", size >> shift);
+        }
+    }
+    format!("{size}B")
+}
+
+fn show_rate(rate: &Rate) -> String {
+    let unit = match rate.per.as_secs() {
+        60 => "m",
+        3600 => "h",
+        _ => "s",
+    };
+    format!("{}/{unit}", rate.connections)
+}
+
+fn show_directory(dir: &GrantedDir) -> String {
+    let access = if dir.writable { "rw" } else { "ro" };
+    format!("{}::{}:{access}", dir.host.display(), dir.guest)
+}

@@ -1,0 +1,160 @@
+//! A configuration file that is read again: what of it is new, and how the services that run come to be those that it names.
+//!
+//! First all is made that could fail, while everything goes on as before: components are loaded, addresses bound. Only
+//! then does anything change, and that cannot fail. A listener that stays is handed on and never closed, so that what
+//! connects in between waits in its backlog.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use tracing::warn;
+
+use crate::config::{Access, Config, Listen, Service};
+use crate::file;
+use crate::listener::Listener;
+use crate::service::Loaded;
+use crate::system;
+
+/// What is to become of the services.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// What the file says.
+    pub(crate) config: Config,
+    /// What is to become of each service that it names.
+    pub(crate) services: Vec<Planned>,
+}
+
+/// What is to become of one service.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// What serves its connections; `None` where that stays as it is.
+    pub(crate) loaded: Option<Loaded>,
+    /// Where they come from, in the order of the file.
+    pub(crate) listeners: Vec<Source>,
+}
+
+/// Where a listener comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// It is there already, in this service at this place.
+    Kept(usize, usize),
+    /// It is new.
+    Bound(Listener),
+}
+
+/// Reads the file at `path` and makes all that it takes for the services to be those that it names, beside those that run
+/// as `now` says.
+///
+/// # Errors
+///
+/// The file is refused, a component cannot serve, or an address cannot be bound. Nothing has changed.
+pub(crate) async fn plan(path: &Path, now: &Config) -> anyhow::Result<Plan> {
+    let config = file::read(path)?;
+    if (config.threads, config.log) != (now.threads, now.log) {
+        warn!("what the file says of `threads` and `log` takes a restart; until then they stay as they are");
+    }
+    system::raise_descriptors(&config.services);
+    let mut loaded = Vec::new();
+    for service in &config.services {
+        let mut before = now.services.iter().filter(|_| config.cache == now.cache);
+        loaded.push(if before.any(|before| serves_alike(before, service)) {
+            None
+        } else {
+            let one = Loaded::new(service.clone(), &config.cache).await;
+            Some(one.with_context(|| format!("service `{}`", service.name))?)
+        });
+    }
+    // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
+    let mut taken = Vec::new();
+    let mut services = Vec::new();
+    for (service, loaded) in config.services.iter().zip(loaded) {
+        let listeners = service.listen.iter().map(|listen| {
+            if let Some(kept) = find(service, listen, now, &taken) {
+                taken.push(kept);
+                return Ok(Source::Kept(kept.0, kept.1));
+            }
+            let bound = Listener::bind(listen);
+            let context = || format!("service `{}`", service.name);
+            Ok(Source::Bound(bound.with_context(context)?))
+        });
+        services.push(Planned {
+            listeners: listeners.collect::<anyhow::Result<_>>()?,
+            loaded,
+        });
+    }
+    Ok(Plan { config, services })
+}
+
+/// Whether all is the same but where connections come from, and which may come in.
+fn serves_alike(one: &Service, other: &Service) -> bool {
+    let but_for = |service: &Service| Service {
+        listen: Vec::new(),
+        access: Access::default(),
+        ..service.clone()
+    };
+    but_for(one) == but_for(other)
+}
+
+/// A listener at the address of `listen` that is there and not `taken`. Where that is any free port it is of the same service.
+fn find(
+    service: &Service,
+    listen: &Listen,
+    now: &Config,
+    taken: &[(usize, usize)],
+) -> Option<(usize, usize)> {
+    let mut all = now.services.iter().enumerate().flat_map(|(index, before)| {
+        let own = before.name == service.name;
+        let places = before.listen.iter().enumerate();
+        places.map(move |(number, before)| (own, (index, number), before))
+    });
+    let fits = |(own, place, before): &(bool, _, &Listen)| {
+        before.address == listen.address && (*own || !listen.address.is_any_port()) && !taken.contains(place)
+    };
+    all.find(fits).map(|(_, place, _)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        file::parse(text, Path::new("/")).unwrap()
+    }
+
+    #[test]
+    fn a_listener_at_the_same_address_is_kept() {
+        let now = config(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:1\"]\n\
+             [[service]]\nname = \"b\"\nlisten = [\"127.0.0.1:0\"]\n",
+        );
+        let [a, b] = &now.services[..] else { panic!() };
+        let (free, one) = (&a.listen[0], &a.listen[1]);
+        // One at any free port stays with its service.
+        assert_eq!(find(a, free, &now, &[]), Some((0, 0)));
+        assert_eq!(find(b, free, &now, &[]), Some((1, 0)));
+        assert_eq!(find(b, free, &now, &[(1, 0)]), None);
+        assert_eq!(find(b, one, &now, &[]), Some((0, 1)));
+    }
+
+    #[test]
+    fn rules_of_access_and_listeners_leave_what_serves_as_it_is() {
+        let service = |more: &str| {
+            config(&format!(
+                "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\n{more}"
+            ))
+            .services
+            .remove(0)
+        };
+        let plain = service("");
+        assert!(serves_alike(
+            &plain,
+            &service("access = { deny = [\"192.0.2.0/24\"] }")
+        ));
+        assert!(serves_alike(&plain, &service("socket = { backlog = 1 }")));
+        assert!(!serves_alike(&plain, &service("args = [\"x\"]")));
+        assert!(!serves_alike(
+            &plain,
+            &service("limits = { max-memory = \"1MiB\" }")
+        ));
+    }
+}

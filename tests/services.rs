@@ -1,0 +1,299 @@
+//! Many services of one host, by a file that can be read again.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use crate::harness::{Client, HUP, Host, command, file, first_word, guest, replace, scratch, until};
+
+/// A directory of its own for one test, with a file of services in it.
+struct Services(PathBuf);
+
+impl Services {
+    fn new(name: &str, text: &str) -> Self {
+        let dir = scratch(&format!("services-{name}"));
+        fs::create_dir_all(&dir).unwrap();
+        for name in ["lines", "upper", "lines-session", "daytime", "count"] {
+            fs::copy(guest(name), dir.join(name).with_extension("wasm")).unwrap();
+        }
+        let services = Self(dir);
+        services.put(text);
+        services
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("services.toml")
+    }
+
+    fn put(&self, text: &str) {
+        replace(&self.file(), text);
+    }
+}
+
+fn run(args: &[&str]) -> Output {
+    command().args(args).output().unwrap()
+}
+
+/// Whether a client is served by a guest that gives lines back in capitals.
+fn is_upper(client: &Client) -> bool {
+    client.send("hello\n");
+    let line = client.line();
+    assert!(line.eq_ignore_ascii_case("hello"), "{line}");
+    line == "HELLO"
+}
+
+#[test]
+fn services_of_one_file_serve_beside_each_other() {
+    let services = Services::new(
+        "beside",
+        r#"
+        [defaults.limits]
+        max-connections = 4
+
+        [[service]]
+        name = "echo"
+        listen = ["127.0.0.1:0", "127.0.0.1:0"]
+
+        [[service]]
+        name = "upper"
+        component = "upper.wasm"
+        listen = ["127.0.0.1:0"]
+        limits = { max-connections = 1 }
+        log-connections = "none"
+        "#,
+    );
+    let mut host = Host::with_config(&services.file(), 3);
+    let [one, two, upper] = host.addresses()[..] else {
+        panic!()
+    };
+    assert!(!is_upper(&Client::connect(one).unwrap()));
+    assert!(!is_upper(&Client::connect(two).unwrap()));
+    for _ in 0..2 {
+        host.line("service=\"echo\" connection=");
+    }
+    let first = Client::connect(upper).unwrap();
+    assert!(is_upper(&first));
+    // A limit that is reached is that of one service.
+    let waits = Client::connect(upper).unwrap();
+    waits.send("hello\n");
+    assert!(!is_upper(&Client::connect(one).unwrap()));
+    drop(first);
+    assert_eq!(waits.line(), "HELLO");
+    drop(waits);
+    assert!(host.stop().success());
+    let log = host.log();
+    assert!(
+        !log.lines()
+            .any(|line| line.contains("connection ended") && line.contains("\"upper\"")),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_file_is_checked_without_being_run() {
+    let services = Services::new(
+        "check",
+        "[[service]]\nname = \"a\"\ncomponent = \"nowhere.wasm\"\nlisten = [\"127.0.0.1:1\"]\n",
+    );
+    let path = services.file();
+    let path = path.to_str().unwrap();
+    let good = run(&["check", "--config", path]);
+    assert!(good.status.success(), "{good:?}");
+    for (text, expected) in [
+        (
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\nwacth = true\n",
+            ":4: service[0]: `wacth` is not known; did you mean `watch`?",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]\n",
+            ":3: service[0].listen[1]: 127.0.0.1:1 clashes with 127.0.0.1:1 of service `a`; choose another address",
+        ),
+    ] {
+        services.put(text);
+        for args in [
+            &["check", "--config", path][..],
+            &["--config", path],
+            &["config", "--print", "--config", path],
+        ] {
+            let refused = run(args);
+            assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+            let said = String::from_utf8(refused.stderr).unwrap();
+            assert_eq!(said, format!("error: {path}{expected}\n"));
+        }
+    }
+    let missing = run(&["check", "--config", "nowhere.toml"]);
+    assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+}
+
+#[test]
+fn flags_can_be_printed_as_a_file_that_serves_the_same() {
+    let component = guest("upper");
+    let component = component.to_str().unwrap();
+    let printed = run(&[
+        "config",
+        "--print",
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component,
+    ]);
+    assert!(printed.status.success(), "{printed:?}");
+    let file = file("printed.toml", &printed.stdout);
+    let host = Host::with_config(&file, 1);
+    assert!(is_upper(&host.connect()));
+    let again = run(&["config", "--config", file.to_str().unwrap()]);
+    assert_eq!(
+        again.stdout.escape_ascii().to_string(),
+        printed.stdout.escape_ascii().to_string()
+    );
+}
+
+/// The address in a line that says where a service listens.
+fn address(line: &str) -> std::net::SocketAddr {
+    let (_, address) = line.split_once("listening on ").unwrap();
+    first_word(address).parse().unwrap()
+}
+
+#[test]
+fn services_come_change_and_go_while_others_serve() {
+    let echo = "[[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n";
+    let lines = "[[service]]\nname = \"lines\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"lines.wasm\"\n";
+    let services = Services::new("change", &format!("{echo}{lines}"));
+    let mut host = Host::with_config(&services.file(), 2);
+    let [stays, changes] = host.addresses()[..] else {
+        panic!()
+    };
+    let (of_echo, of_lines) = (Client::connect(stays).unwrap(), Client::connect(changes).unwrap());
+    of_echo.echo("before");
+    of_lines.echo("before\n");
+    let reread = |text: &str| {
+        services.put(text);
+        host.signal(HUP);
+    };
+    // One comes, one stays, and one changes: its listener is the same, and its guest is another.
+    let upper = lines.replace("lines.wasm", "upper.wasm");
+    let more = "[[service]]\nname = \"more\"\nlisten = [\"127.0.0.1:0\"]\n";
+    reread(&format!("{more}{upper}{echo}"));
+    let new = address(&host.line("listening on"));
+    host.line("the configuration was read again");
+    Client::connect(new).unwrap().echo("new");
+    assert!(is_upper(&Client::connect(changes).unwrap()));
+    assert!(!is_upper(&Client::connect(stays).unwrap()));
+    // What was open goes on with what it had.
+    of_echo.echo("after");
+    of_lines.echo("after\n");
+    // Two go, and with them their listeners. A connection that was open stays.
+    reread(echo);
+    host.line("the configuration was read again");
+    for gone in [new, changes] {
+        assert_eq!(
+            std::net::TcpStream::connect(gone).unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused
+        );
+    }
+    of_lines.echo("still\n");
+    of_echo.echo("still");
+    assert!(!is_upper(&Client::connect(stays).unwrap()));
+    drop((of_echo, of_lines));
+    assert!(host.stop().success());
+}
+
+#[test]
+fn a_bad_file_changes_nothing() {
+    let echo = "[[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n";
+    let services = Services::new("bad", echo);
+    let host = Host::with_config(&services.file(), 1);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let client = host.connect();
+    client.echo("first");
+    let descriptors = host.entries("fd");
+    for (bad, reason) in [
+        ("nonsense".to_owned(), ":1:"),
+        (echo.replace("listen", "lisent"), "did you mean `listen`?"),
+        (format!("{echo}component = \"nowhere.wasm\""), "nowhere.wasm"),
+        (format!("{echo}component = \"services.toml\""), "services.toml"),
+        // One address is free, and the other is not.
+        (
+            format!("{echo}[[service]]\nname = \"more\"\nlisten = [\"127.0.0.1:0\", \"{taken}\"]\n"),
+            "cannot listen on",
+        ),
+        (
+            echo.replace("127.0.0.1:0", &taken.to_string()),
+            "cannot listen on",
+        ),
+    ] {
+        services.put(&bad);
+        host.signal(HUP);
+        let line = host.line("nothing changes");
+        assert!(line.contains(reason), "{line}");
+        client.echo("as before");
+        host.connect().echo("as before");
+        host.line("connection ended");
+    }
+    // Where it comes back to what it was, all is as it was.
+    services.put(echo);
+    host.signal(HUP);
+    host.line("the configuration was read again");
+    client.echo("as before");
+    host.connect().echo("as before");
+    host.line("connection ended");
+    assert_eq!(host.entries("fd"), descriptors);
+}
+
+#[test]
+fn no_connect_is_refused_while_the_file_is_read_again() {
+    let text = |guest: &str, limit: u32| {
+        format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{guest}.wasm\"\n\
+             limits = {{ max-connections = {limit} }}\n"
+        )
+    };
+    let services = Services::new("refused", &text("lines", 100));
+    let host = Host::with_config(&services.file(), 1);
+    let address = host.address();
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    is_upper(&Client::connect(address).unwrap());
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..10 {
+            services.put(&text(
+                if round % 2 == 0 { "upper" } else { "lines-session" },
+                100 + round % 3,
+            ));
+            host.signal(HUP);
+            host.line("the configuration was read again");
+            let before = served.load(Ordering::Relaxed);
+            until("connections are served", || {
+                served.load(Ordering::Relaxed) >= before + 20
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let log = host.log();
+    assert!(
+        !log.lines()
+            .any(|line| line.contains("outcome=") && !line.contains("finished")),
+        "{log}"
+    );
+}
+
+#[test]
+fn the_example_is_in_order_and_the_schema_can_be_had() {
+    let example = guest_builder::workspace().join("docs/services.toml");
+    let checked = run(&["check", "--config", example.to_str().unwrap()]);
+    assert!(checked.status.success(), "{checked:?}");
+    let schema = run(&["config", "--schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
+    let text = fs::read_to_string(example).unwrap();
+    let example = serde_json::to_value(toml::from_str::<toml::Table>(&text).unwrap()).unwrap();
+    assert!(jsonschema::is_valid(&schema, &example), "{example}");
+}
