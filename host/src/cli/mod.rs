@@ -62,7 +62,7 @@ enum Verb {
         schema: bool,
 
         /// File of services, in place of the flags that describe one
-        #[arg(long, value_name = "FILE", conflicts_with = "flags")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = service::ids())]
         config: Option<PathBuf>,
 
         #[command(flatten)]

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
 use crate::config::{
@@ -14,7 +14,6 @@ use crate::values;
 
 /// What a service is told.
 #[derive(Debug, Args)]
-#[group(id = "flags")]
 pub(super) struct ServiceFlags {
     /// What the log calls the service [default: the name of the component's file]
     #[arg(long, value_name = "NAME", value_parser = values::name, help_heading = "Service")]
@@ -160,6 +159,12 @@ pub(super) struct LimitFlags {
     /// Bytes that a guest may send on one connection, or `off`
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::bytes), help_heading = "Limits")]
     pub(super) max_bytes_out: Off<u64>,
+}
+
+/// What clap knows the flags by.
+pub(super) fn ids() -> Vec<Id> {
+    let flags = ServiceFlags::augment_args(clap::Command::new(""));
+    flags.get_arguments().map(|flag| flag.get_id().clone()).collect()
 }
 
 fn existing_directory(text: &str) -> Result<GrantedDir, String> {

@@ -79,14 +79,15 @@ impl Builder<'_> {
         let watch = table.watch.or(defaults.watch).unwrap_or_default();
         let migrate = table.migrate.or(defaults.migrate).unwrap_or_default();
         // What the defaults say is for services that it can be said of.
-        for (said, key) in [
+        let takes_one = [
             (table.preinit, "preinit"),
             (table.watch, "watch"),
             (table.migrate, "migrate"),
-        ] {
+        ];
+        for (said, name) in takes_one {
             if said == Some(true) && component.is_none() {
-                let message = format!("`{key}` takes a `component`, and there is none");
-                return Err(self.problem(at, key, &message));
+                let message = "it takes a `component`, and there is none";
+                return Err(self.problem(at, &format!("{key}.{name}"), message));
             }
         }
         let has_component = component.is_some();

@@ -110,7 +110,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
             "service = []",
             "1: service: there is none; expected at least one table [[service]]",
         ),
-        ("[[service]\n", "1: unclosed array table, expected `]]`"),
+        ("[[service]\n", "1: unclosed array table, expected `]`"),
         (
             "thread = 1\nservice = []",
             "1: `thread` is not known; did you mean `threads`?",
@@ -138,7 +138,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}watch = true"),
-            "2: service[0].watch: `watch` takes a `component`, and there is none",
+            "2: service[0].watch: it takes a `component`, and there is none",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = []",
