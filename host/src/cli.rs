@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{CacheDir, Config, GrantedDir, Grants, Limits, Log, LogFormat, LogLevel, Rate, Terms};
 use crate::scaffold;
@@ -28,17 +28,22 @@ pub struct Cli {
 
 /// What a service is told.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("files").multiple(true)))]
 struct ServiceFlags {
     /// Component to serve with; without it an embedded guest echoes
-    #[arg(long, value_name = "FILE", help_heading = "Service")]
+    #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
     component: Option<PathBuf>,
+
+    /// Component that stands between the peer and the one that serves; may be repeated, the first is nearest the peer
+    #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
+    middleware: Vec<PathBuf>,
 
     /// Initialise the component once, when it is loaded, by the function `wizer-initialize` that it exports
     #[arg(long, requires = "component", help_heading = "Service")]
     preinit: bool,
 
-    /// Load the component again when its file changes, as SIGHUP does; connections that are open keep what they have
-    #[arg(long, requires = "component", help_heading = "Service")]
+    /// Load the component again when its file or that of a middleware changes, as SIGHUP does; connections that are open keep what they have
+    #[arg(long, requires = "files", help_heading = "Service")]
     watch: bool,
 
     /// Have idle sessions move to a new generation, if both components export `migration`; others keep what they have
@@ -176,6 +181,10 @@ enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
+        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+        #[arg(long, value_name = "FILE")]
+        middleware: Vec<PathBuf>,
+
         /// Initialise the component first, by the function `wizer-initialize` that it exports
         #[arg(long)]
         preinit: bool,
@@ -219,6 +228,10 @@ enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
+        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+        #[arg(long, value_name = "FILE")]
+        middleware: Vec<PathBuf>,
+
         /// Initialise the component first, by the function `wizer-initialize` that it exports
         #[arg(long)]
         preinit: bool,
@@ -254,20 +267,22 @@ impl From<Cli> for Command {
             })),
             Some(Verb::Check {
                 file,
+                middleware,
                 preinit,
                 grants,
                 limits,
-            }) => Self::Check(file, terms(limits, grants, preinit)),
+            }) => Self::Check(file, terms(limits, grants, middleware, preinit)),
             Some(Verb::New { dir, contract, lang }) => {
                 Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
             }
             Some(Verb::Replay {
                 dir,
                 file,
+                middleware,
                 preinit,
                 grants,
                 limits,
-            }) => Self::Replay(dir, file, terms(limits, grants, preinit)),
+            }) => Self::Replay(dir, file, terms(limits, grants, middleware, preinit)),
         }
     }
 }
@@ -355,8 +370,9 @@ fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
     Ok(dir)
 }
 
-fn terms(limits: LimitFlags, grants: GrantFlags, preinit: bool) -> Terms {
+fn terms(limits: LimitFlags, grants: GrantFlags, middleware: Vec<PathBuf>, preinit: bool) -> Terms {
     Terms {
+        middleware,
         limits: limits.into(),
         grants: grants.into(),
         preinit,
@@ -367,6 +383,7 @@ impl From<ServiceFlags> for Config {
     fn from(flags: ServiceFlags) -> Self {
         Self {
             component: flags.component,
+            middleware: flags.middleware,
             preinit: flags.preinit,
             watch: flags.watch,
             migrate: flags.migrate,

@@ -16,7 +16,7 @@ use host::config::{CacheDir, Config, Log, LogFormat, LogLevel};
 use host::conversation::Conversation;
 use host::listener::Listener;
 use host::replay::replay;
-use host::sandbox::{Origin, Sandbox};
+use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
 use host::shutdown::Signals;
 use host::{logging, scaffold, server, system};
@@ -94,7 +94,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
                 .context("cannot start the sandbox")?
                 .preinit(terms.preinit);
-            let generation = sandbox.load(&Origin::File(file).read()?).await?;
+            let generation = sandbox.load(&Source::new(Some(file), terms.middleware).read()?).await?;
             match replay(&generation, &terms.limits, &conversations).await {
                 Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
                 Err(difference) => {
@@ -113,7 +113,7 @@ async fn serve(config: &Config) -> anyhow::Result<Drained> {
     if let Some(gate) = &config.gate {
         Conversation::read_all(gate).context("nothing could pass --gate")?;
     }
-    let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
+    let source = Source::new(config.component.clone(), config.middleware.clone());
     let sandbox = Sandbox::new(&config.limits, &config.grants, &config.cache)
         .context("cannot start the sandbox")?
         .preinit(config.preinit);
@@ -127,5 +127,5 @@ async fn serve(config: &Config) -> anyhow::Result<Drained> {
         .collect::<Result<_, _>>()?;
     // Until here a signal ends the host at once, as it does by default.
     let mut signals = Signals::new().context("cannot handle signals")?;
-    server::serve(config, sandbox, generation, listeners, &mut signals).await
+    server::serve(config, sandbox, source, generation, listeners, &mut signals).await
 }

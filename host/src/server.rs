@@ -17,7 +17,7 @@ use crate::generations::Generations;
 use crate::listener::Listener;
 use crate::record::Recorder;
 use crate::reload::Reloader;
-use crate::sandbox::{Generation, Sandbox};
+use crate::sandbox::{Generation, Sandbox, Source};
 use crate::shutdown::{Notice, Signals};
 
 /// How long connections that were cut at the end of a drain may take to be gone.
@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
 }
 
-/// Serves connections of `listeners` with `generation`, and with those that `sandbox` makes of its file later, until told
+/// Serves connections of `listeners` with `generation`, and with those that `sandbox` makes of `source` later, until told
 /// to stop, then drains.
 ///
 /// The first of `signals` that asks to stop begins the drain, the second ends it.
@@ -47,6 +47,7 @@ pub(crate) struct Shared {
 pub async fn serve(
     config: &Config,
     sandbox: Sandbox,
+    source: Source,
     generation: Arc<Generation>,
     listeners: Vec<Listener>,
     signals: &mut Signals,
@@ -62,8 +63,9 @@ pub async fn serve(
         cut,
     });
     let reload = Arc::new(Notify::new());
-    let reloader = config.component.clone().map(|path| {
-        let reloader = Reloader::new(sandbox, path, config.clone(), Arc::clone(&shared.generations));
+    let changes = source.files().next().is_some();
+    let reloader = changes.then(|| {
+        let reloader = Reloader::new(sandbox, source, config.clone(), Arc::clone(&shared.generations));
         tokio::spawn(reloader.run(Arc::clone(&reload)))
     });
     let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::local).collect();

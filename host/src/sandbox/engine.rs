@@ -12,10 +12,13 @@ use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
 
-/// Memories and tables for each connection in the pool. A component has one memory, and two tables (one holds
-/// the adapters of its imports); a composed one has as many for each of its parts.
+/// Memories and tables for each connection in the pool, where the component has not more. A component has one memory, and two
+/// tables (one holds the adapters of its imports); a composed one has as many for each of its parts.
 const MEMORIES_PER_CONNECTION: u32 = 2;
 const TABLES_PER_CONNECTION: u32 = 4;
+
+/// How many times as much a connection may have at most, before fewer connections fit into the pool.
+const MAX_ROOM: u32 = 8;
 
 /// Instances beyond one for each connection: of a component that is tried while every connection is open.
 const SPARE_INSTANCES: u32 = 2;
@@ -56,11 +59,30 @@ pub(super) enum Images {
     Mapped,
 }
 
+/// How many times as much as most components take an instance takes of the pool: a power of two, so that there are few
+/// different engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room(u32);
+
+impl Room {
+    /// Room for instances of so many memories and tables.
+    pub(super) fn of(memories: u32, tables: u32) -> Self {
+        let memories = memories.div_ceil(MEMORIES_PER_CONNECTION);
+        let tables = tables.div_ceil(TABLES_PER_CONNECTION);
+        Self(memories.max(tables).clamp(1, MAX_ROOM).next_power_of_two())
+    }
+
+    fn times(self, count: u32) -> u32 {
+        count.saturating_mul(self.0)
+    }
+}
+
 /// What a component needs of its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Needs {
     pub(super) concurrency: Concurrency,
     pub(super) images: Images,
+    pub(super) room: Room,
 }
 
 /// What a pool holds for all connections together.
@@ -145,15 +167,15 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
     let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
     let instances = connections.saturating_add(SPARE_INSTANCES);
     let pool = Pool {
-        memories: instances.saturating_mul(MEMORIES_PER_CONNECTION),
-        tables: instances.saturating_mul(TABLES_PER_CONNECTION),
+        memories: instances.saturating_mul(needs.room.times(MEMORIES_PER_CONNECTION)),
+        tables: instances.saturating_mul(needs.room.times(TABLES_PER_CONNECTION)),
     };
     let failed = match pooled(needs, instances, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
     let less = Pool {
-        memories: instances,
+        memories: needs.room.times(instances),
         ..pool
     };
     if let Ok(engine) = pooled(needs, instances, less) {
@@ -178,10 +200,10 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
     let mut pooling = PoolingAllocationConfig::new();
     pooling
         .total_component_instances(instances)
-        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
+        .total_core_instances(instances.saturating_mul(needs.room.times(CORE_INSTANCES_PER_CONNECTION)))
         .total_memories(pool.memories)
         .total_tables(pool.tables)
-        .total_stacks(instances.saturating_add(SPARE_STACKS))
+        .total_stacks(needs.room.times(instances).saturating_add(SPARE_STACKS))
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);

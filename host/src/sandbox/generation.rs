@@ -1,5 +1,6 @@
 //! Generations: loaded components.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::{pending, poll_fn};
 use std::pin::pin;
@@ -18,10 +19,11 @@ use wasmtime::{Module, Store};
 
 use super::Sandbox;
 use super::code::Code;
+use super::compose::{compose, importer};
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::diagnostics::Logged;
-use super::engine::{Concurrency, Engine, Images, Needs};
+use super::engine::{Concurrency, Engine, Images, Needs, Room};
 use super::load_error::{LoadError, Refusal};
 use super::seat::Seat;
 use super::state::State;
@@ -47,20 +49,18 @@ pub struct Generation {
 }
 
 impl Sandbox {
-    /// Loads a component: compiles it, finds its contract, checks what it imports, and makes an instance to see
-    /// that one can be made.
+    /// Loads a component: composes it with its middlewares, compiles it, finds its contract, checks what it imports, and
+    /// makes an instance to see that one can be made.
     ///
     /// # Errors
     ///
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
-        let refused = |refusal| content.refused(refusal);
-        look(content.bytes()).map_err(refused)?;
-        let (engine, code) = if self.preinit {
-            self.compile(&self.initialise(content).await?)?
-        } else {
-            self.compile(content)?
+        let refused = |refusal| match &refusal {
+            Refusal::Import(what) => importer(content, what).refused(refusal),
+            _ => content.refused(refusal),
         };
+        let (engine, code) = self.compile(self.whole(content).await?.as_ref())?;
         let prepared = match &code {
             Code::Component(component) => {
                 find_contract(component).and_then(|contract| prepare(&engine, component, contract))
@@ -86,6 +86,25 @@ impl Sandbox {
         }
         warn_of_small_pool(&generation.engine, &generation.code);
         Ok(Arc::new(generation))
+    }
+
+    /// What is compiled of `content`: its service, initialised if need be, and then composed with its middlewares.
+    async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
+        let parts = content.parts();
+        for part in parts {
+            look(part.bytes()).map_err(|refusal| part.refused(refusal))?;
+        }
+        let service = parts.last().unwrap_or(content);
+        let service = if self.preinit {
+            Cow::Owned(self.initialise(service).await?)
+        } else {
+            Cow::Borrowed(service)
+        };
+        if parts.len() > 1 {
+            Ok(Cow::Owned(compose(content, &service)?))
+        } else {
+            Ok(service)
+        }
     }
 
     /// Compiles a component for the engine that fits it.
@@ -255,18 +274,21 @@ fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// What a component needs of its engine: concurrency, if it is valid only with it, and images that are mapped, if it
-/// begins with much data. This looks at types and sections and leaves out code; for what is not valid either way it does
+/// What a component needs of its engine: concurrency, if it is valid only with it, images that are mapped, if it
+/// begins with much data, and room for its memories and tables. This looks at types and sections and leaves out code; for what is not valid either way it does
 /// not matter which engine says so.
 fn needs(bytes: &[u8]) -> Needs {
     let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
     let mut validator = Validator::new_with_features(without);
     let mut concurrency = Concurrency::Without;
-    let mut data = 0;
+    let (mut data, mut memories, mut tables) = (0, 0, 0);
     for payload in Parser::new(0).parse_all(bytes) {
         let Ok(payload) = payload else { break };
-        if let Payload::DataSection(section) = &payload {
-            data += section.range().len();
+        match &payload {
+            Payload::DataSection(section) => data += section.range().len(),
+            Payload::MemorySection(section) => memories += section.count(),
+            Payload::TableSection(section) => tables += section.count(),
+            _ => {}
         }
         // One that has failed cannot go on.
         if concurrency == Concurrency::Without && validator.payload(&payload).is_err() {
@@ -278,7 +300,11 @@ fn needs(bytes: &[u8]) -> Needs {
     } else {
         Images::Copied
     };
-    Needs { concurrency, images }
+    Needs {
+        concurrency,
+        images,
+        room: Room::of(memories, tables),
+    }
 }
 
 /// The contract that a component exports.
@@ -395,5 +421,18 @@ mod tests {
         assert_eq!(images(100), Images::Copied);
         assert_eq!(images(100_000), Images::Mapped);
         assert_eq!(needs(ECHO).images, Images::Copied);
+    }
+
+    #[test]
+    fn only_many_memories_take_a_larger_pool() {
+        let room = |count: usize| {
+            let text = format!("(component {})", "(core module (memory 1))".repeat(count));
+            needs(&wat::parse_str(text).unwrap()).room
+        };
+        assert_eq!(needs(ECHO).room, Room::of(1, 1));
+        assert_eq!(room(2), room(0));
+        assert_eq!(room(3), room(4));
+        assert_ne!(room(3), room(2));
+        assert_eq!(room(999), room(16), "there is an end to it");
     }
 }

@@ -5,6 +5,7 @@
 
 mod cache;
 mod code;
+mod compose;
 mod content;
 mod contract;
 mod diagnostics;
@@ -22,7 +23,7 @@ mod waiters;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use content::{Content, Digest, Origin};
+pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use facts::{Facts, Import};
 pub use generation::{Generation, serve};
