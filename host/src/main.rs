@@ -94,7 +94,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
                 .context("cannot start the sandbox")?
                 .preinit(terms.preinit);
-            let generation = sandbox.load(&Source::new(Some(file), terms.middleware).read()?).await?;
+            let generation = sandbox
+                .load(&Source::new(Some(file), terms.middleware).read()?)
+                .await?;
             match replay(&generation, &terms.limits, &conversations).await {
                 Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
                 Err(difference) => {

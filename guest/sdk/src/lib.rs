@@ -1,6 +1,5 @@
 //! Guests in Rust, with less to write than by `wit-bindgen` alone and nothing in the way of it: what is here is a thin
-//! layer over the bindings, which are there too, in [`streams::bindings`],
-//! [`sessions::bindings`] and [`middleware::bindings`].
+//! layer over the bindings, which are there too, in [`streams::bindings`] and [`sessions::bindings`].
 //!
 //! A guest by the streams contract is a [`streams::Service`], an `async` function that reads and writes:
 //!
@@ -42,34 +41,9 @@
 //! export!(Upper);
 //! ```
 //!
-//! A [`middleware::Middleware`] stands between the peer and a service:
-//!
-//! ```ignore
-//! use inet_guest::middleware::{Half, Middleware, Sees, export};
-//! use inet_guest::streams::ErrorCode;
-//!
-//! struct UpperCase;
-//!
-//! impl Middleware for UpperCase {
-//!     const SEES: Sees = Sees::Outbound;
-//!
-//!     async fn outbound(half: &mut Half) -> Result<(), ErrorCode> {
-//!         let mut buffer = Vec::new();
-//!         while half.read(&mut buffer).await? > 0 {
-//!             half.write_all(buffer.to_ascii_uppercase()).await?;
-//!             buffer.clear();
-//!         }
-//!         Ok(())
-//!     }
-//! }
-//!
-//! export!(UpperCase);
-//! ```
-//!
-//! Each stands in a crate of type `cdylib`, built for `wasm32-wasip2`.
+//! Either stands in a crate of type `cdylib`, built for `wasm32-wasip2`.
 
 #![warn(missing_docs)]
 
-pub mod middleware;
 pub mod sessions;
 pub mod streams;

@@ -23,7 +23,7 @@ pub mod bindings {
 }
 
 /// How much is read at once, in bytes, unless the reader says otherwise.
-pub(crate) const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 16 * 1024;
 
 /// A service by the streams contract.
 pub trait Service {

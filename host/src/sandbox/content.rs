@@ -50,7 +50,10 @@ impl Source {
             Origin::Embedded => None,
             Origin::File(path) => Some(path),
         };
-        component.into_iter().chain(&self.middleware).map(PathBuf::as_path)
+        component
+            .into_iter()
+            .chain(&self.middleware)
+            .map(PathBuf::as_path)
     }
 
     /// All of it, whole.
@@ -192,7 +195,9 @@ impl Content {
         }
         Self {
             name,
-            program: parts.last().map_or_else(|| "".into(), |service| Arc::clone(&service.program)),
+            program: parts
+                .last()
+                .map_or_else(|| "".into(), |service| Arc::clone(&service.program)),
             digest: digest.finalize().into(),
             stage: Stage::AsRead,
             bytes: Vec::new(),

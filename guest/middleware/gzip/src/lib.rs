@@ -5,8 +5,7 @@ use std::io::{self, Write};
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, MultiGzDecoder};
-use inet_guest::middleware::{Half, Middleware, Sees, export};
-use inet_guest::streams::ErrorCode;
+use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
 struct Gzip;
 

@@ -3,8 +3,7 @@
 //!
 //! The bound is in bytes, without the `\n`: 4,096, or what the variable `LINE_LIMIT` of its environment says.
 
-use inet_guest::middleware::{Half, Middleware, Sees, export};
-use inet_guest::streams::ErrorCode;
+use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
 /// The bound where none is granted.
 const DEFAULT: usize = 4096;

@@ -1,7 +1,6 @@
 //! A middleware that gives what the service says in capitals. What the peer says goes past it.
 
-use inet_guest::middleware::{Half, Middleware, Sees, export};
-use inet_guest::streams::ErrorCode;
+use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
 struct UpperCase;
 

@@ -1,5 +1,31 @@
-//! Middleware: a component of world `middleware` serves connections by the service that stands behind it, and changes the
-//! bytes on their way in, on their way out, or both.
+//! Middleware in Rust: a component of world `middleware` serves connections by the service that stands behind it, and changes
+//! the bytes on their way in, on their way out, or both.
+//!
+//! ```ignore
+//! use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
+//!
+//! struct UpperCase;
+//!
+//! impl Middleware for UpperCase {
+//!     const SEES: Sees = Sees::Outbound;
+//!
+//!     async fn outbound(half: &mut Half) -> Result<(), ErrorCode> {
+//!         let mut buffer = Vec::new();
+//!         while half.read(&mut buffer).await? > 0 {
+//!             half.write_all(buffer.to_ascii_uppercase()).await?;
+//!             buffer.clear();
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//!
+//! export!(UpperCase);
+//! ```
+//!
+//! It stands in a crate of type `cdylib`, built for `wasm32-wasip2`. This crate is one of its own, beside `inet-guest`, since who
+//! links it imports a handler.
+
+#![warn(missing_docs)]
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -11,23 +37,31 @@ use std::task::Poll;
 use futures_channel::oneshot;
 use wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
 
-use crate::streams::bindings::exports::inet::service::handler::Guest;
-use crate::streams::bindings::{wit_future, wit_stream};
-use crate::streams::{CHUNK, ErrorCode, Peer};
 use bindings::inet::service::handler;
+use inet_guest::streams::Peer;
+use inet_guest::streams::bindings::exports::inet::service::handler::Guest;
+use inet_guest::streams::bindings::{wit_future, wit_stream};
 
-/// What `wit-bindgen` makes of the handler that a middleware calls. The one that it exports is in [`crate::streams`], since a
-/// middleware is a service too.
+pub use inet_guest::streams::ErrorCode;
+
+#[doc(hidden)]
+pub use inet_guest;
+
+/// What `wit-bindgen` makes of the handler that a middleware calls. The one that it exports is that of
+/// [`inet_guest::streams`], since a middleware is a service too.
 #[allow(missing_docs)]
 pub mod bindings {
     wit_bindgen::generate!({
-        path: "../../wit",
+        path: "../../../wit",
         inline: "package inet:sdk; world caller { import inet:service/handler@0.1.0; }",
         world: "inet:sdk/caller",
-        with: { "inet:service/types@0.1.0": crate::streams::bindings::inet::service::types },
+        with: { "inet:service/types@0.1.0": inet_guest::streams::bindings::inet::service::types },
         generate_all,
     });
 }
+
+/// How much is read at once, in bytes, unless the reader says otherwise.
+const CHUNK: usize = 16 * 1024;
 
 /// How a half ended.
 type End = Result<(), ErrorCode>;
@@ -50,7 +84,7 @@ pub trait Middleware {
     const SEES: Sees;
 
     /// Takes what the peer sends to the service. `Ok` ends what the service reads, and the service hears from the host how the
-    /// peer has ended; an error resets the connection.
+    /// peer has ended; an error resets the connection, unless the service has ended its half by then and just reads on.
     ///
     /// # Errors
     ///
@@ -71,16 +105,12 @@ pub trait Middleware {
 }
 
 /// Makes a type that is a [`Middleware`] what the component exports.
-#[doc(inline)]
-pub use crate::__export_middleware as export;
-
-#[doc(hidden)]
 #[macro_export]
-macro_rules! __export_middleware {
+macro_rules! export {
     ($middleware:ty) => {
         #[doc(hidden)]
-        type __ExportedMiddleware = $crate::middleware::Exported<$middleware>;
-        $crate::streams::bindings::export_service!(__ExportedMiddleware with_types_in $crate::streams::bindings);
+        type __ExportedMiddleware = $crate::Exported<$middleware>;
+        $crate::inet_guest::streams::bindings::export_service!(__ExportedMiddleware with_types_in $crate::inet_guest::streams::bindings);
     };
 }
 
@@ -92,20 +122,25 @@ pub struct Half {
     drained: bool,
     /// Nobody takes what is written.
     unwanted: bool,
-    /// Resolves when who writes the other half has ended it, and may want nothing of this one any more.
-    other_ended: Option<oneshot::Receiver<()>>,
-    ask_first: bool,
+    /// Nothing is read that nobody has asked for.
+    asks: bool,
+    /// Resolves when the service has ended its own half, and may want nothing of this one any more.
+    service_ended: Option<oneshot::Receiver<()>>,
 }
 
 impl Half {
-    fn new(from: StreamReader<u8>, to: StreamWriter<u8>, other_ended: Option<oneshot::Receiver<()>>) -> Self {
+    fn new(
+        from: StreamReader<u8>,
+        to: StreamWriter<u8>,
+        service_ended: Option<oneshot::Receiver<()>>,
+    ) -> Self {
         Self {
             from,
             to,
             drained: false,
             unwanted: false,
-            other_ended,
-            ask_first: false,
+            asks: service_ended.is_some(),
+            service_ended,
         }
     }
 
@@ -121,15 +156,17 @@ impl Half {
         }
         let before = buffer.len();
         while !self.drained && buffer.len() == before {
-            if self.ask_first {
-                self.wait_until_wanted().await?;
+            if self.asks {
+                // A write of nothing is done when somebody reads, or never will again.
+                let (status, _) = self.to.write(Vec::new()).await;
+                self.wanted(status != StreamResult::Dropped)?;
             }
             let mut read = pin!(self.from.read(std::mem::take(buffer)));
             let done = poll_fn(|cx| {
                 if let Poll::Ready(done) = read.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));
                 }
-                match &mut self.other_ended {
+                match &mut self.service_ended {
                     Some(ended) => pin!(ended).poll(cx).map(|_| None),
                     None => Poll::Pending,
                 }
@@ -137,8 +174,8 @@ impl Half {
             let (status, filled) = match done.await {
                 Some(done) => done,
                 None => {
-                    self.other_ended = None;
-                    self.ask_first = true;
+                    // It is to be asked again.
+                    self.service_ended = None;
                     read.as_mut().cancel()
                 }
             };
@@ -170,12 +207,6 @@ impl Half {
             self.wanted(buffer.is_empty())?;
         }
         Ok(())
-    }
-
-    /// Waits until somebody reads, or will never again: a write of nothing is done then.
-    async fn wait_until_wanted(&mut self) -> Result<(), ErrorCode> {
-        let (status, _) = self.to.write(Vec::new()).await;
-        self.wanted(status != StreamResult::Dropped)
     }
 
     fn wanted(&mut self, wanted: bool) -> Result<(), ErrorCode> {
@@ -213,10 +244,10 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
     ) -> (StreamReader<u8>, FutureReader<End>) {
         let (verdict, end) = wit_future::new(|| Err(ErrorCode::InternalError));
         let verdict = Verdict(Rc::new(Cell::new(Some(verdict))));
-        let (service_ended, other_ended) = oneshot::channel();
+        let (ending, service_ended) = oneshot::channel();
         if M::SEES != Sees::Outbound {
             let (to, reader) = wit_stream::new();
-            let mut half = Half::new(std::mem::replace(&mut inbound, reader), to, Some(other_ended));
+            let mut half = Half::new(std::mem::replace(&mut inbound, reader), to, Some(service_ended));
             let verdict = verdict.clone();
             // The service may read before it returns, so this cannot wait for that.
             background::spawn(async move {
@@ -252,7 +283,7 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
         background::spawn(async move {
             let how = outbound_end.await;
             if how.is_ok() {
-                let _ = service_ended.send(());
+                let _ = ending.send(());
                 let _ = all_written.await;
             }
             verdict.give(how).await;
