@@ -537,10 +537,10 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&other_types],
             &echo,
             &other_types,
-            &["cannot be composed", "wit/"],
+            &["cannot be composed with `", "echo.wasm`", "`serve`", "wit/"],
         ),
         (
-            vec![&upper_case, &imports_more],
+            vec![&imports_more, &upper_case],
             &echo,
             &imports_more,
             &["does not offer", "acme:rocket/engine@1.0.0"],

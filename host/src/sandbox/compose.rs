@@ -20,7 +20,12 @@ const HANDLER: &str = Contract::Streams.interface();
 ///
 /// A part is not what its place takes.
 pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, LoadError> {
-    let impossible = |part: &Content, error: &dyn Error| part.refused(Refusal::Composition(line(error)));
+    let impossible = |part: &Content, with: &str, error: &dyn Error| {
+        part.refused(Refusal::Composition {
+            with: with.to_owned(),
+            error: line(error),
+        })
+    };
     let Some((_, middleware)) = content.parts().split_last() else {
         return Ok(service.clone());
     };
@@ -36,6 +41,7 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         return Err(service.refused(Refusal::Middleware(HANDLER)));
     }
     let mut instance = graph.instantiate(package);
+    let mut behind = service;
     for (number, part) in (1..).zip(middleware.iter().rev()) {
         let package = add(&mut graph, number, part)?;
         if let Some(found) = no_middleware(&graph, package) {
@@ -46,18 +52,19 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         }
         let handler = graph
             .alias_instance_export(instance, HANDLER)
-            .map_err(|error| impossible(part, &error))?;
+            .map_err(|error| impossible(part, &behind.name, &error))?;
         instance = graph.instantiate(package);
         graph
             .set_instantiation_argument(instance, HANDLER, handler)
-            .map_err(|error| impossible(part, &error))?;
+            .map_err(|error| impossible(part, &behind.name, &error))?;
+        behind = part;
     }
     let handler = graph
         .alias_instance_export(instance, HANDLER)
-        .map_err(|error| impossible(content, &error))?;
+        .map_err(|error| impossible(content, "each other", &error))?;
     graph
         .export(handler, HANDLER)
-        .map_err(|error| impossible(content, &error))?;
+        .map_err(|error| impossible(content, "each other", &error))?;
     // What comes out is validated where it is compiled.
     let options = EncodeOptions {
         validate: false,
@@ -65,7 +72,7 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
     };
     let bytes = graph
         .encode(options)
-        .map_err(|error| impossible(content, &error))?;
+        .map_err(|error| impossible(content, "each other", &error))?;
     Ok(content.composed(service.stage != Stage::AsRead, bytes))
 }
 

@@ -108,8 +108,13 @@ pub enum Refusal {
         handler: &'static str,
     },
     /// It cannot be composed with what stands behind it.
-    #[error("cannot be composed ({0}): build all parts against the `wit/` of this host")]
-    Composition(String),
+    #[error("cannot be composed with {with} ({error}): build both against the `wit/` of this host")]
+    Composition {
+        /// What stands behind it.
+        with: String,
+        /// What does not fit.
+        error: String,
+    },
     /// It imports what the host does not have.
     #[error(
         "imports what the host does not offer ({0}): only WASI is offered; leave that import out, or compose the component with one that exports it"
