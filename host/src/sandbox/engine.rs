@@ -8,17 +8,10 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, InstancePre, Module,
 use wasmtime_wasi::I32Exit;
 
 use super::grants::Granted;
+use super::needs::{Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
-
-/// Memories and tables for each connection in the pool, where the component has not more. A component has one memory, and two
-/// tables (one holds the adapters of its imports); a composed one has as many for each of its parts.
-const MEMORIES_PER_CONNECTION: u32 = 2;
-const TABLES_PER_CONNECTION: u32 = 4;
-
-/// How many times as much a connection may have at most, before fewer connections fit into the pool.
-const MAX_ROOM: u32 = 8;
 
 /// Instances beyond one for each connection: of a component that is tried while every connection is open.
 const SPARE_INSTANCES: u32 = 2;
@@ -40,50 +33,6 @@ const WASM_STACK: usize = 256 << 10;
 
 /// Stack for a guest and the host functions that it calls, in bytes.
 const STACK: usize = 512 << 10;
-
-/// Whether an engine knows the concurrency of the component model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Concurrency {
-    /// Plain calls only: the faster engine.
-    Without,
-    /// `async` functions, streams and futures too.
-    With,
-}
-
-/// How the memories of an instance get what they begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Images {
-    /// By copying: each memory takes 2 mappings of the process, and what little there is to copy costs nothing.
-    Copied,
-    /// By mapping: each memory takes 4 mappings, and only what is used of much data takes memory.
-    Mapped,
-}
-
-/// How many times as much as most components take an instance takes of the pool: a power of two, so that there are few
-/// different engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room(u32);
-
-impl Room {
-    /// Room for instances of so many memories and tables.
-    pub(super) fn of(memories: u32, tables: u32) -> Self {
-        let memories = memories.div_ceil(MEMORIES_PER_CONNECTION);
-        let tables = tables.div_ceil(TABLES_PER_CONNECTION);
-        Self(memories.max(tables).clamp(1, MAX_ROOM).next_power_of_two())
-    }
-
-    fn times(self, count: u32) -> u32 {
-        count.saturating_mul(self.0)
-    }
-}
-
-/// What a component needs of its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Needs {
-    pub(super) concurrency: Concurrency,
-    pub(super) images: Images,
-    pub(super) room: Room,
-}
 
 /// What a pool holds for all connections together.
 #[derive(Clone, Copy, Debug)]

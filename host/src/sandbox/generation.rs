@@ -12,7 +12,6 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
-use wasmparser::{Parser, Payload, Validator, WasmFeatures};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::{Module, Store};
@@ -23,16 +22,14 @@ use super::compose::{compose, importer};
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::diagnostics::Logged;
-use super::engine::{Concurrency, Engine, Images, Needs, Room};
+use super::engine::Engine;
 use super::load_error::{LoadError, Refusal};
+use super::needs::Needs;
 use super::seat::Seat;
 use super::state::State;
 use crate::half::Half;
 use crate::peer::Peer;
 use crate::relay::relay;
-
-/// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
-const MAX_COPIED: usize = 64 << 10;
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
@@ -111,7 +108,7 @@ impl Sandbox {
     pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
         let bytes = content.bytes();
         let engine = self
-            .engine(needs(bytes))
+            .engine(Needs::of(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {
@@ -274,39 +271,6 @@ fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// What a component needs of its engine: concurrency, if it is valid only with it, images that are mapped, if it
-/// begins with much data, and room for its memories and tables. This looks at types and sections and leaves out code; for what is not valid either way it does
-/// not matter which engine says so.
-fn needs(bytes: &[u8]) -> Needs {
-    let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
-    let mut validator = Validator::new_with_features(without);
-    let mut concurrency = Concurrency::Without;
-    let (mut data, mut memories, mut tables) = (0, 0, 0);
-    for payload in Parser::new(0).parse_all(bytes) {
-        let Ok(payload) = payload else { break };
-        match &payload {
-            Payload::DataSection(section) => data += section.range().len(),
-            Payload::MemorySection(section) => memories += section.count(),
-            Payload::TableSection(section) => tables += section.count(),
-            _ => {}
-        }
-        // One that has failed cannot go on.
-        if concurrency == Concurrency::Without && validator.payload(&payload).is_err() {
-            concurrency = Concurrency::With;
-        }
-    }
-    let images = if data > MAX_COPIED {
-        Images::Mapped
-    } else {
-        Images::Copied
-    };
-    Needs {
-        concurrency,
-        images,
-        room: Room::of(memories, tables),
-    }
-}
-
 /// The contract that a component exports.
 pub(super) fn find_contract(component: &Component) -> Result<Contract, Refusal> {
     let engine = component.engine();
@@ -399,40 +363,5 @@ mod tests {
         assert!(matches!(look(b""), Err(Refusal::Empty)));
         assert!(matches!(look(b"\x7fELF"), Err(Refusal::NotWasm { found }) if found == "\\x7fELF"));
         assert!(look(ECHO).is_ok());
-    }
-
-    #[test]
-    fn only_what_needs_concurrency_pays_for_it() {
-        let concurrency = |bytes: &[u8]| needs(bytes).concurrency;
-        assert_eq!(concurrency(ECHO), Concurrency::With);
-        let empty = wat::parse_str("(component)").unwrap();
-        assert_eq!(concurrency(&empty), Concurrency::Without);
-        let stream = wat::parse_str("(component (type (stream u8)))").unwrap();
-        assert_eq!(concurrency(&stream), Concurrency::With);
-    }
-
-    #[test]
-    fn only_much_data_is_mapped() {
-        let images = |length| {
-            let data = "x".repeat(length);
-            let text = format!("(component (core module (memory 10) (data (i32.const 0) \"{data}\")))");
-            needs(&wat::parse_str(text).unwrap()).images
-        };
-        assert_eq!(images(100), Images::Copied);
-        assert_eq!(images(100_000), Images::Mapped);
-        assert_eq!(needs(ECHO).images, Images::Copied);
-    }
-
-    #[test]
-    fn only_many_memories_take_a_larger_pool() {
-        let room = |count: usize| {
-            let text = format!("(component {})", "(core module (memory 1))".repeat(count));
-            needs(&wat::parse_str(text).unwrap()).room
-        };
-        assert_eq!(needs(ECHO).room, Room::of(1, 1));
-        assert_eq!(room(2), room(0));
-        assert_eq!(room(3), room(4));
-        assert_ne!(room(3), room(2));
-        assert_eq!(room(999), room(16), "there is an end to it");
     }
 }

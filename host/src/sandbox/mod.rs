@@ -14,6 +14,7 @@ mod facts;
 mod generation;
 mod grants;
 mod load_error;
+mod needs;
 mod preinit;
 mod seat;
 mod state;
@@ -32,8 +33,9 @@ pub use seat::{Offer, Seat, Stays};
 
 use crate::config::{CacheDir, Grants, Limits};
 use cache::Cache;
-use engine::{Engine, Needs};
+use engine::Engine;
 use grants::Granted;
+use needs::Needs;
 use ticker::Ticker;
 
 /// What connections share: engines, linkers, and the clock that interrupts guests.
