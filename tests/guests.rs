@@ -1,11 +1,16 @@
-//! Every guest does what it is there for. One module for each guest, by its name, those that misbehave in `hostile.rs`.
+//! Every guest does what it is there for. One module for each guest, by its name, those that misbehave in `hostile.rs`, and
+//! middlewares in `middleware.rs`.
 
 use crate::harness::lines::serves_lines;
 use crate::harness::{DEADLINE, Host, guest, noise};
 
 #[test]
 fn every_guest_has_a_module_here() {
-    let source = concat!(include_str!("guests.rs"), include_str!("hostile.rs"));
+    let source = concat!(
+        include_str!("guests.rs"),
+        include_str!("hostile.rs"),
+        include_str!("middleware.rs")
+    );
     for guest in guest_builder::all(guest_builder::workspace()).unwrap() {
         let module = format!("mod {} {{", guest.name.replace('-', "_"));
         let tests = source.split_once(&module).map(|(_, tests)| tests);

@@ -24,6 +24,7 @@ mod isolation;
 mod languages;
 mod limits;
 mod log;
+mod middleware;
 mod migrate;
 mod preinit;
 mod programs;

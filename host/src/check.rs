@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 
 use crate::config::{CacheDir, Terms};
-use crate::sandbox::{Origin, Sandbox};
+use crate::sandbox::{Sandbox, Source};
 
 /// Says of the component at `path`, in a few lines, what it is.
 ///
@@ -19,7 +19,7 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
     let sandbox =
         Sandbox::new(&terms.limits, &terms.grants, &CacheDir::Off).context("cannot start the sandbox")?;
     let sandbox = sandbox.preinit(terms.preinit);
-    let content = Origin::File(path.to_owned()).read()?;
+    let content = Source::new(Some(path.to_owned()), terms.middleware.clone()).read()?;
     let facts = sandbox.inspect(&content).await?;
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
@@ -27,6 +27,10 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
         let _ = writeln!(text, "{key:<10} {value}");
     };
     line("component", &path.display().to_string());
+    for (index, path) in terms.middleware.iter().enumerate() {
+        let key = if index == 0 { "behind" } else { "" };
+        line(key, &path.display().to_string());
+    }
     line("contract", facts.contract.as_str());
     if facts.migrates {
         line("migration", "its sessions can move to another generation");

@@ -15,7 +15,7 @@ use host::cli::{Cli, Command, Given};
 use host::config::{CacheDir, Config, Log, LogFormat, LogLevel, clash};
 use host::conversation::Conversation;
 use host::replay::replay;
-use host::sandbox::{Origin, Sandbox};
+use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
 use host::{file, logging, scaffold, server};
 use tokio::runtime::{self, Runtime};
@@ -130,7 +130,8 @@ async fn run(command: Command, serve: Option<Config>) -> anyhow::Result<ExitCode
             let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
                 .context("cannot start the sandbox")?
                 .preinit(terms.preinit);
-            let generation = sandbox.load(&Origin::File(file).read()?).await?;
+            let source = Source::new(Some(file), terms.middleware);
+            let generation = sandbox.load(&source.read()?).await?;
             match replay(&generation, &terms.limits, &conversations).await {
                 Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
                 Err(difference) => {

@@ -1,8 +1,9 @@
 //! Taking a component that has changed, if it can serve.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::config::Service as Config;
 use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::replay;
-use crate::sandbox::{Content, Digest, LoadError, Origin, Sandbox};
+use crate::sandbox::{Content, Digest, LoadError, Sandbox, Source};
 use crate::system;
 
 /// How long a file must have stayed the same to be read: who writes it is done, as far as can be known.
@@ -44,7 +45,7 @@ type Stamp = (u64, u64, u64, i64, i64);
 /// Loads the component again when it is asked to.
 pub(crate) struct Reloader {
     sandbox: Arc<Sandbox>,
-    path: PathBuf,
+    source: Source,
     config: Config,
     generations: Arc<Generations>,
     /// What was found to be unfit, so that it is said once.
@@ -70,23 +71,23 @@ enum Why {
 impl Reloader {
     pub(crate) fn new(
         sandbox: Sandbox,
-        path: PathBuf,
+        source: Source,
         config: Config,
         generations: Arc<Generations>,
     ) -> Self {
         Self {
             sandbox: Arc::new(sandbox),
-            path,
+            source,
             config,
             generations,
             unfit: None,
         }
     }
 
-    /// Loads the component whenever `asked`, and when its file changes if it is watched. Never ends.
+    /// Loads the component whenever `asked`, and when one of its files changes if they are watched. Never ends.
     pub(crate) async fn run(mut self, asked: Arc<Notify>) {
         let changed = Arc::new(Notify::new());
-        let watching = self.config.watch.then(|| watch(&self.path, Arc::clone(&changed)));
+        let watching = self.config.watch.then(|| watch(self.source.files(), &changed));
         if let Some(Err(error)) = &watching {
             warn!(
                 service = self.config.name,
@@ -101,25 +102,30 @@ impl Reloader {
                 () = changed.notified(), if self.config.watch => Why::Changed,
                 () = sleep(LOOK), if self.config.watch => Why::Changed,
             };
-            if why == Why::Changed && stamp(&self.path) == seen {
+            if why == Why::Changed && self.stamps() == seen {
                 continue;
             }
-            let stamp = match why {
-                // Who asks knows that it is whole.
-                Why::Asked => stamp(&self.path),
+            let stamps = match why {
+                // Who asks knows that they are whole.
+                Why::Asked => self.stamps(),
                 Why::Changed => self.settled().await,
             };
             // What could not be read or tried now may be so soon, without another change.
-            seen = if self.load(why).await { stamp } else { None };
+            seen = if self.load(why).await { stamps } else { None };
         }
     }
 
-    /// Waits until the file stays as it is.
-    async fn settled(&self) -> Option<Stamp> {
-        let mut last = stamp(&self.path);
+    /// What the files are told by; `None` if one of them is not there.
+    fn stamps(&self) -> Option<Vec<Stamp>> {
+        self.source.files().map(stamp).collect()
+    }
+
+    /// Waits until the files stay as they are.
+    async fn settled(&self) -> Option<Vec<Stamp>> {
+        let mut last = self.stamps();
         loop {
             sleep(SETTLED).await;
-            let now = stamp(&self.path);
+            let now = self.stamps();
             if now == last {
                 return now;
             }
@@ -127,26 +133,23 @@ impl Reloader {
         }
     }
 
-    /// Loads the file, and says whether it could be read and tried.
+    /// Loads the files, and says whether they could be read and tried.
     async fn load(&mut self, why: Why) -> bool {
-        let source = Origin::File(self.path.clone());
+        let source = self.source.clone();
         let reading = timeout(READ, spawn_blocking(move || source.read()));
         let (kind, error) = match reading.await {
             Ok(Ok(Ok(content))) => {
                 return self.consider(content, why).await;
             }
-            Ok(Ok(Err(LoadError::Read { path, error }))) => {
-                (error.kind(), anyhow!(LoadError::Read { path, error }))
-            }
-            Ok(Ok(Err(error))) => (io::ErrorKind::Other, anyhow!(error)),
+            Ok(Ok(Err(error))) => match &error {
+                LoadError::Read { error: cause, .. } => (cause.kind(), anyhow!(error)),
+                _ => (io::ErrorKind::Other, anyhow!(error)),
+            },
             Ok(Err(error)) => (io::ErrorKind::Other, anyhow!(error)),
-            Err(_) => {
-                let path = self.path.display();
-                (
-                    io::ErrorKind::TimedOut,
-                    anyhow!("reading `{path}` takes longer than {READ:?}"),
-                )
-            }
+            Err(_) => (
+                io::ErrorKind::TimedOut,
+                anyhow!("reading {} takes longer than {READ:?}", self.source),
+            ),
         };
         self.refuse(Unfit::Unreadable(kind), why, &error);
         false
@@ -254,22 +257,27 @@ fn stamp(path: &Path) -> Option<Stamp> {
     ))
 }
 
-/// Watches the directory of `path`, since the file itself may be replaced, and the one that it stands for.
-fn watch(path: &Path, changed: Arc<Notify>) -> anyhow::Result<RecommendedWatcher> {
+/// Watches the directory of each of `files`, since the file itself may be replaced, and the one that it stands for.
+fn watch<'a>(
+    files: impl Iterator<Item = &'a Path>,
+    changed: &Arc<Notify>,
+) -> anyhow::Result<RecommendedWatcher> {
+    let changed = Arc::clone(changed);
     let mut watcher = notify::recommended_watcher(move |_| changed.notify_one())?;
-    let target = path.canonicalize().ok();
-    let mut watched = None;
-    for path in [Some(path), target.as_deref()].into_iter().flatten() {
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let directory = directory
-            .canonicalize()
-            .with_context(|| format!("`{}`", directory.display()))?;
-        if watched.as_ref() != Some(&directory) {
-            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-            watched = Some(directory);
+    let mut watched = HashSet::new();
+    for file in files {
+        let target = file.canonicalize().ok();
+        for path in [Some(file), target.as_deref()].into_iter().flatten() {
+            let directory = match path.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            };
+            let directory = directory
+                .canonicalize()
+                .with_context(|| format!("`{}`", directory.display()))?;
+            if watched.insert(directory.clone()) {
+                watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+            }
         }
     }
     Ok(watcher)

@@ -30,12 +30,12 @@ pub(crate) struct Planned {
     /// What serves its connections; `None` where that stays as it is.
     pub(crate) loaded: Option<Loaded>,
     /// Where they come from, in the order of the file.
-    pub(crate) listeners: Vec<Source>,
+    pub(crate) listeners: Vec<Listening>,
 }
 
 /// Where a listener comes from.
 #[derive(Debug)]
-pub(crate) enum Source {
+pub(crate) enum Listening {
     /// It is there already, in this service at this place.
     Kept(usize, usize),
     /// It is new.
@@ -71,11 +71,11 @@ pub(crate) async fn plan(path: &Path, now: &Config) -> anyhow::Result<Plan> {
         let listeners = service.listen.iter().map(|listen| {
             if let Some(kept) = find(service, listen, now, &taken) {
                 taken.push(kept);
-                return Ok(Source::Kept(kept.0, kept.1));
+                return Ok(Listening::Kept(kept.0, kept.1));
             }
             let bound = Listener::bind(listen);
             let context = || format!("service `{}`", service.name);
-            Ok(Source::Bound(bound.with_context(context)?))
+            Ok(Listening::Bound(bound.with_context(context)?))
         });
         services.push(Planned {
             listeners: listeners.collect::<anyhow::Result<_>>()?,

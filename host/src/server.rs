@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::generations::Generations;
 use crate::listener::Listener;
 use crate::reload::Reloader;
-use crate::reread::{self, Plan, Source};
+use crate::reread::{self, Listening, Plan};
 use crate::service::{Loaded, Process, Service};
 use crate::shutdown::{Notice, Signals};
 use crate::system;
@@ -44,6 +44,7 @@ impl Running {
         let Loaded {
             config,
             sandbox,
+            source,
             generation,
             recorder,
         } = loaded;
@@ -56,9 +57,10 @@ impl Running {
             config,
         });
         let reload = Arc::new(Notify::new());
-        let reloader = service.config.component.clone().map(|path| {
+        let changes = source.files().next().is_some();
+        let reloader = changes.then(|| {
             let generations = Arc::clone(&service.generations);
-            let reloader = Reloader::new(sandbox, path, service.config.clone(), generations);
+            let reloader = Reloader::new(sandbox, source, service.config.clone(), generations);
             tokio::spawn(reloader.run(Arc::clone(&reload)))
         });
         let stop = CancellationToken::new();
@@ -252,11 +254,11 @@ impl Server {
             let mut bound = Vec::new();
             for (listen, source) in service.listen.iter().zip(planned.listeners) {
                 own.extend(match source {
-                    Source::Bound(listener) => {
+                    Listening::Bound(listener) => {
                         bound.push(listener.local());
                         Some(listener)
                     }
-                    Source::Kept(of, number) => {
+                    Listening::Kept(of, number) => {
                         let kept = listeners.get_mut(of).and_then(|of| of.get_mut(number)?.take());
                         kept.map(|mut listener| {
                             listener.configure(listen);

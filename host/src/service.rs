@@ -14,7 +14,7 @@ use crate::config::{Access, CacheDir, Service as Config};
 use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::record::Recorder;
-use crate::sandbox::{Generation, Origin, Sandbox};
+use crate::sandbox::{Generation, Sandbox, Source};
 
 /// What the connections of all services share.
 #[derive(Debug, Default)]
@@ -39,6 +39,7 @@ impl Process {
 pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) sandbox: Sandbox,
+    pub(crate) source: Source,
     pub(crate) generation: Arc<Generation>,
     pub(crate) recorder: Option<Recorder>,
 }
@@ -53,7 +54,7 @@ impl Loaded {
         if let Some(gate) = &config.gate {
             Conversation::read_all(gate).context("nothing could pass --gate")?;
         }
-        let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
+        let source = Source::new(config.component.clone(), config.middleware.clone());
         let sandbox = Sandbox::new(&config.limits, &config.grants, cache)
             .context("cannot start the sandbox")?
             .preinit(config.preinit);
@@ -64,6 +65,7 @@ impl Loaded {
             recorder: config.record.as_deref().map(Recorder::new).transpose()?,
             config,
             sandbox,
+            source,
             generation,
         })
     }

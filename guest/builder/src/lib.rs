@@ -87,8 +87,8 @@ pub fn target_dir(path: &Path) -> Result<PathBuf, Error> {
         })
 }
 
-/// Every guest of the workspace, by name: the packages in `guest`, `guest/*` and `guest/hostile/*` that are
-/// libraries of type `cdylib`, or programs alone.
+/// Every guest of the workspace, by name: the packages in `guest`, `guest/*`, `guest/middleware/*` and
+/// `guest/hostile/*` that are libraries of type `cdylib`, or programs alone.
 ///
 /// # Errors
 ///
@@ -96,7 +96,7 @@ pub fn target_dir(path: &Path) -> Result<PathBuf, Error> {
 pub fn all(workspace: &Path) -> Result<Vec<Guest>, Error> {
     let root = workspace.join("guest");
     let mut guests = vec![Guest::default_guest()];
-    for parent in [root.clone(), root.join("hostile")] {
+    for parent in [root.clone(), root.join("middleware"), root.join("hostile")] {
         let entries = fs::read_dir(&parent).map_err(|e| Error::io("list", &parent, &e))?;
         for entry in entries {
             let entry = entry.map_err(|e| Error::io("list", &parent, &e))?;
@@ -283,6 +283,7 @@ mod tests {
         };
         assert_eq!(package("echo"), Some("guest"));
         assert_eq!(package("lines"), Some("lines"));
+        assert_eq!(package("gzip"), Some("gzip"), "middleware counts");
         assert_eq!(package("trap"), Some("trap"), "hostile guests count");
         assert_eq!(package("builder"), None, "a native crate is no guest");
     }

@@ -41,6 +41,10 @@ enum Verb {
         #[arg(long, value_name = "FILE", exclusive = true)]
         config: Option<PathBuf>,
 
+        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+        #[arg(long, value_name = "FILE")]
+        middleware: Vec<PathBuf>,
+
         /// Initialise the component first, by the function `wizer-initialize` that it exports
         #[arg(long)]
         preinit: bool,
@@ -101,6 +105,10 @@ enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
+        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+        #[arg(long, value_name = "FILE")]
+        middleware: Vec<PathBuf>,
+
         /// Initialise the component first, by the function `wizer-initialize` that it exports
         #[arg(long)]
         preinit: bool,
@@ -159,21 +167,26 @@ impl From<Cli> for Command {
             }) => Self::CheckConfig(config),
             Some(Verb::Check {
                 file,
+                middleware,
                 preinit,
                 grants,
                 limits,
                 ..
-            }) => Self::Check(file.unwrap_or_default(), terms(limits, grants, preinit)),
+            }) => Self::Check(
+                file.unwrap_or_default(),
+                terms(limits, grants, middleware, preinit),
+            ),
             Some(Verb::New { dir, contract, lang }) => {
                 Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
             }
             Some(Verb::Replay {
                 dir,
                 file,
+                middleware,
                 preinit,
                 grants,
                 limits,
-            }) => Self::Replay(dir, file, terms(limits, grants, preinit)),
+            }) => Self::Replay(dir, file, terms(limits, grants, middleware, preinit)),
         }
     }
 }
@@ -238,8 +251,9 @@ fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
     Ok(dir)
 }
 
-fn terms(limits: LimitFlags, grants: GrantFlags, preinit: bool) -> Terms {
+fn terms(limits: LimitFlags, grants: GrantFlags, middleware: Vec<PathBuf>, preinit: bool) -> Terms {
     Terms {
+        middleware,
         limits: limits.into(),
         grants: grants.into(),
         preinit,

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Id, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
 use crate::config::{
@@ -14,21 +14,26 @@ use crate::values;
 
 /// What a service is told.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("files").multiple(true)))]
 pub(super) struct ServiceFlags {
     /// What the log calls the service [default: the name of the component's file]
     #[arg(long, value_name = "NAME", value_parser = values::name, help_heading = "Service")]
     pub(super) name: Option<String>,
 
     /// Component to serve with; without it an embedded guest echoes
-    #[arg(long, value_name = "FILE", help_heading = "Service")]
+    #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
     pub(super) component: Option<PathBuf>,
+
+    /// Component that stands between the peer and the one that serves; may be repeated, the first is nearest the peer
+    #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
+    pub(super) middleware: Vec<PathBuf>,
 
     /// Initialise the component once, when it is loaded, by the function `wizer-initialize` that it exports
     #[arg(long, requires = "component", help_heading = "Service")]
     pub(super) preinit: bool,
 
-    /// Load the component again when its file changes, as SIGHUP does; connections that are open keep what they have
-    #[arg(long, requires = "component", help_heading = "Service")]
+    /// Load the component again when its file or that of a middleware changes, as SIGHUP does; connections that are open keep what they have
+    #[arg(long, requires = "files", help_heading = "Service")]
     pub(super) watch: bool,
 
     /// Have idle sessions move to a new generation, if both components export `migration`; others keep what they have
@@ -208,6 +213,7 @@ impl From<ServiceFlags> for Config {
                 .name
                 .unwrap_or_else(|| values::name_of(flags.component.as_deref())),
             component: flags.component,
+            middleware: flags.middleware,
             preinit: flags.preinit,
             watch: flags.watch,
             migrate: flags.migrate,

@@ -45,9 +45,11 @@ pub struct Service {
     pub name: String,
     /// The component to serve with; `None` stands for the embedded echo guest.
     pub component: Option<PathBuf>,
+    /// Components that stand between the peer and that one, from the one nearest the peer on.
+    pub middleware: Vec<PathBuf>,
     /// Whether the component is initialised when it is loaded, for all connections.
     pub preinit: bool,
-    /// Whether the component is loaded again when its file changes.
+    /// Whether the component is loaded again when its file, or that of a middleware, changes.
     pub watch: bool,
     /// What guests may use beyond their connection.
     pub grants: Grants,
@@ -72,6 +74,8 @@ pub struct Service {
 /// On what terms a component is tried, without serving.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
+    /// Components that stand between the peer and it, from the one nearest the peer on.
+    pub middleware: Vec<PathBuf>,
     /// What connections may take.
     pub limits: Limits,
     /// What it may use beyond its connection.

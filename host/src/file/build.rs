@@ -75,17 +75,19 @@ impl Builder<'_> {
         let key = format!("service[{index}]");
         let at = table.name.span();
         let component = table.component.map(|path| self.path(path));
+        let middleware: Vec<_> = table.middleware.into_iter().map(|path| self.path(path)).collect();
+        let has_files = component.is_some() || !middleware.is_empty();
         let preinit = table.preinit.or(defaults.preinit).unwrap_or_default();
         let watch = table.watch.or(defaults.watch).unwrap_or_default();
         let migrate = table.migrate.or(defaults.migrate).unwrap_or_default();
         // What the defaults say is for services that it can be said of.
-        let takes_one = [
-            (table.preinit, "preinit"),
-            (table.watch, "watch"),
-            (table.migrate, "migrate"),
+        let takes_a_file = [
+            (table.preinit, component.is_some(), "preinit"),
+            (table.watch, has_files, "watch"),
+            (table.migrate, component.is_some(), "migrate"),
         ];
-        for (said, name) in takes_one {
-            if said == Some(true) && component.is_none() {
+        for (said, has_one, name) in takes_a_file {
+            if said == Some(true) && !has_one {
                 let message = "it takes a `component`, and there is none";
                 return Err(self.problem(at, &format!("{key}.{name}"), message));
             }
@@ -110,8 +112,9 @@ impl Builder<'_> {
         Ok(Service {
             name: table.name.into_inner().0,
             component,
+            middleware,
             preinit: preinit && has_component,
-            watch: watch && has_component,
+            watch: watch && has_files,
             grants,
             migrate: migrate && has_component,
             drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),

@@ -138,6 +138,9 @@ pub(super) struct ServiceTable {
     /// The component to serve with; without it an embedded guest echoes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) component: Option<PathBuf>,
+    /// Components that stand between the peer and that one; the first is nearest the peer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) middleware: Vec<PathBuf>,
     /// Arguments for guests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) args: Vec<String>,

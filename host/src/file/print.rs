@@ -57,6 +57,7 @@ fn service(service: &Service) -> ServiceTable {
             .map(|one| unplaced(ListenEntry(listen(one))))
             .collect(),
         component: service.component.clone(),
+        middleware: service.middleware.clone(),
         args: service.grants.args.clone(),
         gate: service.gate.clone(),
         record: service.record.clone(),

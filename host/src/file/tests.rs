@@ -38,6 +38,7 @@ listen = ["127.0.0.1:7", "unix:first.sock"]
 [[service]]
 name = "second"
 component = "second.wasm"
+middleware = ["limit.wasm", "/log.wasm"]
 args = ["--strict"]
 gate = "conversations"
 access = { allow = ["::1"] }

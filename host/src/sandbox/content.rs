@@ -26,6 +26,55 @@ pub enum Origin {
     File(PathBuf),
 }
 
+/// What a service is made of: a component, and the middlewares that stand before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The component.
+    pub component: Origin,
+    /// The middlewares, from the one nearest the peer to the one nearest the component.
+    pub middleware: Vec<PathBuf>,
+}
+
+impl Source {
+    /// The component of a file, or the embedded one, behind `middleware`.
+    pub fn new(component: Option<PathBuf>, middleware: Vec<PathBuf>) -> Self {
+        Self {
+            component: component.map_or(Origin::Embedded, Origin::File),
+            middleware,
+        }
+    }
+
+    /// The files that it is read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let component = match &self.component {
+            Origin::Embedded => None,
+            Origin::File(path) => Some(path),
+        };
+        component
+            .into_iter()
+            .chain(&self.middleware)
+            .map(PathBuf::as_path)
+    }
+
+    /// All of it, whole.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Origin::read`].
+    pub fn read(&self) -> Result<Content, LoadError> {
+        let component = self.component.read()?;
+        if self.middleware.is_empty() {
+            return Ok(component);
+        }
+        let mut parts = Vec::new();
+        for path in &self.middleware {
+            parts.push(read_as(path, "--middleware")?);
+        }
+        parts.push(component);
+        Ok(Content::of_parts(self.to_string(), parts))
+    }
+}
+
 impl Origin {
     /// The whole component. The file is read, never mapped: somebody may be writing it.
     ///
@@ -33,19 +82,22 @@ impl Origin {
     ///
     /// The file cannot be read, or is larger than any component should be.
     pub fn read(&self) -> Result<Content, LoadError> {
-        let bytes = match self {
-            Self::Embedded => ECHO.to_vec(),
-            Self::File(path) => read(path).map_err(|error| LoadError::Read {
-                path: path.clone(),
-                error,
-            })?,
-        };
-        let program = match self {
-            Self::Embedded => "echo".into(),
-            Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy(),
-        };
-        Ok(Content::new(self.to_string(), &program, bytes))
+        match self {
+            Self::Embedded => Ok(Content::new(self.to_string(), "echo", ECHO.to_vec())),
+            Self::File(path) => read_as(path, "--component"),
+        }
     }
+}
+
+/// The component in a file that a flag names.
+fn read_as(path: &Path, flag: &'static str) -> Result<Content, LoadError> {
+    let bytes = read(path).map_err(|error| LoadError::Read {
+        path: path.to_owned(),
+        flag,
+        error,
+    })?;
+    let program = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(Content::new(format!("`{}`", path.display()), &program, bytes))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -78,7 +130,11 @@ pub struct Content {
     pub(super) stage: Stage,
     /// How it is named to itself.
     program: Arc<str>,
+    /// Empty where there are parts.
     bytes: Vec<u8>,
+    /// What it is to be composed of: middlewares, from the one nearest the peer on, and then the service. Of what is whole
+    /// there are none.
+    parts: Vec<Content>,
 }
 
 /// What has become of a component since it was read.
@@ -90,6 +146,10 @@ pub(super) enum Stage {
     Instrumented,
     /// It was initialised, and is a snapshot with this digest.
     Initialised(Digest),
+    /// It was composed, and that came to something with this digest.
+    Composed(Digest),
+    /// It was composed with a snapshot.
+    ComposedInitialised(Digest),
 }
 
 impl Stage {
@@ -99,6 +159,8 @@ impl Stage {
             Self::AsRead => 0,
             Self::Instrumented => 1,
             Self::Initialised(_) => 2,
+            Self::Composed(_) => 3,
+            Self::ComposedInitialised(_) => 4,
         }
     }
 
@@ -106,7 +168,9 @@ impl Stage {
     pub(super) fn digest(&self) -> Option<&Digest> {
         match self {
             Self::AsRead | Self::Instrumented => None,
-            Self::Initialised(digest) => Some(digest),
+            Self::Initialised(digest) | Self::Composed(digest) | Self::ComposedInitialised(digest) => {
+                Some(digest)
+            }
         }
     }
 }
@@ -119,6 +183,25 @@ impl Content {
             digest: Sha256::digest(&bytes).into(),
             stage: Stage::AsRead,
             bytes,
+            parts: Vec::new(),
+        }
+    }
+
+    /// What is to be composed of `parts`, of which the last is the service.
+    pub(super) fn of_parts(name: String, parts: Vec<Content>) -> Self {
+        let mut digest = Sha256::new();
+        for part in &parts {
+            digest.update(part.digest);
+        }
+        Self {
+            name,
+            program: parts
+                .last()
+                .map_or_else(|| "".into(), |service| Arc::clone(&service.program)),
+            digest: digest.finalize().into(),
+            stage: Stage::AsRead,
+            bytes: Vec::new(),
+            parts,
         }
     }
 
@@ -140,12 +223,27 @@ impl Content {
         }
     }
 
+    /// What its parts have come to by being composed, the service possibly initialised.
+    pub(super) fn composed(&self, initialised: bool, bytes: Vec<u8>) -> Self {
+        let digest = Sha256::digest(&bytes).into();
+        Self {
+            stage: if initialised {
+                Stage::ComposedInitialised(digest)
+            } else {
+                Stage::Composed(digest)
+            },
+            bytes,
+            ..self.renamed()
+        }
+    }
+
     /// All but the bytes.
     fn renamed(&self) -> Self {
         Self {
             name: self.name.clone(),
             program: Arc::clone(&self.program),
             bytes: Vec::new(),
+            parts: Vec::new(),
             ..*self
         }
     }
@@ -167,9 +265,28 @@ impl Content {
         }
     }
 
+    /// The middlewares, from the one nearest the peer on, and the service; of what is whole, itself.
+    pub(super) fn parts(&self) -> &[Content] {
+        match self.parts.as_slice() {
+            [] => std::slice::from_ref(self),
+            parts => parts,
+        }
+    }
+
     /// How many bytes it has.
     pub fn size(&self) -> u64 {
-        self.bytes.len() as u64
+        self.parts().iter().map(|part| part.bytes.len() as u64).sum()
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.component)?;
+        for (index, path) in self.middleware.iter().enumerate() {
+            let before = if index == 0 { " behind" } else { "," };
+            write!(f, "{before} `{}`", path.display())?;
+        }
+        Ok(())
     }
 }
 

@@ -8,14 +8,10 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, InstancePre, Module,
 use wasmtime_wasi::I32Exit;
 
 use super::grants::Granted;
+use super::needs::{Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
-
-/// Memories and tables for each connection in the pool. A component has one memory, and two tables (one holds
-/// the adapters of its imports); a composed one has as many for each of its parts.
-const MEMORIES_PER_CONNECTION: u32 = 2;
-const TABLES_PER_CONNECTION: u32 = 4;
 
 /// Instances beyond one for each connection: of a component that is tried while every connection is open.
 const SPARE_INSTANCES: u32 = 2;
@@ -37,31 +33,6 @@ const WASM_STACK: usize = 256 << 10;
 
 /// Stack for a guest and the host functions that it calls, in bytes.
 const STACK: usize = 512 << 10;
-
-/// Whether an engine knows the concurrency of the component model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Concurrency {
-    /// Plain calls only: the faster engine.
-    Without,
-    /// `async` functions, streams and futures too.
-    With,
-}
-
-/// How the memories of an instance get what they begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Images {
-    /// By copying: each memory takes 2 mappings of the process, and what little there is to copy costs nothing.
-    Copied,
-    /// By mapping: each memory takes 4 mappings, and only what is used of much data takes memory.
-    Mapped,
-}
-
-/// What a component needs of its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Needs {
-    pub(super) concurrency: Concurrency,
-    pub(super) images: Images,
-}
 
 /// What a pool holds for all connections together.
 #[derive(Clone, Copy, Debug)]
@@ -145,15 +116,15 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
     let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
     let instances = connections.saturating_add(SPARE_INSTANCES);
     let pool = Pool {
-        memories: instances.saturating_mul(MEMORIES_PER_CONNECTION),
-        tables: instances.saturating_mul(TABLES_PER_CONNECTION),
+        memories: instances.saturating_mul(needs.room.times(MEMORIES_PER_CONNECTION)),
+        tables: instances.saturating_mul(needs.room.times(TABLES_PER_CONNECTION)),
     };
     let failed = match pooled(needs, instances, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
     let less = Pool {
-        memories: instances,
+        memories: needs.room.times(instances),
         ..pool
     };
     if let Ok(engine) = pooled(needs, instances, less) {
@@ -178,10 +149,10 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
     let mut pooling = PoolingAllocationConfig::new();
     pooling
         .total_component_instances(instances)
-        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_CONNECTION))
+        .total_core_instances(instances.saturating_mul(needs.room.times(CORE_INSTANCES_PER_CONNECTION)))
         .total_memories(pool.memories)
         .total_tables(pool.tables)
-        .total_stacks(instances.saturating_add(SPARE_STACKS))
+        .total_stacks(needs.room.times(instances).saturating_add(SPARE_STACKS))
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);

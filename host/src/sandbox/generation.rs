@@ -1,5 +1,6 @@
 //! Generations: loaded components.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::{pending, poll_fn};
 use std::pin::pin;
@@ -11,26 +12,24 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
-use wasmparser::{Parser, Payload, Validator, WasmFeatures};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::{Module, Store};
 
 use super::Sandbox;
 use super::code::Code;
+use super::compose::{compose, importer};
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
 use super::diagnostics::Logged;
-use super::engine::{Concurrency, Engine, Images, Needs};
+use super::engine::Engine;
 use super::load_error::{LoadError, Refusal};
+use super::needs::Needs;
 use super::seat::Seat;
 use super::state::State;
 use crate::half::Half;
 use crate::peer::Peer;
 use crate::relay::relay;
-
-/// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
-const MAX_COPIED: usize = 64 << 10;
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
@@ -47,20 +46,18 @@ pub struct Generation {
 }
 
 impl Sandbox {
-    /// Loads a component: compiles it, finds its contract, checks what it imports, and makes an instance to see
-    /// that one can be made.
+    /// Loads a component: composes it with its middlewares, compiles it, finds its contract, checks what it imports, and
+    /// makes an instance to see that one can be made.
     ///
     /// # Errors
     ///
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
-        let refused = |refusal| content.refused(refusal);
-        look(content.bytes()).map_err(refused)?;
-        let (engine, code) = if self.preinit {
-            self.compile(&self.initialise(content).await?)?
-        } else {
-            self.compile(content)?
+        let refused = |refusal| match &refusal {
+            Refusal::Import(what) => importer(content, what).refused(refusal),
+            _ => content.refused(refusal),
         };
+        let (engine, code) = self.compile(self.whole(content).await?.as_ref())?;
         let prepared = match &code {
             Code::Component(component) => {
                 find_contract(component).and_then(|contract| prepare(&engine, component, contract))
@@ -88,11 +85,30 @@ impl Sandbox {
         Ok(Arc::new(generation))
     }
 
+    /// What is compiled of `content`: its service, initialised if need be, and then composed with its middlewares.
+    async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
+        let parts = content.parts();
+        for part in parts {
+            look(part.bytes()).map_err(|refusal| part.refused(refusal))?;
+        }
+        let service = parts.last().unwrap_or(content);
+        let service = if self.preinit {
+            Cow::Owned(self.initialise(service).await?)
+        } else {
+            Cow::Borrowed(service)
+        };
+        if parts.len() > 1 {
+            Ok(Cow::Owned(compose(content, &service)?))
+        } else {
+            Ok(service)
+        }
+    }
+
     /// Compiles a component for the engine that fits it.
     pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
         let bytes = content.bytes();
         let engine = self
-            .engine(needs(bytes))
+            .engine(Needs::of(bytes))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {
@@ -255,32 +271,6 @@ fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// What a component needs of its engine: concurrency, if it is valid only with it, and images that are mapped, if it
-/// begins with much data. This looks at types and sections and leaves out code; for what is not valid either way it does
-/// not matter which engine says so.
-fn needs(bytes: &[u8]) -> Needs {
-    let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
-    let mut validator = Validator::new_with_features(without);
-    let mut concurrency = Concurrency::Without;
-    let mut data = 0;
-    for payload in Parser::new(0).parse_all(bytes) {
-        let Ok(payload) = payload else { break };
-        if let Payload::DataSection(section) = &payload {
-            data += section.range().len();
-        }
-        // One that has failed cannot go on.
-        if concurrency == Concurrency::Without && validator.payload(&payload).is_err() {
-            concurrency = Concurrency::With;
-        }
-    }
-    let images = if data > MAX_COPIED {
-        Images::Mapped
-    } else {
-        Images::Copied
-    };
-    Needs { concurrency, images }
-}
-
 /// The contract that a component exports.
 pub(super) fn find_contract(component: &Component) -> Result<Contract, Refusal> {
     let engine = component.engine();
@@ -373,27 +363,5 @@ mod tests {
         assert!(matches!(look(b""), Err(Refusal::Empty)));
         assert!(matches!(look(b"\x7fELF"), Err(Refusal::NotWasm { found }) if found == "\\x7fELF"));
         assert!(look(ECHO).is_ok());
-    }
-
-    #[test]
-    fn only_what_needs_concurrency_pays_for_it() {
-        let concurrency = |bytes: &[u8]| needs(bytes).concurrency;
-        assert_eq!(concurrency(ECHO), Concurrency::With);
-        let empty = wat::parse_str("(component)").unwrap();
-        assert_eq!(concurrency(&empty), Concurrency::Without);
-        let stream = wat::parse_str("(component (type (stream u8)))").unwrap();
-        assert_eq!(concurrency(&stream), Concurrency::With);
-    }
-
-    #[test]
-    fn only_much_data_is_mapped() {
-        let images = |length| {
-            let data = "x".repeat(length);
-            let text = format!("(component (core module (memory 10) (data (i32.const 0) \"{data}\")))");
-            needs(&wat::parse_str(text).unwrap()).images
-        };
-        assert_eq!(images(100), Images::Copied);
-        assert_eq!(images(100_000), Images::Mapped);
-        assert_eq!(needs(ECHO).images, Images::Copied);
     }
 }

@@ -10,10 +10,12 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The file cannot be read.
-    #[error("cannot read the component `{}`: {error}; give --component the path of a readable file", path.display())]
+    #[error("cannot read the component `{}`: {error}; give {flag} the path of a readable file", path.display())]
     Read {
         /// The file.
         path: PathBuf,
+        /// The flag that names it.
+        flag: &'static str,
         /// What the system said.
         error: io::Error,
     },
@@ -79,10 +81,40 @@ pub enum Refusal {
     },
     /// It is a middleware that nothing was composed with.
     #[error(
-        "imports `{0}`, as a middleware does, and the host has none to give: compose it with a service first, as \
-         with `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
+        "imports `{0}`, as a middleware does, and nothing stands behind it: give it by --middleware and a service by \
+         --component, or compose them first, as with `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
     )]
     Middleware(&'static str),
+    /// It is named as a middleware, and is none.
+    #[error(
+        "is no middleware, which imports and exports `{handler}` (it {found}): build it against world `middleware` of \
+         `wit/`, or give it by --component if it is a service"
+    )]
+    NoMiddleware {
+        /// What it does instead.
+        found: String,
+        /// What a middleware imports and exports.
+        handler: &'static str,
+    },
+    /// It is named behind middlewares, and serves by another contract than theirs.
+    #[error(
+        "cannot stand behind a middleware, which calls `{handler}` (it {found}): build it against world `service` of \
+         `wit/`, or leave out --middleware"
+    )]
+    NotCallable {
+        /// How it serves.
+        found: String,
+        /// What a middleware calls.
+        handler: &'static str,
+    },
+    /// It cannot be composed with what stands behind it.
+    #[error("cannot be composed with {with} ({error}): build both against the `wit/` of this host")]
+    Composition {
+        /// What stands behind it.
+        with: String,
+        /// What does not fit.
+        error: String,
+    },
     /// It imports what the host does not have.
     #[error(
         "imports what the host does not offer ({0}): only WASI is offered; leave that import out, or compose the component with one that exports it"

@@ -5,6 +5,7 @@
 
 mod cache;
 mod code;
+mod compose;
 mod content;
 mod contract;
 mod diagnostics;
@@ -13,6 +14,7 @@ mod facts;
 mod generation;
 mod grants;
 mod load_error;
+mod needs;
 mod preinit;
 mod seat;
 mod state;
@@ -22,7 +24,7 @@ mod waiters;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use content::{Content, Digest, Origin};
+pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use facts::{Facts, Import};
 pub use generation::{Generation, serve};
@@ -31,8 +33,9 @@ pub use seat::{Offer, Seat, Stays};
 
 use crate::config::{CacheDir, Grants, Limits};
 use cache::Cache;
-use engine::{Engine, Needs};
+use engine::Engine;
 use grants::Granted;
+use needs::Needs;
 use ticker::Ticker;
 
 /// What connections share: engines, linkers, and the clock that interrupts guests.

@@ -1,0 +1,22 @@
+//! A middleware that takes what the peer sends to the service as it is, until there is a `!` in it, at which it traps.
+
+use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
+
+struct Trap;
+
+impl Middleware for Trap {
+    const SEES: Sees = Sees::Inbound;
+
+    async fn inbound(half: &mut Half) -> Result<(), ErrorCode> {
+        let mut chunk = Vec::new();
+        while half.read(&mut chunk).await? > 0 {
+            if chunk.contains(&b'!') {
+                std::process::abort();
+            }
+            half.write_all(std::mem::take(&mut chunk)).await?;
+        }
+        Ok(())
+    }
+}
+
+export!(Trap);
