@@ -254,7 +254,7 @@ pub(super) struct ListenEntry(#[schemars(with = "AddressOrTable")] pub(super) Li
 #[allow(dead_code, reason = "it is there for its schema")]
 enum AddressOrTable {
     Address(Word<ListenAddress>),
-    Table(ListenTable),
+    Table(Box<ListenTable>),
 }
 
 impl<'de> Deserialize<'de> for ListenEntry {

@@ -183,7 +183,7 @@ fn keys(value: &toml::Value, path: &[String], found: &mut Vec<Vec<String>>) {
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {
-                let path = [path, &[key.clone()]].concat();
+                let path = [path, std::slice::from_ref(key)].concat();
                 keys(value, &path, found);
                 found.push(path);
             }
