@@ -118,7 +118,9 @@ async fn serve_one(shared: Arc<Shared>, place: Place, listener: String, accepted
     match AssertUnwindSafe(served).catch_unwind().await {
         Ok(report) => {
             log(&peer, &place.serving(), &report);
-            place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+            if report.counts {
+                place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+            }
         }
         // The hook for panics has said what happened.
         Err(_) => error!(

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::config::{CacheDir, Config, GrantedDir, Grants, Limits, Log, LogFormat, LogLevel, Rate, Terms};
+use crate::config::{CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogFormat, LogLevel, Rate, Terms};
 use crate::scaffold;
 
 /// inetd for WebAssembly components.
@@ -40,6 +41,14 @@ struct ServiceFlags {
     /// Load the component again when its file changes, as SIGHUP does; connections that are open keep what they have
     #[arg(long, requires = "component", help_heading = "Service")]
     watch: bool,
+
+    /// What has an instance of its own: each connection, or the service, whose connections can meet then
+    #[arg(long, value_name = "OF", value_enum, default_value_t = IsolationArg::Connection, help_heading = "Service")]
+    isolation: IsolationArg,
+
+    /// Instances of a service by `--isolation service`, or `cores` for one per core
+    #[arg(long, value_name = "N", default_value = "1", value_parser = instances, help_heading = "Service")]
+    instances: NonZeroUsize,
 
     /// Have idle sessions move to a new generation, if both components export `migration`; others keep what they have
     #[arg(long, requires = "component", help_heading = "Service")]
@@ -244,6 +253,35 @@ pub enum Command {
     Replay(PathBuf, PathBuf, Terms),
 }
 
+impl Cli {
+    /// The same, if its flags can be had together.
+    ///
+    /// # Errors
+    ///
+    /// They cannot.
+    pub fn checked(self) -> Result<Self, clap::Error> {
+        let service = match &self.command {
+            None => &self.service,
+            Some(Verb::Record { service, .. }) => service,
+            Some(Verb::Check { .. } | Verb::New { .. } | Verb::Replay { .. }) => return Ok(self),
+        };
+        let conflict = match service.isolation {
+            IsolationArg::Connection if service.instances > NonZeroUsize::MIN => {
+                "--instances is for --isolation service, and each connection has an instance of its own"
+            }
+            IsolationArg::Service if service.migrate => {
+                "--migrate is for sessions, which have instances of their own, and not for --isolation service"
+            }
+            IsolationArg::Service if service.limits.max_cpu_time.0.is_some() => {
+                "--max-cpu-time is for one connection's instance, and not for --isolation service: what one connection takes \
+                 of an instance that many share cannot be told"
+            }
+            IsolationArg::Connection | IsolationArg::Service => return Ok(self),
+        };
+        Err(Self::command().error(ErrorKind::ArgumentConflict, conflict))
+    }
+}
+
 impl From<Cli> for Command {
     fn from(cli: Cli) -> Self {
         match cli.command {
@@ -289,6 +327,12 @@ const MAX_THREADS: usize = 1024;
 enum Format {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum IsolationArg {
+    Connection,
+    Service,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -370,6 +414,12 @@ impl From<ServiceFlags> for Config {
             preinit: flags.preinit,
             watch: flags.watch,
             migrate: flags.migrate,
+            isolation: match flags.isolation {
+                IsolationArg::Connection => Isolation::Connection,
+                IsolationArg::Service => Isolation::Service {
+                    instances: flags.instances,
+                },
+            },
             grants: flags.grants.into(),
             drain_generations: flags.drain_generations.0,
             gate: flags.gate,
@@ -477,6 +527,16 @@ fn destination(text: &str) -> Result<String, String> {
         }
         _ => Err("expected HOST:PORT, as 192.0.2.7:5432 or [2001:db8::7]:5432".to_owned()),
     }
+}
+
+fn instances(text: &str) -> Result<NonZeroUsize, String> {
+    if text == "cores" {
+        return Ok(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
+    }
+    text.parse()
+        .ok()
+        .filter(|instances: &NonZeroUsize| instances.get() <= MAX_THREADS)
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}, or `cores`"))
 }
 
 fn threads(text: &str) -> Result<NonZeroUsize, String> {

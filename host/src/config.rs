@@ -18,6 +18,8 @@ pub struct Config {
     pub grants: Grants,
     /// Idle sessions move when another generation replaces theirs.
     pub migrate: bool,
+    /// Which connections share an instance.
+    pub isolation: Isolation,
     /// How long connections of a generation may go on when another has replaced it; `None` for as long as they like.
     pub drain_generations: Option<Duration>,
     /// Conversations that a component has to pass before it replaces another.
@@ -36,6 +38,19 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged, and how.
     pub log: Log,
+}
+
+/// Which connections share an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// None: each has one of its own.
+    #[default]
+    Connection,
+    /// All of a service, or as many as come to one of its instances.
+    Service {
+        /// How many instances there may be. Each is started when a connection comes and all that there are have some.
+        instances: NonZeroUsize,
+    },
 }
 
 /// On what terms a component is tried, without serving.
@@ -82,17 +97,17 @@ pub struct Limits {
     ///
     /// Default: as many as come.
     pub max_rate_per_source: Option<Rate>,
-    /// Bytes of all linear memories and tables of one connection's instance together.
+    /// Bytes of all linear memories and tables of one instance together, be it that of one connection or of many.
     ///
     /// Default 64 MiB. Growth beyond it fails, which the guest sees; an instance that would start above it is
-    /// not made. Worst case in all: this times `max_connections`.
+    /// not made. Worst case in all: this times `max_connections`, or times the instances that connections share.
     pub max_memory: usize,
     /// How long one connection may keep its thread before others have their turn.
     ///
     /// Default 2 ms, and no finer than 1 ms.
     pub cpu_slice: Duration,
-    /// How long the start of an instance and each call of a session may take, waiting and the turns of others included;
-    /// `None` for ever.
+    /// How long the start of an instance and each call of a session may take, waiting and the turns of others included, and
+    /// how long an instance that connections share may keep all but one of them waiting; `None` for ever.
     ///
     /// Default 1 second.
     pub max_call_time: Option<Duration>,

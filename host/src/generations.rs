@@ -39,6 +39,7 @@ pub(crate) struct Serving {
 
 impl Serving {
     fn new(number: u64, generation: Arc<Generation>, cut: &CancellationToken) -> Arc<Self> {
+        generation.set_current(true);
         Arc::new(Self {
             number,
             generation,
@@ -191,6 +192,7 @@ impl Generations {
 
     fn retire(&self, replaced: &Serving) {
         replaced.replaced.cancel();
+        replaced.generation.set_current(false);
         if let Some(drain) = self.drain {
             let (generation, cut) = (replaced.number, replaced.cut.clone());
             tokio::spawn(async move {

@@ -24,7 +24,7 @@ use tokio::runtime::{self, Runtime};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
-    let command = Command::from(Cli::parse());
+    let command = Command::from(Cli::parse().checked().unwrap_or_else(|error| error.exit()));
     let (threads, log) = match &command {
         Command::Serve(config) => (config.threads.get(), config.log),
         // What they have to say goes to standard output.
@@ -116,7 +116,8 @@ async fn serve(config: &Config) -> anyhow::Result<Drained> {
     let source = config.component.clone().map_or(Origin::Embedded, Origin::File);
     let sandbox = Sandbox::new(&config.limits, &config.grants, &config.cache)
         .context("cannot start the sandbox")?
-        .preinit(config.preinit);
+        .preinit(config.preinit)
+        .isolation(config.isolation);
     let generation = sandbox.load(&source.read()?).await?;
     system::check_mappings(config, generation.mappings());
     info!(contract = generation.contract().as_str(), "serving with {source}");
