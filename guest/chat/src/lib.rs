@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
-use inet_guest::streams::{Connection, ErrorCode, Lines, Outbound, Service, export};
+use inet_guest::streams::{Bell, Connection, ErrorCode, Lines, Outbound, Service, export};
 use room::Member;
 
 /// The longest line, in bytes before its `\n`.
@@ -26,10 +26,10 @@ impl Service for Chat {
             ..
         } = connection;
         let mut lines = inbound.lines(MAX_LINE);
-        let Some(member) = enter(&mut lines, &mut outbound).await? else {
+        let Some((member, bell)) = enter(&mut lines, &mut outbound).await? else {
             return Ok(());
         };
-        let mut listening = pin!(listen(&member, outbound));
+        let mut listening = pin!(listen(&member, bell, outbound));
         let mut talking = pin!(talk(&member, lines));
         let mut talked = None;
         poll_fn(|cx| {
@@ -49,7 +49,7 @@ impl Service for Chat {
 }
 
 /// Asks for a name until there is one that can be had; `None` if the peer is done before.
-async fn enter(lines: &mut Lines, outbound: &mut Outbound) -> Result<Option<Member>, ErrorCode> {
+async fn enter(lines: &mut Lines, outbound: &mut Outbound) -> Result<Option<(Member, Bell)>, ErrorCode> {
     let mut question = "Your name?\n".to_owned();
     loop {
         outbound.write_all(question).await?;
@@ -57,7 +57,7 @@ async fn enter(lines: &mut Lines, outbound: &mut Outbound) -> Result<Option<Memb
             return Ok(None);
         };
         match Member::enter(&plain(line)) {
-            Ok(member) => return Ok(Some(member)),
+            Ok(entered) => return Ok(Some(entered)),
             Err(refusal) => question = format!("{refusal}. Your name?\n"),
         }
     }
@@ -78,8 +78,8 @@ async fn talk(member: &Member, mut lines: Lines) -> Result<(), ErrorCode> {
 }
 
 /// Sends to the member what the others say, until it has left and nothing is left to be sent.
-async fn listen(member: &Member, mut outbound: Outbound) -> Result<(), ErrorCode> {
-    while let Some(bytes) = member.heard().await {
+async fn listen(member: &Member, mut bell: Bell, mut outbound: Outbound) -> Result<(), ErrorCode> {
+    while let Some(bytes) = member.heard(&mut bell).await {
         outbound.write_all(bytes).await?;
     }
     Ok(())

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+
+use inet_guest::streams::{Bell, Ringer, bell};
 
 /// The longest name, in characters.
 const MAX_NAME: usize = 20;
@@ -22,12 +22,11 @@ thread_local! {
 }
 
 /// What one member has yet to hear.
-#[derive(Default)]
 struct Ears {
     /// Each line is held once, however many wait for it.
     waiting: VecDeque<Rc<str>>,
     missed: usize,
-    waker: Option<Waker>,
+    ringer: Ringer,
     /// The member has left, and hears what waits but nothing new.
     left: bool,
 }
@@ -42,9 +41,7 @@ impl Ears {
         } else {
             self.waiting.push_back(Rc::clone(line));
         }
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+        self.ringer.ring();
     }
 
     /// What waits, as far as it is sent at once.
@@ -84,8 +81,8 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// Comes in, and tells both sides who is there.
-    pub(crate) fn enter(name: &str) -> Result<Self, Refusal> {
+    /// Comes in, and tells both sides who is there. The bell rings when there is something to hear.
+    pub(crate) fn enter(name: &str) -> Result<(Self, Bell), Refusal> {
         if name.is_empty() || name.chars().count() > MAX_NAME || !name.chars().all(char::is_alphanumeric) {
             return Err(Refusal::Bad);
         }
@@ -102,13 +99,18 @@ impl Member {
                 [] => "nobody else".to_owned(),
                 some => some.join(", "),
             };
-            let mut ears = Ears::default();
+            let (ringer, bell) = bell();
+            let mut ears = Ears {
+                waiting: VecDeque::new(),
+                missed: 0,
+                ringer,
+                left: false,
+            };
             ears.hear(&format!("* here: {others}\n").into());
             tell(room, name, &format!("* {name} has come\n"));
             room.insert(name.to_owned(), ears);
-            Ok(Self {
-                name: name.to_owned(),
-            })
+            let name = name.to_owned();
+            Ok((Self { name }, bell))
         })
     }
 
@@ -125,30 +127,27 @@ impl Member {
                 return;
             };
             if !std::mem::replace(&mut ears.left, true) {
+                ears.ringer.ring();
                 tell(room, &self.name, &format!("* {} has gone\n", self.name));
             }
         });
     }
 
     /// What has been said, as soon as there is something; `None` when the member has left and heard it all.
-    pub(crate) async fn heard(&self) -> Option<String> {
-        poll_fn(|cx| {
-            ROOM.with_borrow_mut(|room| {
-                let Some(ears) = room.get_mut(&self.name) else {
-                    return Poll::Ready(None);
-                };
-                let text = ears.take();
-                if !text.is_empty() {
-                    return Poll::Ready(Some(text));
-                }
-                if ears.left {
-                    return Poll::Ready(None);
-                }
-                ears.waker = Some(cx.waker().clone());
-                Poll::Pending
-            })
-        })
-        .await
+    pub(crate) async fn heard(&self, bell: &mut Bell) -> Option<String> {
+        loop {
+            let (text, left) = ROOM.with_borrow_mut(|room| match room.get_mut(&self.name) {
+                Some(ears) => (ears.take(), ears.left),
+                None => (String::new(), true),
+            });
+            if !text.is_empty() {
+                return Some(text);
+            }
+            if left {
+                return None;
+            }
+            bell.rung().await;
+        }
     }
 }
 
