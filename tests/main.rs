@@ -29,4 +29,5 @@ mod preinit;
 mod programs;
 mod relay;
 mod replay;
+mod shared;
 mod swap;

@@ -10,7 +10,9 @@ use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::config::{CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogFormat, LogLevel, Rate, Terms};
+use crate::config::{
+    CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogFormat, LogLevel, Rate, Terms,
+};
 use crate::scaffold;
 
 /// inetd for WebAssembly components.

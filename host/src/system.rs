@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
@@ -16,6 +16,10 @@ const MAPPINGS: u64 = 500;
 /// Warns where the limit on mappings does not suffice for `config` with a component of which each connection takes
 /// `mappings`.
 pub fn check_mappings(config: &Config, mappings: u64) {
+    if config.isolation != Isolation::Connection {
+        // There are never so many instances.
+        return;
+    }
     let connections = config.limits.max_connections.get() as u64;
     let need = connections.saturating_mul(mappings).saturating_add(MAPPINGS);
     if let Some(limit) = max_map_count()

@@ -4,8 +4,8 @@ use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter};
 
 use bindings::exports::inet::service::handler::Guest;
 
-pub use bindings::inet::service::types::{ErrorCode, Peer};
 pub use bell::{Bell, Ringer, bell};
+pub use bindings::inet::service::types::{ErrorCode, Peer};
 pub use lines::Lines;
 
 mod bell;

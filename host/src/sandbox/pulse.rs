@@ -102,7 +102,11 @@ mod tests {
         poll_fn(|cx| {
             polls.fetch_add(1, Relaxed);
             done = done || work.as_mut().poll(cx).is_ready();
-            if done { beat.as_mut().poll(cx) } else { Poll::Pending }
+            if done {
+                beat.as_mut().poll(cx)
+            } else {
+                Poll::Pending
+            }
         })
         .await;
     }

@@ -100,7 +100,8 @@ impl Instances {
     /// The instance for a new connection: one that is idle, a new one if there may be more, or the one with the fewest.
     fn join(&self, generation: &Generation) -> Result<Arc<Instance>, Fault> {
         let mut live = self.live();
-        live.instances.retain(|instance| !instance.end.failed.is_cancelled());
+        live.instances
+            .retain(|instance| !instance.end.failed.is_cancelled());
         let least = live.instances.iter().min_by_key(|one| Arc::strong_count(one));
         match least {
             // Only this list has it.
@@ -151,7 +152,10 @@ async fn live(
     let ticker = Arc::clone(store.data().ticker());
     let ran = ticker.run(run(&pre, &mut store, arrivals)).await;
     match ran {
-        Ok(()) => debug!(instance, "an instance ends: it has no connections, and gets no more"),
+        Ok(()) => debug!(
+            instance,
+            "an instance ends: it has no connections, and gets no more"
+        ),
         Err(fault) => {
             warn!(
                 instance,
@@ -213,7 +217,11 @@ where
         };
         let instance = instances.join(generation)?;
         let (connection, number) = (peer.connection, instance.number);
-        debug!(connection, instance = number, "the connection has joined an instance");
+        debug!(
+            connection,
+            instance = number,
+            "the connection has joined an instance"
+        );
         // An instance that has ended takes no more, and says so below.
         let _ = instance.arrivals.send(arrival);
         let mut stay = pin!(visitor.stay(|| seat.started()));

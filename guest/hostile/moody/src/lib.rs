@@ -44,7 +44,9 @@ impl Service for Moody {
             let order = String::from_utf8_lossy(line);
             haunts |= order.trim_end() == "haunt";
             let answer = obey(order.trim_end())?;
-            outbound.write_all(answer.unwrap_or_else(|| line.to_vec())).await?;
+            outbound
+                .write_all(answer.unwrap_or_else(|| line.to_vec()))
+                .await?;
         }
     }
 }
@@ -53,18 +55,27 @@ impl Service for Moody {
 fn obey(order: &str) -> Result<Option<Vec<u8>>, ErrorCode> {
     match order {
         "trap" => std::process::abort(),
-        "spin" => loop {
-            std::hint::black_box(order);
-        },
-        "sleep" => loop {
-            std::thread::sleep(Duration::from_secs(3600));
-        },
+        "spin" => {
+            eprintln!("spins");
+            loop {
+                std::hint::black_box(order);
+            }
+        }
+        "sleep" => {
+            eprintln!("sleeps");
+            loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        }
         "say" => eprintln!("as it was told"),
         "reset" => return Err(ErrorCode::Refused),
         "count" => return Ok(Some(format!("{}\n", COUNT.get()).into())),
         "open" => return Ok(Some(format!("{}\n", OPEN.get()).into())),
         _ => {
-            if let Some(size) = order.strip_prefix("take ").and_then(|size| size.parse::<usize>().ok()) {
+            if let Some(size) = order
+                .strip_prefix("take ")
+                .and_then(|size| size.parse::<usize>().ok())
+            {
                 let mut memory = Vec::new();
                 if memory.try_reserve_exact(size << 10).is_err() {
                     return Ok(Some(b"refused\n".to_vec()));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
-use wasmtime::{AsContextMut, Store};
 use wasmtime::component::{Accessor, AccessorTask, StreamReader};
+use wasmtime::{AsContextMut, Store};
 
 use super::halves::{self, Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
 use super::{drive, relay_beside};
