@@ -18,7 +18,7 @@ use super::ticker::Ticker;
 const MAX_HANDLES: usize = 10_000;
 
 /// Handles beyond these for each connection that an instance may have: the ends of its streams and futures, and what the
-/// guest waits for them by. A guest in Rust takes 6.
+/// guest waits for them by, with room for as many of the guest's own.
 const HANDLES_OF_A_CONNECTION: usize = 16;
 
 /// Bytes that a guest may pass to the host in one call. Beyond it, it traps. A write to a stream is not bounded
