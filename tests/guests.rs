@@ -39,6 +39,25 @@ mod echo {
     }
 }
 
+/// `shared.rs` has what it does where connections share an instance.
+mod chat {
+    use super::*;
+
+    #[test]
+    fn has_rooms_for_one_where_each_connection_has_an_instance() {
+        let host = Host::serving("chat", &[]);
+        for _ in 0..2 {
+            let client = host.connect();
+            client.expect("Your name?\n");
+            client.send("no name\nann\n");
+            client.expect("A name has 1 to 20 letters and digits. Your name?\n* here: nobody else\n");
+            client.send("is anybody there?\n/quit\n");
+            assert_eq!(client.rest(), b"");
+            assert_eq!(host.outcome(), "finished");
+        }
+    }
+}
+
 mod lines {
     use super::*;
 

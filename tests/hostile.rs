@@ -414,6 +414,21 @@ mod talker {
     }
 }
 
+/// `shared.rs` has what it does to those who share its instance.
+mod moody {
+    #[test]
+    fn ends_its_connection_and_no_other() {
+        let host = super::Host::serving("moody", &[]);
+        let neighbour = host.connect();
+        neighbour.echo("before\n");
+        let client = host.connect();
+        client.send("trap\n");
+        client.expect_reset();
+        assert_eq!(host.outcome(), "guest-trap");
+        neighbour.echo("after\n");
+    }
+}
+
 /// `migrate.rs` has what it does when it is to move.
 mod stuck {
     use super::*;

@@ -31,4 +31,5 @@ mod programs;
 mod relay;
 mod replay;
 mod services;
+mod shared;
 mod swap;

@@ -169,7 +169,9 @@ async fn serve_one(service: Arc<Service>, place: Place, listener: String, accept
     match AssertUnwindSafe(served).catch_unwind().await {
         Ok(report) => {
             log(&service, &peer, &place.serving(), &report);
-            place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+            if report.counts {
+                place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+            }
         }
         // The hook for panics has said what happened.
         Err(_) => error!(

@@ -100,6 +100,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// Why, where the outcome alone does not say.
     pub reason: Option<String>,
+    /// A failure of the guest counts with this connection, and not with another that shared its instance.
+    pub counts: bool,
     /// The exit status of a program that has ended it.
     pub status: Option<i32>,
     /// Bytes that came from the peer.
@@ -130,6 +132,7 @@ where
     let outbound = Half::new(writer, limits.max_bytes_out);
     let mut cut = pin!(cut);
     let mut status = None;
+    let mut counts = true;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
         biased;
@@ -137,6 +140,7 @@ where
             if let Ok(End::Exited(with)) = ended {
                 status = Some(with);
             }
+            counts = ended.as_ref().err().is_none_or(Fault::counts);
             judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
         passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),
@@ -166,6 +170,7 @@ where
     Report {
         outcome,
         reason,
+        counts,
         status,
         bytes_in: inbound.bytes(),
         bytes_out: outbound.bytes(),
@@ -183,14 +188,23 @@ fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (O
         );
     }
     match (ended, failure) {
-        (Err(fault @ Fault::Grant(_)), _) => (Outcome::GrantFailed, Some(fault.reason())),
-        (Err(fault @ Fault::Start(_)), _) => (Outcome::StartFailed, Some(fault.reason())),
-        (Err(fault @ Fault::Cpu(_)), _) => (Outcome::CpuLimit, Some(fault.reason())),
-        (Err(fault @ Fault::Trap(_)), _) => (Outcome::GuestTrap, Some(fault.reason())),
+        (Err(fault), _) => (Outcome::from(&fault), Some(fault.reason())),
         (Ok(_), Some(Failure::Reset)) => (Outcome::PeerReset, None),
         (Ok(_), Some(failure)) => (Outcome::PeerLost, Some(format!("{failure:?}"))),
         (Ok(End::Reset(code)), None) => (Outcome::GuestReset, Some(code.to_owned())),
         (Ok(End::Finished | End::Exited(_)), None) => (Outcome::Finished, None),
+    }
+}
+
+impl From<&Fault> for Outcome {
+    fn from(fault: &Fault) -> Self {
+        match fault {
+            Fault::Grant(_) => Self::GrantFailed,
+            Fault::Start(_) => Self::StartFailed,
+            Fault::Cpu(_) => Self::CpuLimit,
+            Fault::Trap(_) => Self::GuestTrap,
+            Fault::Shared { fault, .. } => (&**fault).into(),
+        }
     }
 }
 

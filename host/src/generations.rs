@@ -40,6 +40,7 @@ pub(crate) struct Serving {
 
 impl Serving {
     fn new(number: u64, generation: Arc<Generation>, cut: &CancellationToken) -> Arc<Self> {
+        generation.set_current(true);
         Arc::new(Self {
             number,
             generation,
@@ -115,7 +116,9 @@ impl Generations {
 
     /// No more connections come: those that are open may go on as long as where another generation has replaced theirs.
     pub(crate) fn wind_up(&self) {
-        self.cut_in_time(&self.current());
+        let last = self.current();
+        last.generation.set_current(false);
+        self.cut_in_time(&last);
     }
 
     /// Waits until a generation is `replaced`, and until it is the turn of one of its sessions to move; for ever, if they do
@@ -210,6 +213,7 @@ impl Generations {
 
     fn retire(&self, replaced: &Serving) {
         replaced.replaced.cancel();
+        replaced.generation.set_current(false);
         self.cut_in_time(replaced);
     }
 

@@ -213,6 +213,11 @@ impl<T> Lent<T> {
         self.shared.stalled.store(false, Relaxed);
     }
 
+    /// Whether more bytes wanted to pass than may.
+    pub fn exceeded(&self) -> bool {
+        self.shared.exceeded.load(Relaxed)
+    }
+
     fn split(&mut self) -> io::Result<(&mut T, &Shared<T>)> {
         match &mut self.io {
             Some(io) => Ok((io, &self.shared)),

@@ -12,7 +12,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use host::check::check;
 use host::cli::{Cli, Command, Given};
-use host::config::{CacheDir, Config, Log, LogFormat, LogLevel, clash};
+use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clash};
 use host::conversation::Conversation;
 use host::replay::replay;
 use host::sandbox::{Sandbox, Source};
@@ -22,7 +22,7 @@ use tokio::runtime::{self, Runtime};
 use tracing::error;
 
 fn main() -> ExitCode {
-    let command = Command::from(Cli::parse());
+    let command = Command::from(Cli::parse().checked().unwrap_or_else(|error| error.exit()));
     let serve = match &command {
         Command::Serve(given) => match configuration(given) {
             Ok(config) => Some(config),
@@ -62,7 +62,10 @@ fn configuration(given: &Given) -> Result<Config, ExitCode> {
         Given::File(path) => file::read(path).map_err(|error| error.to_string()),
         Given::Flags(config) => match clash(&config.services) {
             Ok(()) => Ok((**config).clone()),
-            Err(clash) => Err(format!("--listen: {clash}")),
+            Err(clash) => Err(match clash.at {
+                At::Listener(_) => format!("--listen: {clash}"),
+                At::Key(key) => format!("--{key}: {clash}"),
+            }),
         },
     };
     config.map_err(|error| {

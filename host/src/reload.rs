@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::config::Service as Config;
+use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::replay;
@@ -226,7 +226,9 @@ impl Reloader {
         let generation = timeout(max, loading)
             .await
             .with_context(|| format!("{name} takes longer than {max:?} to load"))???;
-        system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
+        if self.config.isolation == Isolation::Connection {
+            system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
+        }
         self.generations.replace(generation);
         Ok(())
     }

@@ -70,7 +70,10 @@ pub async fn replay(
     conversations: &[(PathBuf, Conversation)],
 ) -> Result<(), Difference> {
     for (number, (file, conversation)) in (1..).zip(conversations) {
-        one(generation, limits, number, file, conversation).await?;
+        let played = one(generation, limits, number, file, conversation).await;
+        // No conversation, and no connection after them, finds what one has left.
+        generation.renew();
+        played?;
     }
     Ok(())
 }

@@ -192,8 +192,7 @@ impl Server {
                 one?
             });
         }
-        let mappings = |loaded: &Loaded| (loaded.config.limits.max_connections, loaded.generation.mappings());
-        system::check_mappings(loaded.iter().map(mappings));
+        system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
         let mut acceptors = Vec::new();
         for service in &config.services {
             let listeners = service

@@ -1,5 +1,6 @@
 //! A service that runs: what the tasks that serve its connections share.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use crate::config::{Access, CacheDir, Service as Config};
+use crate::config::{Access, CacheDir, Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::record::Recorder;
@@ -45,6 +46,12 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
+    /// How many connections there can be, and mappings that each of them takes. What connections share is never so much.
+    pub(crate) fn mappings(&self) -> Option<(NonZeroUsize, u64)> {
+        let own = self.config.isolation == Isolation::Connection;
+        own.then(|| (self.config.limits.max_connections, self.generation.mappings()))
+    }
+
     /// Loads the component of a service.
     ///
     /// # Errors
@@ -57,7 +64,8 @@ impl Loaded {
         let source = Source::new(config.component.clone(), config.middleware.clone());
         let sandbox = Sandbox::new(&config.limits, &config.grants, cache)
             .context("cannot start the sandbox")?
-            .preinit(config.preinit);
+            .preinit(config.preinit)
+            .isolation(config.isolation);
         let generation = sandbox.load(&source.read()?).await?;
         let contract = generation.contract().as_str();
         info!(service = config.name, contract, "serving with {source}");

@@ -96,6 +96,17 @@ pub(crate) fn owner(text: &str) -> Result<String, String> {
     }
 }
 
+/// Instances that connections share.
+pub(crate) fn instances(text: &str) -> Result<NonZeroUsize, String> {
+    if text == "cores" {
+        return Ok(cores());
+    }
+    text.parse()
+        .ok()
+        .filter(|instances: &NonZeroUsize| instances.get() <= MAX_THREADS)
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}, or `cores`"))
+}
+
 /// A number of connections.
 pub(crate) fn connections(text: &str) -> Result<NonZeroUsize, String> {
     text.parse()

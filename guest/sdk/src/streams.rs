@@ -4,9 +4,11 @@ use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter};
 
 use bindings::exports::inet::service::handler::Guest;
 
+pub use bell::{Bell, Ringer, bell};
 pub use bindings::inet::service::types::{ErrorCode, Peer};
 pub use lines::Lines;
 
+mod bell;
 mod lines;
 
 /// What `wit-bindgen` makes of world `service`.
@@ -29,7 +31,9 @@ const CHUNK: usize = 16 * 1024;
 pub trait Service {
     /// Serves one connection. `Ok` ends it with FIN, after all that was written; an error resets it.
     ///
-    /// Each connection has an instance of its own, so what is kept in statics is seen by no other.
+    /// Each connection has an instance of its own, so what is kept in statics is seen by no other; unless the operator has
+    /// connections share an instance, by `--isolation service`. Then statics are where they meet, and a [`bell`] is how one wakes
+    /// another.
     ///
     /// # Errors
     ///

@@ -5,7 +5,8 @@ mod service;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, Terms};
 use crate::scaffold;
@@ -119,6 +120,27 @@ enum Verb {
         #[command(flatten)]
         limits: LimitFlags,
     },
+}
+
+impl Cli {
+    /// The same, if its flags can be had together.
+    ///
+    /// # Errors
+    ///
+    /// They cannot.
+    pub fn checked(self) -> Result<Self, clap::Error> {
+        let service = match &self.command {
+            None => &self.service,
+            Some(Verb::Record { service, .. } | Verb::Config { service, .. }) => service,
+            Some(Verb::Check { .. } | Verb::New { .. } | Verb::Replay { .. }) => return Ok(self),
+        };
+        if service.has_instances_for_nothing() {
+            let conflict =
+                "--instances is for --isolation service, and each connection has an instance of its own";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+        }
+        Ok(self)
+    }
 }
 
 /// Where the configuration is.

@@ -8,7 +8,8 @@ use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
 use crate::config::{
-    CacheDir, Config, GrantedDir, Grants, Limits, Log, LogConnections, LogFormat, LogLevel, Rate, Service,
+    CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogConnections, LogFormat, LogLevel, Rate,
+    Service,
 };
 use crate::values;
 
@@ -35,6 +36,14 @@ pub(super) struct ServiceFlags {
     /// Load the component again when its file or that of a middleware changes, as SIGHUP does; connections that are open keep what they have
     #[arg(long, requires = "files", help_heading = "Service")]
     pub(super) watch: bool,
+
+    /// What has an instance of its own: each connection, or the service, whose connections can meet then
+    #[arg(long, value_name = "OF", value_enum, default_value_t = IsolationArg::Connection, help_heading = "Service")]
+    pub(super) isolation: IsolationArg,
+
+    /// Instances of a service by `--isolation service`, or `cores` for one per core [default: 1]
+    #[arg(long, value_name = "N", value_parser = values::instances, help_heading = "Service")]
+    pub(super) instances: Option<NonZeroUsize>,
 
     /// Have idle sessions move to a new generation, if both components export `migration`; others keep what they have
     #[arg(long, requires = "component", help_heading = "Service")]
@@ -166,6 +175,13 @@ pub(super) struct LimitFlags {
     pub(super) max_bytes_out: Off<u64>,
 }
 
+impl ServiceFlags {
+    /// Whether it is said how many instances connections share that share none.
+    pub(super) fn has_instances_for_nothing(&self) -> bool {
+        self.instances.is_some() && self.isolation == IsolationArg::Connection
+    }
+}
+
 /// What clap knows the flags by.
 pub(super) fn ids() -> Vec<Id> {
     let flags = ServiceFlags::augment_args(clap::Command::new(""));
@@ -198,6 +214,12 @@ pub(super) enum Format {
     Json,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum IsolationArg {
+    Connection,
+    Service,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Connections {
     All,
@@ -217,6 +239,12 @@ impl From<ServiceFlags> for Config {
             preinit: flags.preinit,
             watch: flags.watch,
             migrate: flags.migrate,
+            isolation: match flags.isolation {
+                IsolationArg::Connection => Isolation::Connection,
+                IsolationArg::Service => Isolation::Service {
+                    instances: flags.instances.unwrap_or(NonZeroUsize::MIN),
+                },
+            },
             grants: flags.grants.into(),
             drain_generations: flags.drain_generations.0,
             gate: flags.gate,

@@ -1,8 +1,5 @@
 use std::time::Duration;
 
-use clap::CommandFactory;
-use clap::error::ErrorKind;
-
 use super::*;
 use crate::config::{Address, Limits, Listen, LogLevel, Mode, Service};
 
@@ -12,7 +9,7 @@ fn service(args: &[&str]) -> Result<Service, clap::Error> {
 }
 
 fn config(args: &[&str]) -> Result<Config, clap::Error> {
-    match Cli::try_parse_from([&["host"], args].concat())?.into() {
+    match Cli::try_parse_from([&["host"], args].concat())?.checked()?.into() {
         Command::Serve(Given::Flags(config)) => Ok(*config),
         other => panic!("{other:?}"),
     }
@@ -190,4 +187,6 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
     }
     let both = config(&["-v", "-q"]).unwrap_err();
     assert_eq!(both.kind(), ErrorKind::ArgumentConflict);
+    let instances = config(&["--instances", "2"]).unwrap_err();
+    assert_eq!(instances.kind(), ErrorKind::ArgumentConflict);
 }

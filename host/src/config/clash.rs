@@ -4,20 +4,30 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
-use super::{Address, Listen, Service};
+use super::{Address, Isolation, Listen, Service};
 
-/// A service, or a listener of it, that clashes with one before it.
+/// A service that cannot be as it is, or not beside one before it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{what}")]
 pub struct Clash {
     /// The service, counted from 0.
     pub service: usize,
-    /// Its listener, counted from 0; `None` where it is the name.
-    pub listener: Option<usize>,
+    /// What of it.
+    pub at: At,
     what: String,
 }
 
-/// Looks for services of one name, and for listeners of which only one could be bound.
+/// What of a service clashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// Its listener of this number, counted from 0.
+    Listener(usize),
+    /// What is set by this key, as the file names it.
+    Key(&'static str),
+}
+
+/// Looks for services of one name, for listeners of which only one could be bound, and for settings that contradict each
+/// other.
 ///
 /// # Errors
 ///
@@ -27,11 +37,18 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
         if services[..index].iter().any(|before| before.name == service.name) {
             return Err(Clash {
                 service: index,
-                listener: None,
+                at: At::Key("name"),
                 what: format!(
                     "there is a service `{}` already; choose another name",
                     service.name
                 ),
+            });
+        }
+        if let Some((key, what)) = contradiction(service) {
+            return Err(Clash {
+                service: index,
+                at: At::Key(key),
+                what: what.to_owned(),
             });
         }
         let before = services[..index]
@@ -42,7 +59,7 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
             if let Some((other, taken)) = before.iter().find(|(_, taken)| excludes(taken, listen)) {
                 return Err(Clash {
                     service: index,
-                    listener: Some(number),
+                    at: At::Listener(number),
                     what: format!(
                         "{} clashes with {} of service `{}`; choose another address",
                         listen.address, taken.address, other.name
@@ -53,6 +70,26 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
         }
     }
     Ok(())
+}
+
+/// What is set and cannot be where connections share instances.
+fn contradiction(service: &Service) -> Option<(&'static str, &'static str)> {
+    if service.isolation == Isolation::Connection {
+        None
+    } else if service.migrate {
+        Some((
+            "migrate",
+            "it is for sessions, which have instances of their own, and not for `--isolation service`",
+        ))
+    } else if service.limits.max_cpu_time.is_some() {
+        Some((
+            "max-cpu-time",
+            "it is for one connection's instance, and not for `--isolation service`: what one connection takes of an \
+             instance that many share cannot be told",
+        ))
+    } else {
+        None
+    }
 }
 
 /// Whether only one of the two could be bound.

@@ -25,17 +25,17 @@ pub struct Limits {
     ///
     /// Default: as many as come.
     pub max_rate_per_source: Option<Rate>,
-    /// Bytes of all linear memories and tables of one connection's instance together.
+    /// Bytes of all linear memories and tables of one instance together, be it that of one connection or of many.
     ///
     /// Default 64 MiB. Growth beyond it fails, which the guest sees; an instance that would start above it is
-    /// not made. Worst case in all: this times `max_connections`.
+    /// not made. Worst case in all: this times `max_connections`, or times the instances that connections share.
     pub max_memory: usize,
     /// How long one connection may keep its thread before others have their turn.
     ///
     /// Default 2 ms, and no finer than 1 ms.
     pub cpu_slice: Duration,
-    /// How long the start of an instance and each call of a session may take, waiting and the turns of others included;
-    /// `None` for ever.
+    /// How long the start of an instance and each call of a session may take, waiting and the turns of others included, and
+    /// how long an instance that connections share may keep all but one of them waiting; `None` for ever.
     ///
     /// Default 1 second.
     pub max_call_time: Option<Duration>,

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use clash::{Clash, clash};
+pub use clash::{At, Clash, clash};
 pub use limits::{Limits, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
@@ -55,6 +55,8 @@ pub struct Service {
     pub grants: Grants,
     /// Idle sessions move when another generation replaces theirs.
     pub migrate: bool,
+    /// Which connections share an instance.
+    pub isolation: Isolation,
     /// How long connections of a generation may go on when another has replaced it; `None` for as long as they like.
     pub drain_generations: Option<Duration>,
     /// Conversations that a component has to pass before it replaces another.
@@ -69,6 +71,19 @@ pub struct Service {
     pub limits: Limits,
     /// Which of its connections have a line in the log.
     pub log_connections: LogConnections,
+}
+
+/// Which connections share an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// None: each has one of its own.
+    #[default]
+    Connection,
+    /// All of a service, or as many as come to one of its instances.
+    Service {
+        /// How many instances there may be. Each is started when a connection comes and all that there are have some.
+        instances: NonZeroUsize,
+    },
 }
 
 /// On what terms a component is tried, without serving.

@@ -1,17 +1,18 @@
 //! From tables to a checked [`Config`].
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 
 use super::keys::{
-    AccessTable, DefaultsTable, File, GrantsTable, LimitsTable, ListenTable, LogConnections, LogFormat,
-    LogLevel, ServiceTable, SocketTable, TlsTable,
+    AccessTable, DefaultsTable, File, GrantsTable, Isolation, LimitsTable, ListenTable, LogConnections,
+    LogFormat, LogLevel, ServiceTable, SocketTable, TlsTable,
 };
 use super::problem::Problem;
 use super::words::{Kind, Word};
-use crate::config::{self, Access, Address, CacheDir, Config, Grants, Limits, Listen, Service};
+use crate::config::{self, Access, Address, At, CacheDir, Config, Grants, Limits, Listen, Service};
 use crate::values;
 
 /// Makes a [`Config`] of a file.
@@ -117,6 +118,17 @@ impl Builder<'_> {
             watch: watch && has_files,
             grants,
             migrate: migrate && has_component,
+            isolation: match (table.isolation.or(defaults.isolation), table.instances) {
+                (None | Some(Isolation::Connection), None) => config::Isolation::Connection,
+                (None | Some(Isolation::Connection), Some(_)) => {
+                    let message =
+                        "it takes `isolation = \"service\"`, and each connection has an instance of its own";
+                    return Err(self.problem(at, &format!("{key}.instances"), message));
+                }
+                (Some(Isolation::Service), instances) => config::Isolation::Service {
+                    instances: value(instances, NonZeroUsize::MIN),
+                },
+            },
             drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),
             gate: table.gate.map(|path| self.path(path)),
             record: table.record.map(|path| self.path(path)),
@@ -221,14 +233,15 @@ impl Builder<'_> {
             return Ok(());
         };
         let place = places.get(clash.service);
-        let (key, span) = match clash.listener {
-            None => (
-                format!("service[{}].name", clash.service),
+        let service = clash.service;
+        let (key, span) = match clash.at {
+            At::Key(key) => (
+                format!("service[{service}].{key}"),
                 place.map(|place| place.name.clone()),
             ),
-            Some(listener) => (
-                format!("service[{}].listen[{listener}]", clash.service),
-                place.and_then(|place| place.listen.get(listener).cloned()),
+            At::Listener(number) => (
+                format!("service[{service}].listen[{number}]"),
+                place.and_then(|place| place.listen.get(number).cloned()),
             ),
         };
         Err(self.problem(span.unwrap_or_default(), &key, &clash.to_string()))

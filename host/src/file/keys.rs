@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::words::{
-    Backlog, Buffer, Bytes, Connections, Count, Deadline, Destination, Directory, Keepalive, ListenAddress,
-    MaxRate, Name, Network, Owner, Protocol, Size, Slice, SocketMode, Threads, Time, Timeout, Word,
+    Backlog, Buffer, Bytes, Connections, Count, Deadline, Destination, Directory, Instances, Keepalive,
+    ListenAddress, MaxRate, Name, Network, Owner, Protocol, Size, Slice, SocketMode, Threads, Time, Timeout,
+    Word,
 };
 
 /// Makes a table whose keys may all be left out. What one table leaves out it can take from another.
@@ -92,6 +93,14 @@ pub(super) enum LogLevel {
     Trace,
 }
 
+/// What has an instance of its own.
+#[derive(Clone, Copy, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Isolation {
+    Connection,
+    Service,
+}
+
 /// Which connections have a line in the log.
 #[derive(Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -110,6 +119,8 @@ table! {
         watch: bool,
         /// Idle sessions move to a new generation.
         migrate: bool,
+        /// What has an instance of its own: each connection, or the service.
+        isolation: Isolation,
         /// How long connections may go on when another generation has replaced theirs, or `off`.
         drain_generations: Word<Timeout>,
         /// Connections that have a line in the log when they end.
@@ -159,6 +170,12 @@ pub(super) struct ServiceTable {
     /// Idle sessions move to a new generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) migrate: Option<bool>,
+    /// What has an instance of its own: each connection, or the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) isolation: Option<Isolation>,
+    /// Instances of a service whose connections share them, or `cores` for one per core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) instances: Option<Word<Instances>>,
     /// How long connections may go on when another generation has replaced theirs, or `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) drain_generations: Option<Word<Timeout>>,

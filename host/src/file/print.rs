@@ -4,8 +4,9 @@ use anyhow::Context as _;
 use toml::Spanned;
 
 use super::keys::{
-    AccessTable, DefaultsTable, File, GrantsTable, IdentityTable, LimitsTable, ListenEntry, ListenTable,
-    LogConnections, LogFormat, LogLevel, LogTable, ProxyProtocolTable, ServiceTable, SocketTable, TlsTable,
+    AccessTable, DefaultsTable, File, GrantsTable, IdentityTable, Isolation, LimitsTable, ListenEntry,
+    ListenTable, LogConnections, LogFormat, LogLevel, LogTable, ProxyProtocolTable, ServiceTable,
+    SocketTable, TlsTable,
 };
 use super::words::{Kind, Word};
 use crate::config::{self, CacheDir, Config, Limits, Listen, Service, Tls};
@@ -64,6 +65,14 @@ fn service(service: &Service) -> ServiceTable {
         preinit: Some(service.preinit),
         watch: Some(service.watch),
         migrate: Some(service.migrate),
+        isolation: Some(match service.isolation {
+            config::Isolation::Connection => Isolation::Connection,
+            config::Isolation::Service { .. } => Isolation::Service,
+        }),
+        instances: match service.isolation {
+            config::Isolation::Connection => None,
+            config::Isolation::Service { instances } => Some(Word(instances)),
+        },
         drain_generations: Some(Word(service.drain_generations)),
         log_connections: Some(match service.log_connections {
             config::LogConnections::All => LogConnections::All,

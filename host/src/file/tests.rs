@@ -23,6 +23,7 @@ level = "warn"
 [defaults]
 watch = true
 log-connections = "failed"
+drain-generations = "1h"
 grants = { env = { LANG = "C" } }
 access = { deny = ["192.0.2.0/24"] }
 socket = { backlog = 16, nodelay = false }
@@ -41,6 +42,8 @@ component = "second.wasm"
 middleware = ["limit.wasm", "/log.wasm"]
 args = ["--strict"]
 gate = "conversations"
+isolation = "service"
+instances = 2
 access = { allow = ["::1"] }
 grants = { allow-outbound = ["192.0.2.7:5432"] }
 

@@ -146,6 +146,8 @@ kinds! {
     Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", number;
     /// Connections in a time.
     MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", number;
+    /// Instances that connections share.
+    Instances: NonZeroUsize = values::instances, ToString::to_string, "cores", number;
     /// Threads.
     Threads: NonZeroUsize = values::threads, ToString::to_string, "4", number;
     /// Connections that wait.

@@ -1,4 +1,4 @@
-//! What guests write to standard error: lines of the log, with the number of the connection.
+//! What guests write to standard error: lines of the log, with the number of the connection or of the instance.
 
 use std::io;
 use std::pin::Pin;
@@ -16,31 +16,49 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 /// Bytes of a line that are logged in one piece.
 const MAX_LINE: usize = 1024;
 
-/// Lines of one connection that are logged.
+/// Lines of one connection that are logged; of an instance that connections share, so many after each that has joined.
 const MAX_LINES: u32 = 1000;
 
 /// Bytes that a guest may write at once.
 const PERMIT: usize = 64 << 10;
 
+/// Whose guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaker {
+    /// Nobody's: nothing is logged.
+    Nobody,
+    /// That of the connection of this number.
+    Connection(u64),
+    /// That of all connections of the instance of this number.
+    Instance(u64),
+}
+
 /// How many lines of a connection have been logged, whichever of its guests has written them.
 #[derive(Clone, Default)]
 pub(super) struct Logged(Arc<AtomicU32>);
 
-/// The standard error of a connection's guest. Nothing about it waits or fails.
+impl Logged {
+    /// Begins to count again.
+    pub(super) fn forget(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+/// The standard error of a guest. Nothing about it waits or fails.
 #[derive(Clone)]
 pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
 
 struct Lines {
-    connection: u64,
+    speaker: Speaker,
     partial: Vec<u8>,
     logged: Logged,
 }
 
 impl Diagnostics {
-    /// That of the connection of this number; 0 stands for none, of which nothing is logged.
-    pub(super) fn of(connection: u64, logged: Logged) -> Self {
+    /// That of this one's guest.
+    pub(super) fn of(speaker: Speaker, logged: Logged) -> Self {
         Self(Arc::new(Mutex::new(Lines {
-            connection,
+            speaker,
             partial: Vec::new(),
             logged,
         })))
@@ -66,22 +84,27 @@ impl Lines {
 
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
-        let connection = self.connection;
+        let (connection, instance) = match self.speaker {
+            Speaker::Nobody => return,
+            Speaker::Connection(number) => (Some(number), None),
+            Speaker::Instance(number) => (None, Some(number)),
+        };
         let Logged(logged) = &self.logged;
-        if connection == 0 || logged.load(Relaxed) > MAX_LINES {
+        if logged.load(Relaxed) > MAX_LINES {
             return;
         }
-        // All guests of a connection are run by its one task.
+        // All guests of a connection are run by its one task, and an instance by its own.
         if logged.fetch_add(1, Relaxed) == MAX_LINES {
             warn!(
                 connection,
+                instance,
                 "the guest writes more than {MAX_LINES} lines to standard error: no more are logged"
             );
             return;
         }
         // As a field, so that control characters are escaped and no line of the host can be forged.
         let line = String::from_utf8_lossy(line.trim_ascii_end());
-        info!(connection, stderr = &*line, "the guest says");
+        info!(connection, instance, stderr = &*line, "the guest says");
     }
 }
 

@@ -2,14 +2,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::future::{pending, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 use wasmtime::component::Component;
@@ -20,16 +15,14 @@ use super::Sandbox;
 use super::code::Code;
 use super::compose::{compose, importer};
 use super::content::{Content, Digest};
-use super::contract::{self, Contract, CpuLimit, End, Fault, Prepared, Served};
-use super::diagnostics::Logged;
+use super::contract::{self, Contract, Prepared};
+use super::diagnostics::{Logged, Speaker};
 use super::engine::Engine;
 use super::load_error::{LoadError, Refusal};
 use super::needs::Needs;
-use super::seat::Seat;
+use super::shared::Instances;
 use super::state::State;
-use crate::half::Half;
-use crate::peer::Peer;
-use crate::relay::relay;
+use crate::config::Isolation;
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
@@ -38,6 +31,8 @@ const PROBE: Duration = Duration::from_secs(5);
 pub struct Generation {
     pub(super) prepared: Prepared,
     pub(super) engine: Engine,
+    /// Where connections share instances.
+    pub(super) shared: Option<Instances>,
     code: Code,
     /// Its name, for itself.
     program: Arc<str>,
@@ -65,6 +60,7 @@ impl Sandbox {
             Code::Module(module) => prepare_module(&engine, module),
         }
         .map_err(refused)?;
+        let shared = self.shared(&prepared).map_err(refused)?;
         let generation = Generation {
             mappings: engine.mappings(code.required().memories),
             code,
@@ -72,9 +68,10 @@ impl Sandbox {
             program: Arc::clone(content.program()),
             prepared,
             engine,
+            shared,
         };
         let store = generation
-            .store(0, None)
+            .store(Speaker::Nobody, None)
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         match timeout(PROBE, generation.try_in(store)).await {
             Ok(Ok(())) => {}
@@ -101,6 +98,20 @@ impl Sandbox {
             Ok(Cow::Owned(compose(content, &service)?))
         } else {
             Ok(service)
+        }
+    }
+
+    /// The instances that connections are to share, if they are, and if they can by this contract.
+    fn shared(&self, prepared: &Prepared) -> Result<Option<Instances>, Refusal> {
+        match (self.isolation, prepared) {
+            (Isolation::Connection, _) => Ok(None),
+            (Isolation::Service { instances }, Prepared::Streams(pre)) => {
+                Ok(Some(Instances::new(pre.clone(), instances, &self.started)))
+            }
+            (Isolation::Service { .. }, other) => Err(Refusal::NotShared {
+                contract: other.contract().interface(),
+                streams: Contract::Streams.interface(),
+            }),
         }
     }
 
@@ -143,14 +154,15 @@ impl Generation {
         self.mappings
     }
 
-    /// A store for an instance, for the connection of this number, of which so many lines were `logged` if it is not the first.
+    /// A store for an instance that writes to standard error as `speaker`, of which so many lines were `logged` if it is not the
+    /// first.
     ///
     /// # Errors
     ///
     /// The host cannot give it what is granted.
-    pub(super) fn store(&self, connection: u64, logged: Option<Logged>) -> wasmtime::Result<Store<State>> {
+    pub(super) fn store(&self, speaker: Speaker, logged: Option<Logged>) -> wasmtime::Result<Store<State>> {
         let program = self.contract() == Contract::Cli;
-        let mut store = State::store(&self.engine, &self.program, connection, logged, program)?;
+        let mut store = State::store(&self.engine, &self.program, speaker, logged, program)?;
         if let Code::Module(_) = &self.code {
             // What a module reads and writes at once is counted, and lies in its memory.
             store.set_hostcall_fuel(self.engine.limits.max_memory);
@@ -164,7 +176,7 @@ impl Generation {
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        self.try_in(self.store(0, None)?).await
+        self.try_in(self.store(Speaker::Nobody, None)?).await
     }
 
     async fn try_in(&self, mut store: Store<State>) -> wasmtime::Result<()> {
@@ -172,75 +184,24 @@ impl Generation {
         self.engine.ticker.run(probe).await
     }
 
+    /// It serves new connections from now on, or not: then instances that connections share end with the last of these.
+    pub fn set_current(&self, current: bool) {
+        if let Some(instances) = &self.shared {
+            instances.set_current(current);
+        }
+    }
+
+    /// Gives the connections to come another instance than those before, where connections share one.
+    pub fn renew(&self) {
+        if let Some(instances) = &self.shared {
+            instances.renew();
+        }
+    }
+
     /// Whether its sessions can move to another generation, or be taken from one.
     pub fn migrates(&self) -> bool {
         self.prepared.migrates()
     }
-}
-
-/// Serves one connection with a fresh instance of its generation, which is gone when this returns or is dropped.
-///
-/// # Errors
-///
-/// The instance could not be made, or trapped.
-pub async fn serve<S, R, W>(
-    seat: &S,
-    peer: &Peer,
-    inbound: &Half<R>,
-    outbound: &Half<W>,
-) -> Result<End, Fault>
-where
-    S: Seat,
-    R: AsyncRead + Unpin + Send + 'static,
-    W: AsyncWrite + Unpin + Send + 'static,
-{
-    let generation = seat.generation();
-    let ticker = Arc::clone(&generation.engine.ticker);
-    let max_cpu_time = generation.engine.limits.max_cpu_time;
-    // In a box, so that what a relay holds of it is gone with the instance.
-    let guest = Box::pin(async {
-        let mut store = generation.store(peer.connection, None).map_err(Fault::Grant)?;
-        contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
-    });
-    let guest = ticker.run(guest);
-    let served = match max_cpu_time {
-        None => guest.await?,
-        Some(max) => within(max, guest)
-            .await
-            .unwrap_or(Err(Fault::Cpu(CpuLimit::Total)))?,
-    };
-    match served {
-        Served::Ended(end) => Ok(end),
-        Served::Returned(mut reader, mut writer) => {
-            // Where it fails, the half says how.
-            let _ = relay(&mut reader, &mut writer, pending()).await;
-            Ok(End::Finished)
-        }
-    }
-}
-
-/// Runs `future` until it has used `max` of this thread's time on the processor; `None` if it is not done by then.
-async fn within<F: Future>(max: Duration, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut used = Duration::ZERO;
-    poll_fn(|cx| {
-        let before = processor_time();
-        let polled = future.as_mut().poll(cx);
-        used += processor_time().saturating_sub(before);
-        match polled {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if used > max => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// The time that this thread has been on the processor.
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // Neither is ever negative.
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 #[cfg(test)]

@@ -142,6 +142,17 @@ pub enum Refusal {
          without what is named there, or leave out --preinit"
     )]
     Snapshot(String),
+    /// Its connections cannot share instances.
+    #[error(
+        "exports `{contract}`, and --isolation service is for `{streams}` alone, by which a guest can serve many connections at \
+         once: build it against world `service` of `wit/`, or leave out --isolation"
+    )]
+    NotShared {
+        /// The contract by which it serves.
+        contract: &'static str,
+        /// The streams contract.
+        streams: &'static str,
+    },
     /// It could not be instantiated.
     #[error(
         "cannot start ({0}): mend what it does at its start, or raise --max-memory if memory is what it lacks"

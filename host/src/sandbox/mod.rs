@@ -1,7 +1,7 @@
 //! The sandbox: everything that knows wasmtime.
 //!
 //! A [`Sandbox`] is what all connections share. It loads a component into a [`Generation`], which then serves
-//! connections, each with an instance of its own.
+//! connections, each with an instance of its own or, where that is asked for, several with one.
 
 mod cache;
 mod code;
@@ -13,25 +13,31 @@ mod engine;
 mod facts;
 mod generation;
 mod grants;
+mod leash;
 mod load_error;
 mod needs;
 mod preinit;
+mod pulse;
 mod seat;
+mod serve;
+mod shared;
 mod state;
 mod stdio;
 mod ticker;
 mod waiters;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use facts::{Facts, Import};
-pub use generation::{Generation, serve};
+pub use generation::Generation;
 pub use load_error::{LoadError, Refusal};
 pub use seat::{Offer, Seat, Stays};
+pub use serve::serve;
 
-use crate::config::{CacheDir, Grants, Limits};
+use crate::config::{CacheDir, Grants, Isolation, Limits};
 use cache::Cache;
 use engine::Engine;
 use grants::Granted;
@@ -49,6 +55,9 @@ pub struct Sandbox {
     granted: Arc<Granted>,
     cache: Option<Cache>,
     preinit: bool,
+    isolation: Isolation,
+    /// Instances that connections share, and that were started.
+    started: Arc<AtomicU64>,
     ticker: Arc<Ticker>,
     engines: Mutex<Vec<(Needs, Engine)>>,
 }
@@ -66,6 +75,8 @@ impl Sandbox {
             granted: Arc::new(Granted::resolve(grants)?),
             cache: Cache::choose(cache),
             preinit: false,
+            isolation: Isolation::Connection,
+            started: Arc::default(),
             ticker: Ticker::start(limits.cpu_slice)?,
             engines: Mutex::new(Vec::new()),
         })
@@ -75,6 +86,12 @@ impl Sandbox {
     #[must_use]
     pub fn preinit(self, preinit: bool) -> Self {
         Self { preinit, ..self }
+    }
+
+    /// The same, but connections are kept apart, or share instances, as `isolation` says.
+    #[must_use]
+    pub fn isolation(self, isolation: Isolation) -> Self {
+        Self { isolation, ..self }
     }
 
     fn engine(&self, needs: Needs) -> wasmtime::Result<Engine> {

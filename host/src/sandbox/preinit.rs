@@ -20,6 +20,7 @@ use super::Sandbox;
 use super::code::Code;
 use super::content::Content;
 use super::contract::Contract;
+use super::diagnostics::Speaker;
 use super::engine::Engine;
 use super::generation::{find_contract, line};
 use super::load_error::{LoadError, Refusal};
@@ -153,7 +154,13 @@ impl Sandbox {
 
 /// A store for an instance that is initialised: it has what every connection is granted, and no connection.
 fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wasmtime::Result<Store<State>> {
-    let mut store = State::store(engine, content.program(), 0, None, program.is_some())?;
+    let mut store = State::store(
+        engine,
+        content.program(),
+        Speaker::Nobody,
+        None,
+        program.is_some(),
+    )?;
     if let Some(kind) = program {
         store.data_mut().make_program(kind, &[], empty(), empty())?;
         if kind == ProgramKind::Module {

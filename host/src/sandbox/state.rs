@@ -1,4 +1,4 @@
-//! What the host keeps in the store of one connection.
+//! What the host keeps in a store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,17 @@ use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
-use super::diagnostics::{Diagnostics, Logged};
+use super::diagnostics::{Diagnostics, Logged, Speaker};
 use super::engine::Engine;
 use super::grants::Granted;
 use super::ticker::Ticker;
 
 /// Handles that a guest may hold at once. Beyond it, it traps.
 const MAX_HANDLES: usize = 10_000;
+
+/// Handles beyond these for each connection that an instance may have: the ends of its streams and futures, and what the
+/// guest waits for them by, with room for as many of the guest's own.
+const HANDLES_OF_A_CONNECTION: usize = 16;
 
 /// Bytes that a guest may pass to the host in one call. Beyond it, it traps. A write to a stream is not bounded
 /// by it, since its bytes stay in the guest's memory.
@@ -30,7 +34,7 @@ pub(super) struct State {
     max_call_time: Option<Duration>,
     granted: Arc<Granted>,
     program: Arc<str>,
-    connection: u64,
+    speaker: Speaker,
     /// `None` until a guest may have something to log.
     logged: Option<Logged>,
     wasi: Option<WasiCtx>,
@@ -48,8 +52,8 @@ pub(super) enum ProgramKind {
 }
 
 impl State {
-    /// A store for one instance of `program`, for the connection of this number, of which so many lines were `logged` if it is
-    /// not the first. What is a program is given its directories when it is run.
+    /// A store for one instance of `program`, which writes to standard error as `speaker`, of which so many lines were `logged`
+    /// if it is not the first. What is a program is given its directories when it is run.
     ///
     /// # Errors
     ///
@@ -57,13 +61,20 @@ impl State {
     pub(super) fn store(
         engine: &Engine,
         program: &Arc<str>,
-        connection: u64,
+        speaker: Speaker,
         logged: Option<Logged>,
         is_program: bool,
     ) -> wasmtime::Result<Store<Self>> {
         let granted = Arc::clone(&engine.granted);
+        let handles = match speaker {
+            Speaker::Nobody | Speaker::Connection(_) => MAX_HANDLES,
+            Speaker::Instance(_) => {
+                let connections = engine.limits.max_connections.get();
+                MAX_HANDLES.saturating_add(connections.saturating_mul(HANDLES_OF_A_CONNECTION))
+            }
+        };
         let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_HANDLES);
+        table.set_max_capacity(handles);
         let mut state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
@@ -73,7 +84,7 @@ impl State {
             preview1: None,
             granted,
             program: Arc::clone(program),
-            connection,
+            speaker,
             table,
             memory: Memory {
                 used: 0,
@@ -86,7 +97,7 @@ impl State {
         }
         let mut store = Store::new(engine.engine(), state);
         store.limiter(|state| &mut state.memory);
-        store.set_max_component_handles(MAX_HANDLES);
+        store.set_max_component_handles(handles);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
         store.epoch_deadline_callback(|store| Ok(store.data().ticker.interrupt()));
         store.set_epoch_deadline(1);
@@ -124,16 +135,23 @@ impl State {
         let Self {
             granted,
             program,
-            connection,
+            speaker,
             logged,
             preview1,
             ..
         } = self;
         // A module that is only tried has none.
         preview1.get_or_insert_with(|| {
-            let diagnostics = diagnostics(*connection, logged);
+            let diagnostics = diagnostics(*speaker, logged);
             for_a_module(&mut granted.without_dirs(program, diagnostics))
         })
+    }
+
+    /// Another connection has joined the instance.
+    pub(super) fn joined(&mut self) {
+        if let Some(logged) = &self.logged {
+            logged.forget();
+        }
     }
 
     /// How many lines of the connection have been logged, to be counted on.
@@ -142,7 +160,7 @@ impl State {
     }
 
     fn diagnostics(&mut self) -> Diagnostics {
-        diagnostics(self.connection, &mut self.logged)
+        diagnostics(self.speaker, &mut self.logged)
     }
 
     /// Whether a component holds handles of what the host made for it.
@@ -171,7 +189,7 @@ impl WasiView for State {
         let Self {
             granted,
             program,
-            connection,
+            speaker,
             logged,
             wasi,
             table,
@@ -179,7 +197,7 @@ impl WasiView for State {
         } = self;
         WasiCtxView {
             ctx: wasi.get_or_insert_with(|| {
-                let diagnostics = diagnostics(*connection, logged);
+                let diagnostics = diagnostics(*speaker, logged);
                 granted.without_dirs(program, diagnostics).build()
             }),
             table,
@@ -187,9 +205,9 @@ impl WasiView for State {
     }
 }
 
-/// Standard error for a guest of this connection.
-fn diagnostics(connection: u64, logged: &mut Option<Logged>) -> Diagnostics {
-    Diagnostics::of(connection, logged.get_or_insert_default().clone())
+/// Standard error for a guest.
+fn diagnostics(speaker: Speaker, logged: &mut Option<Logged>) -> Diagnostics {
+    Diagnostics::of(speaker, logged.get_or_insert_default().clone())
 }
 
 /// What a core module works with, whose handles are in a table of its own.

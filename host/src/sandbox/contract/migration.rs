@@ -13,6 +13,7 @@ use crate::bindings::movable_session_service::exports::inet::service::migration:
 };
 use crate::bindings::movable_session_service::inet::service::types;
 use crate::peer::Peer;
+use crate::sandbox::diagnostics::Speaker;
 use crate::sandbox::generation::Generation;
 use crate::sandbox::seat::{Offer, Seat, Stays};
 use crate::sandbox::state::State;
@@ -74,7 +75,7 @@ pub(super) async fn attempt<'a, S: Seat>(
     };
     // Both instances are there for a moment.
     let logged = store.data_mut().logged();
-    let mut other = match to.store(peer.connection, Some(logged)) {
+    let mut other = match to.store(Speaker::Connection(peer.connection), Some(logged)) {
         Ok(store) => store,
         Err(error) => {
             offer.decline(Stays::Failed(Fault::Grant(error)));

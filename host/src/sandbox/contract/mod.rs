@@ -1,7 +1,7 @@
 //! The contracts: how a connection is handed to an instance.
 
 mod command;
-mod handler;
+pub(super) mod handler;
 mod migration;
 mod sessions;
 
@@ -103,6 +103,9 @@ pub enum CpuLimit {
     /// On the whole connection.
     #[error("the guest has used its --max-cpu-time")]
     Total,
+    /// On keeping an instance to one connection, while others that share it wait.
+    #[error("the guest has kept the connections of its instance waiting for longer than --max-call-time")]
+    Turn,
     /// On one call that moves a session, where there is none on calls.
     #[error("a call that moves the session has taken longer than {0:?}")]
     Move(Duration),
@@ -119,6 +122,15 @@ pub enum Fault {
     Trap(wasmtime::Error),
     /// It was interrupted.
     Cpu(CpuLimit),
+    /// The instance failed that the connection shared with others.
+    Shared {
+        /// Its number.
+        instance: u64,
+        /// How it failed.
+        fault: Arc<Self>,
+        /// It is to be counted with this connection, and with none of the others.
+        counts: bool,
+    },
 }
 
 impl Fault {
@@ -128,7 +140,13 @@ impl Fault {
             Self::Grant(error) => format!("{error:#}"),
             Self::Start(error) | Self::Trap(error) => error.root_cause().to_string(),
             Self::Cpu(limit) => limit.to_string(),
+            Self::Shared { fault, .. } => fault.reason(),
         }
+    }
+
+    /// Whether it counts with this connection, and not with another that shared the instance.
+    pub fn counts(&self) -> bool {
+        !matches!(self, Self::Shared { counts: false, .. })
     }
 
     /// All there is to say, with how the guest came there, in several lines.
@@ -136,6 +154,8 @@ impl Fault {
         fmt::from_fn(|f| match self {
             Self::Grant(error) | Self::Start(error) | Self::Trap(error) => write!(f, "{error:?}"),
             Self::Cpu(limit) => write!(f, "{limit}"),
+            // Which is said once, when it fails.
+            Self::Shared { instance, .. } => write!(f, "with instance {instance}"),
         })
     }
 }

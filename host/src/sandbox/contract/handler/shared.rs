@@ -1,0 +1,216 @@
+//! The same for an instance that connections share: each is a call of `handle` beside the others.
+
+use std::future::pending;
+use std::pin::pin;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
+use wasmtime::component::{Accessor, AccessorTask, StreamReader};
+use wasmtime::{AsContextMut, Store};
+
+use super::halves::{self, Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
+use super::{drive, relay_beside};
+use crate::bindings::service::inet::service::types;
+use crate::bindings::service::{Service, ServicePre};
+use crate::half::Half;
+use crate::peer::Peer;
+use crate::sandbox::contract::{CpuLimit, Fault, Served, within};
+use crate::sandbox::leash::{Leash, Link, Outlet, leash};
+use crate::sandbox::pulse::Pulse;
+use crate::sandbox::state::State;
+
+/// A connection on its way into an instance.
+pub(in crate::sandbox) struct Arrival {
+    peer: types::Peer,
+    reader: Reader,
+    writer: Box<dyn Outlet>,
+    link: Arc<Link>,
+    outbound_ended: oneshot::Sender<HalfEnd>,
+    returned: oneshot::Sender<Returned>,
+}
+
+type Reader = Box<dyn AsyncRead + Unpin + Send>;
+
+/// What of its own inbound half a guest has returned as its outbound half.
+enum Returned {
+    /// The stream and the future.
+    Both,
+    /// The stream.
+    Stream(Ended),
+    /// Nothing.
+    Own,
+}
+
+/// Makes an instance in `store` and has it serve all that arrive, until no more can.
+///
+/// # Errors
+///
+/// The instance could not be made, trapped, or did not let others have their turn.
+pub(in crate::sandbox) async fn run(
+    pre: &ServicePre<State>,
+    store: &mut Store<State>,
+    mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+) -> Result<(), Fault> {
+    let max = store.data().max_call_time();
+    let service = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+    let service = Arc::new(service);
+    let pulse = Pulse::default();
+    let running = store.run_concurrent(async |accessor| {
+        accessor.spawn(Never)?;
+        pulse
+            .beat(async {
+                while let Some(arrival) = arrivals.recv().await {
+                    accessor.with(|mut store| store.as_context_mut().data_mut().joined());
+                    let service = Arc::clone(&service);
+                    accessor.spawn(Visit { service, arrival })?;
+                }
+                Ok(())
+            })
+            .await
+    });
+    match pulse.watch(max, running).await {
+        Some(ran) => ran.flatten().map_err(Fault::Trap),
+        None => Err(Fault::Cpu(CpuLimit::Turn)),
+    }
+}
+
+/// One connection, in its instance.
+struct Visit {
+    service: Arc<Service>,
+    arrival: Arrival,
+}
+
+impl AccessorTask<State> for Visit {
+    async fn run(self, accessor: &Accessor<State>) -> wasmtime::Result<()> {
+        let Self { service, arrival } = self;
+        let Arrival {
+            peer,
+            reader,
+            writer,
+            link,
+            outbound_ended,
+            returned,
+        } = arrival;
+        if returned.is_closed() {
+            // It was over before its turn came.
+            return Ok(());
+        }
+        link.take();
+        let (inbound_ended, inbound_end) = oneshot::channel();
+        let producer = Producer {
+            reader,
+            ended: Ended(Some(inbound_ended)),
+        };
+        let (stream, own_stream, end, own_end) = accessor.with(|mut store| {
+            let (stream, end, own_end) = halves::inbound(&mut store, producer, inbound_end)?;
+            let own_stream = stream.try_into_stream_any(&mut store)?;
+            let stream = StreamReader::try_from_stream_any(own_stream.clone())?;
+            wasmtime::error::Ok((stream, own_stream, end, own_end))
+        })?;
+        let handler = service.inet_service_handler();
+        let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
+        let what = accessor.with(|mut store| {
+            let stream = stream.try_into_stream_any(&mut store)?;
+            let is_own = stream == own_stream;
+            let stream: StreamReader<u8> = stream.try_into_stream_reader()?;
+            let mut end = end.try_into_future_any(&mut store)?;
+            let end_is_own = end == own_end;
+            // Whatever is not closed here stays in the store, which outlives the connection.
+            let given_back = if is_own {
+                stream.try_into::<Producer<Reader>>(&mut store)
+            } else {
+                Err(stream)
+            };
+            wasmtime::error::Ok(match given_back {
+                Ok(_) if end_is_own => {
+                    end.close(&mut store)?;
+                    Returned::Both
+                }
+                given_back => {
+                    let ended = Some(outbound_ended);
+                    let end = end.try_into_future_reader::<HalfEnd>()?;
+                    end.pipe(&mut store, EndConsumer { ended })?;
+                    match given_back {
+                        Ok(producer) => Returned::Stream(producer.ended),
+                        Err(stream) => {
+                            stream.pipe(&mut store, Consumer { writer })?;
+                            Returned::Own
+                        }
+                    }
+                }
+            })
+        })?;
+        // Nobody takes it where the connection is over.
+        let _ = returned.send(what);
+        wasmtime::error::Ok(())
+    }
+}
+
+/// A connection, as its own task sees it.
+pub(in crate::sandbox) struct Visitor<'a, R, W> {
+    inbound: &'a Half<R>,
+    outbound: &'a Half<W>,
+    /// Take the halves back when they are dropped.
+    _leashes: (Leash<R>, Leash<W>),
+    outbound_end: oneshot::Receiver<HalfEnd>,
+    returned: oneshot::Receiver<Returned>,
+}
+
+impl<'a, R, W> Visitor<'a, R, W>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    /// A connection that is to be sent to an instance; `None` while its halves are lent.
+    pub(in crate::sandbox) fn new(
+        peer: &Peer,
+        inbound: &'a Half<R>,
+        outbound: &'a Half<W>,
+        link: &Arc<Link>,
+    ) -> Option<(Self, Arrival)> {
+        let (reader, leashed_reader) = leash(inbound.lend()?, link);
+        let (writer, leashed_writer) = leash(outbound.lend()?, link);
+        let (outbound_ended, outbound_end) = oneshot::channel();
+        let (returned_by_guest, returned) = oneshot::channel();
+        let arrival = Arrival {
+            peer: peer.into(),
+            reader: Box::new(leashed_reader),
+            writer: Box::new(leashed_writer),
+            link: Arc::clone(link),
+            outbound_ended,
+            returned: returned_by_guest,
+        };
+        let visitor = Self {
+            inbound,
+            outbound,
+            _leashes: (reader, writer),
+            outbound_end,
+            returned,
+        };
+        Some((visitor, arrival))
+    }
+
+    /// Waits until the guest is done with the connection; for ever if its instance ends before. When this is dropped the
+    /// guest has nothing of the connection any more.
+    pub(in crate::sandbox) async fn stay(self, started: impl FnOnce()) -> Served<R, W> {
+        let Ok(returned) = self.returned.await else {
+            return pending().await;
+        };
+        started();
+        let driving = pin!(drive(self.inbound, self.outbound, self.outbound_end));
+        let ended = match returned {
+            Returned::Own => return Served::Ended(driving.await),
+            Returned::Stream(ended) => Some(ended),
+            Returned::Both => None,
+        };
+        // What it has returned is at home again.
+        let (Some(reader), Some(writer)) = (self.inbound.lend(), self.outbound.lend()) else {
+            return pending().await;
+        };
+        match ended {
+            None => Served::Returned(reader, writer),
+            Some(ended) => Served::Ended(relay_beside(driving, reader, writer, ended).await),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Whether an instance that connections share lets all of them have their turn.
+//!
+//! One call into a guest at a time has the store. While it computes, or waits for the host in a way that nothing else in the
+//! instance can go on beside, all others wait. So a future of the host stands among those that the store polls: whenever
+//! the store can turn to it, nobody has been kept waiting.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// The pulse of one instance.
+#[derive(Debug, Default)]
+pub(super) struct Pulse(AtomicBool);
+
+impl Pulse {
+    /// Runs `future`, which the store has to poll each time that it can turn to something else.
+    pub(super) async fn beat<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            self.0.store(true, Relaxed);
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Runs `instance`, in which [`Pulse::beat`] runs, to its end; `None` if that has not been polled for longer than `max`
+    /// while there was something to do.
+    pub(super) async fn watch<F: Future>(&self, max: Option<Duration>, instance: F) -> Option<F::Output> {
+        let mut instance = pin!(instance);
+        let Some(max) = max else {
+            return Some(instance.await);
+        };
+        let mut poll = |cx: &mut Context<'_>| {
+            let polled = instance.as_mut().poll(cx);
+            (polled, self.0.swap(false, Relaxed))
+        };
+        let mut last = Instant::now();
+        let mut timer = pin!(sleep_until(last));
+        // What is idle has no timer, so that it wakes nobody.
+        let mut armed = false;
+        poll_fn(|cx| {
+            let due = armed && timer.is_elapsed();
+            let (polled, mut beats) = poll(cx);
+            if let Poll::Ready(output) = polled {
+                return Poll::Ready(Some(output));
+            }
+            let now = Instant::now();
+            if beats && due {
+                // A call that has the store may have begun after the beat: then there is none now.
+                let (polled, again) = poll(cx);
+                if let Poll::Ready(output) = polled {
+                    return Poll::Ready(Some(output));
+                }
+                armed = !again;
+                if again {
+                    return Poll::Pending;
+                }
+                last = now;
+                beats = true;
+            }
+            if beats {
+                last = now;
+            } else if now.duration_since(last) >= max {
+                return Poll::Ready(None);
+            }
+            if !armed || due {
+                armed = true;
+                timer.as_mut().reset(last + max);
+            }
+            if timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    use tokio::sync::Notify;
+    use tokio::time::{advance, sleep, timeout};
+
+    use super::*;
+
+    const MAX: Duration = Duration::from_secs(1);
+
+    /// Polls `work` until it is done for now, and only then what beats, as a store does with its calls.
+    async fn store(pulse: &Pulse, work: impl Future<Output = ()>, polls: &AtomicU32) {
+        let mut work = pin!(work);
+        let mut beat = pin!(pulse.beat(pending::<()>()));
+        let mut done = false;
+        poll_fn(|cx| {
+            polls.fetch_add(1, Relaxed);
+            done = done || work.as_mut().poll(cx).is_ready();
+            if done {
+                beat.as_mut().poll(cx)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_the_store_for_too_long_is_ended_on_time() {
+        let (pulse, polls) = (Pulse::default(), AtomicU32::new(0));
+        let start = Instant::now();
+        let watched = pulse.watch(Some(MAX), store(&pulse, pending(), &polls)).await;
+        assert!(watched.is_none());
+        assert_eq!(start.elapsed().as_secs(), MAX.as_secs());
+        let watched = pulse.watch(Some(MAX), store(&pulse, sleep(MAX / 2), &polls));
+        assert!(timeout(10 * MAX, watched).await.is_err(), "it was done in time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_nothing_is_ended() {
+        let (pulse, polls) = (Pulse::default(), AtomicU32::new(0));
+        let watched = pulse.watch(None, store(&pulse, pending(), &polls));
+        assert!(timeout(10 * MAX, watched).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_idle_is_left_alone() {
+        let pulse = Arc::<Pulse>::default();
+        let polls = Arc::new(AtomicU32::new(0));
+        let wake = Arc::new(Notify::new());
+        let (theirs, counted, woken) = (Arc::clone(&pulse), Arc::clone(&polls), Arc::clone(&wake));
+        let idle = async move {
+            poll_fn(|_| {
+                counted.fetch_add(1, Relaxed);
+                Poll::Ready(())
+            })
+            .await;
+            loop {
+                woken.notified().await;
+                counted.fetch_add(1, Relaxed);
+            }
+        };
+        let beating = async move { theirs.watch(Some(MAX), theirs.beat(idle)).await };
+        let task = tokio::spawn(beating);
+        tokio::task::yield_now().await;
+        advance(3 * MAX).await;
+        tokio::task::yield_now().await;
+        // However long it then is.
+        advance(1000 * MAX).await;
+        tokio::task::yield_now().await;
+        wake.notify_one();
+        tokio::task::yield_now().await;
+        assert_eq!(polls.load(Relaxed), 2);
+        assert!(!task.is_finished());
+        task.abort();
+    }
+}

@@ -1,0 +1,268 @@
+//! Instances that connections share.
+//!
+//! Each has a task, which owns its store. A connection sends its halves there, on leashes, and waits in its own task, where
+//! all its limits are watched. An instance is started by the first connection that finds none idle, and lives as long as
+//! its generation is current; then until its last connection is over. When it fails so do its connections, and the next
+//! connection starts a fresh one.
+
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
+use std::pin::pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use wasmtime::Store;
+
+use super::contract::handler::shared::{Arrival, Visitor, run};
+use super::contract::{End, Fault, Served};
+use super::diagnostics::Speaker;
+use super::generation::Generation;
+use super::leash::Link;
+use super::seat::Seat;
+use super::state::State;
+use crate::bindings::service::ServicePre;
+use crate::half::Half;
+use crate::peer::Peer;
+
+/// The instances of one generation that connections share.
+pub(super) struct Instances {
+    pre: ServicePre<State>,
+    /// How many there may be.
+    max: NonZeroUsize,
+    /// How many were started, of all generations.
+    started: Arc<AtomicU64>,
+    /// Locked when a connection begins, and when another generation comes.
+    live: Mutex<Live>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    instances: Vec<Arc<Instance>>,
+    /// The generation is not current: what is started now lives no longer than the connection that starts it.
+    closed: bool,
+}
+
+/// A running instance. It ends when nobody has this any more.
+#[derive(Debug)]
+struct Instance {
+    number: u64,
+    /// Holds no more than one arrival for each connection.
+    arrivals: mpsc::UnboundedSender<Arrival>,
+    end: Arc<Ending>,
+}
+
+/// How an instance has ended.
+#[derive(Debug, Default)]
+struct Ending {
+    /// It has failed; `failure` says how.
+    failed: CancellationToken,
+    failure: OnceLock<Failure>,
+    /// One of its connections has counted the failure.
+    counted: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Failure {
+    Fault(Arc<Fault>),
+    Panic,
+}
+
+impl Instances {
+    pub(super) fn new(pre: ServicePre<State>, max: NonZeroUsize, started: &Arc<AtomicU64>) -> Self {
+        Self {
+            pre,
+            max,
+            started: Arc::clone(started),
+            live: Mutex::default(),
+        }
+    }
+
+    /// The instances that are there end when their connections are over, and others start for those to come.
+    pub(super) fn renew(&self) {
+        self.live().instances.clear();
+    }
+
+    /// The generation is current from now on, or not.
+    pub(super) fn set_current(&self, current: bool) {
+        let mut live = self.live();
+        live.closed = !current;
+        if live.closed {
+            live.instances.clear();
+        }
+    }
+
+    /// The instance for a new connection: one that is idle, a new one if there may be more, or the one with the fewest.
+    fn join(&self, generation: &Generation) -> Result<Arc<Instance>, Fault> {
+        let mut live = self.live();
+        live.instances
+            .retain(|instance| !instance.end.failed.is_cancelled());
+        let least = live.instances.iter().min_by_key(|one| Arc::strong_count(one));
+        match least {
+            // Only this list has it.
+            Some(idle) if Arc::strong_count(idle) == 1 => Ok(Arc::clone(idle)),
+            Some(least) if live.instances.len() >= self.max.get() => Ok(Arc::clone(least)),
+            _ => {
+                let instance = self.start(generation).map_err(Fault::Grant)?;
+                if !live.closed {
+                    live.instances.push(Arc::clone(&instance));
+                }
+                Ok(instance)
+            }
+        }
+    }
+
+    fn start(&self, generation: &Generation) -> wasmtime::Result<Arc<Instance>> {
+        let number = self.started.fetch_add(1, Relaxed) + 1;
+        let store = generation.store(Speaker::Instance(number), None)?;
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        let end = Arc::<Ending>::default();
+        let guard = Guard {
+            number,
+            end: Arc::clone(&end),
+        };
+        tokio::spawn(live(self.pre.clone(), store, arrivals, guard));
+        Ok(Arc::new(Instance {
+            number,
+            arrivals: sender,
+            end,
+        }))
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        // What can panic while it is held leaves nothing half-written.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task of an instance.
+async fn live(
+    pre: ServicePre<State>,
+    mut store: Store<State>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    guard: Guard,
+) {
+    let instance = guard.number;
+    debug!(instance, "an instance starts, for connections to share");
+    let ticker = Arc::clone(store.data().ticker());
+    let ran = ticker.run(run(&pre, &mut store, arrivals)).await;
+    match ran {
+        Ok(()) => debug!(
+            instance,
+            "an instance ends: it has no connections, and gets no more"
+        ),
+        Err(fault) => {
+            warn!(
+                instance,
+                reason = fault.reason(),
+                "an instance has failed, and its connections with it: the next one starts another"
+            );
+            debug!(instance, "the guest failed: {}", fault.trace());
+            guard.end.fail(Failure::Fault(Arc::new(fault)));
+        }
+    }
+    // Its connections are told before their halves come back to them.
+    drop((guard, store));
+}
+
+/// Tells the connections of an instance if its task panics.
+struct Guard {
+    number: u64,
+    end: Arc<Ending>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.end.fail(Failure::Panic);
+        }
+    }
+}
+
+impl Ending {
+    fn fail(&self, failure: Failure) {
+        // There is no other.
+        let _ = self.failure.set(failure);
+        self.failed.cancel();
+    }
+}
+
+/// Serves one connection with an instance that it shares.
+///
+/// # Errors
+///
+/// The instance has failed.
+pub(super) async fn serve<S, R, W>(
+    seat: &S,
+    generation: &Generation,
+    instances: &Instances,
+    peer: &Peer,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+) -> Result<Served<R, W>, Fault>
+where
+    S: Seat,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    loop {
+        let link = Arc::<Link>::default();
+        let Some((visitor, arrival)) = Visitor::new(peer, inbound, outbound, &link) else {
+            return Ok(Served::Ended(End::Finished));
+        };
+        let instance = instances.join(generation)?;
+        let (connection, number) = (peer.connection, instance.number);
+        debug!(
+            connection,
+            instance = number,
+            "the connection has joined an instance"
+        );
+        // An instance that has ended takes no more, and says so below.
+        let _ = instance.arrivals.send(arrival);
+        let mut stay = pin!(visitor.stay(|| seat.started()));
+        let stayed = poll_fn(|cx| {
+            link.register(cx);
+            stay.as_mut().poll(cx).map(Some)
+        });
+        let served = tokio::select! {
+            biased;
+            () = instance.end.failed.cancelled() => None,
+            served = stayed => served,
+        };
+        let Some(failure) = instance.end.failure.get() else {
+            if let Some(served) = served {
+                return Ok(served);
+            }
+            continue;
+        };
+        match (served, failure) {
+            // It was over before, or has left the instance.
+            (Some(served @ Served::Returned(..)), _) => return Ok(served),
+            (Some(served), _) if outbound.ended() => return Ok(served),
+            // The hook for panics has said what happened.
+            (_, Failure::Panic) => resume_unwind(Box::new("the task of its instance has panicked")),
+            // Nothing has come of it, and the next instance may do better.
+            (_, Failure::Fault(fault)) if !link.taken() && !matches!(**fault, Fault::Start(_)) => {}
+            (_, Failure::Fault(fault)) => {
+                return Err(Fault::Shared {
+                    instance: number,
+                    fault: Arc::clone(fault),
+                    counts: !instance.end.counted.swap(true, Relaxed),
+                });
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Instances {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instances")
+            .field("live", &self.live)
+            .finish_non_exhaustive()
+    }
+}

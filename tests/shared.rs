@@ -1,0 +1,396 @@
+//! What connections that share an instance have in common, and what each still has to itself.
+
+use std::io::Read;
+
+use crate::harness::{Client, HUP, Host, NEW, Place, TERM, again, field, guest, refused, until};
+
+/// A host that serves with `guest` in instances that connections share.
+fn sharing(guest: &str, args: &[&str]) -> Host {
+    Host::serving(guest, &[&["--isolation", "service"], args].concat())
+}
+
+/// Comes into the chat room that `host` has for new connections, and finds `others` there.
+fn enter(host: &Host, name: &str, others: &str) -> Client {
+    let client = host.connect();
+    client.expect("Your name?\n");
+    client.send(format!("{name}\n"));
+    client.expect(format!("* here: {others}\n"));
+    client
+}
+
+/// What a guest gives for an order.
+fn answer(client: &Client, order: &str) -> String {
+    client.send(format!("{order}\n"));
+    client.line()
+}
+
+#[test]
+fn connections_meet() {
+    let host = sharing("chat", &[]);
+    let ann = enter(&host, "ann", "nobody else");
+    let bob = enter(&host, "bob", "ann");
+    let cy = host.connect();
+    cy.expect("Your name?\n");
+    cy.send("bob\ncy\n");
+    cy.expect("Somebody has that name. Your name?\n* here: ann, bob\n");
+    ann.expect("* bob has come\n* cy has come\n");
+    bob.expect("* cy has come\n");
+    bob.send("good \x1b[1mmorning\r\n");
+    for other in [&ann, &cy] {
+        other.expect("bob: good [1mmorning\n");
+    }
+    // Who has nothing more to say hears what was said before, and leaves.
+    bob.finish();
+    assert_eq!(bob.rest(), b"");
+    cy.reset();
+    ann.expect("* bob has gone\n* cy has gone\n");
+    let bob = enter(&host, "bob", "ann");
+    ann.expect("* bob has come\n");
+    bob.send("a line that is too long\n".repeat(2) + &"x".repeat(1025));
+    bob.expect_reset();
+    ann.expect("bob: a line that is too long\nbob: a line that is too long\n* bob has gone\n");
+}
+
+#[test]
+fn one_that_does_not_read_holds_up_nobody() {
+    let host = sharing("chat", &[]);
+    let slow = enter(&host, "slow", "nobody else");
+    let fast = enter(&host, "fast", "slow");
+    let talker = enter(&host, "talker", "fast, slow");
+    fast.expect("* talker has come\n");
+    let lines = format!("{}\n", "x".repeat(1000)).repeat(100);
+    let heard = format!("talker: {}\n", "x".repeat(1000)).repeat(100);
+    // Far more than all buffers between hold.
+    for _ in 0..200 {
+        talker.send(&lines);
+        fast.expect(&heard);
+    }
+    while !slow.line().starts_with("* you have missed ") {}
+}
+
+#[test]
+fn every_guest_by_streams_can_be_shared() {
+    for guest in ["echo", "arbiter", "copy"] {
+        let host = sharing(guest, &[]);
+        let clients: Vec<_> = (0..3).map(|_| host.connect()).collect();
+        for client in &clients {
+            client.echo("hello\n");
+        }
+        for client in clients {
+            client.echo(crate::harness::noise(3, 1 << 18));
+            client.finish();
+            assert_eq!(client.rest(), b"", "{guest}");
+            assert_eq!(host.outcome(), "finished", "{guest}");
+        }
+    }
+}
+
+#[test]
+fn a_trap_ends_the_connections_of_its_instance_and_no_other() {
+    let host = sharing("moody", &["--instances", "2", "-v"]);
+    let clients: Vec<_> = (0..6)
+        .map(|number| {
+            let client = host.connect();
+            // The one with fewer connections gets the next.
+            assert_eq!(answer(&client, "count"), (number / 2 + 1).to_string());
+            client
+        })
+        .collect();
+    clients[2].send("trap\n");
+    for number in [0, 2, 4] {
+        clients[number].expect_reset();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "guest-trap");
+        assert!(line.contains("unreachable"), "{line}");
+    }
+    for number in [1, 3, 5] {
+        clients[number].echo("still here\n");
+    }
+    assert_eq!(answer(&host.connect(), "count"), "1");
+    host.line("an instance starts");
+    let log = host.log();
+    assert_eq!(log.matches("an instance starts").count(), 3, "{log}");
+    assert_eq!(log.matches("an instance has failed").count(), 1, "{log}");
+}
+
+#[test]
+fn one_that_keeps_others_waiting_ends_with_its_instance_and_those_to_come_are_served() {
+    for (order, says) in [("spin", "spins"), ("sleep", "sleeps")] {
+        let host = sharing("moody", &["--threads", "1", "--max-call-time", "300ms"]);
+        let (client, neighbour) = (host.connect(), host.connect());
+        client.echo("hello\n");
+        neighbour.echo("hello\n");
+        client.send(format!("{order}\n"));
+        let line = host.line("the guest says");
+        assert_eq!(
+            (field(&line, "stderr"), field(&line, "instance")),
+            (says.into(), "1".into())
+        );
+        // It has not been taken, so it is not lost.
+        let next = host.connect();
+        assert_eq!(answer(&next, "count"), "1");
+        for lost in [client, neighbour] {
+            lost.expect_reset();
+            let line = host.line("connection ended");
+            assert_eq!(field(&line, "outcome"), "cpu-limit");
+            assert!(line.contains("--max-call-time"), "{line}");
+        }
+        next.echo("still here\n");
+    }
+}
+
+#[test]
+fn what_goes_on_without_connections_is_bounded_too() {
+    let host = sharing("moody", &["--max-call-time", "300ms"]);
+    let client = host.connect();
+    client.echo("haunt\n");
+    client.reset();
+    host.line("an instance has failed");
+    assert_eq!(answer(&host.connect(), "count"), "1");
+}
+
+#[test]
+fn a_limit_ends_one_connection_and_leaves_the_rest() {
+    for (limit, value, outcome) in [
+        ("--idle-timeout", "300ms", "idle-timeout"),
+        ("--max-lifetime", "300ms", "lifetime"),
+        ("--max-bytes-in", "100", "byte-limit"),
+        ("--max-bytes-out", "100", "byte-limit"),
+    ] {
+        let host = sharing("moody", &[limit, value]);
+        let client = host.connect();
+        client.echo("hello\n");
+        if outcome == "byte-limit" {
+            client.send(format!("{}\n", "x".repeat(100)));
+            client.expect_reset();
+        } else {
+            assert_eq!(client.rest(), b"", "{limit}");
+        }
+        drop(client);
+        assert_eq!(host.outcome(), outcome);
+        // The guest hears of it: of the limit on what it writes by its write.
+        if limit != "--max-bytes-out" {
+            until("the guest says so", || {
+                host.log().contains("ended: ErrorCode::ConnectionAborted")
+            });
+        }
+        let next = host.connect();
+        assert_eq!(answer(&next, "count"), "2", "{limit}");
+        until("the guest is done with the first", || {
+            answer(&host.connect(), "open") == "2"
+        });
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_reset_and_no_other() {
+    let host = sharing("moody", &["--write-timeout", "500ms"]);
+    let (deaf, neighbour) = (host.connect(), host.connect());
+    neighbour.echo("hello\n");
+    let line = format!("{}\n", "x".repeat(60_000));
+    let writer = deaf.0.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        // It fails when the connection is reset.
+        while std::io::Write::write_all(&mut &writer, line.as_bytes()).is_ok() {}
+    });
+    assert_eq!(host.outcome(), "write-timeout");
+    writing.join().unwrap();
+    neighbour.echo("still here\n");
+}
+
+#[test]
+fn a_guest_resets_one_connection() {
+    let host = sharing("moody", &[]);
+    let (client, neighbour) = (host.connect(), host.connect());
+    neighbour.echo("hello\n");
+    client.send("reset\n");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "guest-reset");
+    assert_eq!(field(&line, "reason"), "refused");
+    assert_eq!(answer(&neighbour, "count"), "2");
+}
+
+#[test]
+fn memory_is_that_of_all() {
+    let host = sharing("moody", &["--max-memory", "8MiB"]);
+    let (one, other) = (host.connect(), host.connect());
+    assert_eq!(answer(&one, "take 5000"), "taken");
+    assert_eq!(answer(&other, "take 5000"), "refused");
+    assert_eq!(answer(&one, "count"), "2");
+}
+
+#[test]
+fn a_drain_ends_them() {
+    let mut host = sharing("chat", &["--drain-timeout", "3s"]);
+    let ann = enter(&host, "ann", "nobody else");
+    let bob = enter(&host, "bob", "ann");
+    ann.expect("* bob has come\n");
+    host.signal(TERM);
+    host.line("draining");
+    bob.send("until it is over\n/quit\n");
+    ann.expect("bob: until it is over\n* bob has gone\n");
+    assert_eq!(bob.rest(), b"");
+    drop(bob);
+    assert_eq!(host.outcome(), "finished");
+    assert_eq!(host.outcome(), "drained");
+    assert_eq!(host.wait().code(), Some(0));
+}
+
+#[test]
+fn a_room_of_the_generation_before_goes_on_and_another_opens() {
+    let place = Place::new("shared-swap", "chat");
+    let host = place.serve(&["--isolation", "service", "-v"]);
+    let ann = enter(&host, "ann", "nobody else");
+    place.replace(again("chat", 1));
+    // Before that, one more is in the first room.
+    let bob = enter(&host, "bob", "ann");
+    host.signal(HUP);
+    host.line(NEW);
+    let cy = enter(&host, "cy", "nobody else");
+    ann.expect("* bob has come\n");
+    ann.send("are we alone?\n");
+    bob.expect("ann: are we alone?\n");
+    drop((ann, bob));
+    host.line("an instance ends");
+    drop(cy);
+    // This one goes on without anybody.
+    enter(&host, "dan", "nobody else");
+    let log = host.log();
+    assert_eq!(log.matches("an instance ends").count(), 1, "{log}");
+    assert_eq!(log.matches("an instance starts").count(), 2, "{log}");
+}
+
+#[test]
+fn a_failure_counts_once_against_its_generation() {
+    let place = Place::new("shared-faults", "moody");
+    let host = place.serve(&["--isolation", "service"]);
+    host.connect().echo("hello\n");
+    place.replace(again("moody", 1));
+    host.signal(HUP);
+    host.line(NEW);
+    for round in 1..=5 {
+        let clients: Vec<_> = (0..3).map(|_| host.connect()).collect();
+        for client in &clients {
+            client.echo("hello\n");
+        }
+        let log = host.log();
+        assert!(!log.contains("gone back"), "in round {round}: {log}");
+        clients[0].send("trap\n");
+        for client in clients {
+            client.expect_reset();
+        }
+    }
+    host.line("gone back to the last generation");
+}
+
+#[test]
+fn what_fails_at_its_start_is_not_started_at_the_rate_at_which_connections_come() {
+    let host = sharing("moody", &["--env", "MOOD=trap", "-v"]);
+    for _ in 0..5 {
+        host.refuses();
+    }
+    host.line("instances fail at their start: connections are refused");
+    host.refuses();
+    let log = host.log();
+    assert!(log.matches("an instance starts").count() <= 6, "{log}");
+}
+
+#[test]
+fn hundreds_are_in_one_instance() {
+    let host = sharing("moody", &[]);
+    let clients: Vec<_> = (0..500).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.echo("hello\n");
+    }
+    assert_eq!(answer(&clients[0], "open"), "500");
+    for client in clients.iter().rev() {
+        client.echo("still here\n");
+    }
+}
+
+#[test]
+fn connections_one_after_another_leave_nothing_in_their_instance() {
+    // The fewer there may be, the fewer handles the guest may hold.
+    let host = sharing("moody", &["--max-connections", "10", "-qq"]);
+    let rounds = |count| {
+        for round in 0..count {
+            let client = host.connect();
+            client.echo("hello\n");
+            match round % 3 {
+                0 => client.reset(),
+                1 => drop(client),
+                _ => {
+                    client.finish();
+                    assert_eq!(client.rest(), b"");
+                }
+            }
+        }
+    };
+    rounds(500);
+    let (memory, descriptors) = (host.memory("VmRSS"), host.entries("fd"));
+    rounds(2000);
+    let last = host.connect();
+    assert_eq!(answer(&last, "count"), "2501");
+    until("all others are gone", || answer(&last, "open") == "1");
+    assert!(host.entries("fd") <= descriptors + 2);
+    let grown = host.memory("VmRSS").saturating_sub(memory);
+    assert!(grown < 2048, "{grown} KiB more for nothing");
+}
+
+#[test]
+fn what_cannot_be_shared_is_refused_in_a_sentence() {
+    for name in ["lines-session", "cat"] {
+        let component = guest(name);
+        let component = component.to_str().unwrap();
+        let refusal = refused(&[
+            "--listen",
+            "127.0.0.1:0",
+            "--component",
+            component,
+            "--isolation",
+            "service",
+        ]);
+        assert_eq!(refusal.status, Some(1));
+        for word in [component, "--isolation service", "inet:service/handler@0.1.0"] {
+            assert!(refusal.message.contains(word), "{}", refusal.message);
+        }
+    }
+    for flags in [
+        &["--isolation", "service", "--component", "x", "--migrate"][..],
+        &["--isolation", "service", "--max-cpu-time", "1s"],
+        &["--instances", "2"],
+    ] {
+        let refusal = refused(flags);
+        assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+        assert!(
+            refusal.message.contains("--isolation service"),
+            "{}",
+            refusal.message
+        );
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_before_it_is_taken_costs_nothing() {
+    let host = sharing(
+        "moody",
+        &[
+            "--threads",
+            "2",
+            "--max-call-time",
+            "1s",
+            "--max-lifetime",
+            "300ms",
+        ],
+    );
+    let client = host.connect();
+    client.echo("hello\n");
+    client.send("spin\n");
+    assert_eq!(host.said(), "spins");
+    let waiting = host.connect();
+    // It ends on time, though its instance has no time for it.
+    let mut byte = [0];
+    assert!(!matches!((&waiting.0).read(&mut byte), Ok(1)));
+    assert_eq!(host.outcome(), "lifetime");
+}
