@@ -1,8 +1,10 @@
 //! What connections that share an instance have in common, and what each still has to itself.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
-use crate::harness::{Client, HUP, Host, NEW, Place, TERM, again, field, guest, refused, until};
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, TERM, again, field, guest, refused, until};
 
 /// A host that serves with `guest` in instances that connections share.
 fn sharing(guest: &str, args: &[&str]) -> Host {
@@ -136,6 +138,37 @@ fn one_that_keeps_others_waiting_ends_with_its_instance_and_those_to_come_are_se
             assert!(line.contains("--max-call-time"), "{line}");
         }
         next.echo("still here\n");
+    }
+}
+
+#[test]
+fn one_that_is_always_busy_lets_others_have_their_turn() {
+    let host = sharing("copy", &["--threads", "1", "--max-call-time", "300ms"]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _done = Done(&done);
+        for _ in 0..4 {
+            let busy = host.connect();
+            let reader = busy.0.try_clone().unwrap();
+            scope.spawn(move || io::copy(&mut &reader, &mut io::sink()));
+            let done = &done;
+            scope.spawn(move || {
+                let bytes = vec![0; 1 << 18];
+                while !done.load(Relaxed) {
+                    busy.send(&bytes);
+                }
+                busy.finish();
+            });
+        }
+        let neighbour = host.connect();
+        for _ in 0..300 {
+            neighbour.echo("still served");
+        }
+        neighbour.finish();
+        assert_eq!(neighbour.rest(), b"");
+    });
+    for _ in 0..5 {
+        assert_eq!(host.outcome(), "finished");
     }
 }
 

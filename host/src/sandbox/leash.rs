@@ -15,17 +15,28 @@ use std::task::{Context, Poll, Waker};
 use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::pulse::Pulse;
 use crate::half::Lent;
 
 /// What a connection's task and its instance's task tell each other beside the bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Link {
     /// Wakes the task of the connection, which looks at its limits then.
     owner: AtomicWaker,
     taken: AtomicBool,
+    pulse: Arc<Pulse>,
 }
 
 impl Link {
+    /// Between a connection and the instance with this pulse.
+    pub(super) fn new(pulse: &Arc<Pulse>) -> Arc<Self> {
+        Arc::new(Self {
+            owner: AtomicWaker::new(),
+            taken: AtomicBool::new(false),
+            pulse: Arc::clone(pulse),
+        })
+    }
+
     /// Wakes the task of `cx` when a limit on bytes is passed.
     pub(super) fn register(&self, cx: &Context<'_>) {
         self.owner.register(cx.waker());
@@ -96,6 +107,11 @@ impl<T> Slot<T> {
         let Some(io) = io else {
             return Poll::Ready(Err(io::Error::other(TakenBack)));
         };
+        if self.link.pulse.slice_is_over() {
+            // It goes on when the others of its instance have had their turn.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let polled = poll(Pin::new(&mut *io), cx);
         if polled.is_pending() {
             if !user.as_ref().is_some_and(|user| user.will_wake(cx.waker())) {

@@ -2,27 +2,50 @@
 //!
 //! One call into a guest at a time has the store. While it computes, or waits for the host in a way that nothing else in the
 //! instance can go on beside, all others wait. So a future of the host stands among those that the store polls: whenever
-//! the store can turn to it, nobody has been kept waiting.
+//! the store can turn to it, nobody has been kept waiting. A guest whose reads and writes are done at once, since its peer is
+//! fast, has to wait in one of them when its slice is over.
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::ticker::Ticker;
+
 /// The pulse of one instance.
-#[derive(Debug, Default)]
-pub(super) struct Pulse(AtomicBool);
+#[derive(Debug)]
+pub(super) struct Pulse {
+    ticker: Arc<Ticker>,
+    beats: AtomicBool,
+    /// The tick of the last beat.
+    last: AtomicU64,
+}
 
 impl Pulse {
+    pub(super) fn new(ticker: &Arc<Ticker>) -> Self {
+        Self {
+            ticker: Arc::clone(ticker),
+            beats: AtomicBool::new(false),
+            last: AtomicU64::new(ticker.now()),
+        }
+    }
+
+    /// Whether the connection that has the store has had it for its slice, and should let others have their turn.
+    pub(super) fn slice_is_over(&self) -> bool {
+        self.ticker.slice_is_over(self.last.load(Relaxed))
+    }
+
     /// Runs `future`, which the store has to poll each time that it can turn to something else.
     pub(super) async fn beat<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         poll_fn(|cx| {
-            self.0.store(true, Relaxed);
+            self.beats.store(true, Relaxed);
+            self.last.store(self.ticker.now(), Relaxed);
             future.as_mut().poll(cx)
         })
         .await
@@ -37,7 +60,7 @@ impl Pulse {
         };
         let mut poll = |cx: &mut Context<'_>| {
             let polled = instance.as_mut().poll(cx);
-            (polled, self.0.swap(false, Relaxed))
+            (polled, self.beats.swap(false, Relaxed))
         };
         let mut last = Instant::now();
         let mut timer = pin!(sleep_until(last));
@@ -84,13 +107,16 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicU32;
 
     use tokio::sync::Notify;
     use tokio::time::{advance, sleep, timeout};
 
     use super::*;
+
+    fn pulse() -> Pulse {
+        Pulse::new(&Ticker::start(Duration::from_millis(2)).unwrap())
+    }
 
     const MAX: Duration = Duration::from_secs(1);
 
@@ -113,7 +139,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_keeps_the_store_for_too_long_is_ended_on_time() {
-        let (pulse, polls) = (Pulse::default(), AtomicU32::new(0));
+        let (pulse, polls) = (pulse(), AtomicU32::new(0));
         let start = Instant::now();
         let watched = pulse.watch(Some(MAX), store(&pulse, pending(), &polls)).await;
         assert!(watched.is_none());
@@ -124,14 +150,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_limit_nothing_is_ended() {
-        let (pulse, polls) = (Pulse::default(), AtomicU32::new(0));
+        let (pulse, polls) = (pulse(), AtomicU32::new(0));
         let watched = pulse.watch(None, store(&pulse, pending(), &polls));
         assert!(timeout(10 * MAX, watched).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_idle_is_left_alone() {
-        let pulse = Arc::<Pulse>::default();
+        let pulse = Arc::new(pulse());
         let polls = Arc::new(AtomicU32::new(0));
         let wake = Arc::new(Notify::new());
         let (theirs, counted, woken) = (Arc::clone(&pulse), Arc::clone(&polls), Arc::clone(&wake));

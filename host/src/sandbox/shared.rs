@@ -24,6 +24,7 @@ use super::contract::{End, Fault, Served};
 use super::diagnostics::Speaker;
 use super::generation::Generation;
 use super::leash::Link;
+use super::pulse::Pulse;
 use super::seat::Seat;
 use super::state::State;
 use crate::bindings::service::ServicePre;
@@ -54,6 +55,7 @@ struct Instance {
     number: u64,
     /// Holds no more than one arrival for each connection.
     arrivals: mpsc::UnboundedSender<Arrival>,
+    pulse: Arc<Pulse>,
     end: Arc<Ending>,
 }
 
@@ -121,15 +123,17 @@ impl Instances {
         let number = self.started.fetch_add(1, Relaxed) + 1;
         let store = generation.store(Speaker::Instance(number), None)?;
         let (sender, arrivals) = mpsc::unbounded_channel();
+        let pulse = Arc::new(Pulse::new(store.data().ticker()));
         let end = Arc::<Ending>::default();
         let guard = Guard {
             number,
             end: Arc::clone(&end),
         };
-        tokio::spawn(live(self.pre.clone(), store, arrivals, guard));
+        tokio::spawn(live(self.pre.clone(), store, Arc::clone(&pulse), arrivals, guard));
         Ok(Arc::new(Instance {
             number,
             arrivals: sender,
+            pulse,
             end,
         }))
     }
@@ -144,13 +148,14 @@ impl Instances {
 async fn live(
     pre: ServicePre<State>,
     mut store: Store<State>,
+    pulse: Arc<Pulse>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     guard: Guard,
 ) {
     let instance = guard.number;
     debug!(instance, "an instance starts, for connections to share");
     let ticker = Arc::clone(store.data().ticker());
-    let ran = ticker.run(run(&pre, &mut store, arrivals)).await;
+    let ran = ticker.run(run(&pre, &mut store, &pulse, arrivals)).await;
     match ran {
         Ok(()) => debug!(
             instance,
@@ -211,11 +216,11 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     loop {
-        let link = Arc::<Link>::default();
+        let instance = instances.join(generation)?;
+        let link = Link::new(&instance.pulse);
         let Some((visitor, arrival)) = Visitor::new(peer, inbound, outbound, &link) else {
             return Ok(Served::Ended(End::Finished));
         };
-        let instance = instances.join(generation)?;
         let (connection, number) = (peer.connection, instance.number);
         debug!(
             connection,

@@ -153,7 +153,12 @@ impl Ticker {
     }
 
     fn turn_is_over(&self) -> bool {
-        self.now().saturating_sub(TURN.get()) >= self.slice
+        self.slice_is_over(TURN.get())
+    }
+
+    /// Whether a slice that began at the tick `since` is over.
+    pub(super) fn slice_is_over(&self, since: u64) -> bool {
+        self.now().saturating_sub(since) >= self.slice
     }
 
     /// What a guest that met the deadline of its epoch has to do: go on while its turn lasts, else let others

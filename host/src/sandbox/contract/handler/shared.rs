@@ -50,12 +50,12 @@ enum Returned {
 pub(in crate::sandbox) async fn run(
     pre: &ServicePre<State>,
     store: &mut Store<State>,
+    pulse: &Pulse,
     mut arrivals: mpsc::UnboundedReceiver<Arrival>,
 ) -> Result<(), Fault> {
     let max = store.data().max_call_time();
     let service = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
     let service = Arc::new(service);
-    let pulse = Pulse::default();
     let running = store.run_concurrent(async |accessor| {
         accessor.spawn(Never)?;
         pulse
