@@ -30,3 +30,4 @@ mod programs;
 mod relay;
 mod replay;
 mod swap;
+mod unix;

@@ -16,8 +16,8 @@ use crate::config::{Limits, LogConnections};
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
 use crate::generations::Serving;
-use crate::listener::{self, Accepted, Listener};
-use crate::peer::Peer;
+use crate::listener::{Accepted, Listener};
+use crate::peer::{End, Peer};
 use crate::place::Place;
 use crate::record::Tape;
 use crate::service::Service;
@@ -58,12 +58,8 @@ impl Acceptor {
                 () = stop.as_mut() => return self,
             };
             first = index + 1;
-            let Some(listener) = self.listeners.get(index) else {
-                continue;
-            };
             let arrival = Arrival {
                 connection: service.process.next_connection(),
-                listener: listener.name().to_owned(),
                 sources: self.admission.sources().clone(),
                 accepted,
             };
@@ -77,21 +73,20 @@ impl Acceptor {
 struct Arrival {
     /// Its number.
     connection: u64,
-    listener: String,
     sources: Sources,
     accepted: Accepted,
 }
 
 /// Lets a connection come in, or not, and serves it.
 async fn arrive(service: Arc<Service>, permit: Permit, arrival: Arrival) {
-    let source = arrival.accepted.remote.ip();
+    let source = &arrival.accepted.remote;
     let admitted = arrival.sources.admit(permit, source).and_then(|permit| {
         let place = Place::new(&service.generations, arrival.connection)?;
         Ok((permit, place))
     });
     match admitted {
         Ok((permit, place)) => {
-            serve_one(service, place, arrival.listener, arrival.accepted).await;
+            serve_one(service, place, arrival.accepted).await;
             drop(permit);
         }
         Err(reason) => refuse(&service, arrival, reason),
@@ -104,8 +99,8 @@ fn refuse(service: &Service, arrival: Arrival, reason: Refused) {
     let (service, connection, peer, listener) = (
         &service.config.name,
         arrival.connection,
-        arrival.accepted.remote,
-        &arrival.listener,
+        &arrival.accepted.remote,
+        &arrival.accepted.entrance.name,
     );
     let reason = reason.as_str();
     if told {
@@ -114,7 +109,7 @@ fn refuse(service: &Service, arrival: Arrival, reason: Refused) {
         debug!(service, connection, %peer, listener, reason, "connection refused");
     }
     // A writer that was not shut down resets the connection.
-    drop(listener::split(arrival.accepted.stream));
+    drop(arrival.accepted.stream.split());
 }
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
@@ -141,14 +136,18 @@ async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
 }
 
 /// Serves one connection and logs what became of it.
-async fn serve_one(service: Arc<Service>, place: Place, listener: String, accepted: Accepted) {
+async fn serve_one(service: Arc<Service>, place: Place, accepted: Accepted) {
     let peer = Peer {
         connection: place.connection,
         remote: accepted.remote.to_string(),
         local: accepted.local.to_string(),
-        listener,
+        listener: accepted.entrance.name.clone(),
+        process: match accepted.remote {
+            End::Process(process) => Some(process),
+            End::Tcp(_) | End::Path(_) => None,
+        },
     };
-    let (reader, writer) = listener::split(accepted.stream);
+    let (reader, writer) = accepted.stream.split();
     let cut = pin!(place.cut());
     let limits = &service.config.limits;
     let served = async {

@@ -31,6 +31,8 @@ pub mod sandbox;
 pub mod scaffold;
 pub mod server;
 mod service;
+pub mod service_manager;
 pub mod shutdown;
+pub mod socket;
 pub mod system;
 mod values;

@@ -17,11 +17,13 @@ use host::conversation::Conversation;
 use host::replay::replay;
 use host::sandbox::{Origin, Sandbox};
 use host::server::Drained;
-use host::{logging, scaffold, server};
+use host::{listener, logging, scaffold, server};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
 
 fn main() -> ExitCode {
+    // While there is one thread, which is when the environment may be changed.
+    listener::inherit();
     let command = Command::from(Cli::parse());
     let (threads, log) = match &command {
         Command::Serve(config) => (config.threads.get(), config.log),

@@ -18,6 +18,7 @@ use crate::listener::Listener;
 use crate::record::Recorder;
 use crate::reload::Reloader;
 use crate::service::{Loaded, Process, Service};
+use crate::service_manager;
 use crate::shutdown::{Notice, Signals};
 use crate::system;
 
@@ -132,14 +133,21 @@ pub async fn serve(config: &Config) -> anyhow::Result<Drained> {
         }
         running.push(started);
     }
+    let listeners = config.services.iter().map(|service| service.listen.len()).sum();
+    service_manager::ready(running.len(), listeners);
     loop {
         tokio::select! {
             notice = signals.next() => match notice {
                 Notice::Stop(signal) => {
                     info!(signal, "asked to stop");
+                    service_manager::stopping(process.connections.len());
                     break;
                 }
-                Notice::Reload => running.iter().for_each(Running::reload),
+                Notice::Reload => {
+                    service_manager::reloading();
+                    running.iter().for_each(Running::reload);
+                    service_manager::ready(running.len(), listeners);
+                }
                 Notice::GoBack => {
                     for running in &running {
                         running.service.generations.go_back("asked to by SIGUSR2");

@@ -13,7 +13,7 @@ use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
 
 use super::{End, Fault, within};
 use crate::half::Half;
-use crate::peer::Peer;
+use crate::peer::{Peer, Process};
 use crate::sandbox::state::{ProgramKind, State};
 use crate::sandbox::stdio::{Stdin, Stdout, Turned};
 
@@ -162,6 +162,11 @@ async fn noting<W: AsyncWrite + Unpin, T>(
 /// What a program finds in its environment of its connection, by the Unix client-server program interface
 /// (<https://cr.yp.to/proto/ucspi.txt>).
 fn ucspi(peer: &Peer) -> Vec<(&'static str, String)> {
+    if let Some(path) = peer.local.strip_prefix("unix:")
+        && let Some(process) = peer.process
+    {
+        return of_unix(path, process);
+    }
     let mut env = vec![("PROTO", "TCP".to_owned())];
     let ends = [
         (&peer.remote, "TCPREMOTEIP", "TCPREMOTEPORT"),
@@ -172,6 +177,18 @@ fn ucspi(peer: &Peer) -> Vec<(&'static str, String)> {
             env.extend([(ip, address.ip().to_string()), (port, address.port().to_string())]);
         }
     }
+    env
+}
+
+/// The same of a socket of the file system, by the definition of `ucspi-unix`.
+fn of_unix(path: &str, process: Process) -> Vec<(&'static str, String)> {
+    let mut env = vec![
+        ("PROTO", "UNIX".to_owned()),
+        ("UNIXLOCALPATH", path.to_owned()),
+        ("UNIXREMOTEEUID", process.uid.to_string()),
+        ("UNIXREMOTEEGID", process.gid.to_string()),
+    ];
+    env.extend(process.pid.map(|pid| ("UNIXREMOTEPID", pid.to_string())));
     env
 }
 
@@ -186,6 +203,7 @@ mod tests {
             remote: "[2001:db8::7]:49152".into(),
             local: "192.0.2.1:8080".into(),
             listener: "test".into(),
+            ..Peer::default()
         };
         let expected = [
             ("PROTO", "TCP"),
@@ -193,6 +211,29 @@ mod tests {
             ("TCPREMOTEPORT", "49152"),
             ("TCPLOCALIP", "192.0.2.1"),
             ("TCPLOCALPORT", "8080"),
+        ];
+        assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
+    }
+
+    #[test]
+    fn a_program_finds_who_has_come_by_a_socket_of_the_file_system() {
+        let process = Process {
+            uid: 1000,
+            gid: 100,
+            pid: Some(4711),
+        };
+        let peer = Peer {
+            remote: format!("unix:{process}"),
+            local: "unix:/run/echo.sock".into(),
+            process: Some(process),
+            ..Peer::default()
+        };
+        let expected = [
+            ("PROTO", "UNIX"),
+            ("UNIXLOCALPATH", "/run/echo.sock"),
+            ("UNIXREMOTEEUID", "1000"),
+            ("UNIXREMOTEEGID", "100"),
+            ("UNIXREMOTEPID", "4711"),
         ];
         assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
     }
