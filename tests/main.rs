@@ -8,6 +8,7 @@
 
 mod harness;
 
+mod access;
 mod attack;
 mod bytes;
 mod cache;
@@ -27,7 +28,10 @@ mod log;
 mod migrate;
 mod preinit;
 mod programs;
+mod proxy_protocol;
 mod relay;
 mod replay;
 mod swap;
+mod systemd;
+mod tls;
 mod unix;

@@ -27,6 +27,20 @@ pub enum Refused {
     SourceRate,
     /// Instances have failed at their start, again and again.
     Failing,
+    /// Connections of its network may not come in.
+    Access,
+    /// It does not come from a balancer that is trusted.
+    Untrusted,
+    /// It does not begin with a header of the PROXY protocol.
+    ProxyHeader,
+    /// The header of the PROXY protocol took too long.
+    ProxyTimeout,
+    /// The handshake of TLS failed.
+    TlsHandshake,
+    /// The handshake of TLS took too long.
+    TlsTimeout,
+    /// The drain was over before it could come in.
+    Drained,
 }
 
 impl Refused {
@@ -36,6 +50,13 @@ impl Refused {
             Self::SourceConnections => "source-connections",
             Self::SourceRate => "source-rate",
             Self::Failing => "failing",
+            Self::Access => "access",
+            Self::Untrusted => "untrusted",
+            Self::ProxyHeader => "proxy-header",
+            Self::ProxyTimeout => "proxy-timeout",
+            Self::TlsHandshake => "tls-handshake",
+            Self::TlsTimeout => "tls-timeout",
+            Self::Drained => "drained",
         }
     }
 }

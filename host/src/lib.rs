@@ -7,6 +7,7 @@
 
 mod acceptor;
 pub mod admission;
+mod arrival;
 mod bindings;
 pub mod breaker;
 mod buffer;
@@ -23,6 +24,7 @@ pub mod listener;
 pub mod logging;
 pub mod peer;
 mod place;
+pub mod proxy_protocol;
 mod record;
 mod relay;
 mod reload;
@@ -34,5 +36,7 @@ mod service;
 pub mod service_manager;
 pub mod shutdown;
 pub mod socket;
+mod stamp;
 pub mod system;
+pub mod tls;
 mod values;

@@ -17,6 +17,21 @@ pub struct Peer {
     pub listener: String,
     /// The process that connected, where it is one of this machine that came by a socket of the file system.
     pub process: Option<Process>,
+    /// What TLS says, where the connection is encrypted.
+    pub tls: Option<Tls>,
+}
+
+/// What TLS says of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The version: `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The name that the client has asked for (SNI, RFC 6066, section 3).
+    pub server_name: Option<String>,
+    /// The protocol that was agreed upon (ALPN, RFC 7301).
+    pub protocol: Option<String>,
+    /// Whom the certificate of the client stands for, as text by RFC 4514. It was verified.
+    pub subject: Option<String>,
 }
 
 /// One end of a connection.

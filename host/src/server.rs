@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::acceptor::Acceptor;
 use crate::config::Config;
 use crate::generations::Generations;
-use crate::listener::Listener;
+use crate::listener::{Entrance, Listener};
 use crate::record::Recorder;
 use crate::reload::Reloader;
 use crate::service::{Loaded, Process, Service};
@@ -30,6 +30,7 @@ struct Running {
     service: Arc<Service>,
     reloader: Option<JoinHandle<()>>,
     reload: Arc<Notify>,
+    entrances: Vec<Arc<Entrance>>,
     acceptor: JoinHandle<Acceptor>,
     stop: CancellationToken,
 }
@@ -57,18 +58,23 @@ impl Running {
             tokio::spawn(reloader.run(Arc::clone(&reload)))
         });
         let stop = CancellationToken::new();
+        let entrances = acceptor.entrances();
         let acceptor = tokio::spawn(acceptor.run(Arc::clone(&service), stop.clone()));
         Ok(Self {
             service,
             reloader,
             reload,
+            entrances,
             acceptor,
             stop,
         })
     }
 
-    /// Loads the component again, if it is in a file.
+    /// Loads the component again, if it is in a file, and reads certificates again.
     fn reload(&self) {
+        for entrance in &self.entrances {
+            entrance.reread();
+        }
         if self.reloader.is_some() {
             self.reload.notify_one();
         } else {

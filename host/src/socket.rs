@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tracing::debug;
 
+use crate::tls;
+
 /// The socket of a connection that was accepted.
 #[derive(Debug)]
 pub enum Stream {
@@ -35,15 +37,11 @@ impl Stream {
                 (Reader::Unix(reader), Half::Unix(half))
             }
         };
-        let writer = Writer {
-            half: Some(half),
-            finished: false,
-        };
-        (reader, writer)
+        (reader, Writer::new(half))
     }
 
     /// Has its close be a reset.
-    fn to_be_reset(&self) {
+    pub(crate) fn to_be_reset(&self) {
         match self {
             Self::Tcp(stream) => to_be_reset(stream),
             Self::Unix(_) => {}
@@ -108,6 +106,8 @@ pub enum Reader {
     Tcp(tcp::OwnedReadHalf),
     /// Of a socket of the file system.
     Unix(unix::OwnedReadHalf),
+    /// Of either, encrypted.
+    Tls(tls::Reader),
 }
 
 impl AsyncRead for Reader {
@@ -119,6 +119,7 @@ impl AsyncRead for Reader {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(cx, buffer),
             Self::Unix(half) => Pin::new(half).poll_read(cx, buffer),
+            Self::Tls(half) => Pin::new(half).poll_read(cx, buffer),
         }
     }
 }
@@ -134,9 +135,22 @@ pub struct Writer {
 enum Half {
     Tcp(tcp::OwnedWriteHalf),
     Unix(unix::OwnedWriteHalf),
+    Tls(tls::Writer),
 }
 
 impl Writer {
+    fn new(half: Half) -> Self {
+        Self {
+            half: Some(half),
+            finished: false,
+        }
+    }
+
+    /// The writing half of an encrypted connection.
+    pub(crate) fn tls(half: tls::Writer) -> Self {
+        Self::new(Half::Tls(half))
+    }
+
     fn half(&mut self) -> io::Result<&mut Half> {
         self.half
             .as_mut()
@@ -155,6 +169,8 @@ impl Drop for Writer {
                 half.forget();
             }
             Some(Half::Unix(half)) => half.forget(),
+            Some(Half::Tls(half)) if !self.finished => half.reset(),
+            Some(Half::Tls(_)) => {}
             None => {}
         }
     }
@@ -165,6 +181,7 @@ impl AsyncWrite for Writer {
         match self.half()? {
             Half::Tcp(half) => Pin::new(half).poll_write(cx, bytes),
             Half::Unix(half) => Pin::new(half).poll_write(cx, bytes),
+            Half::Tls(half) => Pin::new(half).poll_write(cx, bytes),
         }
     }
 
@@ -172,6 +189,7 @@ impl AsyncWrite for Writer {
         match self.half()? {
             Half::Tcp(half) => Pin::new(half).poll_flush(cx),
             Half::Unix(half) => Pin::new(half).poll_flush(cx),
+            Half::Tls(half) => Pin::new(half).poll_flush(cx),
         }
     }
 
@@ -179,6 +197,7 @@ impl AsyncWrite for Writer {
         let polled = match self.half()? {
             Half::Tcp(half) => Pin::new(half).poll_shutdown(cx),
             Half::Unix(half) => Pin::new(half).poll_shutdown(cx),
+            Half::Tls(half) => Pin::new(half).poll_shutdown(cx),
         };
         self.finished |= matches!(polled, Poll::Ready(Ok(())));
         polled

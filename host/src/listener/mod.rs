@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, info, warn};
 
-use crate::config::Listen;
+use crate::config::{Listen, ProxyProtocol};
 use crate::peer::{End, Process};
 use crate::socket::Stream;
+use crate::tls;
 use bind::Hold;
 pub use inherited::inherit;
 
@@ -47,6 +49,19 @@ pub struct Entrance {
     pub name: String,
     /// Answers go out at once.
     nodelay: bool,
+    /// Peers say first on whose behalf they connect.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections are encrypted.
+    pub tls: Option<Arc<tls::Server>>,
+}
+
+impl Entrance {
+    /// Has certificates read again.
+    pub fn reread(&self) {
+        if let Some(tls) = &self.tls {
+            tls.reread();
+        }
+    }
 }
 
 /// A connection that was accepted.
@@ -84,11 +99,20 @@ impl Listener {
     pub fn bind(config: &Listen) -> anyhow::Result<Self> {
         let bound = bind::bind(config)?;
         let local = bound.socket.local();
+        let name = config.name.clone().unwrap_or_else(|| local.to_string());
+        let tls = match &config.tls {
+            Some(tls) => {
+                Some(tls::Server::new(tls, &name).with_context(|| format!("cannot serve TLS on {local}"))?)
+            }
+            None => None,
+        };
         Ok(Self {
             socket: bound.socket,
             entrance: Arc::new(Entrance {
-                name: config.name.clone().unwrap_or_else(|| local.to_string()),
+                name,
                 nodelay: config.socket.nodelay,
+                proxy_protocol: config.proxy_protocol.clone(),
+                tls,
             }),
             pause: None,
             _hold: bound.hold,
@@ -100,8 +124,12 @@ impl Listener {
         self.socket.local()
     }
 
-    /// What guests are told as the listener's name.
-    pub fn name(&self) -> &str {
+    /// What its connections have in common.
+    pub fn entrance(&self) -> &Arc<Entrance> {
+        &self.entrance
+    }
+
+    fn name(&self) -> &str {
         &self.entrance.name
     }
 

@@ -160,13 +160,26 @@ async fn noting<W: AsyncWrite + Unpin, T>(
 }
 
 /// What a program finds in its environment of its connection, by the Unix client-server program interface
-/// (<https://cr.yp.to/proto/ucspi.txt>).
+/// (<https://cr.yp.to/proto/ucspi.txt>), and of TLS, by the names that Apache's mod_ssl and sslserver have.
 fn ucspi(peer: &Peer) -> Vec<(&'static str, String)> {
-    if let Some(path) = peer.local.strip_prefix("unix:")
-        && let Some(process) = peer.process
-    {
-        return of_unix(path, process);
+    let mut env = match (peer.local.strip_prefix("unix:"), peer.process) {
+        (Some(path), Some(process)) => of_unix(path, process),
+        _ => of_tcp(peer),
+    };
+    if let Some(tls) = &peer.tls {
+        env.push(("SSL_PROTOCOL", tls.version.to_owned()));
+        for (key, value) in [
+            ("SSL_TLS_SNI", &tls.server_name),
+            ("SSL_ALPN_PROTOCOL", &tls.protocol),
+            ("SSL_CLIENT_S_DN", &tls.subject),
+        ] {
+            env.extend(value.clone().map(|value| (key, value)));
+        }
     }
+    env
+}
+
+fn of_tcp(peer: &Peer) -> Vec<(&'static str, String)> {
     let mut env = vec![("PROTO", "TCP".to_owned())];
     let ends = [
         (&peer.remote, "TCPREMOTEIP", "TCPREMOTEPORT"),
@@ -195,6 +208,7 @@ fn of_unix(path: &str, process: Process) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Tls;
 
     #[test]
     fn a_program_finds_both_ends_of_its_connection() {
@@ -211,6 +225,26 @@ mod tests {
             ("TCPREMOTEPORT", "49152"),
             ("TCPLOCALIP", "192.0.2.1"),
             ("TCPLOCALPORT", "8080"),
+        ];
+        assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
+    }
+
+    #[test]
+    fn a_program_finds_what_tls_says() {
+        let peer = Peer {
+            tls: Some(Tls {
+                version: "TLSv1.3",
+                server_name: Some("example.org".into()),
+                protocol: None,
+                subject: Some("CN=alice".into()),
+            }),
+            ..Peer::default()
+        };
+        let expected = [
+            ("PROTO", "TCP"),
+            ("SSL_PROTOCOL", "TLSv1.3"),
+            ("SSL_TLS_SNI", "example.org"),
+            ("SSL_CLIENT_S_DN", "CN=alice"),
         ];
         assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
     }

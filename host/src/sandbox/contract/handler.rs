@@ -43,12 +43,7 @@ where
     };
     let max = store.data().max_call_time();
     let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
-    let peer = types::Peer {
-        connection: peer.connection,
-        remote: peer.remote.clone(),
-        local: peer.local.clone(),
-        listener: peer.listener.clone(),
-    };
+    let peer = types::Peer::from(peer);
     let (inbound_ended, inbound_end) = oneshot::channel();
     let producer = Producer {
         reader,
