@@ -76,6 +76,19 @@ mod lines_session {
     }
 }
 
+mod whoami {
+    use super::*;
+
+    #[test]
+    fn tells_its_peer_who_that_is() {
+        let host = Host::serving("whoami", &[]);
+        let client = host.connect();
+        let (remote, local) = (client.0.local_addr().unwrap(), host.address());
+        let expected = format!("remote {remote}\nlocal {local}\nlistener {local}\n");
+        assert_eq!(String::from_utf8(client.rest()).unwrap(), expected);
+    }
+}
+
 mod discard {
     use super::*;
 

@@ -8,6 +8,7 @@
 
 mod harness;
 
+mod access;
 mod attack;
 mod bytes;
 mod cache;
@@ -29,9 +30,13 @@ mod middleware;
 mod migrate;
 mod preinit;
 mod programs;
+mod proxy_protocol;
 mod redis;
 mod relay;
 mod replay;
 mod services;
 mod shared;
 mod swap;
+mod systemd;
+mod tls;
+mod unix;

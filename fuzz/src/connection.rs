@@ -247,6 +247,7 @@ fn peer() -> Peer {
         remote: "192.0.2.7:49152".into(),
         local: "192.0.2.1:8080".into(),
         listener: "fuzz".into(),
+        ..Peer::default()
     }
 }
 

@@ -169,6 +169,7 @@ async fn serve(generation: &Arc<Generation>, limits: &Limits, line: &[u8], count
         remote: "192.0.2.7:49152".into(),
         local: "192.0.2.1:8080".into(),
         listener: "192.0.2.1:8080".into(),
+        ..Peer::default()
     };
     let (near, far) = duplex(64 << 10);
     let (reader, writer) = split(near);

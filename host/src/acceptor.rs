@@ -8,19 +8,22 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use crate::admission::{Admission, Permit, Refused, Sources};
+use crate::admission::{Admission, Permit, Refused};
+use crate::arrival::{Arrival, Entered};
 use crate::config::LogConnections;
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
 use crate::generations::Serving;
-use crate::listener::{self, Accepted, Listener};
-use crate::peer::Peer;
+use crate::listener::{Accepted, Entrance, Listener};
+use crate::peer::{End, Peer};
 use crate::place::Place;
 use crate::record::Tape;
 use crate::service::Service;
+use crate::socket::Stream;
 
 /// Accepts the connections of one service.
 #[derive(Debug)]
@@ -38,6 +41,14 @@ impl Acceptor {
     /// What it was made of.
     pub(crate) fn into_parts(self) -> (Admission, Vec<Listener>) {
         (self.admission, self.listeners)
+    }
+
+    /// What its connections come in by.
+    pub(crate) fn entrances(&self) -> Vec<Arc<Entrance>> {
+        self.listeners
+            .iter()
+            .map(|listener| Arc::clone(listener.entrance()))
+            .collect()
     }
 
     /// The listeners.
@@ -60,54 +71,42 @@ impl Acceptor {
                 next = next => next,
             };
             first = index + 1;
-            let Some(listener) = self.listeners.get(index) else {
-                continue;
-            };
             let arrival = Arrival {
                 connection: service.process.next_connection(),
-                listener: listener.name().to_owned(),
+                entrance: accepted.entrance,
+                remote: accepted.remote,
+                local: accepted.local,
                 sources: self.admission.sources().clone(),
-                accepted,
+                at: Instant::now(),
             };
             let connections = &service.process.connections;
-            connections.spawn(arrive(Arc::clone(&service), permit, arrival));
+            connections.spawn(arrive(Arc::clone(&service), permit, arrival, accepted.stream));
         }
     }
-}
-
-/// A connection that was accepted, and may not come in yet.
-struct Arrival {
-    /// Its number.
-    connection: u64,
-    listener: String,
-    sources: Sources,
-    accepted: Accepted,
 }
 
 /// Lets a connection come in, or not, and serves it.
-async fn arrive(service: Arc<Service>, permit: Permit, arrival: Arrival) {
-    let source = arrival.accepted.remote.ip();
-    let admitted = arrival.sources.admit(permit, source).and_then(|permit| {
+async fn arrive(service: Arc<Service>, permit: Permit, mut arrival: Arrival, stream: Stream) {
+    let entered = arrival.enter(stream, permit, &service).await;
+    let placed = entered.and_then(|entered| {
         let place = Place::new(&service.generations, arrival.connection)?;
-        Ok((permit, place))
+        Ok((entered, place))
     });
-    match admitted {
-        Ok((permit, place)) => {
-            serve_one(service, place, arrival.listener, arrival.accepted).await;
-            drop(permit);
-        }
-        Err(reason) => refuse(&service, arrival, reason),
+    match placed {
+        Ok((entered, place)) => serve_one(service, place, arrival, entered).await,
+        Err(reason) => refuse(&service, &arrival, reason),
     }
 }
 
-/// Resets a connection that may not come in. Of those that come while the breaker is open it says how many there were.
-fn refuse(service: &Service, arrival: Arrival, reason: Refused) {
+/// Tells of a connection that may not come in, and is closed by now. Of those that come while the breaker is open it says how
+/// many there were.
+fn refuse(service: &Service, arrival: &Arrival, reason: Refused) {
     let told = reason != Refused::Failing && service.config.log_connections != LogConnections::None;
     let (service, connection, peer, listener) = (
         &service.config.name,
         arrival.connection,
-        arrival.accepted.remote,
-        &arrival.listener,
+        &arrival.remote,
+        &arrival.entrance.name,
     );
     let reason = reason.as_str();
     if told {
@@ -115,8 +114,6 @@ fn refuse(service: &Service, arrival: Arrival, reason: Refused) {
     } else {
         debug!(service, connection, %peer, listener, reason, "connection refused");
     }
-    // A writer that was not shut down resets the connection.
-    drop(listener::split(arrival.accepted.stream));
 }
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
@@ -143,14 +140,24 @@ async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
 }
 
 /// Serves one connection and logs what became of it.
-async fn serve_one(service: Arc<Service>, place: Place, listener: String, accepted: Accepted) {
+async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entered: Entered) {
+    let Entered {
+        permit,
+        reader,
+        writer,
+        tls,
+    } = entered;
     let peer = Peer {
         connection: place.connection,
-        remote: accepted.remote.to_string(),
-        local: accepted.local.to_string(),
-        listener,
+        remote: arrival.remote.to_string(),
+        local: arrival.local.to_string(),
+        listener: arrival.entrance.name.clone(),
+        process: match arrival.remote {
+            End::Process(process) => Some(process),
+            End::Tcp(_) | End::Path(_) => None,
+        },
+        tls,
     };
-    let (reader, writer) = listener::split(accepted.stream);
     let cut = pin!(place.cut());
     let limits = &service.config.limits;
     let served = async {
@@ -184,6 +191,7 @@ async fn serve_one(service: Arc<Service>, place: Place, listener: String, accept
             "connection ended"
         ),
     }
+    drop(permit);
 }
 
 fn log(service: &Service, peer: &Peer, serving: &Serving, report: &Report) {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::config::{Limits, Rate};
+use crate::peer::End;
 
 /// Bits of an IPv6 address that say whose it is: a site commonly has all the addresses behind them (RFC 6177).
 const PREFIX: u32 = 64;
@@ -26,6 +27,20 @@ pub enum Refused {
     SourceRate,
     /// Instances have failed at their start, again and again.
     Failing,
+    /// Connections of its network may not come in.
+    Access,
+    /// It does not come from a balancer that is trusted.
+    Untrusted,
+    /// It does not begin with a header of the PROXY protocol.
+    ProxyHeader,
+    /// The header of the PROXY protocol took too long.
+    ProxyTimeout,
+    /// The handshake of TLS failed.
+    TlsHandshake,
+    /// The handshake of TLS took too long.
+    TlsTimeout,
+    /// The drain was over before it could come in.
+    Drained,
 }
 
 impl Refused {
@@ -35,6 +50,13 @@ impl Refused {
             Self::SourceConnections => "source-connections",
             Self::SourceRate => "source-rate",
             Self::Failing => "failing",
+            Self::Access => "access",
+            Self::Untrusted => "untrusted",
+            Self::ProxyHeader => "proxy-header",
+            Self::ProxyTimeout => "proxy-timeout",
+            Self::TlsHandshake => "tls-handshake",
+            Self::TlsTimeout => "tls-timeout",
+            Self::Drained => "drained",
         }
     }
 }
@@ -111,17 +133,17 @@ impl Admission {
 }
 
 impl Sources {
-    /// Lets a connection from `source` have `permit`, or not.
+    /// Lets a connection from `remote` have `permit`, or not.
     ///
     /// # Errors
     ///
-    /// That source has as much as one may have.
-    pub fn admit(&self, permit: Permit, source: IpAddr) -> Result<Permit, Refused> {
+    /// Its source has as much as one may have.
+    pub fn admit(&self, permit: Permit, remote: &End) -> Result<Permit, Refused> {
         let Some(shares) = &self.0 else {
             return Ok(permit);
         };
         Ok(Permit {
-            _share: Some(shares.admit(Source::of(source), Instant::now())?),
+            _share: Some(shares.admit(Source::of(remote), Instant::now())?),
             ..permit
         })
     }
@@ -154,19 +176,30 @@ impl Bucket {
     }
 }
 
-/// Whom a connection counts for: an IPv4 address, or all IPv6 addresses with one prefix.
+/// Whom a connection counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Source(IpAddr);
+enum Source {
+    /// An IPv4 address, or all IPv6 addresses with one prefix.
+    Address(IpAddr),
+    /// A user of this machine.
+    User(u32),
+    /// Whoever cannot be told apart.
+    Unknown,
+}
 
 impl Source {
-    fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX << (Ipv6Addr::BITS - PREFIX);
-                Ipv6Addr::from_bits(v6.to_bits() & mask).into()
-            }
-            v4 @ IpAddr::V4(_) => v4,
-        })
+    fn of(remote: &End) -> Self {
+        match remote {
+            End::Tcp(address) => Self::Address(match address.ip().to_canonical() {
+                IpAddr::V6(v6) => {
+                    let mask = u128::MAX << (Ipv6Addr::BITS - PREFIX);
+                    Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+                }
+                v4 @ IpAddr::V4(_) => v4,
+            }),
+            End::Process(process) => Self::User(process.uid),
+            End::Path(_) => Self::Unknown,
+        }
     }
 }
 

@@ -226,8 +226,8 @@ async fn finish<W: AsyncWrite + Unpin>(outbound: &Half<W>) {
         return;
     }
     if let Some(mut writer) = outbound.lend() {
-        // A peer that is gone has no use for a FIN.
-        let _ = writer.shutdown().await;
+        // A peer that is gone has no use for a FIN. Where words of TLS come before it, they wait for a peer that reads.
+        let _ = timeout(LINGER, writer.shutdown()).await;
     }
 }
 

@@ -318,7 +318,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Lent<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (io, shared) = self.split()?;
-        let result = ready!(Pin::new(io).poll_shutdown(cx));
+        let polled = Pin::new(io).poll_shutdown(cx);
+        shared.stall(polled.is_pending());
+        let result = ready!(polled);
         match &result {
             Ok(()) => shared.ended.store(true, Relaxed),
             Err(error) => shared.failed(error),

@@ -7,6 +7,7 @@
 
 mod acceptor;
 pub mod admission;
+mod arrival;
 mod bindings;
 pub mod breaker;
 mod buffer;
@@ -24,6 +25,7 @@ pub mod listener;
 pub mod logging;
 pub mod peer;
 mod place;
+pub mod proxy_protocol;
 mod record;
 mod relay;
 mod reload;
@@ -33,6 +35,10 @@ pub mod sandbox;
 pub mod scaffold;
 pub mod server;
 mod service;
+pub mod service_manager;
 pub mod shutdown;
+pub mod socket;
+mod stamp;
 pub mod system;
+pub mod tls;
 mod values;

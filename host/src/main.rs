@@ -17,11 +17,13 @@ use host::conversation::Conversation;
 use host::replay::replay;
 use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
-use host::{file, logging, scaffold, server};
+use host::{file, listener, logging, scaffold, server};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
 
 fn main() -> ExitCode {
+    // While there is one thread, which is when the environment may be changed.
+    listener::inherit();
     let command = Command::from(Cli::parse().checked().unwrap_or_else(|error| error.exit()));
     let serve = match &command {
         Command::Serve(given) => match configuration(given) {

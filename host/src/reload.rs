@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::replay;
 use crate::sandbox::{Content, Digest, LoadError, Sandbox, Source};
+use crate::stamp::{Stamp, stamp};
 use crate::system;
 
 /// How long a file must have stayed the same to be read: who writes it is done, as far as can be known.
@@ -37,10 +37,6 @@ const LOAD: Duration = Duration::from_secs(60);
 
 /// How much longer it may take where the component is initialised too, and compiled for that.
 const INITIALISE: Duration = Duration::from_secs(90);
-
-/// What a file is told by from what was in its place before: device, inode, size, and the time of its last change, be it of
-/// its content or of who may read it.
-type Stamp = (u64, u64, u64, i64, i64);
 
 /// Loads the component again when it is asked to.
 pub(crate) struct Reloader {
@@ -248,17 +244,6 @@ impl Reloader {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let file = std::fs::metadata(path).ok()?;
-    Some((
-        file.dev(),
-        file.ino(),
-        file.size(),
-        file.ctime(),
-        file.ctime_nsec(),
-    ))
-}
-
 /// Watches the directory of each of `files`, since the file itself may be replaced, and the one that it stands for.
 fn watch<'a>(
     files: impl Iterator<Item = &'a Path>,
@@ -283,25 +268,4 @@ fn watch<'a>(
         }
     }
     Ok(watcher)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_copy_that_keeps_size_and_time_is_told_from_what_was_there() {
-        let path = std::env::temp_dir().join(format!("wasm-inetd-stamp-{}", std::process::id()));
-        fs::write(&path, "one").unwrap();
-        let written = fs::metadata(&path).unwrap().modified().unwrap();
-        let before = stamp(&path);
-        fs::write(&path, "two").unwrap();
-        let file = fs::File::options().write(true).open(&path).unwrap();
-        file.set_modified(written).unwrap();
-        let after = stamp(&path);
-        fs::remove_file(&path).unwrap();
-        assert!(before.is_some() && before != after, "{before:?}, {after:?}");
-    }
 }

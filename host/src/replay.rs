@@ -92,6 +92,7 @@ async fn one(
         remote: "127.0.0.1:1".to_owned(),
         local: "127.0.0.1:2".to_owned(),
         listener: "replay".to_owned(),
+        ..Peer::default()
     };
     let over = CancellationToken::new();
     let cut = over.cancelled();

@@ -5,13 +5,14 @@
 //! connects in between waits in its backlog.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use tracing::warn;
 
-use crate::config::{Access, Config, Listen, Service};
+use crate::config::{Access, Config, Listen, Service, SocketOptions};
 use crate::file;
-use crate::listener::Listener;
+use crate::listener::{Entrance, Listener};
 use crate::service::Loaded;
 use crate::system;
 
@@ -36,19 +37,23 @@ pub(crate) struct Planned {
 /// Where a listener comes from.
 #[derive(Debug)]
 pub(crate) enum Listening {
-    /// It is there already, in this service at this place.
-    Kept(usize, usize),
+    /// It is there already, in this service at this place, and its connections come in by this.
+    Kept(usize, usize, Arc<Entrance>),
     /// It is new.
     Bound(Listener),
 }
 
 /// Reads the file at `path` and makes all that it takes for the services to be those that it names, beside those that run
-/// as `now` says.
+/// as `now` says and by `entrances`, which are those of its listeners.
 ///
 /// # Errors
 ///
 /// The file is refused, a component cannot serve, or an address cannot be bound. Nothing has changed.
-pub(crate) async fn plan(path: &Path, now: &Config) -> anyhow::Result<Plan> {
+pub(crate) async fn plan(
+    path: &Path,
+    now: &Config,
+    entrances: &[Vec<Arc<Entrance>>],
+) -> anyhow::Result<Plan> {
     let config = file::read(path)?;
     if (config.threads, config.log) != (now.threads, now.log) {
         warn!("what the file says of `threads` and `log` takes a restart; until then they stay as they are");
@@ -69,13 +74,23 @@ pub(crate) async fn plan(path: &Path, now: &Config) -> anyhow::Result<Plan> {
     let mut services = Vec::new();
     for (service, loaded) in config.services.iter().zip(loaded) {
         let listeners = service.listen.iter().map(|listen| {
-            if let Some(kept) = find(service, listen, now, &taken) {
-                taken.push(kept);
-                return Ok(Listening::Kept(kept.0, kept.1));
-            }
-            let bound = Listener::bind(listen);
             let context = || format!("service `{}`", service.name);
-            Ok(Listening::Bound(bound.with_context(context)?))
+            let Some((of, number)) = find(service, listen, now, &taken) else {
+                return Ok(Listening::Bound(Listener::bind(listen).with_context(context)?));
+            };
+            taken.push((of, number));
+            let before = &now.services[of].listen[number];
+            if !can_be_set(before, listen) {
+                warn!(
+                    service = service.name,
+                    "what the file says of the socket of {} takes a restart; until then it stays as it is",
+                    listen.address
+                );
+            }
+            let entrance = entrances[of][number]
+                .changed(before, listen)
+                .with_context(context)?;
+            Ok(Listening::Kept(of, number, Arc::new(entrance)))
         });
         services.push(Planned {
             listeners: listeners.collect::<anyhow::Result<_>>()?,
@@ -83,6 +98,16 @@ pub(crate) async fn plan(path: &Path, now: &Config) -> anyhow::Result<Plan> {
         });
     }
     Ok(Plan { config, services })
+}
+
+/// Whether a listener that stays can be set as `other` says.
+fn can_be_set(one: &Listen, other: &Listen) -> bool {
+    let nodelay = one.socket.nodelay;
+    one.socket
+        == SocketOptions {
+            nodelay,
+            ..other.socket.clone()
+        }
 }
 
 /// Whether all is the same but where connections come from, and which may come in.

@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::mem;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +18,12 @@ use crate::acceptor::Acceptor;
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::generations::Generations;
-use crate::listener::Listener;
+use crate::listener::{Entrance, Listener};
+use crate::peer::End;
 use crate::reload::Reloader;
 use crate::reread::{self, Listening, Plan};
 use crate::service::{Loaded, Process, Service};
+use crate::service_manager;
 use crate::shutdown::{Notice, Signals};
 use crate::system;
 
@@ -34,6 +35,7 @@ struct Running {
     service: Arc<Service>,
     reloader: Option<JoinHandle<()>>,
     reload: Arc<Notify>,
+    entrances: Vec<Arc<Entrance>>,
     acceptor: JoinHandle<Acceptor>,
     stop: CancellationToken,
 }
@@ -64,18 +66,23 @@ impl Running {
             tokio::spawn(reloader.run(Arc::clone(&reload)))
         });
         let stop = CancellationToken::new();
+        let entrances = acceptor.entrances();
         let acceptor = tokio::spawn(acceptor.run(Arc::clone(&service), stop.clone()));
         Self {
             service,
             reloader,
             reload,
+            entrances,
             acceptor,
             stop,
         }
     }
 
-    /// Loads the component again, if it is in a file.
+    /// Loads the component again, if it is in a file, and reads certificates again.
     fn reload(&self) {
+        for entrance in &self.entrances {
+            entrance.reread();
+        }
         if self.reloader.is_some() {
             self.reload.notify_one();
         } else {
@@ -96,6 +103,7 @@ impl Running {
 
     fn accept(&mut self, acceptor: Acceptor) {
         self.stop = CancellationToken::new();
+        self.entrances = acceptor.entrances();
         self.acceptor = tokio::spawn(acceptor.run(Arc::clone(&self.service), self.stop.clone()));
     }
 
@@ -128,6 +136,7 @@ struct Server {
 /// cannot be recorded.
 pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drained> {
     let (mut server, mut signals) = Server::start(config).await?;
+    server.ready();
     // A plan is made while all goes on, one at a time.
     let mut planning: Option<JoinHandle<anyhow::Result<Plan>>> = None;
     let mut again = false;
@@ -145,11 +154,16 @@ pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drai
             notice = signals.next() => match (notice, &file) {
                 (Notice::Stop(signal), _) => {
                     info!(signal, "asked to stop");
+                    service_manager::stopping(server.process.connections.len());
                     break;
                 }
                 (Notice::Reload, Some(_)) if planning.is_some() => again = true,
                 (Notice::Reload, Some(file)) => planning = Some(server.plan(file)),
-                (Notice::Reload, None) => server.running.iter().for_each(Running::reload),
+                (Notice::Reload, None) => {
+                    service_manager::reloading();
+                    server.running.iter().for_each(Running::reload);
+                    server.ready();
+                }
                 (Notice::GoBack, _) => server.go_back(),
             },
             plan = planned => {
@@ -157,6 +171,7 @@ pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drai
                     Ok(plan) => server.change(plan).await?,
                     Err(error) => warn!("{error:#}; nothing changes"),
                 }
+                server.ready();
                 planning = file.as_ref().filter(|_| mem::take(&mut again)).map(|file| server.plan(file));
             }
             () = server.failed() => bail!("no more connections can be accepted; earlier messages say why"),
@@ -228,8 +243,20 @@ impl Server {
     }
 
     fn plan(&self, file: &Path) -> JoinHandle<anyhow::Result<Plan>> {
+        service_manager::reloading();
         let (file, now) = (file.to_owned(), self.config.clone());
-        tokio::spawn(async move { reread::plan(&file, &now).await })
+        let entrances: Vec<_> = self
+            .running
+            .iter()
+            .map(|running| running.entrances.clone())
+            .collect();
+        tokio::spawn(async move { reread::plan(&file, &now, &entrances).await })
+    }
+
+    /// Tells the service manager that all is in order.
+    fn ready(&self) {
+        let listeners = self.running.iter().map(|running| running.entrances.len()).sum();
+        service_manager::ready(self.running.len(), listeners);
     }
 
     fn go_back(&self) {
@@ -251,16 +278,16 @@ impl Server {
         for (service, planned) in plan.config.services.iter().zip(plan.services) {
             let mut own = Vec::new();
             let mut bound = Vec::new();
-            for (listen, source) in service.listen.iter().zip(planned.listeners) {
-                own.extend(match source {
+            for listening in planned.listeners {
+                own.extend(match listening {
                     Listening::Bound(listener) => {
                         bound.push(listener.local());
                         Some(listener)
                     }
-                    Listening::Kept(of, number) => {
+                    Listening::Kept(of, number, entrance) => {
                         let kept = listeners.get_mut(of).and_then(|of| of.get_mut(number)?.take());
                         kept.map(|mut listener| {
-                            listener.configure(listen);
+                            listener.enter_by(entrance);
                             listener
                         })
                     }
@@ -320,11 +347,11 @@ impl Server {
     }
 }
 
-fn addresses(listeners: &[Listener]) -> Vec<SocketAddr> {
+fn addresses(listeners: &[Listener]) -> Vec<End> {
     listeners.iter().map(Listener::local).collect()
 }
 
-fn say_where(service: &str, addresses: &[SocketAddr]) {
+fn say_where(service: &str, addresses: &[End]) {
     for address in addresses {
         info!(target: READY, service, "listening on {address}");
     }

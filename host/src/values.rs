@@ -63,7 +63,7 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let network = parsed
         .map_err(|_| "expected a network or an address, as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned())?;
     if network.addr() == network.network() {
-        Ok(network)
+        Ok(canonical(network))
     } else {
         Err(format!(
             "the address has bits beyond its prefix; expected {}, or the single address {}",
@@ -71,6 +71,17 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
             network.addr()
         ))
     }
+}
+
+/// A network of IPv4 as one, where it is written as one of IPv6.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.addr().to_ipv4_mapped().zip(Some(v6.prefix_len() - 96)),
+        _ => None,
+    };
+    mapped
+        .and_then(|(address, length)| IpNet::new(address.into(), length).ok())
+        .unwrap_or(network)
 }
 
 /// The mode of a socket of the file system, in octal digits.

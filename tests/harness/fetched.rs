@@ -70,3 +70,20 @@ pub fn or_skip<T>(had: Result<T, String>, required: bool) -> Option<T> {
         }
     }
 }
+
+/// A program of the system.
+fn installed(program: &str, package: &str) -> Result<PathBuf, String> {
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&dirs)
+        .chain(["/usr/sbin".into(), "/usr/lib/systemd".into()])
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
+        .ok_or_else(|| format!("{program} is absent: apt-get install {package}"))
+}
+
+/// Finds a client or a server of others for a test, which is skipped without it unless `WASM_INETD_CLIENTS=required` is in
+/// the environment.
+pub fn client(program: &str, package: &str) -> Option<PathBuf> {
+    let required = std::env::var_os("WASM_INETD_CLIENTS").is_some_and(|how| how == "required");
+    or_skip(installed(program, package), required)
+}

@@ -145,6 +145,8 @@ pub fn replace(file: &Path, bytes: impl AsRef<[u8]>) {
 pub struct Host {
     child: Child,
     reader: Option<JoinHandle<()>>,
+    places: Vec<String>,
+    /// Those of TCP.
     addresses: Vec<SocketAddr>,
     lines: Receiver<String>,
     log: Arc<Mutex<Vec<String>>>,
@@ -200,7 +202,8 @@ impl Host {
         )
     }
 
-    fn spawn(command: &mut Command, args: &[&str]) -> Self {
+    /// Starts a host by a command that is given these arguments for it, and waits until it listens.
+    pub fn spawn(command: &mut Command, args: &[&str]) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -220,6 +223,7 @@ impl Host {
         let mut host = Self {
             child,
             reader: Some(reader),
+            places: Vec::new(),
             addresses: Vec::new(),
             lines,
             log,
@@ -227,18 +231,25 @@ impl Host {
         let listeners = args.iter().filter(|arg| **arg == "--listen").count().max(1);
         for _ in 0..listeners {
             let line = host.line("listening on");
-            let (_, address) = line.split_once("listening on ").unwrap();
-            host.addresses.push(first_word(address).parse().unwrap());
+            let (_, place) = line.split_once("listening on ").unwrap();
+            let place = first_word(place);
+            host.addresses.extend(place.parse::<SocketAddr>());
+            host.places.push(place.to_owned());
         }
         host
     }
 
-    /// The address of the first listener.
+    /// Where it listens, as it says itself.
+    pub fn places(&self) -> &[String] {
+        &self.places
+    }
+
+    /// The address of the first listener of TCP.
     pub fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// The addresses of all listeners.
+    /// The addresses of all listeners of TCP.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }

@@ -6,7 +6,7 @@
   (memory (export "memory") 1)
   (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
   (func (export "inet:service/sessions@0.1.0#[constructor]session")
-    (param i64 i32 i32 i32 i32 i32 i32) (result i32)
+    (param $peer i32) (result i32)
     (call $new (i32.const 1)))
   ;; The answer: where the bytes are, how many, and that this is the end.
   (func (export "inet:service/sessions@0.1.0#[method]session.handle")

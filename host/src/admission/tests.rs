@@ -1,8 +1,10 @@
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::pin::pin;
 use std::time::Duration;
 
 use super::*;
+use crate::peer::Process;
 
 fn rate(connections: u32, per: Duration) -> Rate {
     Rate {
@@ -17,8 +19,8 @@ fn admission(change: impl FnOnce(&mut Limits)) -> Admission {
     Admission::new(&limits)
 }
 
-fn address(text: &str) -> IpAddr {
-    text.parse().unwrap()
+fn address(text: &str) -> End {
+    End::Tcp(SocketAddr::new(text.parse().unwrap(), 49152))
 }
 
 #[tokio::test]
@@ -77,16 +79,16 @@ async fn one_source_has_no_more_than_its_share_and_others_do_not_notice() {
     let mut admission = admission(|limits| limits.max_connections_per_source = NonZeroUsize::new(2));
     let (one, other) = (address("192.0.2.1"), address("192.0.2.2"));
     let mut open = Vec::new();
-    for source in [one, one, other, other] {
+    for source in [&one, &one, &other, &other] {
         let permit = admission.permit().await;
         open.push(admission.sources().admit(permit, source).unwrap());
     }
     let permit = admission.permit().await;
-    let refused = admission.sources().admit(permit, one);
+    let refused = admission.sources().admit(permit, &one);
     assert_eq!(refused.unwrap_err(), Refused::SourceConnections);
     open.remove(0);
     let permit = admission.permit().await;
-    open.push(admission.sources().admit(permit, one).unwrap());
+    open.push(admission.sources().admit(permit, &one).unwrap());
     open.clear();
     assert!(admission.sources.0.unwrap().table().sources.is_empty());
 }
@@ -99,14 +101,14 @@ async fn one_source_comes_no_faster_than_its_rate() {
     let mut outcomes = Vec::new();
     for _ in 0..5 {
         let permit = admission.permit().await;
-        outcomes.push(admission.sources().admit(permit, source).map(drop));
+        outcomes.push(admission.sources().admit(permit, &source).map(drop));
     }
     let refused = Err(Refused::SourceRate);
     assert_eq!(outcomes, [Ok(()), Ok(()), Ok(()), refused, refused]);
     tokio::time::advance(Duration::from_secs(20)).await;
     for expected in [Ok(()), refused] {
         let permit = admission.permit().await;
-        assert_eq!(admission.sources().admit(permit, source).map(drop), expected);
+        assert_eq!(admission.sources().admit(permit, &source).map(drop), expected);
     }
 }
 
@@ -118,10 +120,8 @@ async fn sources_are_forgotten() {
         for number in 0..SOURCES {
             let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
             let permit = admission.permit().await;
-            admission
-                .sources()
-                .admit(permit, [10, round, high, low].into())
-                .unwrap();
+            let source = End::Tcp(([10, round, high, low], 49152).into());
+            admission.sources().admit(permit, &source).unwrap();
         }
         tokio::time::advance(Duration::from_secs(2)).await;
     }
@@ -130,10 +130,16 @@ async fn sources_are_forgotten() {
 }
 
 #[test]
-fn a_source_is_an_address_or_a_prefix() {
-    let same = |one, other| Source::of(address(one)) == Source::of(address(other));
+fn a_source_is_an_address_or_a_prefix_or_a_user() {
+    let same = |one, other| Source::of(&address(one)) == Source::of(&address(other));
     assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
     assert!(!same("192.0.2.1", "192.0.2.2"));
     assert!(same("2001:db8:1:2::3", "2001:db8:1:2:ffff::4"));
     assert!(!same("2001:db8:1:2::3", "2001:db8:1:3::3"));
+    let user = |uid, pid| {
+        let pid = Some(pid);
+        Source::of(&End::Process(Process { uid, gid: 1000, pid }))
+    };
+    assert_eq!(user(1000, 1), user(1000, 2));
+    assert_ne!(user(1000, 1), user(1001, 1));
 }

@@ -1,7 +1,7 @@
 //! Where connections come from, and who may come in.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -120,6 +120,13 @@ pub struct ProxyProtocol {
     pub timeout: Duration,
 }
 
+impl ProxyProtocol {
+    /// Whether the word of a peer at `address` is taken.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        narrowest(&self.trusted, address).is_some()
+    }
+}
+
 /// What TLS takes. Files are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
@@ -160,4 +167,72 @@ pub struct Access {
     pub allow: Vec<IpNet>,
     /// Networks that may not. Where an address is in one of each, the narrower counts, and of two that are the same this.
     pub deny: Vec<IpNet>,
+}
+
+impl Access {
+    /// Whether a client at `address` may come in. It takes time in proportion to the networks.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let (allowed, denied) = (narrowest(&self.allow, address), narrowest(&self.deny, address));
+        match (allowed, denied) {
+            (Some(allowed), Some(denied)) => allowed > denied,
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => self.allow.is_empty(),
+        }
+    }
+}
+
+/// The length of the longest prefix among `networks` that `address` has.
+fn narrowest(networks: &[IpNet], address: IpAddr) -> Option<u8> {
+    let address = address.to_canonical();
+    let fitting = networks.iter().filter(|network| network.contains(&address));
+    fitting.map(IpNet::prefix_len).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn networks(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_narrowest_network_decides() {
+        let rules = |allow: &[&str], deny: &[&str]| Access {
+            allow: networks(allow),
+            deny: networks(deny),
+        };
+        for (rules, address, expected) in [
+            (rules(&[], &[]), "192.0.2.1", true),
+            (rules(&[], &["192.0.2.0/24"]), "192.0.2.1", false),
+            (rules(&[], &["192.0.2.0/24"]), "192.0.3.1", true),
+            (rules(&["192.0.2.0/24"], &[]), "192.0.2.1", true),
+            (rules(&["192.0.2.0/24"], &[]), "192.0.3.1", false),
+            (rules(&["192.0.2.0/24"], &[]), "2001:db8::1", false),
+            (rules(&["192.0.2.7/32"], &["192.0.2.0/24"]), "192.0.2.7", true),
+            (rules(&["192.0.2.7/32"], &["192.0.2.0/24"]), "192.0.2.8", false),
+            (rules(&["192.0.2.0/24"], &["192.0.2.7/32"]), "192.0.2.7", false),
+            (rules(&["192.0.2.0/24"], &["192.0.2.0/24"]), "192.0.2.7", false),
+            (rules(&["0.0.0.0/0"], &["192.0.2.0/24"]), "192.0.3.1", true),
+            (rules(&["0.0.0.0/0"], &[]), "2001:db8::1", false),
+            (rules(&["192.0.2.0/24"], &[]), "::ffff:192.0.2.1", true),
+            (
+                rules(&["2001:db8::/32"], &["2001:db8:1::/48"]),
+                "2001:db8:1::1",
+                false,
+            ),
+            (
+                rules(&["2001:db8::/32"], &["2001:db8:1::/48"]),
+                "2001:db8:2::1",
+                true,
+            ),
+        ] {
+            assert_eq!(
+                rules.admits(address.parse().unwrap()),
+                expected,
+                "{rules:?}: {address}"
+            );
+        }
+    }
 }

@@ -40,6 +40,7 @@ fn peer() -> Peer {
         remote: "192.0.2.7:49152".into(),
         local: "192.0.2.1:8080".into(),
         listener: "test".into(),
+        ..Peer::default()
     }
 }
 

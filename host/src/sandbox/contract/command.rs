@@ -13,7 +13,7 @@ use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
 
 use super::{End, Fault, within};
 use crate::half::Half;
-use crate::peer::Peer;
+use crate::peer::{Peer, Process};
 use crate::sandbox::state::{ProgramKind, State};
 use crate::sandbox::stdio::{Stdin, Stdout, Turned};
 
@@ -160,8 +160,26 @@ async fn noting<W: AsyncWrite + Unpin, T>(
 }
 
 /// What a program finds in its environment of its connection, by the Unix client-server program interface
-/// (<https://cr.yp.to/proto/ucspi.txt>).
+/// (<https://cr.yp.to/proto/ucspi.txt>), and of TLS, by the names that Apache's mod_ssl and sslserver have.
 fn ucspi(peer: &Peer) -> Vec<(&'static str, String)> {
+    let mut env = match (peer.local.strip_prefix("unix:"), peer.process) {
+        (Some(path), Some(process)) => of_unix(path, process),
+        _ => of_tcp(peer),
+    };
+    if let Some(tls) = &peer.tls {
+        env.push(("SSL_PROTOCOL", tls.version.to_owned()));
+        for (key, value) in [
+            ("SSL_TLS_SNI", &tls.server_name),
+            ("SSL_ALPN_PROTOCOL", &tls.protocol),
+            ("SSL_CLIENT_S_DN", &tls.subject),
+        ] {
+            env.extend(value.clone().map(|value| (key, value)));
+        }
+    }
+    env
+}
+
+fn of_tcp(peer: &Peer) -> Vec<(&'static str, String)> {
     let mut env = vec![("PROTO", "TCP".to_owned())];
     let ends = [
         (&peer.remote, "TCPREMOTEIP", "TCPREMOTEPORT"),
@@ -175,9 +193,22 @@ fn ucspi(peer: &Peer) -> Vec<(&'static str, String)> {
     env
 }
 
+/// The same of a socket of the file system, by the definition of `ucspi-unix`.
+fn of_unix(path: &str, process: Process) -> Vec<(&'static str, String)> {
+    let mut env = vec![
+        ("PROTO", "UNIX".to_owned()),
+        ("UNIXLOCALPATH", path.to_owned()),
+        ("UNIXREMOTEEUID", process.uid.to_string()),
+        ("UNIXREMOTEEGID", process.gid.to_string()),
+    ];
+    env.extend(process.pid.map(|pid| ("UNIXREMOTEPID", pid.to_string())));
+    env
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Tls;
 
     #[test]
     fn a_program_finds_both_ends_of_its_connection() {
@@ -186,6 +217,7 @@ mod tests {
             remote: "[2001:db8::7]:49152".into(),
             local: "192.0.2.1:8080".into(),
             listener: "test".into(),
+            ..Peer::default()
         };
         let expected = [
             ("PROTO", "TCP"),
@@ -193,6 +225,49 @@ mod tests {
             ("TCPREMOTEPORT", "49152"),
             ("TCPLOCALIP", "192.0.2.1"),
             ("TCPLOCALPORT", "8080"),
+        ];
+        assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
+    }
+
+    #[test]
+    fn a_program_finds_what_tls_says() {
+        let peer = Peer {
+            tls: Some(Tls {
+                version: "TLSv1.3",
+                server_name: Some("example.org".into()),
+                protocol: None,
+                subject: Some("CN=alice".into()),
+            }),
+            ..Peer::default()
+        };
+        let expected = [
+            ("PROTO", "TCP"),
+            ("SSL_PROTOCOL", "TLSv1.3"),
+            ("SSL_TLS_SNI", "example.org"),
+            ("SSL_CLIENT_S_DN", "CN=alice"),
+        ];
+        assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
+    }
+
+    #[test]
+    fn a_program_finds_who_has_come_by_a_socket_of_the_file_system() {
+        let process = Process {
+            uid: 1000,
+            gid: 100,
+            pid: Some(4711),
+        };
+        let peer = Peer {
+            remote: format!("unix:{process}"),
+            local: "unix:/run/echo.sock".into(),
+            process: Some(process),
+            ..Peer::default()
+        };
+        let expected = [
+            ("PROTO", "UNIX"),
+            ("UNIXLOCALPATH", "/run/echo.sock"),
+            ("UNIXREMOTEEUID", "1000"),
+            ("UNIXREMOTEEGID", "100"),
+            ("UNIXREMOTEPID", "4711"),
         ];
         assert_eq!(ucspi(&peer), expected.map(|(key, value)| (key, value.to_owned())));
     }

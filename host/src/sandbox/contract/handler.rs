@@ -106,17 +106,6 @@ where
         .map_err(Fault::Trap)
 }
 
-impl From<&Peer> for types::Peer {
-    fn from(peer: &Peer) -> Self {
-        Self {
-            connection: peer.connection,
-            remote: peer.remote.clone(),
-            local: peer.local.clone(),
-            listener: peer.listener.clone(),
-        }
-    }
-}
-
 /// What of its own inbound half a guest has returned as its outbound half.
 enum Returned<R, W> {
     /// The stream and the future: it has said all that there is to say.

@@ -121,12 +121,7 @@ async fn restore(
     let max = store.data().max_call_time();
     let (instance, service) = in_turn(max, sessions.instantiate(&mut *store), Fault::Start).await?;
     let guest = migration.load(&mut *store, &instance).map_err(Fault::Start)?;
-    let peer = types::Peer {
-        connection: peer.connection,
-        remote: &peer.remote,
-        local: &peer.local,
-        listener: &peer.listener,
-    };
+    let peer = types::Peer::from(peer);
     let state = SavedStateParam {
         version: state.version,
         bytes: &state.bytes,

@@ -20,6 +20,7 @@ use wasmtime::component::InstancePre;
 use super::generation::Generation;
 use super::seat::Seat;
 use super::state::State;
+use crate::bindings::movable_session_service::inet::service::types as movable_session_service;
 use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types as service;
 use crate::bindings::session_service::inet::service::types as session_service;
@@ -300,6 +301,47 @@ macro_rules! error_code {
             }
         }
     };
+}
+
+/// The peer of the contract, which each world has a type of its own for.
+macro_rules! peer {
+    ($($world:ident)*) => { $(
+        impl<'a> From<&'a Peer> for $world::Peer<'a> {
+            fn from(peer: &'a Peer) -> Self {
+                Self {
+                    connection: peer.connection,
+                    remote: &peer.remote,
+                    local: &peer.local,
+                    listener: &peer.listener,
+                    tls: peer.tls.as_ref().map(|tls| $world::Tls {
+                        version: tls.version,
+                        server_name: tls.server_name.as_deref(),
+                        protocol: tls.protocol.as_deref(),
+                        subject: tls.subject.as_deref(),
+                    }),
+                }
+            }
+        }
+    )* };
+}
+
+peer! { session_service movable_session_service }
+
+impl From<&Peer> for service::Peer {
+    fn from(peer: &Peer) -> Self {
+        Self {
+            connection: peer.connection,
+            remote: peer.remote.clone(),
+            local: peer.local.clone(),
+            listener: peer.listener.clone(),
+            tls: peer.tls.as_ref().map(|tls| service::Tls {
+                version: tls.version.to_owned(),
+                server_name: tls.server_name.clone(),
+                protocol: tls.protocol.clone(),
+                subject: tls.subject.clone(),
+            }),
+        }
+    }
 }
 
 error_code! {

@@ -76,12 +76,7 @@ impl Sessions {
     pub(super) async fn open(&self, store: &mut Store<State>, peer: &Peer) -> Result<Session, Fault> {
         let max = store.data().max_call_time();
         let (instance, service) = within(max, self.instantiate(&mut *store), Fault::Start).await?;
-        let peer = types::Peer {
-            connection: peer.connection,
-            remote: &peer.remote,
-            local: &peer.local,
-            listener: &peer.listener,
-        };
+        let peer = types::Peer::from(peer);
         let sessions = service.inet_service_sessions().session();
         let session = within(max, sessions.call_constructor(store, peer), Fault::Trap).await?;
         Ok(Session {

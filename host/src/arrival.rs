@@ -1,0 +1,143 @@
+//! What a connection has to go through before it comes in.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::debug;
+
+use crate::admission::{Permit, Refused, Sources};
+use crate::config::ProxyProtocol;
+use crate::listener::Entrance;
+use crate::peer::{self, End};
+use crate::proxy_protocol::{self, Client};
+use crate::service::Service;
+use crate::socket::{Reader, Stream, Writer};
+use crate::tls;
+
+/// A connection that was accepted, and may not come in yet.
+pub(crate) struct Arrival {
+    /// Its number.
+    pub(crate) connection: u64,
+    pub(crate) entrance: Arc<Entrance>,
+    /// Where it comes from: the true client, once that is known.
+    pub(crate) remote: End,
+    pub(crate) local: End,
+    pub(crate) sources: Sources,
+    /// When it was accepted. All that has to be said first has its time from then on.
+    pub(crate) at: Instant,
+}
+
+/// A connection that may come in.
+pub(crate) struct Entered {
+    pub(crate) permit: Permit,
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    pub(crate) tls: Option<peer::Tls>,
+}
+
+impl Arrival {
+    /// Lets the connection come in, or not. A balancer first says for whom it connects; then it is seen whether that one may
+    /// come, and how many it has; and only then is there talk of encryption.
+    ///
+    /// # Errors
+    ///
+    /// It may not. It was reset, or told in the terms of TLS.
+    pub(crate) async fn enter(
+        &mut self,
+        mut stream: Stream,
+        permit: Permit,
+        service: &Service,
+    ) -> Result<Entered, Refused> {
+        let entrance = Arc::clone(&self.entrance);
+        let told = match &entrance.proxy_protocol {
+            None => Ok(()),
+            // In a box, as what follows too, so that other connections are not larger for it.
+            Some(proxy) => Box::pin(self.hear(proxy, &mut stream, service)).await,
+        };
+        let permit = match told.and_then(|()| self.admit(permit, service)) {
+            Ok(permit) => permit,
+            Err(reason) => {
+                stream.reset();
+                return Err(reason);
+            }
+        };
+        let Some(tls) = &entrance.tls else {
+            let (reader, writer) = stream.split();
+            return Ok(Entered {
+                permit,
+                reader,
+                writer,
+                tls: None,
+            });
+        };
+        let (reader, writer, said) = Box::pin(self.agree(tls, stream, service)).await?;
+        Ok(Entered {
+            permit,
+            reader: Reader::Tls(reader),
+            writer: Writer::tls(writer),
+            tls: Some(said),
+        })
+    }
+
+    /// Has a balancer say for whom it connects.
+    async fn hear(
+        &mut self,
+        proxy: &ProxyProtocol,
+        stream: &mut Stream,
+        service: &Service,
+    ) -> Result<(), Refused> {
+        // Who may connect to a socket of the file system is trusted.
+        if let End::Tcp(address) = &self.remote
+            && !proxy.trusts(address.ip())
+        {
+            return Err(Refused::Untrusted);
+        }
+        let reading = timeout_at(self.at + proxy.timeout, proxy_protocol::read(stream));
+        let read = tokio::select! {
+            biased;
+            read = reading => read.map_err(|_| Refused::ProxyTimeout)?,
+            () = service.process.cut.cancelled() => return Err(Refused::Drained),
+        };
+        match read {
+            Ok(Client::At { source, destination }) => {
+                self.remote = End::tcp(source);
+                self.local = End::tcp(destination);
+                Ok(())
+            }
+            Ok(Client::Unknown) => Ok(()),
+            Err(refusal) => {
+                debug!(connection = self.connection, "{refusal}");
+                Err(Refused::ProxyHeader)
+            }
+        }
+    }
+
+    /// Whether the client may come, and have one more.
+    fn admit(&self, permit: Permit, service: &Service) -> Result<Permit, Refused> {
+        if let End::Tcp(address) = &self.remote
+            && !service.access.load().admits(address.ip())
+        {
+            return Err(Refused::Access);
+        }
+        self.sources.admit(permit, &self.remote)
+    }
+
+    /// Agrees with the peer on how the connection is encrypted.
+    async fn agree(
+        &self,
+        tls: &tls::Server,
+        stream: Stream,
+        service: &Service,
+    ) -> Result<(tls::Reader, tls::Writer, peer::Tls), Refused> {
+        let agreeing = timeout_at(tls.deadline(self.at), tls.handshake(stream));
+        let agreed = tokio::select! {
+            biased;
+            agreed = agreeing => agreed.map_err(|_| Refused::TlsTimeout)?,
+            () = service.process.cut.cancelled() => return Err(Refused::Drained),
+        };
+        agreed.map_err(|error| {
+            debug!(connection = self.connection, "{error}");
+            Refused::TlsHandshake
+        })
+    }
+}

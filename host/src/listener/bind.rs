@@ -1,0 +1,261 @@
+//! Binding addresses, with the options of their sockets.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use nix::unistd::{Group, User};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tracing::debug;
+
+use super::inherited::{self, Lease};
+use crate::config::{Address, Listen, Mode, SocketOptions};
+
+/// A socket that listens.
+pub(super) struct Bound {
+    pub(super) socket: super::Socket,
+    pub(super) hold: Hold,
+}
+
+/// What goes with a listener when it goes.
+#[derive(Debug)]
+pub(super) enum Hold {
+    Nothing,
+    /// The file of a socket that is ours.
+    File {
+        _file: SocketFile,
+    },
+    /// The right to a socket that was inherited.
+    Lease {
+        _lease: Lease,
+    },
+}
+
+/// Binds the address of `config` and listens there.
+///
+/// # Errors
+///
+/// It cannot be bound, or not as asked for.
+pub(super) fn bind(config: &Listen) -> anyhow::Result<Bound> {
+    let options = &config.socket;
+    match &config.address {
+        Address::Tcp(address) => {
+            let (socket, local) = tcp(*address, options).with_context(|| {
+                format!(
+                    "cannot listen on {address}; choose another address with --listen, or stop what uses it"
+                )
+            })?;
+            Ok(Bound {
+                socket: super::Socket::Tcp(socket, local),
+                hold: Hold::Nothing,
+            })
+        }
+        Address::Unix(path) => {
+            unix(path, options).with_context(|| format!("cannot listen on {}", config.address))
+        }
+        Address::Inherited(name) => {
+            inherited(name, options).with_context(|| format!("cannot listen on {}", config.address))
+        }
+    }
+}
+
+fn tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last connections of the previous process to be forgotten.
+    socket.set_reuse_address(true)?;
+    if let (SocketAddr::V6(_), Some(dual_stack)) = (address, options.dual_stack) {
+        socket.set_only_v6(!dual_stack)?;
+    }
+    set(&socket, options)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog(options))?;
+    let socket = TcpListener::from_std(socket.into())?;
+    let local = socket.local_addr()?;
+    Ok((socket, local))
+}
+
+/// Sets what the sockets of connections take over from the one that listens. The size of the receive buffer has to be known
+/// before the first connection comes, since its handshake says how the window is scaled (RFC 7323, section 2.2).
+fn set(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
+    if let Some(size) = options.receive_buffer {
+        socket.set_recv_buffer_size(size)?;
+    }
+    if let Some(size) = options.send_buffer {
+        socket.set_send_buffer_size(size)?;
+    }
+    // Those of the file system need none: the kernel knows when a process is gone.
+    if let Some(time) = options.keepalive
+        && socket.domain()? != Domain::UNIX
+    {
+        let keepalive = TcpKeepalive::new().with_time(time).with_interval(time);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    Ok(())
+}
+
+fn backlog(options: &SocketOptions) -> i32 {
+    i32::try_from(options.backlog).unwrap_or(i32::MAX)
+}
+
+fn unix(path: &Path, options: &SocketOptions) -> anyhow::Result<Bound> {
+    let owner = options.owner.as_deref().map(owner).transpose()?;
+    // The directory that the process is in may be another one when the file is removed.
+    let path = std::path::absolute(path)?;
+    let (socket, file) = unix_socket(&path)?;
+    // Nobody can connect before it listens, by when it is theirs to whom it is to be.
+    if let Some((user, group)) = owner {
+        chown(&path, user, group).with_context(|| {
+            format!(
+                "its owner cannot be made `{}` (--socket-owner)",
+                options.owner.as_deref().unwrap_or_default()
+            )
+        })?;
+    }
+    if let Some(Mode(mode)) = options.mode {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+            .with_context(|| format!("its mode cannot be made {mode:04o} (--socket-mode)"))?;
+    }
+    set(&socket, options)?;
+    socket.set_nonblocking(true)?;
+    socket.listen(backlog(options))?;
+    let socket = UnixListener::from_std(socket.into())?;
+    Ok(Bound {
+        socket: super::Socket::Unix(socket, path),
+        hold: Hold::File { _file: file },
+    })
+}
+
+/// Takes over a socket that listens already. Its backlog is that with which it was opened.
+fn inherited(name: &str, options: &SocketOptions) -> anyhow::Result<Bound> {
+    let (socket, lease) = inherited::lease(name)?;
+    set(&socket, options)?;
+    socket.set_nonblocking(true)?;
+    let socket = if socket.domain()? == Domain::UNIX {
+        let socket = std::os::unix::net::UnixListener::from(socket);
+        let path = inherited::path(&socket)?;
+        super::Socket::Unix(UnixListener::from_std(socket)?, path)
+    } else {
+        let socket = TcpListener::from_std(socket.into())?;
+        let local = socket.local_addr()?;
+        super::Socket::Tcp(socket, local)
+    };
+    Ok(Bound {
+        socket,
+        hold: Hold::Lease { _lease: lease },
+    })
+}
+
+/// A socket that is bound to `path`, in place of one that nobody listens at any more.
+fn unix_socket(path: &Path) -> anyhow::Result<(Socket, SocketFile)> {
+    let address = SockAddr::unix(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    if let Err(error) = socket.bind(&address) {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Err(error.into());
+        }
+        remove_stale(path, &address)?;
+        socket.bind(&address)?;
+    }
+    let file = SocketFile::of(path.to_owned())?;
+    Ok((socket, file))
+}
+
+/// Removes a socket that a process has left behind. Of two hosts that find the same one at the same moment, one has its file
+/// replaced; it is the same as if it had been told to.
+fn remove_stale(path: &Path, address: &SockAddr) -> anyhow::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => {
+            bail!("there is something else than a socket; choose another path with --listen, or move it away")
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let client = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // One whose backlog is full would have this wait.
+    client.set_nonblocking(true)?;
+    match client.connect(address) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            debug!(path = %path.display(), "a socket is replaced that nobody listens at");
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(anyhow!(error).context("a socket that was left behind cannot be removed"))
+                }
+                _ => Ok(()),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => bail!("another process listens there; choose another path with --listen, or stop it"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            bail!("another process listens there; choose another path with --listen, or stop it")
+        }
+        Err(error) => {
+            Err(anyhow!(error).context("there is a socket, and whether anybody listens cannot be found out"))
+        }
+    }
+}
+
+/// The file of a socket. It is removed when this is dropped, unless another has taken its place.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: PathBuf) -> io::Result<Self> {
+        Ok(Self {
+            identity: identity(&path)?,
+            path,
+        })
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            debug!(path = %self.path.display(), %error, "a socket cannot be removed");
+        }
+    }
+}
+
+/// The numbers of `USER`, `USER:GROUP` or `:GROUP`.
+fn owner(text: &str) -> anyhow::Result<(Option<u32>, Option<u32>)> {
+    let (user, group) = text
+        .split_once(':')
+        .map_or((text, None), |(user, group)| (user, Some(group)));
+    let user = match user {
+        "" => None,
+        name => Some(match name.parse() {
+            Ok(number) => number,
+            Err(_) => User::from_name(name)?
+                .with_context(|| format!("there is no user `{name}` (--socket-owner)"))?
+                .uid
+                .as_raw(),
+        }),
+    };
+    let group = match group {
+        None => None,
+        Some(name) => Some(match name.parse() {
+            Ok(number) => number,
+            Err(_) => Group::from_name(name)?
+                .with_context(|| format!("there is no group `{name}` (--socket-owner)"))?
+                .gid
+                .as_raw(),
+        }),
+    };
+    Ok((user, group))
+}

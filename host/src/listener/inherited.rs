@@ -1,0 +1,147 @@
+//! Sockets that whoever started the host has opened, by the protocol of systemd (sd_listen_fds(3)).
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::{Context as _, anyhow, bail};
+use listenfd::ListenFd;
+use socket2::Socket;
+
+/// What was inherited. It is kept for as long as the process lives, since nothing could open it again.
+static INHERITED: OnceLock<Vec<Inherited>> = OnceLock::new();
+
+/// Who gives names to what is inherited, between colons.
+const NAMES: &str = "LISTEN_FDNAMES";
+
+/// What systemd calls a descriptor that has no name.
+const UNNAMED: &str = "unknown";
+
+#[derive(Debug)]
+struct Inherited {
+    name: Option<String>,
+    /// The socket, or why it is of no use.
+    socket: Result<OwnedFd, String>,
+    taken: AtomicBool,
+}
+
+/// Takes what the process has inherited: the descriptors that `LISTEN_FDS` counts, if `LISTEN_PID` is this process. None of
+/// it reaches a process that this one starts.
+///
+/// It is called at the start of the program, while that has one thread, since it changes the environment. Later calls do
+/// nothing.
+pub fn inherit() {
+    INHERITED.get_or_init(|| {
+        let names = std::env::var(NAMES).unwrap_or_default();
+        let mut names = names.split(':').map(str::to_owned);
+        // Without it the library takes them for its own.
+        if std::env::var_os("LISTEN_PID").is_none() {
+            return Vec::new();
+        }
+        let mut descriptors = ListenFd::from_env();
+        (0..descriptors.len())
+            .map(|index| Inherited {
+                name: names.next().filter(|name| !name.is_empty() && name != UNNAMED),
+                socket: take(&mut descriptors, index),
+                taken: AtomicBool::new(false),
+            })
+            .collect()
+    });
+}
+
+fn take(descriptors: &mut ListenFd, index: usize) -> Result<OwnedFd, String> {
+    let tcp = descriptors.take_tcp_listener(index);
+    let socket = match tcp {
+        Ok(Some(socket)) => Socket::from(socket),
+        _ => match descriptors.take_unix_listener(index) {
+            Ok(Some(socket)) => Socket::from(socket),
+            _ => return Err("it is no stream socket".to_owned()),
+        },
+    };
+    match socket.is_listener() {
+        Ok(true) => Ok(socket.into()),
+        Ok(false) => Err("it does not listen".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A socket that was inherited, for one listener at a time.
+#[derive(Debug)]
+pub(super) struct Lease(&'static AtomicBool);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
+    }
+}
+
+/// The socket that was inherited as `name`, or by that number from 0 on.
+///
+/// # Errors
+///
+/// There is none, or more than one, it is in use, or it is not a stream socket that listens.
+pub(super) fn lease(name: &str) -> anyhow::Result<(Socket, Lease)> {
+    let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
+    let named: Vec<_> = inherited
+        .iter()
+        .filter(|one| one.name.as_deref() == Some(name))
+        .collect();
+    let one = match (named.as_slice(), name.parse::<usize>()) {
+        ([one], _) => *one,
+        ([], Ok(index)) => inherited
+            .get(index)
+            .ok_or_else(|| anyhow!("{}", Found(inherited)))?,
+        ([], Err(_)) => bail!("{}", Found(inherited)),
+        (several, _) => bail!(
+            "{} sockets were inherited by that name; take them by number, as inherited:0",
+            several.len()
+        ),
+    };
+    let socket = one.socket.as_ref().map_err(|why| anyhow!("{why}"))?;
+    let socket = socket.try_clone().context("its descriptor cannot be copied")?;
+    if one.taken.swap(true, Relaxed) {
+        bail!("another listener has it");
+    }
+    Ok((Socket::from(socket), Lease(&one.taken)))
+}
+
+/// What was inherited, in words.
+struct Found<'a>(&'a [Inherited]);
+
+impl fmt::Display for Found<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(
+                "no socket was inherited; have the host started by a socket unit of systemd, or what speaks its protocol \
+                 (LISTEN_FDS, LISTEN_PID)",
+            );
+        }
+        f.write_str("no such socket was inherited; there are")?;
+        for (index, one) in self.0.iter().enumerate() {
+            let name = one.name.as_deref().unwrap_or("no name");
+            write!(f, "{} {index} ({name})", if index > 0 { "," } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// The path of a socket of the file system that was inherited.
+pub(super) fn path(socket: &UnixListener) -> io::Result<std::path::PathBuf> {
+    let address = socket.local_addr()?;
+    Ok(match (address.as_pathname(), address_name(&address)) {
+        (Some(path), _) => path.to_owned(),
+        (None, Some(name)) => name.into(),
+        (None, None) => "unnamed".into(),
+    })
+}
+
+/// The name of a socket that has no file, with `@` before it, as tools have it.
+fn address_name(address: &std::os::unix::net::SocketAddr) -> Option<String> {
+    use std::os::linux::net::SocketAddrExt;
+    let name = address.as_abstract_name()?;
+    Some(format!("@{}", name.escape_ascii()))
+}

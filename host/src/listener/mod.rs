@@ -1,0 +1,277 @@
+//! Listeners: where connections come from.
+
+mod bind;
+mod inherited;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{debug, info, warn};
+
+use crate::config::{Listen, ProxyProtocol};
+use crate::peer::{End, Process};
+use crate::socket::Stream;
+use crate::tls;
+use bind::Hold;
+pub use inherited::inherit;
+
+/// The pause after an accept that failed for want of something, which doubles from the one to the other.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// Connections in a row that may be gone before they are accepted. Then it is not the connections: back off.
+const MAX_SKIPPED: u32 = 100;
+
+/// A socket that listens. One of the file system goes from there with it.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    entrance: Arc<Entrance>,
+    /// The last pause, while connections cannot be accepted.
+    pause: Option<Duration>,
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener, SocketAddr),
+    Unix(UnixListener, PathBuf),
+}
+
+/// What the connections of one listener have in common.
+#[derive(Debug)]
+pub struct Entrance {
+    /// What guests are told as the listener's name.
+    pub name: String,
+    /// Where it listens.
+    local: String,
+    /// Answers go out at once.
+    nodelay: bool,
+    /// Peers say first on whose behalf they connect.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections are encrypted.
+    pub tls: Option<Arc<tls::Server>>,
+}
+
+impl Entrance {
+    /// The same as `config` says, which has the same address as `before`.
+    ///
+    /// # Errors
+    ///
+    /// TLS cannot be served as it says.
+    pub fn changed(&self, before: &Listen, config: &Listen) -> anyhow::Result<Self> {
+        if before.tls == config.tls {
+            let tls = self.tls.clone();
+            return Ok(Self::new(config, self.local.clone(), tls));
+        }
+        Self::made(config, self.local.clone())
+    }
+
+    fn made(config: &Listen, local: String) -> anyhow::Result<Self> {
+        let name = config.name.as_deref().unwrap_or(&local);
+        let tls = match &config.tls {
+            Some(tls) => {
+                Some(tls::Server::new(tls, name).with_context(|| format!("cannot serve TLS on {local}"))?)
+            }
+            None => None,
+        };
+        Ok(Self::new(config, local, tls))
+    }
+
+    fn new(config: &Listen, local: String, tls: Option<Arc<tls::Server>>) -> Self {
+        Self {
+            name: config.name.clone().unwrap_or_else(|| local.clone()),
+            local,
+            nodelay: config.socket.nodelay,
+            proxy_protocol: config.proxy_protocol.clone(),
+            tls,
+        }
+    }
+
+    /// Reads certificates and keys again.
+    pub fn reread(&self) {
+        if let Some(tls) = &self.tls {
+            tls.reread();
+        }
+    }
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket.
+    pub stream: Stream,
+    /// Where it came from.
+    pub remote: End,
+    /// What it has reached.
+    pub local: End,
+    /// How it came.
+    pub entrance: Arc<Entrance>,
+}
+
+/// What to do about an accept that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// One connection died before it was accepted: go on with the next.
+    Next,
+    /// Something is used up, which takes time to change.
+    BackOff,
+}
+
+impl Listener {
+    /// Binds an address and listens there; port 0 stands for any that is free.
+    ///
+    /// # Errors
+    ///
+    /// The address is in use, is not of this machine, or may not be bound; or what was asked for cannot be set.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn bind(config: &Listen) -> anyhow::Result<Self> {
+        let bound = bind::bind(config)?;
+        let local = bound.socket.local().to_string();
+        Ok(Self {
+            socket: bound.socket,
+            entrance: Arc::new(Entrance::made(config, local)?),
+            pause: None,
+            _hold: bound.hold,
+        })
+    }
+
+    /// Where it listens, with the port that was picked.
+    pub fn local(&self) -> End {
+        self.socket.local()
+    }
+
+    /// What its connections have in common.
+    pub fn entrance(&self) -> &Arc<Entrance> {
+        &self.entrance
+    }
+
+    /// Has its connections come in by `entrance` from now on.
+    pub(crate) fn enter_by(&mut self, entrance: Arc<Entrance>) {
+        self.entrance = entrance;
+    }
+
+    fn name(&self) -> &str {
+        &self.entrance.name
+    }
+
+    /// Waits for a connection, whatever errors come before it.
+    pub async fn accept(&mut self) -> Accepted {
+        let mut skipped = 0;
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, remote, local)) => {
+                    if self.pause.take().is_some() {
+                        info!(listener = self.name(), "accepting again");
+                    }
+                    if let Stream::Tcp(stream) = &stream
+                        && self.entrance.nodelay
+                        && let Err(error) = stream.set_nodelay(true)
+                    {
+                        debug!(%error, "cannot set TCP_NODELAY; answers may be delayed");
+                    }
+                    return Accepted {
+                        stream,
+                        remote,
+                        local,
+                        entrance: Arc::clone(&self.entrance),
+                    };
+                }
+                Err(error) => match remedy(&error) {
+                    Remedy::Next if skipped < MAX_SKIPPED => {
+                        debug!(listener = self.name(), %error, "a connection was gone before it was accepted");
+                        skipped += 1;
+                    }
+                    Remedy::Next | Remedy::BackOff => {
+                        let pause = self.pause;
+                        if pause.is_none() {
+                            warn!(
+                                listener = self.name(),
+                                %error,
+                                "cannot accept connections for now; they wait in the backlog \
+                                 (is the limit on descriptors, ulimit -n, too low for --max-connections?)"
+                            );
+                        }
+                        let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
+                        self.pause = Some(wait);
+                        tokio::time::sleep(wait).await;
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl Socket {
+    fn local(&self) -> End {
+        match self {
+            Self::Tcp(_, local) => End::tcp(*local),
+            Self::Unix(_, path) => End::Path(path.clone()),
+        }
+    }
+
+    /// Accepts a connection, and says where it came from and what it has reached.
+    async fn accept(&self) -> io::Result<(Stream, End, End)> {
+        match self {
+            Self::Tcp(socket, bound) => {
+                let (stream, remote) = socket.accept().await?;
+                // It takes asking only where the listener has every address of the machine.
+                let local = if bound.ip().is_unspecified() {
+                    stream.local_addr().unwrap_or(*bound)
+                } else {
+                    *bound
+                };
+                Ok((Stream::Tcp(stream), End::tcp(remote), End::tcp(local)))
+            }
+            Self::Unix(socket, path) => {
+                let (stream, _) = socket.accept().await?;
+                // One that cannot be asked for is not there any more.
+                let peer = stream
+                    .peer_cred()
+                    .map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
+                let process = Process {
+                    uid: peer.uid(),
+                    gid: peer.gid(),
+                    pid: peer.pid(),
+                };
+                Ok((
+                    Stream::Unix(stream),
+                    End::Process(process),
+                    End::Path(path.clone()),
+                ))
+            }
+        }
+    }
+}
+
+/// What to do about `error`, by the kinds that accept(2) lists for Linux.
+fn remedy(error: &io::Error) -> Remedy {
+    match error.raw_os_error() {
+        #[cfg(target_os = "linux")]
+        Some(libc::ENONET) => Remedy::Next,
+        Some(
+            libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EPROTO
+            | libc::EPERM
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH,
+        ) => Remedy::Next,
+        // EMFILE, ENFILE, ENOBUFS, ENOMEM, and what nobody foresaw: never spin on it.
+        _ => Remedy::BackOff,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The sockets of connections, and their halves.
+//!
+//! One type stands for all transports, so that what moves bytes is compiled once.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tracing::debug;
+
+use crate::tls;
+
+/// The socket of a connection that was accepted.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A socket of the file system.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Splits it into its halves. They must be used as one connection: dropping the writer before it was shut down resets
+    /// the connection.
+    pub fn split(self) -> (Reader, Writer) {
+        let (reader, half) = match self {
+            Self::Tcp(stream) => {
+                let (reader, half) = stream.into_split();
+                (Reader::Tcp(reader), Half::Tcp(half))
+            }
+            Self::Unix(stream) => {
+                let (reader, half) = stream.into_split();
+                (Reader::Unix(reader), Half::Unix(half))
+            }
+        };
+        (reader, Writer::new(half))
+    }
+
+    /// Has its close be a reset.
+    pub(crate) fn to_be_reset(&self) {
+        match self {
+            Self::Tcp(stream) => to_be_reset(stream),
+            Self::Unix(_) => {}
+        }
+    }
+
+    /// Resets the connection.
+    pub fn reset(self) {
+        self.to_be_reset();
+    }
+}
+
+/// Has the close of a socket be a reset. Sockets of the file system know none: their peer finds the end, or a reset where
+/// bytes of its own were not read.
+fn to_be_reset(socket: &TcpStream) {
+    // With no time to linger close(2) drops what is unsent and sends RST.
+    if let Err(error) = SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
+        debug!(%error, "cannot reset a connection; it is closed instead");
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// The reading half of a connection.
+#[derive(Debug)]
+pub enum Reader {
+    /// Of TCP.
+    Tcp(tcp::OwnedReadHalf),
+    /// Of a socket of the file system.
+    Unix(unix::OwnedReadHalf),
+    /// Of either, encrypted.
+    Tls(tls::Reader),
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_read(cx, buffer),
+            Self::Unix(half) => Pin::new(half).poll_read(cx, buffer),
+            Self::Tls(half) => Pin::new(half).poll_read(cx, buffer),
+        }
+    }
+}
+
+/// The writing half of a connection. Dropped before it was shut down, it makes the close a reset.
+#[derive(Debug)]
+pub struct Writer {
+    half: Option<Half>,
+    finished: bool,
+}
+
+#[derive(Debug)]
+enum Half {
+    Tcp(tcp::OwnedWriteHalf),
+    Unix(unix::OwnedWriteHalf),
+    Tls(tls::Writer),
+}
+
+impl Writer {
+    fn new(half: Half) -> Self {
+        Self {
+            half: Some(half),
+            finished: false,
+        }
+    }
+
+    /// The writing half of an encrypted connection.
+    pub(crate) fn tls(half: tls::Writer) -> Self {
+        Self::new(Half::Tls(half))
+    }
+
+    fn half(&mut self) -> io::Result<&mut Half> {
+        self.half
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        match self.half.take() {
+            Some(Half::Tcp(half)) => {
+                if !self.finished {
+                    to_be_reset(half.as_ref());
+                }
+                // Its own drop would send FIN first.
+                half.forget();
+            }
+            Some(Half::Unix(half)) => half.forget(),
+            Some(Half::Tls(half)) if !self.finished => half.reset(),
+            Some(Half::Tls(_)) => {}
+            None => {}
+        }
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.half()? {
+            Half::Tcp(half) => Pin::new(half).poll_write(cx, bytes),
+            Half::Unix(half) => Pin::new(half).poll_write(cx, bytes),
+            Half::Tls(half) => Pin::new(half).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.half()? {
+            Half::Tcp(half) => Pin::new(half).poll_flush(cx),
+            Half::Unix(half) => Pin::new(half).poll_flush(cx),
+            Half::Tls(half) => Pin::new(half).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = match self.half()? {
+            Half::Tcp(half) => Pin::new(half).poll_shutdown(cx),
+            Half::Unix(half) => Pin::new(half).poll_shutdown(cx),
+            Half::Tls(half) => Pin::new(half).poll_shutdown(cx),
+        };
+        self.finished |= matches!(polled, Poll::Ready(Ok(())));
+        polled
+    }
+}

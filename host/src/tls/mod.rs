@@ -1,0 +1,151 @@
+//! TLS: handshakes, and certificates that are read again when they change.
+
+mod identity;
+mod stream;
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+pub use identity::Unusable;
+pub use stream::{Reader, Writer};
+
+use crate::config::Tls as Config;
+use crate::peer;
+use crate::socket::Stream;
+use crate::stamp::{Stamp, stamp};
+
+/// Time between two looks at the files.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long files must have stayed the same to be read: a certificate and its key are written one after the other.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// The side of TLS that a listener is.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    /// What new connections begin with.
+    current: ArcSwap<ServerConfig>,
+    asked: Arc<Notify>,
+}
+
+impl Server {
+    /// Reads what `config` names, and reads it again when it changes, for as long as this is there.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, or is not what it should be.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn new(config: &Config, listener: &str) -> Result<Arc<Self>, Unusable> {
+        // By now, so that what changes from here on is seen.
+        let seen = stamps(config);
+        let server = Arc::new(Self {
+            current: ArcSwap::from_pointee(identity::read(config)?),
+            config: config.clone(),
+            asked: Arc::new(Notify::new()),
+        });
+        tokio::spawn(watch(
+            Arc::downgrade(&server),
+            Arc::clone(&server.asked),
+            seen,
+            listener.to_owned(),
+        ));
+        Ok(server)
+    }
+
+    /// Has the files read again, whether they have changed or not.
+    pub fn reread(&self) {
+        self.asked.notify_one();
+    }
+
+    /// The time by which a handshake has to be done on a connection that was accepted `at` that time.
+    pub fn deadline(&self, at: Instant) -> Instant {
+        at + self.config.timeout
+    }
+
+    /// Agrees with the peer on how the connection is encrypted.
+    ///
+    /// # Errors
+    ///
+    /// They cannot agree, the peer cannot show who it is, or it is gone. What there is to say about that was sent.
+    pub async fn handshake(&self, stream: Stream) -> io::Result<(Reader, Writer, peer::Tls)> {
+        let acceptor = TlsAcceptor::from(self.current.load_full());
+        let stream = acceptor.accept(stream).await?;
+        let said = said(stream.get_ref().1);
+        let (reader, writer) = stream::split(stream);
+        Ok((reader, writer, said))
+    }
+}
+
+/// What TLS says of a connection.
+fn said(connection: &ServerConnection) -> peer::Tls {
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    peer::Tls {
+        version: match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            // There is no other.
+            _ => "TLSv1.3",
+        },
+        server_name: connection.server_name().map(str::to_owned),
+        protocol: connection
+            .alpn_protocol()
+            .map(|name| String::from_utf8_lossy(name).into_owned()),
+        subject: certificate.and_then(|certificate| identity::subject(certificate)),
+    }
+}
+
+fn stamps(config: &Config) -> Vec<Option<Stamp>> {
+    identity::files(config).map(stamp).collect()
+}
+
+/// Waits until files stay as they are.
+async fn settled(config: &Config, mut last: Vec<Option<Stamp>>) -> Vec<Option<Stamp>> {
+    loop {
+        sleep(SETTLED).await;
+        let now = stamps(config);
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// Reads files again that have changed, or whenever `asked`, until the server is gone. Where they are of no use, those from
+/// before go on serving, and it is said once.
+async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<Stamp>>, listener: String) {
+    loop {
+        let was_asked = tokio::select! {
+            () = asked.notified() => true,
+            () = sleep(LOOK) => false,
+        };
+        let Some(server) = server.upgrade() else { return };
+        let now = stamps(&server.config);
+        seen = match was_asked {
+            // Who asks knows that they are whole.
+            true => now,
+            false if now == seen => continue,
+            false => settled(&server.config, now).await,
+        };
+        let config = server.config.clone();
+        match spawn_blocking(move || identity::read(&config)).await {
+            Ok(Ok(read)) => {
+                server.current.store(Arc::new(read));
+                info!(listener, "certificates were read again");
+            }
+            Ok(Err(error)) => warn!(listener, "{error}; the certificates from before go on serving"),
+            Err(error) => debug!(listener, %error, "certificates could not be read"),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The halves of an encrypted connection.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use atomic_waker::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::AbortHandle;
+use tokio_rustls::server::TlsStream;
+
+use crate::socket::Stream;
+
+/// Splits a connection into its halves. They must be used as one connection, as those of any [`Stream`].
+pub(super) fn split(stream: TlsStream<Stream>) -> (Reader, Writer) {
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State {
+            stream,
+            flushing: None,
+        }),
+        flushed: AtomicWaker::new(),
+    });
+    (Reader(Arc::clone(&shared)), Writer(shared))
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Both halves are used by one task, so that none waits for it.
+    state: Mutex<State>,
+    flushed: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct State {
+    stream: TlsStream<Stream>,
+    /// The task that sends what was encrypted and the socket has not taken. It is the only one to do so while it runs.
+    flushing: Option<AbortHandle>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What is left of a connection in which something has panicked is only dropped.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all that was encrypted is with the socket.
+    fn poll_flushed(&self, state: &State, cx: &Context<'_>) -> Poll<()> {
+        if state.flushing.is_none() {
+            return Poll::Ready(());
+        }
+        // It takes the lock before it wakes.
+        self.flushed.register(cx.waker());
+        Poll::Pending
+    }
+
+    async fn flush(self: Arc<Self>) {
+        let flushing = poll_fn(|cx| Pin::new(&mut self.state().stream).poll_flush(cx));
+        // How it fails is found by who writes next.
+        let _ = flushing.await;
+        self.state().flushing = None;
+        self.flushed.wake();
+    }
+}
+
+/// The half that reads.
+#[derive(Debug)]
+pub struct Reader(Arc<Shared>);
+
+impl AsyncRead for Reader {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.0.state().stream).poll_read(cx, buffer));
+        Poll::Ready(read.map_err(|error| match error.kind() {
+            // A FIN without a word of TLS before it, which anybody on the way could have sent (RFC 8446, section 6.1).
+            io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::ConnectionReset, error),
+            _ => error,
+        }))
+    }
+}
+
+/// The half that writes. What it has taken is sent whether it is asked to or not, as by a socket.
+#[derive(Debug)]
+pub struct Writer(Arc<Shared>);
+
+impl Writer {
+    /// Has the connection end with a reset, once both halves are gone.
+    pub(crate) fn reset(&self) {
+        let state = self.0.state();
+        if let Some(task) = &state.flushing {
+            task.abort();
+        }
+        state.stream.get_ref().0.to_be_reset();
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let shared = &self.0;
+        let mut state = shared.state();
+        ready!(shared.poll_flushed(&state, cx));
+        let polled = Pin::new(&mut state.stream).poll_write(cx, bytes);
+        if matches!(polled, Poll::Ready(Ok(_))) && state.stream.get_ref().1.wants_write() {
+            // Who writes may have nothing more to say, or be gone by the time that the socket takes it.
+            let task = tokio::spawn(Arc::clone(shared).flush());
+            state.flushing = Some(task.abort_handle());
+        }
+        polled
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.0.state();
+        ready!(self.0.poll_flushed(&state, cx));
+        Pin::new(&mut state.stream).poll_flush(cx)
+    }
+
+    /// Ends this half by `close_notify` and FIN, once all before it is with the socket.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.0.state();
+        ready!(self.0.poll_flushed(&state, cx));
+        Pin::new(&mut state.stream).poll_shutdown(cx)
+    }
+}

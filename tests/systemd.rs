@@ -1,0 +1,281 @@
+//! What systemd gives and is told: sockets that are open already, and notices.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::fetched;
+use crate::harness::{Client, DEADLINE, HOST, HUP, Host, Place, TERM, command, guest, scratch, with_cache};
+
+/// Opens sockets as a service manager does and becomes the program: names of descriptors, then sockets with their kinds, then
+/// the program and its arguments.
+const LAUNCHER: &str = "
+import os, socket, sys
+names, sockets, program = sys.argv[1], sys.argv[2].split(), sys.argv[3:]
+kept = []
+for place in sockets:
+    if place.startswith('/'):
+        one = socket.socket(socket.AF_UNIX)
+        one.bind(place)
+        one.listen()
+    elif place == 'datagram':
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        one.bind(('127.0.0.1', 0))
+    elif place == 'deaf':
+        one = socket.socket()
+        one.bind(('127.0.0.1', 0))
+    elif place == 'file':
+        one = open('/dev/null')
+    else:
+        one = socket.create_server((place, 0), family=socket.AF_INET6 if ':' in place else socket.AF_INET)
+    kept.append(one)
+# Out of the way first.
+copies = [os.dup2(one.fileno(), 100 + number) for number, one in enumerate(kept)]
+for number, copy in enumerate(copies):
+    os.dup2(copy, 3 + number, inheritable=True)
+os.environ['LISTEN_FDS'] = str(len(kept))
+os.environ['LISTEN_FDNAMES'] = names
+os.environ['LISTEN_PID'] = str(os.getpid())
+os.execv(program[0], program)
+";
+
+/// A host that is started with sockets.
+fn launch(names: &str, sockets: &str, args: &[&str]) -> Command {
+    let mut python = with_cache(Command::new("python3"));
+    python.args(["-c", LAUNCHER, names, sockets, HOST]).args(args);
+    python
+}
+
+fn launched(names: &str, sockets: &str, args: &[&str]) -> Host {
+    Host::spawn(&mut launch(names, sockets, args), args)
+}
+
+/// What a host says that is started with sockets and does not serve.
+fn refused(names: &str, sockets: &str, args: &[&str]) -> String {
+    let output = launch(names, sockets, args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn python() -> bool {
+    fetched::client("python3", "python3").is_some()
+}
+
+#[test]
+fn sockets_are_inherited_by_name_and_by_number() {
+    if !python() {
+        return;
+    }
+    let dir = scratch("systemd-inherited");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("s");
+    let sockets = format!("127.0.0.1 ::1 {}", path.display());
+    let args = [
+        "--listen",
+        "inherited:web",
+        "--listen",
+        "inherited:1",
+        "--listen",
+        "inherited:local",
+    ];
+    let mut host = launched("web::local", &sockets, &args);
+    assert_eq!(host.addresses().len(), 2);
+    assert!(host.addresses()[0].is_ipv4() && host.addresses()[1].is_ipv6());
+    assert_eq!(host.places()[2], format!("unix:{}", path.display()));
+    for address in host.addresses() {
+        Client::connect(*address).unwrap().echo("hello");
+    }
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.write_all(b"hello").unwrap();
+    let mut answer = [0; 5];
+    client.read_exact(&mut answer).unwrap();
+    drop(client);
+    assert!(host.stop().success());
+    // It is not ours to remove.
+    assert!(path.exists());
+}
+
+#[test]
+fn what_cannot_be_inherited_is_named() {
+    let alone = crate::harness::refused(&["--listen", "inherited:web"]);
+    assert_eq!(alone.status, Some(1));
+    assert!(
+        alone.message.contains("no socket was inherited"),
+        "{}",
+        alone.message
+    );
+    if !python() {
+        return;
+    }
+    for (names, sockets, listen, expected) in [
+        ("web", "127.0.0.1", "inherited:mail", "there are 0 (web)"),
+        ("web", "127.0.0.1", "inherited:1", "there are 0 (web)"),
+        ("web:web", "127.0.0.1 127.0.0.1", "inherited:web", "2 sockets"),
+        ("web", "datagram", "inherited:web", "no stream socket"),
+        ("web", "file", "inherited:web", "no stream socket"),
+        ("web", "deaf", "inherited:web", "does not listen"),
+    ] {
+        let message = refused(names, sockets, &["--listen", listen]);
+        assert!(
+            message.contains(expected) && message.contains(&format!("cannot listen on {listen}")),
+            "{message}"
+        );
+    }
+    let twice = refused(
+        "web",
+        "127.0.0.1",
+        &["--listen", "inherited:web", "--listen", "inherited:0"],
+    );
+    assert!(twice.contains("another listener has it"), "{twice}");
+}
+
+#[test]
+fn sockets_of_another_process_are_not_taken() {
+    let output = command()
+        .args(["--listen", "inherited:0"])
+        .envs([("LISTEN_FDS", "1"), ("LISTEN_PID", "1")])
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("no socket was inherited"), "{message}");
+}
+
+#[test]
+fn systemd_socket_activate_starts_it() {
+    let Some(activate) = fetched::client("systemd-socket-activate", "systemd") else {
+        return;
+    };
+    let dir = scratch("systemd-activate");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("s");
+    let component = guest("upper");
+    let args = [
+        "--listen",
+        "inherited:web",
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    let mut command = with_cache(Command::new(activate));
+    // Its own environment is not handed on.
+    if let Some(cache) = command
+        .get_envs()
+        .find_map(|(key, value)| (key == "XDG_CACHE_HOME").then(|| value.unwrap().to_owned()))
+    {
+        command.arg(format!("--setenv=XDG_CACHE_HOME={}", cache.display()));
+    }
+    command
+        .arg(format!("--listen={}", path.display()))
+        .arg("--fdname=web")
+        .arg(HOST)
+        .args(args);
+    // It starts the program when somebody connects.
+    let connecting = std::thread::spawn(move || connect_when_there(&path));
+    let host = Host::spawn(&mut command, &args);
+    let mut client = connecting.join().unwrap();
+    client.write_all(b"hello\n").unwrap();
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HELLO\n");
+    drop(client);
+    assert_eq!(host.outcome(), "finished");
+}
+
+fn connect_when_there(path: &Path) -> UnixStream {
+    let mut client = None;
+    crate::harness::until("the socket is there", || {
+        client = UnixStream::connect(path).ok();
+        client.is_some()
+    });
+    let client = client.unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client
+}
+
+/// A service manager that hears what it is told.
+struct Manager(UnixDatagram, PathBuf);
+
+impl Manager {
+    fn new(name: &str) -> Self {
+        let dir = scratch(&format!("systemd-{name}"));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("n");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self(socket, path)
+    }
+
+    fn heard(&self) -> String {
+        let mut buffer = [0; 4096];
+        let length = self.0.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    fn has_heard_nothing(&self) -> bool {
+        self.0.set_nonblocking(true).unwrap();
+        let heard = self.0.recv(&mut [0]);
+        self.0.set_nonblocking(false).unwrap();
+        matches!(heard, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let manager = Manager::new("notices");
+    let place = Place::new("systemd-notices", "echo");
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        place.file().to_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    let args = args.each_ref().map(String::as_str);
+    let mut host = Host::spawn(command().env("NOTIFY_SOCKET", &manager.1).args(args), &args);
+    let ready = manager.heard();
+    assert!(
+        ready.contains("READY=1\n") && ready.contains("STATUS="),
+        "{ready}"
+    );
+    host.connect().echo("hello");
+    host.signal(HUP);
+    let reloading = manager.heard();
+    assert!(reloading.contains("RELOADING=1\n"), "{reloading}");
+    let (_, time) = reloading.split_once("MONOTONIC_USEC=").unwrap();
+    assert!(
+        time.lines().next().unwrap().parse::<u64>().unwrap() > 0,
+        "{reloading}"
+    );
+    assert!(manager.heard().contains("READY=1\n"));
+    assert!(manager.has_heard_nothing());
+    host.signal(TERM);
+    assert!(manager.heard().contains("STOPPING=1\n"));
+    assert!(host.wait().success());
+}
+
+#[test]
+fn a_service_manager_that_is_gone_is_no_matter() {
+    let manager = Manager::new("gone");
+    fs::remove_file(&manager.1).unwrap();
+    let args = ["--listen", "127.0.0.1:0"];
+    let mut host = Host::spawn(command().env("NOTIFY_SOCKET", &manager.1).args(args), &args);
+    host.connect().echo("hello");
+    assert!(host.stop().success());
+}
+
+#[test]
+fn who_does_not_listen_is_not_ready() {
+    let manager = Manager::new("not-ready");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = command()
+        .env("NOTIFY_SOCKET", &manager.1)
+        .args(["--listen", &address])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(manager.has_heard_nothing());
+}
