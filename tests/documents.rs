@@ -92,6 +92,13 @@ fn rooms_do_not_know_what_they_should_not() {
         ("listener", &["wasmtime", "clap", "crate::connection"]),
         ("socket.rs", &["wasmtime", "clap", "crate::connection"]),
         ("peer.rs", &["wasmtime", "tokio", "crate::"]),
+        ("arrival.rs", &["wasmtime", "clap", "tokio::net"]),
+        (
+            "proxy_protocol.rs",
+            &["wasmtime", "clap", "tokio::net", "crate::"],
+        ),
+        ("tls", &["wasmtime", "clap", "crate::connection"]),
+        ("service_manager.rs", &["wasmtime", "tokio", "crate::"]),
         ("admission.rs", &["wasmtime", "TcpStream"]),
         ("breaker.rs", &["wasmtime", "TcpStream"]),
         ("server.rs", &["wasmtime", "clap"]),

@@ -24,6 +24,23 @@ fn every_guest_has_a_module_here() {
     }
 }
 
+mod pong {
+    use super::*;
+
+    #[test]
+    fn answers_words_and_arrays() {
+        let host = Host::serving("pong", &[]);
+        let client = host.connect();
+        client.send("PING\r\n*1\r\n$4\r\nping\r\n*2\r\n$3\r\nGET\r\n$1\r\na\r\n\r\n");
+        client.expect("+PONG\r\n+PONG\r\n-ERR unknown command\r\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        let client = host.connect();
+        client.send("*1000000\r\n");
+        client.expect_reset();
+    }
+}
+
 mod echo {
     use super::*;
 

@@ -14,3 +14,5 @@
 pub mod command_line;
 pub mod connection;
 pub mod framer;
+pub mod handshake;
+pub mod proxy_header;

@@ -21,8 +21,22 @@ proptest! {
     }
 
     #[test]
+    fn proxy_header(bytes in vec(any::<u8>(), 0..200)) {
+        fuzz::proxy_header::run(&bytes);
+    }
+
+    #[test]
     fn command_line(bytes in vec(any::<u8>(), 0..50)) {
         fuzz::command_line::run(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(10_000))]
+
+    #[test]
+    fn handshake(bytes in vec(any::<u8>(), 0..20)) {
+        fuzz::handshake::run(&bytes);
     }
 }
 

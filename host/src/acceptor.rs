@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::admission::{Admission, Permit, Refused};
-use crate::arrival::{Arrival, Entered};
+use crate::arrival::{Arrival, Entered, Turned};
 use crate::config::LogConnections;
 use crate::connection::{self, Outcome, Report};
 use crate::failpoint;
@@ -72,7 +72,6 @@ impl Acceptor {
             };
             first = index + 1;
             let arrival = Arrival {
-                connection: service.process.next_connection(),
                 entrance: accepted.entrance,
                 remote: accepted.remote,
                 local: accepted.local,
@@ -87,32 +86,31 @@ impl Acceptor {
 
 /// Lets a connection come in, or not, and serves it.
 async fn arrive(service: Arc<Service>, permit: Permit, mut arrival: Arrival, stream: Stream) {
-    let entered = arrival.enter(stream, permit, &service).await;
-    let placed = entered.and_then(|entered| {
-        let place = Place::new(&service.generations, arrival.connection)?;
-        Ok((entered, place))
-    });
-    match placed {
-        Ok((entered, place)) => serve_one(service, place, arrival, entered).await,
-        Err(reason) => refuse(&service, &arrival, reason),
+    match arrival.enter(stream, permit, &service).await {
+        Ok(entered) => match Place::new(&service.generations, || service.process.next_connection()) {
+            Ok(place) => serve_one(service, place, arrival, entered).await,
+            // Its writer is dropped after that, which resets it.
+            Err(reason) => tell_refused(&service, &arrival, reason),
+        },
+        Err(Turned { reason, stream }) => {
+            tell_refused(&service, &arrival, reason);
+            if let Some(stream) = stream {
+                stream.reset();
+            }
+        }
     }
 }
 
-/// Tells of a connection that may not come in, and is closed by now. Of those that come while the breaker is open it says how
-/// many there were.
-fn refuse(service: &Service, arrival: &Arrival, reason: Refused) {
+/// Tells of a connection that may not come in. Of those that come while the breaker is open it is told elsewhere how many there
+/// were.
+fn tell_refused(service: &Service, arrival: &Arrival, reason: Refused) {
     let told = reason != Refused::Failing && service.config.log_connections != LogConnections::None;
-    let (service, connection, peer, listener) = (
-        &service.config.name,
-        arrival.connection,
-        &arrival.remote,
-        &arrival.entrance.name,
-    );
+    let (service, peer, listener) = (&service.config.name, &arrival.remote, &arrival.entrance.name);
     let reason = reason.as_str();
     if told {
-        info!(service, connection, %peer, listener, reason, "connection refused");
+        info!(service, %peer, listener, reason, "connection refused");
     } else {
-        debug!(service, connection, %peer, listener, reason, "connection refused");
+        debug!(service, %peer, listener, reason, "connection refused");
     }
 }
 

@@ -16,8 +16,6 @@ use crate::tls;
 
 /// A connection that was accepted, and may not come in yet.
 pub(crate) struct Arrival {
-    /// Its number.
-    pub(crate) connection: u64,
     pub(crate) entrance: Arc<Entrance>,
     /// Where it comes from: the true client, once that is known.
     pub(crate) remote: End,
@@ -25,6 +23,19 @@ pub(crate) struct Arrival {
     pub(crate) sources: Sources,
     /// When it was accepted. All that has to be said first has its time from then on.
     pub(crate) at: Instant,
+}
+
+/// A connection that may not come in.
+pub(crate) struct Turned {
+    pub(crate) reason: Refused,
+    /// Its socket, to be reset once that is told. Where there was talk of TLS it is closed by now.
+    pub(crate) stream: Option<Stream>,
+}
+
+impl From<Refused> for Turned {
+    fn from(reason: Refused) -> Self {
+        Self { reason, stream: None }
+    }
 }
 
 /// A connection that may come in.
@@ -41,13 +52,13 @@ impl Arrival {
     ///
     /// # Errors
     ///
-    /// It may not. It was reset, or told in the terms of TLS.
+    /// It may not.
     pub(crate) async fn enter(
         &mut self,
         mut stream: Stream,
         permit: Permit,
         service: &Service,
-    ) -> Result<Entered, Refused> {
+    ) -> Result<Entered, Turned> {
         let entrance = Arc::clone(&self.entrance);
         let told = match &entrance.proxy_protocol {
             None => Ok(()),
@@ -57,8 +68,8 @@ impl Arrival {
         let permit = match told.and_then(|()| self.admit(permit, service)) {
             Ok(permit) => permit,
             Err(reason) => {
-                stream.reset();
-                return Err(reason);
+                let stream = Some(stream);
+                return Err(Turned { reason, stream });
             }
         };
         let Some(tls) = &entrance.tls else {
@@ -106,7 +117,7 @@ impl Arrival {
             }
             Ok(Client::Unknown) => Ok(()),
             Err(refusal) => {
-                debug!(connection = self.connection, "{refusal}");
+                debug!(peer = %self.remote, "{refusal}");
                 Err(Refused::ProxyHeader)
             }
         }
@@ -136,7 +147,7 @@ impl Arrival {
             () = service.process.cut.cancelled() => return Err(Refused::Drained),
         };
         agreed.map_err(|error| {
-            debug!(connection = self.connection, "{error}");
+            debug!(peer = %self.remote, "{error}");
             Refused::TlsHandshake
         })
     }

@@ -42,16 +42,16 @@ impl Now {
 }
 
 impl Place {
-    /// A place with the current generation for the connection of this number.
+    /// A place with the current generation for a connection, which gets a `number` with it.
     ///
     /// # Errors
     ///
     /// Its breaker is open.
-    pub(crate) fn new(generations: &Arc<Generations>, connection: u64) -> Result<Self, Refused> {
+    pub(crate) fn new(generations: &Arc<Generations>, number: impl FnOnce() -> u64) -> Result<Self, Refused> {
         let serving = generations.current();
         Ok(Self {
-            connection,
             attempt: serving.breaker.attempt()?,
+            connection: number(),
             generations: Arc::clone(generations),
             started: AtomicBool::new(false),
             now: Mutex::new(Now::at(&serving)),

@@ -6,7 +6,7 @@ use tracing::debug;
 
 /// All services listen.
 pub fn ready(services: usize, listeners: usize) {
-    let status = format!("{services} services listen at {listeners} places");
+    let status = format!("serving; services: {services}, listeners: {listeners}");
     tell(&[Ready, Status(&status)]);
 }
 
@@ -18,7 +18,7 @@ pub fn reloading() {
 
 /// The drain begins, with so many connections.
 pub fn stopping(connections: usize) {
-    let status = format!("draining {connections} connections");
+    let status = format!("draining; connections: {connections}");
     tell(&[Stopping, Status(&status)]);
 }
 

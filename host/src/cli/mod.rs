@@ -14,8 +14,8 @@ use service::{GrantFlags, LimitFlags, ServiceFlags};
 
 /// inetd for WebAssembly components.
 ///
-/// Listens on TCP and hands every connection to a fresh, sandboxed instance of a component, which has no socket,
-/// no file and no environment of its own.
+/// Listens on TCP and on Unix sockets, with TLS or without, and hands every connection to a fresh, sandboxed instance of a
+/// component, which has no socket, no file and no environment of its own.
 #[derive(Debug, Parser)]
 #[command(name = "host", version, max_term_width = 100, after_help = AFTER, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -216,8 +216,8 @@ impl From<Cli> for Command {
 const AFTER: &str = "\
 Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
 SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
-the host at once. SIGHUP reads the configuration file and loads the components again for the connections to come,
-SIGUSR2 goes back to the ones before.
+the host at once. SIGHUP reads the configuration file, certificates and components again for the connections to come,
+SIGUSR2 goes back to the components before.
 
 Exit status: 0 after a drain, 1 if something failed, 2 for a command line or a configuration that cannot be understood.";
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -129,19 +130,13 @@ impl fmt::Display for Found<'_> {
     }
 }
 
-/// The path of a socket of the file system that was inherited.
-pub(super) fn path(socket: &UnixListener) -> io::Result<std::path::PathBuf> {
+/// The path of a socket of the file system that was inherited. One that has none, as Linux has them, has its name in its place,
+/// behind an `@`.
+pub(super) fn path(socket: &UnixListener) -> io::Result<PathBuf> {
     let address = socket.local_addr()?;
-    Ok(match (address.as_pathname(), address_name(&address)) {
-        (Some(path), _) => path.to_owned(),
-        (None, Some(name)) => name.into(),
-        (None, None) => "unnamed".into(),
-    })
-}
-
-/// The name of a socket that has no file, with `@` before it, as tools have it.
-fn address_name(address: &std::os::unix::net::SocketAddr) -> Option<String> {
-    use std::os::linux::net::SocketAddrExt;
-    let name = address.as_abstract_name()?;
-    Some(format!("@{}", name.escape_ascii()))
+    #[cfg(target_os = "linux")]
+    if let Some(name) = std::os::linux::net::SocketAddrExt::as_abstract_name(&address) {
+        return Ok(format!("@{}", name.escape_ascii()).into());
+    }
+    Ok(address.as_pathname().unwrap_or(Path::new("unnamed")).to_owned())
 }

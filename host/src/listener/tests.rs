@@ -1,7 +1,8 @@
+use socket2::{Domain, SockAddr, SockRef, Type};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::config::Address;
+use crate::config::{Address, SocketOptions};
 
 #[test]
 fn a_dead_client_is_skipped_and_exhaustion_is_waited_out() {
@@ -59,4 +60,69 @@ async fn an_address_in_use_is_named() {
     let error = format!("{:#}", Listener::bind(&at(address(&first))).unwrap_err());
     assert!(error.contains(&first.local().to_string()), "{error}");
     assert!(error.contains("--listen"), "{error}");
+}
+
+#[tokio::test]
+async fn connections_have_the_options_of_their_listener() {
+    let options = |change: fn(&mut SocketOptions)| {
+        let mut config = at(([127, 0, 0, 1], 0).into());
+        change(&mut config.socket);
+        config
+    };
+    for (config, nodelay, keepalive, buffers) in [
+        (options(|_| {}), true, None, None),
+        (options(|socket| socket.nodelay = false), false, None, None),
+        (
+            options(|socket| {
+                socket.keepalive = Some(Duration::from_secs(7));
+                (socket.receive_buffer, socket.send_buffer) = (Some(32 << 10), Some(64 << 10));
+            }),
+            true,
+            Some(Duration::from_secs(7)),
+            // Linux keeps as much again for its own books (socket(7)).
+            Some((64 << 10, 128 << 10)),
+        ),
+    ] {
+        let mut listener = Listener::bind(&config).unwrap();
+        let reached = address(&listener);
+        let (accepted, _client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
+        let Stream::Tcp(stream) = accepted.stream else {
+            panic!("{:?}", accepted.stream);
+        };
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_nodelay().unwrap(), nodelay);
+        assert_eq!(socket.keepalive().unwrap(), keepalive.is_some());
+        if let Some(time) = keepalive {
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), time);
+        }
+        if let Some(buffers) = buffers {
+            let found = (
+                socket.recv_buffer_size().unwrap(),
+                socket.send_buffer_size().unwrap(),
+            );
+            assert_eq!(found, buffers);
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_more_wait_than_the_backlog_has_room_for() {
+    let path = std::env::temp_dir().join(format!("wasm-inetd-backlog-{}", std::process::id()));
+    for (backlog, expected) in [(1, 1..=2), (100, 100..=101)] {
+        let mut config = Listen::at(Address::Unix(path.clone()));
+        config.socket.backlog = backlog;
+        let _listener = Listener::bind(&config).unwrap();
+        let mut waiting = Vec::new();
+        let address = SockAddr::unix(&path).unwrap();
+        loop {
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            match socket.connect(&address) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => break assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert!(expected.contains(&waiting.len()), "{}", waiting.len());
+    }
+    assert!(!path.exists());
 }

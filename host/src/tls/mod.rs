@@ -149,3 +149,6 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{CertificateParams, KeyPair};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::config::Identity;
+
+/// A directory of its own, which goes with it.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("wasm-inetd-tls-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A certificate for some names, which no other has signed.
+fn identity(dir: &Path, names: &[&str]) -> (Identity, CertificateDer<'static>) {
+    let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+    let stem = names[0].replace('*', "any");
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let identity = Identity {
+        certificate: dir.join(format!("{stem}.crt")),
+        key: dir.join(format!("{stem}.key")),
+    };
+    fs::write(&identity.certificate, certificate.pem()).unwrap();
+    fs::write(&identity.key, key.serialize_pem()).unwrap();
+    (identity, certificate.der().clone())
+}
+
+fn server(identities: Vec<Identity>) -> Arc<Server> {
+    let config = Config {
+        identities,
+        alpn: Vec::new(),
+        clients: None,
+        timeout: Duration::from_secs(60),
+    };
+    Server::new(&config, "test").unwrap()
+}
+
+type Client = tokio_rustls::client::TlsStream<UnixStream>;
+
+/// Connects a client that trusts `roots` and asks for `name`; an address is not asked for.
+async fn connect(
+    server: &Server,
+    roots: &[&CertificateDer<'static>],
+    name: &str,
+) -> (io::Result<Client>, io::Result<(Reader, Writer, peer::Tls)>) {
+    let mut trusted = RootCertStore::empty();
+    for root in roots {
+        trusted.add((*root).clone()).unwrap();
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(trusted)
+        .with_no_client_auth();
+    let (near, far) = UnixStream::pair().unwrap();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
+    tokio::join!(connecting, server.handshake(Stream::Unix(near)))
+}
+
+#[tokio::test]
+async fn the_certificate_is_that_for_the_name() {
+    let dir = Dir::new("names");
+    let (first, first_root) = identity(&dir.0, &["first.example", "127.0.0.1"]);
+    let (second, second_root) = identity(&dir.0, &["second.example", "also.example"]);
+    let (any, any_root) = identity(&dir.0, &["*.any.example"]);
+    let server = server(vec![first, second, any]);
+    let roots = [&first_root, &second_root, &any_root];
+    for (name, root) in [
+        ("first.example", &first_root),
+        ("second.example", &second_root),
+        ("also.example", &second_root),
+        ("SECOND.example", &second_root),
+        ("one.any.example", &any_root),
+        // Without a name to ask for.
+        ("127.0.0.1", &first_root),
+    ] {
+        let (client, served) = connect(&server, &roots, name).await;
+        let client = client.unwrap();
+        assert_eq!(
+            &client.get_ref().1.peer_certificates().unwrap()[0],
+            root,
+            "{name}"
+        );
+        let (_, _, said) = served.unwrap();
+        let asked = (name != "127.0.0.1").then(|| name.to_lowercase());
+        assert_eq!(said.server_name.map(|name| name.to_lowercase()), asked);
+        assert_eq!(said.subject, None);
+    }
+    // None is for these, so that they are shown the first, which is not for them.
+    for name in ["other.example", "any.example", "one.two.any.example"] {
+        let (client, _) = connect(&server, &roots, name).await;
+        let error = client.unwrap_err().to_string();
+        assert!(error.contains("first.example"), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_arrives_whoever_waits() {
+    let dir = Dir::new("flushed");
+    let (one, root) = identity(&dir.0, &["one.example"]);
+    let (client, served) = connect(&server(vec![one]), &[&root], "one.example").await;
+    let (mut client, (reader, mut writer, _)) = (client.unwrap(), served.unwrap());
+    // More than the socket takes, so that the last of it is taken by the half alone.
+    let mut written = 0;
+    let chunk = [b'x'; 10_000];
+    while let Ok(count) = tokio::time::timeout(Duration::from_millis(200), writer.write(&chunk)).await {
+        written += count.unwrap();
+    }
+    assert!(written > 0);
+    // Nobody writes any more, and all of it comes.
+    let mut heard = vec![0; written];
+    client.read_exact(&mut heard).await.unwrap();
+    assert!(heard.iter().all(|byte| *byte == b'x'));
+    let mut end = [0];
+    let (shut, read) = tokio::join!(writer.shutdown(), client.read(&mut end));
+    shut.unwrap();
+    assert_eq!(read.unwrap(), 0);
+    drop(reader);
+}
+
+#[tokio::test]
+async fn halves_that_are_dropped_leave_nothing_behind() {
+    let dir = Dir::new("dropped");
+    let (one, root) = identity(&dir.0, &["one.example"]);
+    let (client, served) = connect(&server(vec![one]), &[&root], "one.example").await;
+    let (mut client, (reader, mut writer, _)) = (client.unwrap(), served.unwrap());
+    let chunk = [b'x'; 10_000];
+    while tokio::time::timeout(Duration::from_millis(200), writer.write(&chunk))
+        .await
+        .is_ok()
+    {}
+    // What waits for the socket goes with them.
+    writer.reset();
+    drop((reader, writer));
+    let cut = client.read_to_end(&mut Vec::new()).await;
+    assert_eq!(cut.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+}
