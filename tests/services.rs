@@ -15,7 +15,14 @@ impl Services {
     fn new(name: &str, text: &str) -> Self {
         let dir = scratch(&format!("services-{name}"));
         fs::create_dir_all(&dir).unwrap();
-        for name in ["lines", "upper", "lines-session", "daytime", "count"] {
+        for name in [
+            "lines",
+            "upper",
+            "lines-session",
+            "daytime",
+            "count",
+            "upper-case",
+        ] {
             fs::copy(guest(name), dir.join(name).with_extension("wasm")).unwrap();
         }
         let services = Self(dir);
@@ -198,6 +205,77 @@ fn services_come_change_and_go_while_others_serve() {
     assert!(!is_upper(&Client::connect(stays).unwrap()));
     drop((of_echo, of_lines));
     assert!(host.stop().success());
+}
+
+/// A host with one service, `echo`, of which the file says more.
+fn echo_with(name: &str, more: &str) -> (Host, impl Fn(&str)) {
+    let text = |more: &str| format!("[[service]]\nname = \"echo\"\n{more}\n");
+    let services = Services::new(name, &text(more));
+    let host = Host::with_config(&services.file(), 1);
+    (host, move |more| services.put(&text(more)))
+}
+
+const ANYWHERE: &str = "listen = [\"127.0.0.1:0\"]";
+
+#[test]
+fn rules_of_access_hold_as_soon_as_they_are_read_again() {
+    let (host, put) = echo_with("access", ANYWHERE);
+    let from = |source| Client::from(source, host.address());
+    let reread = |more: &str| {
+        put(&format!("{ANYWHERE}\n{more}"));
+        host.signal(HUP);
+        host.line("the configuration was read again");
+    };
+    let open = from([127, 0, 1, 7]);
+    open.echo("before");
+    reread("access = { deny = [\"127.0.1.0/24\"] }");
+    from([127, 0, 1, 7]).expect_reset();
+    assert!(host.line("connection refused").contains("reason=\"access\""));
+    from([127, 0, 0, 1]).echo("not denied");
+    // Who is in already stays.
+    open.echo("after");
+    reread("access = { allow = [\"127.0.1.7\"] }");
+    from([127, 0, 1, 7]).echo("allowed");
+    from([127, 0, 0, 1]).expect_reset();
+    reread("");
+    from([127, 0, 0, 1]).echo("everybody");
+}
+
+#[test]
+fn a_listener_that_stays_is_set_as_the_file_says_now() {
+    let (host, put) = echo_with("settings", ANYWHERE);
+    host.connect().echo("plain");
+    host.line("connection ended");
+    let reread = |more: &str| {
+        put(more);
+        host.signal(HUP);
+        host.line("the configuration was read again");
+    };
+    reread("listen = [{ address = \"127.0.0.1:0\", proxy-protocol = { from = [\"127.0.0.0/8\"] } }]");
+    let client = host.connect();
+    client.send("PROXY TCP4 192.0.2.7 192.0.2.1 49152 80\r\n");
+    client.echo("for another");
+    drop(client);
+    let line = host.line("connection ended");
+    assert!(line.contains("peer=\"192.0.2.7:49152\""), "{line}");
+    reread(ANYWHERE);
+    host.connect().echo("PROXY TCP4 192.0.2.7 192.0.2.1 49152 80\r\n");
+}
+
+#[test]
+fn middlewares_come_and_go_with_the_file() {
+    let composed = format!("{ANYWHERE}\nmiddleware = [\"upper-case.wasm\"]");
+    let (host, put) = echo_with("middleware", &composed);
+    let open = host.connect();
+    assert!(is_upper(&open));
+    for (more, upper) in [(ANYWHERE, false), (&composed, true)] {
+        put(more);
+        host.signal(HUP);
+        host.line("the configuration was read again");
+        assert_eq!(is_upper(&host.connect()), upper);
+        // What was open goes on with what it had.
+        assert!(is_upper(&open));
+    }
 }
 
 #[test]

@@ -133,7 +133,9 @@ fn find(
         places.map(move |(number, before)| (own, (index, number), before))
     });
     let fits = |(own, place, before): &(bool, _, &Listen)| {
-        before.address == listen.address && (*own || !listen.address.is_any_port()) && !taken.contains(place)
+        before.address.is_same(&listen.address)
+            && (*own || !listen.address.is_any_port())
+            && !taken.contains(place)
     };
     all.find(fits).map(|(_, place, _)| place)
 }

@@ -98,7 +98,7 @@ fn excludes(one: &Listen, other: &Listen) -> bool {
         (Address::Tcp(a), Address::Tcp(b)) => {
             !one.address.is_any_port() && a.port() == b.port() && (covers(one, a, b) || covers(other, b, a))
         }
-        (a, b) => a == b,
+        (a, b) => a.is_same(b),
     }
 }
 
@@ -136,6 +136,8 @@ mod tests {
             ("[::]:80", "0.0.0.0:80"),
             ("[::]:80", "127.0.0.1:80"),
             ("unix:/run/a", "unix:/run/a"),
+            ("unix:/run/a", "unix:/run/./a"),
+            ("unix:a", "unix:./a"),
             ("inherited:a", "inherited:a"),
         ] {
             assert!(excludes(one, other, None), "{one} {other}");

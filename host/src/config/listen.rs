@@ -51,6 +51,17 @@ impl Address {
     pub fn is_any_port(&self) -> bool {
         matches!(self, Self::Tcp(address) if address.port() == 0)
     }
+
+    /// Whether it stands for the same place as `other`, however the path of a socket is written.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix(one), Self::Unix(other)) => {
+                let absolute = |path| std::path::absolute(path).ok();
+                one == other || (absolute(one).is_some() && absolute(one) == absolute(other))
+            }
+            (one, other) => one == other,
+        }
+    }
 }
 
 impl fmt::Display for Address {
