@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{HUP, Host, INT, TERM, field, guest, replace, scratch};
+use crate::harness::{Client, HUP, Host, INT, TERM, field, guest, replace, scratch};
 
 #[test]
 fn an_idle_host_ends_at_once() {
@@ -126,4 +126,25 @@ fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
     let took = start.elapsed();
     assert!(took >= Duration::from_secs(1), "{took:?}");
     assert_eq!(host.log().matches("\"drained\"").count(), 4);
+}
+
+#[test]
+fn who_has_connected_before_the_drain_is_served() {
+    const STOP: i32 = 19;
+    const CONT: i32 = 18;
+    let mut host = Host::serving("lines", &["--drain-timeout", "3m"]);
+    // They wait in the backlog of a host that stands still, and it goes on with being told to stop.
+    host.signal(STOP);
+    let clients: Vec<_> = (0..500)
+        .map(|_| Client::connect(host.address()).unwrap())
+        .collect();
+    host.signal(TERM);
+    host.signal(CONT);
+    for client in &clients {
+        client.echo("hello\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+    }
+    assert!(host.wait().success());
+    assert!(host.log().contains("drained closed=0"), "{}", host.log());
 }

@@ -1,6 +1,7 @@
 //! The accept loop: takes connections, hands each to the generation, and logs what became of it.
 
 use std::future::poll_fn;
+use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use futures_util::FutureExt;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
@@ -71,16 +73,34 @@ impl Acceptor {
                 next = next => next,
             };
             first = index + 1;
-            let arrival = Arrival {
-                entrance: accepted.entrance,
-                remote: accepted.remote,
-                local: accepted.local,
-                sources: self.admission.sources().clone(),
-                at: Instant::now(),
-            };
-            let connections = &service.process.connections;
-            connections.spawn(arrive(Arc::clone(&service), permit, arrival, accepted.stream));
+            self.hand_over(&service, permit, accepted);
         }
+    }
+
+    /// Listens no more. Who has connected by now is served as far as there is room, and reset otherwise.
+    pub(crate) fn close(mut self, service: &Arc<Service>) {
+        for listener in mem::take(&mut self.listeners) {
+            let mut waiting = listener.close();
+            // Whether there is room is not to depend on what else this task has done in its turn.
+            while let Some(permit) = unconstrained(self.admission.permit()).now_or_never()
+                && let Some(accepted) = waiting.next()
+            {
+                self.hand_over(service, permit, accepted);
+            }
+        }
+    }
+
+    /// Hands a connection to a task of its own.
+    fn hand_over(&self, service: &Arc<Service>, permit: Permit, accepted: Accepted) {
+        let arrival = Arrival {
+            entrance: accepted.entrance,
+            remote: accepted.remote,
+            local: accepted.local,
+            sources: self.admission.sources().clone(),
+            at: Instant::now(),
+        };
+        let connections = &service.process.connections;
+        connections.spawn(arrive(Arc::clone(service), permit, arrival, accepted.stream));
     }
 }
 

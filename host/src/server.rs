@@ -182,7 +182,9 @@ pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drai
     }
     // With them go the listeners, so that clients are refused during the drain.
     for running in &mut server.running {
-        let _ = running.pause().await;
+        if let Ok(acceptor) = running.pause().await {
+            acceptor.close(&running.service);
+        }
     }
     Ok(tokio::select! {
         drained = drain(&server.process, server.config.drain_timeout) => drained,
@@ -269,10 +271,12 @@ impl Server {
     async fn change(&mut self, plan: Plan) -> anyhow::Result<()> {
         let mut admissions = Vec::new();
         let mut listeners = Vec::new();
+        let mut services = Vec::new();
         for running in &mut self.running {
             let (admission, of_service) = running.pause().await?.into_parts();
             admissions.push(Some(admission));
             listeners.push(of_service.into_iter().map(Some).collect::<Vec<_>>());
+            services.push(Arc::clone(&running.service));
         }
         let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
         for (service, planned) in plan.config.services.iter().zip(plan.services) {
@@ -332,6 +336,11 @@ impl Server {
             };
             say_where(&service.name, &bound);
             self.running.push(running);
+        }
+        // Listeners that are no more are closed for the services that had them.
+        for ((service, listeners), admission) in services.iter().zip(listeners).zip(admissions) {
+            let admission = admission.unwrap_or_else(|| Admission::new(&service.config.limits));
+            Acceptor::new(admission, listeners.into_iter().flatten().collect()).close(service);
         }
         for gone in before.into_iter().flatten() {
             let service = &gone.service.config.name;

@@ -5,12 +5,12 @@ mod inherited;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
 
 use crate::config::{Listen, ProxyProtocol};
@@ -92,6 +92,22 @@ impl Entrance {
         }
     }
 
+    /// A connection that was accepted, set as those that come in by this are.
+    fn admit(self: &Arc<Self>, (stream, remote, local): (Stream, End, End)) -> Accepted {
+        if let Stream::Tcp(stream) = &stream
+            && self.nodelay
+            && let Err(error) = stream.set_nodelay(true)
+        {
+            debug!(%error, "cannot set TCP_NODELAY; answers may be delayed");
+        }
+        Accepted {
+            stream,
+            remote,
+            local,
+            entrance: Arc::clone(self),
+        }
+    }
+
     /// Reads certificates and keys again.
     pub fn reread(&self) {
         if let Some(tls) = &self.tls {
@@ -158,6 +174,21 @@ impl Listener {
         self.entrance = entrance;
     }
 
+    /// Listens no more, and gives what has connected by now. Closed with those in its backlog a socket would reset them, and they
+    /// are connections to their peers. What waits at a socket that was inherited is left to whoever has it next.
+    pub(crate) fn close(self) -> Closing {
+        let socket = match self.socket {
+            _ if matches!(self._hold, Hold::Lease { .. }) => None,
+            Socket::Tcp(socket, bound) => socket.into_std().ok().map(|socket| Left::Tcp(socket, bound)),
+            Socket::Unix(socket, path) => socket.into_std().ok().map(|socket| Left::Unix(socket, path)),
+        };
+        Closing {
+            socket,
+            entrance: self.entrance,
+            _hold: self._hold,
+        }
+    }
+
     fn name(&self) -> &str {
         &self.entrance.name
     }
@@ -167,22 +198,11 @@ impl Listener {
         let mut skipped = 0;
         loop {
             match self.socket.accept().await {
-                Ok((stream, remote, local)) => {
+                Ok(accepted) => {
                     if self.pause.take().is_some() {
                         info!(listener = self.name(), "accepting again");
                     }
-                    if let Stream::Tcp(stream) = &stream
-                        && self.entrance.nodelay
-                        && let Err(error) = stream.set_nodelay(true)
-                    {
-                        debug!(%error, "cannot set TCP_NODELAY; answers may be delayed");
-                    }
-                    return Accepted {
-                        stream,
-                        remote,
-                        local,
-                        entrance: Arc::clone(&self.entrance),
-                    };
+                    return self.entrance.admit(accepted);
                 }
                 Err(error) => match remedy(&error) {
                     Remedy::Next if skipped < MAX_SKIPPED => {
@@ -209,6 +229,59 @@ impl Listener {
     }
 }
 
+/// A listener whose last connections are taken: those that wait in its backlog. It is closed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    socket: Option<Left>,
+    entrance: Arc<Entrance>,
+    _hold: Hold,
+}
+
+/// A socket without the runtime, which alone can be asked whether anything is there at this moment.
+#[derive(Debug)]
+enum Left {
+    Tcp(std::net::TcpListener, SocketAddr),
+    Unix(std::os::unix::net::UnixListener, PathBuf),
+}
+
+impl Left {
+    fn accept(&self) -> io::Result<(Stream, End, End)> {
+        match self {
+            Self::Tcp(socket, bound) => {
+                let (stream, remote) = socket.accept()?;
+                stream.set_nonblocking(true)?;
+                tcp(TcpStream::from_std(stream)?, remote, bound)
+            }
+            Self::Unix(socket, path) => {
+                let (stream, _) = socket.accept()?;
+                stream.set_nonblocking(true)?;
+                unix(UnixStream::from_std(stream)?, path)
+            }
+        }
+    }
+}
+
+impl Iterator for Closing {
+    type Item = Accepted;
+
+    fn next(&mut self) -> Option<Accepted> {
+        let socket = self.socket.as_ref()?;
+        // As many may be gone already as when it listens.
+        for _ in 0..=MAX_SKIPPED {
+            match socket.accept() {
+                Ok(accepted) => return Some(self.entrance.admit(accepted)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if remedy(&error) == Remedy::Next => {}
+                Err(error) => {
+                    warn!(listener = self.entrance.name, %error, "connections in the backlog cannot be accepted");
+                    return None;
+                }
+            }
+        }
+        None
+    }
+}
+
 impl Socket {
     fn local(&self) -> End {
         match self {
@@ -222,33 +295,43 @@ impl Socket {
         match self {
             Self::Tcp(socket, bound) => {
                 let (stream, remote) = socket.accept().await?;
-                // It takes asking only where the listener has every address of the machine.
-                let local = if bound.ip().is_unspecified() {
-                    stream.local_addr().unwrap_or(*bound)
-                } else {
-                    *bound
-                };
-                Ok((Stream::Tcp(stream), End::tcp(remote), End::tcp(local)))
+                tcp(stream, remote, bound)
             }
             Self::Unix(socket, path) => {
                 let (stream, _) = socket.accept().await?;
-                // One that cannot be asked for is not there any more.
-                let peer = stream
-                    .peer_cred()
-                    .map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
-                let process = Process {
-                    uid: peer.uid(),
-                    gid: peer.gid(),
-                    pid: peer.pid(),
-                };
-                Ok((
-                    Stream::Unix(stream),
-                    End::Process(process),
-                    End::Path(path.clone()),
-                ))
+                unix(stream, path)
             }
         }
     }
+}
+
+/// A connection by TCP, where it came from and what it has reached.
+fn tcp(stream: TcpStream, remote: SocketAddr, bound: &SocketAddr) -> io::Result<(Stream, End, End)> {
+    // It takes asking only where the listener has every address of the machine.
+    let local = if bound.ip().is_unspecified() {
+        stream.local_addr().unwrap_or(*bound)
+    } else {
+        *bound
+    };
+    Ok((Stream::Tcp(stream), End::tcp(remote), End::tcp(local)))
+}
+
+/// The same, by a socket of the file system.
+fn unix(stream: UnixStream, path: &Path) -> io::Result<(Stream, End, End)> {
+    // One that cannot be asked for is not there any more.
+    let peer = stream
+        .peer_cred()
+        .map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
+    let process = Process {
+        uid: peer.uid(),
+        gid: peer.gid(),
+        pid: peer.pid(),
+    };
+    Ok((
+        Stream::Unix(stream),
+        End::Process(process),
+        End::Path(path.to_owned()),
+    ))
 }
 
 /// What to do about `error`, by the kinds that accept(2) lists for Linux.

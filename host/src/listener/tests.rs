@@ -1,5 +1,4 @@
 use socket2::{Domain, SockAddr, SockRef, Type};
-use tokio::net::TcpStream;
 
 use super::*;
 use crate::config::{Address, SocketOptions};
