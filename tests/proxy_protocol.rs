@@ -19,10 +19,13 @@ const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00
 const V1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.1 49152 80\r\n";
 
 fn is_refused(host: &Host, bytes: &[u8], reason: &str) {
-    let client = host.connect();
-    // It may be reset before all is sent.
-    let _ = (&client.0).write_all(bytes);
-    client.expect_reset();
+    // It may be reset before all is sent, and before it knows that it has connected.
+    let refused = Client::connect(host.address()).and_then(|client| {
+        (&client.0).write_all(bytes)?;
+        (&client.0).read_to_end(&mut Vec::new())
+    });
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
     let line = host.line("connection refused");
     assert!(line.contains(&format!("reason=\"{reason}\"")), "{line}");
 }
