@@ -96,6 +96,15 @@ fn who_is_not_trusted_is_refused() {
 }
 
 #[test]
+fn the_longest_time_for_a_header_is_a_long_time() {
+    let timeout = ["--proxy-protocol-timeout", "18446744073709551615s"];
+    let host = Host::serving("echo", &[&FROM_HERE[..], &timeout].concat());
+    let client = host.connect();
+    client.send(V2);
+    client.echo("hello");
+}
+
+#[test]
 fn what_is_no_header_is_refused() {
     let host = Host::serving("echo", &FROM_HERE);
     let too_long = [&V2[..14], b"\xff\xff"].concat();

@@ -1,12 +1,13 @@
 //! Many services of one host, by a file that can be read again.
 
 use std::fs;
+use std::io::BufRead as _;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use crate::harness::{Client, HUP, Host, command, file, first_word, guest, replace, scratch, until};
+use crate::harness::{Client, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, until};
 
 /// A directory of its own for one test, with a file of services in it.
 struct Services(PathBuf);
@@ -208,7 +209,7 @@ fn services_come_change_and_go_while_others_serve() {
 }
 
 /// A host with one service, `echo`, of which the file says more.
-fn echo_with(name: &str, more: &str) -> (Host, impl Fn(&str)) {
+fn echo_with(name: &str, more: &str) -> (Host, impl Fn(&str) + use<>) {
     let text = |more: &str| format!("[[service]]\nname = \"echo\"\n{more}\n");
     let services = Services::new(name, &text(more));
     let host = Host::with_config(&services.file(), 1);
@@ -239,6 +240,91 @@ fn rules_of_access_hold_as_soon_as_they_are_read_again() {
     from([127, 0, 0, 1]).expect_reset();
     reread("");
     from([127, 0, 0, 1]).echo("everybody");
+}
+
+#[test]
+fn limits_that_change_count_the_connections_that_are_open() {
+    let limits =
+        |most| format!("{ANYWHERE}\nlimits = {{ max-connections = {most}, max-connections-per-source = 1 }}");
+    let (host, put) = echo_with("limits", &limits(10));
+    let open = host.connect();
+    open.echo("first");
+    host.refuses();
+    for most in [11, 12, 9] {
+        put(&limits(most));
+        host.signal(HUP);
+        host.line("the configuration was read again");
+        host.refuses();
+        open.echo("still there");
+    }
+    drop(open);
+    host.line("connection ended");
+    host.connect().echo("next");
+}
+
+#[test]
+fn what_clashes_with_a_listener_that_is_open_is_named() {
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let at = |ip: &str| format!("listen = [\"{ip}:{port}\"]");
+    let (host, put) = echo_with("narrower", &at("0.0.0.0"));
+    put(&at("127.0.0.1"));
+    host.signal(HUP);
+    let line = host.line("nothing changes");
+    assert!(
+        line.contains(&format!(
+            "127.0.0.1:{port} clashes with 0.0.0.0:{port}, where this host listens until it is restarted"
+        )),
+        "{line}"
+    );
+    host.connect().echo("as before");
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_found_before_anything_listens() {
+    let services = Services::new(
+        "unusable",
+        "[[service]]\nname = \"a\"\nlisten = [\"unix:a.sock\"]\n[[service]]\nname = \"b\"\n\
+         listen = [{ address = \"127.0.0.1:0\", tls = { certificate = \"no.crt\", key = \"no.key\" } }]\n",
+    );
+    let file = services.file();
+    let refused = run(&["--config", file.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("no.crt") && !said.contains("listening"), "{said}");
+}
+
+#[test]
+fn a_hang_up_while_it_starts_is_heard_when_it_has_started() {
+    let services = Services::new(
+        "early",
+        "cache = \"off\"\n[[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n\
+         [[service]]\nname = \"lines\"\ncomponent = \"lines.wasm\"\nlisten = [\"127.0.0.1:0\"]\n",
+    );
+    let mut child = command()
+        .arg("--config")
+        .arg(services.file())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let kill = |signal: i32| {
+        let signal = format!("-{signal}");
+        let mut kill = std::process::Command::new("kill");
+        kill.args([&signal, &pid]).status().unwrap()
+    };
+    let stderr = child.stderr.take().unwrap();
+    let mut lines = std::io::BufReader::new(stderr).lines().map(Result::unwrap);
+    let mut wait = |text: &str| lines.find(|line| line.contains(text)).expect(text);
+    // Another component is still to be compiled.
+    wait("serving with the embedded echo guest");
+    assert!(kill(HUP).success());
+    wait("listening on");
+    wait("the configuration was read again");
+    assert!(kill(TERM).success());
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

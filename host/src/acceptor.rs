@@ -165,12 +165,21 @@ async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entere
         writer,
         tls,
     } = entered;
+    // The rest of it goes: certificates that are replaced are not to be kept for as long as a connection lasts.
+    let Arrival {
+        entrance,
+        remote,
+        local,
+        ..
+    } = arrival;
+    let listener = entrance.name.clone();
+    drop(entrance);
     let peer = Peer {
         connection: place.connection,
-        remote: arrival.remote.to_string(),
-        local: arrival.local.to_string(),
-        listener: arrival.entrance.name.clone(),
-        process: match arrival.remote {
+        remote: remote.to_string(),
+        local: local.to_string(),
+        listener,
+        process: match remote {
             End::Process(process) => Some(process),
             End::Tcp(_) | End::Path(_) => None,
         },

@@ -73,6 +73,10 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct Admission {
     permits: Arc<Semaphore>,
+    /// How many permits there are, given out or not.
+    most: usize,
+    /// How many of those that are given out are too many, and are not given out again.
+    owed: usize,
     rate: Option<(Rate, Bucket)>,
     /// Whether the last connection had to wait for the rate.
     paced: bool,
@@ -81,31 +85,61 @@ pub struct Admission {
 
 /// Admits what one source may have.
 #[derive(Clone, Debug)]
-pub struct Sources(Option<Arc<Shares>>);
+pub struct Sources {
+    max: Option<NonZeroUsize>,
+    rate: Option<Rate>,
+    shares: Arc<Shares>,
+}
 
 impl Admission {
     /// Admits what `limits` allow.
     pub fn new(limits: &Limits) -> Self {
-        let permits = limits.max_connections.get().min(Semaphore::MAX_PERMITS);
-        let shares = Shares {
-            max: limits.max_connections_per_source,
-            rate: limits.max_rate_per_source,
-            table: Mutex::default(),
-        };
+        let most = most(limits);
         Self {
-            permits: Arc::new(Semaphore::new(permits)),
+            permits: Arc::new(Semaphore::new(most)),
+            most,
+            owed: 0,
             rate: limits.max_rate.map(|rate| (rate, Bucket::default())),
             paced: false,
-            sources: Sources((shares.max.is_some() || shares.rate.is_some()).then(|| Arc::new(shares))),
+            sources: Sources {
+                max: limits.max_connections_per_source,
+                rate: limits.max_rate_per_source,
+                shares: Arc::default(),
+            },
         }
+    }
+
+    /// Admits what `limits` allow from now on. Connections that are open count as they did; where there are too many,
+    /// none comes until enough of them have ended. Those that came while there was no limit for a source count for none.
+    pub fn change(&mut self, limits: &Limits) {
+        let most = most(limits);
+        if let Some(more) = most.checked_sub(self.most) {
+            let paid = more.min(self.owed);
+            self.owed -= paid;
+            self.permits.add_permits(more - paid);
+        } else {
+            let fewer = self.most - most;
+            self.owed += fewer - self.permits.forget_permits(fewer);
+        }
+        self.most = most;
+        let bucket = self.rate.map_or_else(Bucket::default, |(_, bucket)| bucket);
+        self.rate = limits.max_rate.map(|rate| (rate, bucket));
+        self.sources.max = limits.max_connections_per_source;
+        self.sources.rate = limits.max_rate_per_source;
     }
 
     /// Waits until one more connection may be accepted.
     pub async fn permit(&mut self) -> Permit {
-        let permit = match Arc::clone(&self.permits).acquire_owned().await {
-            Ok(permit) => permit,
-            // The semaphore is never closed.
-            Err(_) => std::future::pending().await,
+        let permit = loop {
+            match Arc::clone(&self.permits).acquire_owned().await {
+                Ok(permit) if self.owed == 0 => break permit,
+                Ok(permit) => {
+                    permit.forget();
+                    self.owed -= 1;
+                }
+                // The semaphore is never closed.
+                Err(_) => std::future::pending().await,
+            }
         };
         if let Some((rate, bucket)) = &mut self.rate {
             let mut paced = false;
@@ -139,14 +173,40 @@ impl Sources {
     ///
     /// Its source has as much as one may have.
     pub fn admit(&self, permit: Permit, remote: &End) -> Result<Permit, Refused> {
-        let Some(shares) = &self.0 else {
+        if self.max.is_none() && self.rate.is_none() {
             return Ok(permit);
-        };
+        }
         Ok(Permit {
-            _share: Some(shares.admit(Source::of(remote), Instant::now())?),
+            _share: Some(self.share(Source::of(remote), Instant::now())?),
             ..permit
         })
     }
+
+    fn share(&self, source: Source, now: Instant) -> Result<Share, Refused> {
+        let mut table = self.shares.table();
+        if table.sources.len() >= table.sweep {
+            table.sources.retain(|_, has| !has.is_nothing(now));
+            table.sweep = SOURCES.max(2 * table.sources.len());
+        }
+        let has = table.sources.entry(source).or_default();
+        if self.max.is_some_and(|max| has.open >= max.get()) {
+            return Err(Refused::SourceConnections);
+        }
+        if let Some(rate) = self.rate {
+            has.bucket.take(rate, now).map_err(|_| Refused::SourceRate)?;
+        }
+        has.open += 1;
+        drop(table);
+        Ok(Share {
+            shares: Arc::clone(&self.shares),
+            source,
+        })
+    }
+}
+
+/// How many permits `limits` allow.
+fn most(limits: &Limits) -> usize {
+    limits.max_connections.get().min(Semaphore::MAX_PERMITS)
 }
 
 /// How much of a rate has been used: a bucket that holds as many as the rate allows in its time, and that fills evenly
@@ -204,10 +264,8 @@ impl Source {
 }
 
 /// What each source has.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shares {
-    max: Option<NonZeroUsize>,
-    rate: Option<Rate>,
     /// Locked when a connection begins and when it ends.
     table: Mutex<Table>,
 }
@@ -237,26 +295,6 @@ impl Shares {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Nothing can panic while it is held.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn admit(self: &Arc<Self>, source: Source, now: Instant) -> Result<Share, Refused> {
-        let mut table = self.table();
-        if table.sources.len() >= table.sweep {
-            table.sources.retain(|_, has| !has.is_nothing(now));
-            table.sweep = SOURCES.max(2 * table.sources.len());
-        }
-        let has = table.sources.entry(source).or_default();
-        if self.max.is_some_and(|max| has.open >= max.get()) {
-            return Err(Refused::SourceConnections);
-        }
-        if let Some(rate) = self.rate {
-            has.bucket.take(rate, now).map_err(|_| Refused::SourceRate)?;
-        }
-        has.open += 1;
-        Ok(Share {
-            shares: Arc::clone(self),
-            source,
-        })
     }
 }
 

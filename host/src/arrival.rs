@@ -7,6 +7,7 @@ use tracing::debug;
 
 use crate::admission::{Permit, Refused, Sources};
 use crate::config::ProxyProtocol;
+use crate::deadlines::after;
 use crate::listener::Entrance;
 use crate::peer::{self, End};
 use crate::proxy_protocol::{self, Client};
@@ -103,7 +104,7 @@ impl Arrival {
         {
             return Err(Refused::Untrusted);
         }
-        let reading = timeout_at(self.at + proxy.timeout, proxy_protocol::read(stream));
+        let reading = timeout_at(after(self.at, proxy.timeout), proxy_protocol::read(stream));
         let read = tokio::select! {
             biased;
             read = reading => read.map_err(|_| Refused::ProxyTimeout)?,
@@ -140,7 +141,7 @@ impl Arrival {
         stream: Stream,
         service: &Service,
     ) -> Result<(tls::Reader, tls::Writer, peer::Tls), Refused> {
-        let agreeing = timeout_at(tls.deadline(self.at), tls.handshake(stream));
+        let agreeing = timeout_at(after(self.at, tls.timeout()), tls.handshake(stream));
         let agreed = tokio::select! {
             biased;
             agreed = agreeing => agreed.map_err(|_| Refused::TlsTimeout)?,

@@ -2,11 +2,20 @@
 
 use std::future::{pending, poll_fn};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Limits;
 use crate::half::Half;
+
+/// Longer than any connection lives, and short enough to be added to any time.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// The moment that is `time` after `at`, or one far away where there is none.
+pub(crate) fn after(at: Instant, time: Duration) -> Instant {
+    at.checked_add(time).unwrap_or_else(|| at + FAR)
+}
 
 /// The limit that a connection has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

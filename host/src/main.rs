@@ -66,7 +66,7 @@ fn configuration(given: &Given) -> Result<Config, ExitCode> {
             Ok(()) => Ok((**config).clone()),
             Err(clash) => Err(match clash.at {
                 At::Listener(_) => format!("--listen: {clash}"),
-                At::Key(key) => format!("--{key}: {clash}"),
+                At::Key(key) | At::Limit(key) => format!("--{key}: {clash}"),
             }),
         },
     };

@@ -7,10 +7,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tracing::warn;
 
-use crate::config::{Access, Config, Listen, Service, SocketOptions};
+use crate::config::{Access, Config, Listen, Service, SocketOptions, excludes};
 use crate::file;
 use crate::listener::{Entrance, Listener};
 use crate::service::Loaded;
@@ -69,6 +69,11 @@ pub(crate) async fn plan(
             Some(one.with_context(|| format!("service `{}`", service.name))?)
         });
     }
+    for service in &config.services {
+        for listen in &service.listen {
+            Listener::check(listen).with_context(|| format!("service `{}`", service.name))?;
+        }
+    }
     // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
     let mut taken = Vec::new();
     let mut services = Vec::new();
@@ -76,6 +81,15 @@ pub(crate) async fn plan(
         let listeners = service.listen.iter().map(|listen| {
             let context = || format!("service `{}`", service.name);
             let Some((of, number)) = find(service, listen, now, &taken) else {
+                let mut all = now.services.iter().flat_map(|before| &before.listen);
+                if let Some(before) = all.find(|before| excludes(before, listen)) {
+                    bail!(
+                        "service `{}`: {} clashes with {}, where this host listens until it is restarted",
+                        service.name,
+                        listen.address,
+                        before.address
+                    );
+                }
                 return Ok(Listening::Bound(Listener::bind(listen).with_context(context)?));
             };
             taken.push((of, number));

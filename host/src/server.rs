@@ -24,7 +24,7 @@ use crate::reload::Reloader;
 use crate::reread::{self, Listening, Plan};
 use crate::service::{Loaded, Process, Service};
 use crate::service_manager;
-use crate::shutdown::{Notice, Signals};
+use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
@@ -198,6 +198,8 @@ pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drai
 
 impl Server {
     async fn start(config: Config) -> anyhow::Result<(Self, Signals)> {
+        // They are no reason to end, whatever is being loaded.
+        let changes = Changes::new().context("cannot handle signals")?;
         system::raise_descriptors(&config.services);
         let several = config.services.len() > 1;
         let mut loaded = Vec::new();
@@ -210,6 +212,9 @@ impl Server {
             });
         }
         system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
+        for listen in config.services.iter().flat_map(|service| &service.listen) {
+            Listener::check(listen)?;
+        }
         let mut acceptors = Vec::new();
         for service in &config.services {
             let listeners = service
@@ -219,8 +224,8 @@ impl Server {
                 .collect::<Result<_, _>>()?;
             acceptors.push(Acceptor::new(Admission::new(&service.limits), listeners));
         }
-        // Until here a signal ends the host at once, as it does by default.
-        let signals = Signals::new().context("cannot handle signals")?;
+        // Until here a signal to stop ends the host at once, as it does by default.
+        let signals = Signals::new(changes).context("cannot handle signals")?;
         let process = Arc::new(Process::default());
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
             let (service, listeners) = (loaded.config.name.clone(), addresses(acceptor.listeners()));
@@ -303,10 +308,10 @@ impl Server {
                 .iter()
                 .position(|before| before.name == service.name);
             let old = index.and_then(|index| before.get_mut(index)?.take());
-            let admission = index
-                .filter(|&index| self.config.services[index].limits.admit_alike(&service.limits))
+            let mut admission = index
                 .and_then(|index| admissions.get_mut(index)?.take())
                 .unwrap_or_else(|| Admission::new(&service.limits));
+            admission.change(&service.limits);
             let acceptor = Acceptor::new(admission, own);
             let running = match (planned.loaded, old) {
                 (None, Some(mut running)) => {

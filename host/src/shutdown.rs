@@ -15,16 +15,14 @@ pub enum Notice {
     GoBack,
 }
 
-/// Waits for signals.
+/// The signals that ask for a change. One that comes before they are waited for is heard then.
 #[derive(Debug)]
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+pub struct Changes {
     hangup: Signal,
     user: Signal,
 }
 
-impl Signals {
+impl Changes {
     /// Takes the signals over from now on.
     ///
     /// # Errors
@@ -32,10 +30,31 @@ impl Signals {
     /// The system refuses the handlers.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
+/// Waits for signals.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    changes: Changes,
+}
+
+impl Signals {
+    /// Takes over those too, from now on, that ask to stop.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses the handlers.
+    pub fn new(changes: Changes) -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            changes,
         })
     }
 
@@ -44,8 +63,8 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Notice::Stop("SIGINT"),
             _ = self.terminate.recv() => Notice::Stop("SIGTERM"),
-            _ = self.hangup.recv() => Notice::Reload,
-            _ = self.user.recv() => Notice::GoBack,
+            _ = self.changes.hangup.recv() => Notice::Reload,
+            _ = self.changes.user.recv() => Notice::GoBack,
         }
     }
 

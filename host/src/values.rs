@@ -44,14 +44,20 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
         .map_err(|_| refused())
 }
 
-/// The path of a socket. The kernel keeps it in 108 bytes, with a zero at the end.
+/// Bytes that the path of a socket may have: the kernel keeps it in 108, with a zero at the end.
+pub(crate) const SOCKET_PATH: usize = 107;
+
+/// What is wrong with the path of a socket that has so many bytes.
+pub(crate) fn too_long(length: usize) -> String {
+    format!("the path has {length} bytes, and a socket's can have {SOCKET_PATH}; choose a shorter one")
+}
+
+/// The path of a socket.
 fn socket_path(path: &str) -> Result<PathBuf, String> {
     match path.len() {
         0 => Err("expected a path after `unix:`".to_owned()),
-        1..=107 if !path.contains('\0') => Ok(PathBuf::from(path)),
-        length => Err(format!(
-            "the path has {length} bytes, and a socket's can have 107; choose a shorter one"
-        )),
+        1..=SOCKET_PATH if !path.contains('\0') => Ok(PathBuf::from(path)),
+        length => Err(too_long(length)),
     }
 }
 

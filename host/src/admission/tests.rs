@@ -3,6 +3,8 @@ use std::num::NonZeroU32;
 use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::peer::Process;
 
@@ -35,6 +37,59 @@ async fn a_permit_that_is_dropped_lets_the_next_one_in() {
     }
     drop(first);
     second.await;
+}
+
+#[test]
+fn a_limit_that_changes_counts_the_connections_that_are_open() {
+    let mut limits = Limits::default();
+    let mut to = |admission: &mut Admission, most| {
+        limits.max_connections = NonZeroUsize::new(most).unwrap();
+        admission.change(&limits);
+    };
+    let mut admission = admission(|limits| limits.max_connections = NonZeroUsize::new(3).unwrap());
+    let next = |admission: &mut Admission| admission.permit().now_or_never();
+    let mut open: Vec<_> = (0..3).map(|_| next(&mut admission).unwrap()).collect();
+    to(&mut admission, 1);
+    for _ in 0..2 {
+        assert!(next(&mut admission).is_none());
+        open.pop();
+    }
+    assert!(next(&mut admission).is_none());
+    open.clear();
+    open.extend(next(&mut admission));
+    assert_eq!(open.len(), 1);
+    assert!(next(&mut admission).is_none());
+    to(&mut admission, 2);
+    open.extend(next(&mut admission));
+    assert_eq!(open.len(), 2);
+    // Down and up again, while there are too many.
+    to(&mut admission, 1);
+    to(&mut admission, 3);
+    open.extend(next(&mut admission));
+    assert_eq!(open.len(), 3);
+    assert!(next(&mut admission).is_none());
+}
+
+#[test]
+fn what_a_source_may_have_changes_with_what_it_has() {
+    let mut limits = Limits {
+        max_connections_per_source: NonZeroUsize::new(1),
+        ..Limits::default()
+    };
+    let mut admission = Admission::new(&limits);
+    let source = address("192.0.2.1");
+    let come = |admission: &mut Admission| {
+        let permit = admission.permit().now_or_never().unwrap();
+        admission.sources().admit(permit, &source)
+    };
+    let mut open = vec![come(&mut admission).unwrap()];
+    for most in [1, 2, 1] {
+        limits.max_connections_per_source = NonZeroUsize::new(most);
+        admission.change(&limits);
+        open.extend(come(&mut admission).ok());
+    }
+    assert_eq!(open.len(), 2);
+    assert_eq!(come(&mut admission).unwrap_err(), Refused::SourceConnections);
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +145,7 @@ async fn one_source_has_no_more_than_its_share_and_others_do_not_notice() {
     let permit = admission.permit().await;
     open.push(admission.sources().admit(permit, &one).unwrap());
     open.clear();
-    assert!(admission.sources.0.unwrap().table().sources.is_empty());
+    assert!(admission.sources.shares.table().sources.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +180,7 @@ async fn sources_are_forgotten() {
         }
         tokio::time::advance(Duration::from_secs(2)).await;
     }
-    let kept = admission.sources.0.unwrap().table().sources.len();
+    let kept = admission.sources.shares.table().sources.len();
     assert!(kept <= SOURCES + 1, "{kept}");
 }
 

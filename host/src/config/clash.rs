@@ -24,6 +24,8 @@ pub enum At {
     Listener(usize),
     /// What is set by this key, as the file names it.
     Key(&'static str),
+    /// The limit of this key.
+    Limit(&'static str),
 }
 
 /// Looks for services of one name, for listeners of which only one could be bound, and for settings that contradict each
@@ -44,10 +46,10 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
                 ),
             });
         }
-        if let Some((key, what)) = contradiction(service) {
+        if let Some((at, what)) = contradiction(service) {
             return Err(Clash {
                 service: index,
-                at: At::Key(key),
+                at,
                 what: what.to_owned(),
             });
         }
@@ -73,17 +75,17 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
 }
 
 /// What is set and cannot be where connections share instances.
-fn contradiction(service: &Service) -> Option<(&'static str, &'static str)> {
+fn contradiction(service: &Service) -> Option<(At, &'static str)> {
     if service.isolation == Isolation::Connection {
         None
     } else if service.migrate {
         Some((
-            "migrate",
+            At::Key("migrate"),
             "it is for sessions, which have instances of their own, and not for `--isolation service`",
         ))
     } else if service.limits.max_cpu_time.is_some() {
         Some((
-            "max-cpu-time",
+            At::Limit("max-cpu-time"),
             "it is for one connection's instance, and not for `--isolation service`: what one connection takes of an \
              instance that many share cannot be told",
         ))
@@ -93,7 +95,7 @@ fn contradiction(service: &Service) -> Option<(&'static str, &'static str)> {
 }
 
 /// Whether only one of the two could be bound.
-fn excludes(one: &Listen, other: &Listen) -> bool {
+pub fn excludes(one: &Listen, other: &Listen) -> bool {
     match (&one.address, &other.address) {
         (Address::Tcp(a), Address::Tcp(b)) => {
             !one.address.is_any_port() && a.port() == b.port() && (covers(one, a, b) || covers(other, b, a))
@@ -104,11 +106,24 @@ fn excludes(one: &Listen, other: &Listen) -> bool {
 
 /// Whether a listener at `address` takes what comes to `other`.
 fn covers(listen: &Listen, address: &SocketAddr, other: &SocketAddr) -> bool {
-    match address.ip() {
-        ip if ip == other.ip() => true,
+    // An address of IPv4 can be written as one of IPv6, and is the same.
+    let (ip, other_ip) = (address.ip().to_canonical(), other.ip().to_canonical());
+    match ip {
+        ip if ip == other_ip => is_of_one_link(address, other),
         // Unless it is told otherwise it may take what comes over IPv4 too, which is for the system to say.
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => other.is_ipv6() || listen.socket.dual_stack != Some(false),
-        ip => ip.is_unspecified() && other.is_ipv4(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => other_ip.is_ipv6() || listen.socket.dual_stack != Some(false),
+        ip => ip.is_unspecified() && other_ip.is_ipv4(),
+    }
+}
+
+/// Whether two addresses that are the same may be on the same link: those of a link alone are on every one.
+fn is_of_one_link(one: &SocketAddr, other: &SocketAddr) -> bool {
+    match (one, other) {
+        (SocketAddr::V6(one), SocketAddr::V6(other)) => {
+            let (one, other) = (one.scope_id(), other.scope_id());
+            one == other || one == 0 || other == 0
+        }
+        _ => true,
     }
 }
 
@@ -135,6 +150,9 @@ mod tests {
             ("[::]:80", "[::1]:80"),
             ("[::]:80", "0.0.0.0:80"),
             ("[::]:80", "127.0.0.1:80"),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
+            ("[::ffff:127.0.0.1]:80", "0.0.0.0:80"),
+            ("[fe80::1%1]:80", "[fe80::1%1]:80"),
             ("unix:/run/a", "unix:/run/a"),
             ("unix:/run/a", "unix:/run/./a"),
             ("unix:a", "unix:./a"),
@@ -146,6 +164,8 @@ mod tests {
             ("127.0.0.1:80", "127.0.0.1:81"),
             ("127.0.0.1:80", "127.0.0.2:80"),
             ("0.0.0.0:80", "[::1]:80"),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.2:80"),
+            ("[fe80::1%1]:80", "[fe80::1%2]:80"),
             ("127.0.0.1:0", "127.0.0.1:0"),
             ("unix:/run/a", "unix:/run/b"),
             ("unix:/run/a", "inherited:a"),

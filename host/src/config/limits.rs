@@ -73,16 +73,6 @@ pub struct Limits {
     pub max_bytes_out: Option<u64>,
 }
 
-impl Limits {
-    /// Whether these let in the same connections as `other`.
-    pub fn admit_alike(&self, other: &Self) -> bool {
-        self.max_connections == other.max_connections
-            && self.max_connections_per_source == other.max_connections_per_source
-            && self.max_rate == other.max_rate
-            && self.max_rate_per_source == other.max_rate_per_source
-    }
-}
-
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use clash::{At, Clash, clash};
+pub use clash::{At, Clash, clash, excludes};
 pub use limits::{Limits, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,

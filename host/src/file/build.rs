@@ -169,11 +169,20 @@ impl Builder<'_> {
             let message = "it takes `client-ca`, and there is none";
             return Err(self.problem(span, &format!("{key}.tls.client-optional"), message));
         }
+        let address = match table.address.0 {
+            Address::Unix(path) => {
+                let path = self.path(path);
+                // It is bound by its whole path, since the directory that the process is in may change.
+                let length = std::path::absolute(&path).map_or(0, |path| path.as_os_str().len());
+                if length > values::SOCKET_PATH {
+                    return Err(self.problem(span, key, &values::too_long(length)));
+                }
+                Address::Unix(path)
+            }
+            other => other,
+        };
         Ok(Listen {
-            address: match table.address.0 {
-                Address::Unix(path) => Address::Unix(self.path(path)),
-                other => other,
-            },
+            address,
             name: table.name,
             socket,
             proxy_protocol,
@@ -237,6 +246,10 @@ impl Builder<'_> {
         let (key, span) = match clash.at {
             At::Key(key) => (
                 format!("service[{service}].{key}"),
+                place.map(|place| place.name.clone()),
+            ),
+            At::Limit(key) => (
+                format!("service[{service}].limits.{key}"),
                 place.map(|place| place.name.clone()),
             ),
             At::Listener(number) => (

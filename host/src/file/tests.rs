@@ -166,6 +166,18 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
             "6: service[1].listen[0]: 127.0.0.1:1 clashes with 127.0.0.1:1 of service `a`; choose another address",
         ),
         (
+            &format!("{service}isolation = \"service\"\nlimits = {{ max-cpu-time = \"1s\" }}"),
+            "2: service[0].limits.max-cpu-time: it is for one connection's instance, and not for `--isolation service`: what one \
+             connection takes of an instance that many share cannot be told",
+        ),
+        (
+            &format!(
+                "[[service]]\nname = \"a\"\nlisten = [\"unix:{}\"]",
+                "x".repeat(103)
+            ),
+            "3: service[0].listen[0]: the path has 108 bytes, and a socket's can have 107; choose a shorter one",
+        ),
+        (
             &format!("{service}grants = {{ dirs = [\"nowhere::/x\"] }}"),
             "2: service[0].grants.dirs: `/etc/nowhere` is not a directory",
         ),

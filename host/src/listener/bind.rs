@@ -35,6 +35,18 @@ pub(super) enum Hold {
     },
 }
 
+/// Whether there is who is to own a socket.
+///
+/// # Errors
+///
+/// There is not.
+pub(super) fn check(options: &SocketOptions) -> anyhow::Result<()> {
+    options
+        .owner
+        .as_deref()
+        .map_or(Ok(()), |text| owner(text).map(drop))
+}
+
 /// Binds the address of `config` and listens there.
 ///
 /// # Errors

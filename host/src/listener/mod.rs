@@ -139,6 +139,18 @@ enum Remedy {
 }
 
 impl Listener {
+    /// Whether all is there that a listener takes beside its address, so that no other listens before that is known.
+    ///
+    /// # Errors
+    ///
+    /// Certificates or keys cannot be used, or there is no such owner.
+    pub fn check(config: &Listen) -> anyhow::Result<()> {
+        if let Some(tls) = &config.tls {
+            tls::check(tls).with_context(|| format!("cannot serve TLS on {}", config.address))?;
+        }
+        bind::check(&config.socket).with_context(|| format!("cannot listen on {}", config.address))
+    }
+
     /// Binds an address and listens there; port 0 stands for any that is free.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
@@ -70,9 +70,9 @@ impl Server {
         self.asked.notify_one();
     }
 
-    /// The time by which a handshake has to be done on a connection that was accepted `at` that time.
-    pub fn deadline(&self, at: Instant) -> Instant {
-        at + self.config.timeout
+    /// How long a handshake may take, from the accept on.
+    pub fn timeout(&self) -> Duration {
+        self.config.timeout
     }
 
     /// Agrees with the peer on how the connection is encrypted.
@@ -87,6 +87,15 @@ impl Server {
         let (reader, writer) = stream::split(stream);
         Ok((reader, writer, said))
     }
+}
+
+/// Whether what `config` names can be used.
+///
+/// # Errors
+///
+/// A file cannot be read, or is not what it should be.
+pub(crate) fn check(config: &Config) -> Result<(), Unusable> {
+    identity::read(config).map(drop)
 }
 
 /// What TLS says of a connection.
