@@ -407,11 +407,15 @@ pub struct Client(pub TcpStream);
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A connect waits as long as a write may (socket(7)). `connect_timeout` polls instead, and by the time that it looks a
+        // connection may have been made and reset, which it tells as an error of the connect.
+        socket.set_write_timeout(Some(DEADLINE))?;
+        socket.connect(&address.into())?;
+        let stream = TcpStream::from(socket);
         // Of a connection that was reset it cannot be set.
         let _ = stream.set_nodelay(true);
         stream.set_read_timeout(Some(DEADLINE))?;
-        stream.set_write_timeout(Some(DEADLINE))?;
         Ok(Self(stream))
     }
 
