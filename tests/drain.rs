@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, HUP, Host, INT, TERM, field, guest, replace, scratch};
+use crate::harness::{CONT, Client, HUP, Host, INT, STOP, TERM, field, guest, replace, scratch};
 
 #[test]
 fn an_idle_host_ends_at_once() {
@@ -130,8 +130,6 @@ fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
 
 #[test]
 fn who_has_connected_before_the_drain_is_served() {
-    const STOP: i32 = 19;
-    const CONT: i32 = 18;
     let mut host = Host::serving("lines", &["--drain-timeout", "3m"]);
     // They wait in the backlog of a host that stands still, and it goes on with being told to stop.
     host.signal(STOP);

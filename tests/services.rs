@@ -7,7 +7,9 @@ use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use crate::harness::{Client, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, until};
+use crate::harness::{
+    Client, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, signal, until,
+};
 
 /// A directory of its own for one test, with a file of services in it.
 struct Services(PathBuf);
@@ -37,6 +39,13 @@ impl Services {
 
     fn put(&self, text: &str) {
         replace(&self.file(), text);
+    }
+
+    /// Has `host` read the file again with this text, and waits until it has.
+    fn reread(&self, host: &Host, text: &str) {
+        self.put(text);
+        host.signal(HUP);
+        host.line("the configuration was read again");
     }
 }
 
@@ -208,25 +217,19 @@ fn services_come_change_and_go_while_others_serve() {
     assert!(host.stop().success());
 }
 
-/// A host with one service, `echo`, of which the file says more.
-fn echo_with(name: &str, more: &str) -> (Host, impl Fn(&str) + use<>) {
-    let text = |more: &str| format!("[[service]]\nname = \"echo\"\n{more}\n");
-    let services = Services::new(name, &text(more));
-    let host = Host::with_config(&services.file(), 1);
-    (host, move |more| services.put(&text(more)))
+/// One service, `echo`, of which the file says more.
+fn echo(more: &str) -> String {
+    format!("[[service]]\nname = \"echo\"\n{more}\n")
 }
 
 const ANYWHERE: &str = "listen = [\"127.0.0.1:0\"]";
 
 #[test]
 fn rules_of_access_hold_as_soon_as_they_are_read_again() {
-    let (host, put) = echo_with("access", ANYWHERE);
+    let services = Services::new("access", &echo(ANYWHERE));
+    let host = Host::with_config(&services.file(), 1);
     let from = |source| Client::from(source, host.address());
-    let reread = |more: &str| {
-        put(&format!("{ANYWHERE}\n{more}"));
-        host.signal(HUP);
-        host.line("the configuration was read again");
-    };
+    let reread = |more: &str| services.reread(&host, &echo(&format!("{ANYWHERE}\n{more}")));
     let open = from([127, 0, 1, 7]);
     open.echo("before");
     reread("access = { deny = [\"127.0.1.0/24\"] }");
@@ -246,14 +249,13 @@ fn rules_of_access_hold_as_soon_as_they_are_read_again() {
 fn limits_that_change_count_the_connections_that_are_open() {
     let limits =
         |most| format!("{ANYWHERE}\nlimits = {{ max-connections = {most}, max-connections-per-source = 1 }}");
-    let (host, put) = echo_with("limits", &limits(10));
+    let services = Services::new("limits", &echo(&limits(10)));
+    let host = Host::with_config(&services.file(), 1);
     let open = host.connect();
     open.echo("first");
     host.refuses();
     for most in [11, 12, 9] {
-        put(&limits(most));
-        host.signal(HUP);
-        host.line("the configuration was read again");
+        services.reread(&host, &echo(&limits(most)));
         host.refuses();
         open.echo("still there");
     }
@@ -269,8 +271,9 @@ fn what_clashes_with_a_listener_that_is_open_is_named() {
     let port = free.local_addr().unwrap().port();
     drop(free);
     let at = |ip: &str| format!("listen = [\"{ip}:{port}\"]");
-    let (host, put) = echo_with("narrower", &at("0.0.0.0"));
-    put(&at("127.0.0.1"));
+    let services = Services::new("narrower", &echo(&at("0.0.0.0")));
+    let host = Host::with_config(&services.file(), 1);
+    services.put(&echo(&at("127.0.0.1")));
     host.signal(HUP);
     let line = host.line("nothing changes");
     assert!(
@@ -283,17 +286,40 @@ fn what_clashes_with_a_listener_that_is_open_is_named() {
 }
 
 #[test]
-fn certificates_that_cannot_be_used_are_found_before_anything_listens() {
-    let services = Services::new(
-        "unusable",
-        "[[service]]\nname = \"a\"\nlisten = [\"unix:a.sock\"]\n[[service]]\nname = \"b\"\n\
-         listen = [{ address = \"127.0.0.1:0\", tls = { certificate = \"no.crt\", key = \"no.key\" } }]\n",
-    );
+fn certificates_that_cannot_be_used_are_found_before_any_address_is_bound() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = echo(&format!("listen = [\"{}\"]", taken.local_addr().unwrap()));
+    let tls = "{ certificate = \"no.crt\", key = \"no.key\" }";
+    let other =
+        format!("[[service]]\nname = \"b\"\nlisten = [{{ address = \"127.0.0.1:0\", tls = {tls} }}]\n");
+    let services = Services::new("unusable", &format!("{taken}{other}"));
     let file = services.file();
     let refused = run(&["--config", file.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    // What cannot be bound would have been found first otherwise.
     let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(said.contains("no.crt") && !said.contains("listening"), "{said}");
+    assert!(
+        said.contains("no.crt") && !said.contains("cannot listen on"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_listener_that_goes_lets_in_no_more_than_may_come() {
+    let two = "listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\nlimits = { max-connections = 1 }";
+    let one = format!("{ANYWHERE}\nlimits = {{ max-connections = 1 }}");
+    let services = Services::new("goes", &echo(two));
+    let host = Host::with_config(&services.file(), 2);
+    let [stays, goes] = host.addresses()[..] else {
+        panic!()
+    };
+    let open = Client::connect(stays).unwrap();
+    open.echo("first");
+    let waits = Client::connect(goes).unwrap();
+    services.reread(&host, &echo(&one));
+    // There is no room for it, and nowhere to wait.
+    waits.expect_reset();
+    open.echo("still there");
 }
 
 #[test]
@@ -309,34 +335,25 @@ fn a_hang_up_while_it_starts_is_heard_when_it_has_started() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let pid = child.id().to_string();
-    let kill = |signal: i32| {
-        let signal = format!("-{signal}");
-        let mut kill = std::process::Command::new("kill");
-        kill.args([&signal, &pid]).status().unwrap()
-    };
     let stderr = child.stderr.take().unwrap();
     let mut lines = std::io::BufReader::new(stderr).lines().map(Result::unwrap);
     let mut wait = |text: &str| lines.find(|line| line.contains(text)).expect(text);
     // Another component is still to be compiled.
     wait("serving with the embedded echo guest");
-    assert!(kill(HUP).success());
+    signal(&child, HUP);
     wait("listening on");
     wait("the configuration was read again");
-    assert!(kill(TERM).success());
+    signal(&child, TERM);
     assert!(child.wait().unwrap().success());
 }
 
 #[test]
 fn a_listener_that_stays_is_set_as_the_file_says_now() {
-    let (host, put) = echo_with("settings", ANYWHERE);
+    let services = Services::new("settings", &echo(ANYWHERE));
+    let host = Host::with_config(&services.file(), 1);
     host.connect().echo("plain");
     host.line("connection ended");
-    let reread = |more: &str| {
-        put(more);
-        host.signal(HUP);
-        host.line("the configuration was read again");
-    };
+    let reread = |more: &str| services.reread(&host, &echo(more));
     reread("listen = [{ address = \"127.0.0.1:0\", proxy-protocol = { from = [\"127.0.0.0/8\"] } }]");
     let client = host.connect();
     client.send("PROXY TCP4 192.0.2.7 192.0.2.1 49152 80\r\n");
@@ -351,13 +368,12 @@ fn a_listener_that_stays_is_set_as_the_file_says_now() {
 #[test]
 fn middlewares_come_and_go_with_the_file() {
     let composed = format!("{ANYWHERE}\nmiddleware = [\"upper-case.wasm\"]");
-    let (host, put) = echo_with("middleware", &composed);
+    let services = Services::new("middleware", &echo(&composed));
+    let host = Host::with_config(&services.file(), 1);
     let open = host.connect();
     assert!(is_upper(&open));
     for (more, upper) in [(ANYWHERE, false), (&composed, true)] {
-        put(more);
-        host.signal(HUP);
-        host.line("the configuration was read again");
+        services.reread(&host, &echo(more));
         assert_eq!(is_upper(&host.connect()), upper);
         // What was open goes on with what it had.
         assert!(is_upper(&open));

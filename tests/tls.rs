@@ -382,6 +382,25 @@ fn certificates_are_read_again_when_that_is_asked_for() {
 }
 
 #[test]
+fn certificates_that_are_of_no_use_any_more_do_not_keep_a_file_from_being_read_again() {
+    let authority = Authority::new("file");
+    let issued = authority.issues(&["localhost"], &[]);
+    let file = authority.dir.join("services.toml");
+    let put = |more: &str| {
+        let tls = "{ certificate = \"localhost.crt\", key = \"localhost.key\" }";
+        let listen = format!("listen = [{{ address = \"127.0.0.1:0\", tls = {tls} }}]");
+        replace(&file, format!("[[service]]\nname = \"echo\"\n{listen}\n{more}\n"));
+    };
+    put("");
+    let host = Host::with_config(&file, 1);
+    fs::remove_file(&issued.key).unwrap();
+    put("limits = { max-connections = 9 }");
+    host.signal(HUP);
+    host.line("the configuration was read again");
+    echo(&mut authority.client().connects(&host).unwrap(), b"as before");
+}
+
+#[test]
 fn what_cannot_be_used_is_named_at_the_start() {
     let authority = Authority::new("unusable");
     let (one, other) = (authority.issues(&["one"], &[]), authority.issues(&["other"], &[]));

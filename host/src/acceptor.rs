@@ -1,7 +1,6 @@
 //! The accept loop: takes connections, hands each to the generation, and logs what became of it.
 
 use std::future::poll_fn;
-use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -73,35 +72,39 @@ impl Acceptor {
                 next = next => next,
             };
             first = index + 1;
-            self.hand_over(&service, permit, accepted);
+            hand_over(&service, &self.admission, permit, accepted);
         }
     }
+}
 
-    /// Listens no more. Who has connected by now is served as far as there is room, and reset otherwise.
-    pub(crate) fn close(mut self, service: &Arc<Service>) {
-        for listener in mem::take(&mut self.listeners) {
-            let mut waiting = listener.close();
-            // Whether there is room is not to depend on what else this task has done in its turn.
-            while let Some(permit) = unconstrained(self.admission.permit()).now_or_never()
-                && let Some(accepted) = waiting.next()
-            {
-                self.hand_over(service, permit, accepted);
-            }
+/// Closes `listeners` of a service. Who has connected by now is served as far as `admission` has room, and reset otherwise.
+pub(crate) fn close(
+    listeners: impl IntoIterator<Item = Listener>,
+    admission: &mut Admission,
+    service: &Arc<Service>,
+) {
+    for listener in listeners {
+        let mut waiting = listener.close();
+        // Whether there is room is not to depend on what else this task has done in its turn.
+        while let Some(permit) = unconstrained(admission.permit()).now_or_never()
+            && let Some(accepted) = waiting.next()
+        {
+            hand_over(service, admission, permit, accepted);
         }
     }
+}
 
-    /// Hands a connection to a task of its own.
-    fn hand_over(&self, service: &Arc<Service>, permit: Permit, accepted: Accepted) {
-        let arrival = Arrival {
-            entrance: accepted.entrance,
-            remote: accepted.remote,
-            local: accepted.local,
-            sources: self.admission.sources().clone(),
-            at: Instant::now(),
-        };
-        let connections = &service.process.connections;
-        connections.spawn(arrive(Arc::clone(service), permit, arrival, accepted.stream));
-    }
+/// Hands a connection to a task of its own.
+fn hand_over(service: &Arc<Service>, admission: &Admission, permit: Permit, accepted: Accepted) {
+    let arrival = Arrival {
+        entrance: accepted.entrance,
+        remote: accepted.remote,
+        local: accepted.local,
+        sources: admission.sources().clone(),
+        at: Instant::now(),
+    };
+    let connections = &service.process.connections;
+    connections.spawn(arrive(Arc::clone(service), permit, arrival, accepted.stream));
 }
 
 /// Lets a connection come in, or not, and serves it.

@@ -36,11 +36,11 @@ pub(crate) struct Planned {
 
 /// Where a listener comes from.
 #[derive(Debug)]
-pub(crate) enum Listening {
+pub(crate) enum Listening<New = Listener> {
     /// It is there already, in this service at this place, and its connections come in by this.
     Kept(usize, usize, Arc<Entrance>),
     /// It is new.
-    Bound(Listener),
+    New(New),
 }
 
 /// Reads the file at `path` and makes all that it takes for the services to be those that it names, beside those that run
@@ -69,28 +69,17 @@ pub(crate) async fn plan(
             Some(one.with_context(|| format!("service `{}`", service.name))?)
         });
     }
-    for service in &config.services {
-        for listen in &service.listen {
-            Listener::check(listen).with_context(|| format!("service `{}`", service.name))?;
-        }
-    }
-    // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
     let mut taken = Vec::new();
-    let mut services = Vec::new();
-    for (service, loaded) in config.services.iter().zip(loaded) {
+    let mut prepared = Vec::new();
+    for service in &config.services {
         let listeners = service.listen.iter().map(|listen| {
-            let context = || format!("service `{}`", service.name);
             let Some((of, number)) = find(service, listen, now, &taken) else {
                 let mut all = now.services.iter().flat_map(|before| &before.listen);
                 if let Some(before) = all.find(|before| excludes(before, listen)) {
-                    bail!(
-                        "service `{}`: {} clashes with {}, where this host listens until it is restarted",
-                        service.name,
-                        listen.address,
-                        before.address
-                    );
+                    let (address, before) = (&listen.address, &before.address);
+                    bail!("{address} clashes with {before}, where this host listens until it is restarted");
                 }
-                return Ok(Listening::Bound(Listener::bind(listen).with_context(context)?));
+                return Listener::prepare(listen).map(Listening::New);
             };
             taken.push((of, number));
             let before = &now.services[of].listen[number];
@@ -101,15 +90,24 @@ pub(crate) async fn plan(
                     listen.address
                 );
             }
-            let entrance = entrances[of][number]
-                .changed(before, listen)
-                .with_context(context)?;
+            let entrance = entrances[of][number].changed(before, listen)?;
             Ok(Listening::Kept(of, number, Arc::new(entrance)))
         });
-        services.push(Planned {
-            listeners: listeners.collect::<anyhow::Result<_>>()?,
-            loaded,
+        let listeners: anyhow::Result<Vec<_>> = listeners.collect();
+        prepared.push(listeners.with_context(|| format!("service `{}`", service.name))?);
+    }
+    // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
+    let mut services = Vec::new();
+    for ((service, loaded), prepared) in config.services.iter().zip(loaded).zip(prepared) {
+        let listeners = prepared.into_iter().map(|listening| {
+            Ok(match listening {
+                Listening::New(prepared) => Listening::New(prepared.bind()?),
+                Listening::Kept(of, number, entrance) => Listening::Kept(of, number, entrance),
+            })
         });
+        let listeners: anyhow::Result<Vec<_>> = listeners.collect();
+        let listeners = listeners.with_context(|| format!("service `{}`", service.name))?;
+        services.push(Planned { loaded, listeners });
     }
     Ok(Plan { config, services })
 }

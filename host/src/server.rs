@@ -14,11 +14,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::acceptor::Acceptor;
+use crate::acceptor::{self, Acceptor};
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::generations::Generations;
-use crate::listener::{Entrance, Listener};
+use crate::listener::{Entrance, Listener, Prepared};
 use crate::peer::End;
 use crate::reload::Reloader;
 use crate::reread::{self, Listening, Plan};
@@ -183,7 +183,8 @@ pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drai
     // With them go the listeners, so that clients are refused during the drain.
     for running in &mut server.running {
         if let Ok(acceptor) = running.pause().await {
-            acceptor.close(&running.service);
+            let (mut admission, listeners) = acceptor.into_parts();
+            acceptor::close(listeners, &mut admission, &running.service);
         }
     }
     Ok(tokio::select! {
@@ -212,17 +213,14 @@ impl Server {
             });
         }
         system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
-        for listen in config.services.iter().flat_map(|service| &service.listen) {
-            Listener::check(listen)?;
-        }
+        let all = config.services.iter().map(|service| &service.listen);
+        let all = all.map(|listen| listen.iter().map(Listener::prepare).collect());
+        let prepared: Vec<Vec<_>> = all.collect::<Result<_, _>>()?;
         let mut acceptors = Vec::new();
-        for service in &config.services {
-            let listeners = service
-                .listen
-                .iter()
-                .map(Listener::bind)
-                .collect::<Result<_, _>>()?;
-            acceptors.push(Acceptor::new(Admission::new(&service.limits), listeners));
+        for (service, prepared) in config.services.iter().zip(prepared) {
+            let listeners = prepared.into_iter().map(Prepared::bind);
+            let admission = Admission::new(&service.limits);
+            acceptors.push(Acceptor::new(admission, listeners.collect::<Result<_, _>>()?));
         }
         // Until here a signal to stop ends the host at once, as it does by default.
         let signals = Signals::new(changes).context("cannot handle signals")?;
@@ -276,20 +274,18 @@ impl Server {
     async fn change(&mut self, plan: Plan) -> anyhow::Result<()> {
         let mut admissions = Vec::new();
         let mut listeners = Vec::new();
-        let mut services = Vec::new();
         for running in &mut self.running {
             let (admission, of_service) = running.pause().await?.into_parts();
             admissions.push(Some(admission));
             listeners.push(of_service.into_iter().map(Some).collect::<Vec<_>>());
-            services.push(Arc::clone(&running.service));
         }
-        let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
-        for (service, planned) in plan.config.services.iter().zip(plan.services) {
+        let mut planned = Vec::new();
+        for service in plan.services {
             let mut own = Vec::new();
             let mut bound = Vec::new();
-            for listening in planned.listeners {
+            for listening in service.listeners {
                 own.extend(match listening {
-                    Listening::Bound(listener) => {
+                    Listening::New(listener) => {
                         bound.push(listener.local());
                         Some(listener)
                     }
@@ -302,18 +298,31 @@ impl Server {
                     }
                 });
             }
+            planned.push((service.loaded, own, bound));
+        }
+        // Listeners that are no more are closed for the services that had them, within their limits.
+        for ((running, listeners), admission) in self.running.iter().zip(listeners).zip(&mut admissions) {
+            if let Some(admission) = admission {
+                acceptor::close(listeners.into_iter().flatten(), admission, &running.service);
+            }
+        }
+        let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
+        for (service, (loaded, own, bound)) in plan.config.services.iter().zip(planned) {
             let index = self
                 .config
                 .services
                 .iter()
                 .position(|before| before.name == service.name);
             let old = index.and_then(|index| before.get_mut(index)?.take());
-            let mut admission = index
-                .and_then(|index| admissions.get_mut(index)?.take())
-                .unwrap_or_else(|| Admission::new(&service.limits));
-            admission.change(&service.limits);
+            let admission = match index.and_then(|index| admissions.get_mut(index)?.take()) {
+                Some(mut admission) => {
+                    admission.change(&service.limits);
+                    admission
+                }
+                None => Admission::new(&service.limits),
+            };
             let acceptor = Acceptor::new(admission, own);
-            let running = match (planned.loaded, old) {
+            let running = match (loaded, old) {
                 (None, Some(mut running)) => {
                     running.service.access.store(Arc::new(service.access.clone()));
                     running.accept(acceptor);
@@ -341,11 +350,6 @@ impl Server {
             };
             say_where(&service.name, &bound);
             self.running.push(running);
-        }
-        // Listeners that are no more are closed for the services that had them.
-        for ((service, listeners), admission) in services.iter().zip(listeners).zip(admissions) {
-            let admission = admission.unwrap_or_else(|| Admission::new(&service.config.limits));
-            Acceptor::new(admission, listeners.into_iter().flatten().collect()).close(service);
         }
         for gone in before.into_iter().flatten() {
             let service = &gone.service.config.name;

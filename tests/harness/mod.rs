@@ -305,14 +305,8 @@ impl Host {
     }
 
     /// Sends a signal, by its number.
-    pub fn signal(&self, signal: i32) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(pid)
-            .status()
-            .unwrap();
-        assert!(status.success());
+    pub fn signal(&self, number: i32) {
+        signal(&self.child, number);
     }
 
     /// Asks the host to drain and waits until it has.
@@ -379,6 +373,9 @@ pub const HUP: i32 = 1;
 pub const INT: i32 = 2;
 pub const USR2: i32 = 12;
 pub const TERM: i32 = 15;
+/// Stands still, and goes on.
+pub const STOP: i32 = 19;
+pub const CONT: i32 = 18;
 
 /// What comes before a space, or the end of a string in JSON.
 pub fn first_word(text: &str) -> &str {
@@ -499,6 +496,16 @@ impl Drop for Done<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// Sends a signal to a process, by its number.
+pub fn signal(child: &Child, number: i32) {
+    let status = Command::new("kill")
+        .arg(format!("-{number}"))
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
 
 /// Waits until `condition` holds.

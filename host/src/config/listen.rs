@@ -56,8 +56,8 @@ impl Address {
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix(one), Self::Unix(other)) => {
-                let absolute = |path| std::path::absolute(path).ok();
-                one == other || (absolute(one).is_some() && absolute(one) == absolute(other))
+                let absolute = [one, other].map(std::path::absolute);
+                one == other || matches!(absolute, [Ok(one), Ok(other)] if one == other)
             }
             (one, other) => one == other,
         }

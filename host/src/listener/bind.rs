@@ -35,24 +35,12 @@ pub(super) enum Hold {
     },
 }
 
-/// Whether there is who is to own a socket.
-///
-/// # Errors
-///
-/// There is not.
-pub(super) fn check(options: &SocketOptions) -> anyhow::Result<()> {
-    options
-        .owner
-        .as_deref()
-        .map_or(Ok(()), |text| owner(text).map(drop))
-}
-
 /// Binds the address of `config` and listens there.
 ///
 /// # Errors
 ///
 /// It cannot be bound, or not as asked for.
-pub(super) fn bind(config: &Listen) -> anyhow::Result<Bound> {
+pub(super) fn bind(config: &Listen, owner: Option<Owner>) -> anyhow::Result<Bound> {
     let options = &config.socket;
     match &config.address {
         Address::Tcp(address) => {
@@ -67,7 +55,7 @@ pub(super) fn bind(config: &Listen) -> anyhow::Result<Bound> {
             })
         }
         Address::Unix(path) => {
-            unix(path, options).with_context(|| format!("cannot listen on {}", config.address))
+            unix(path, options, owner).with_context(|| format!("cannot listen on {}", config.address))
         }
         Address::Inherited(name) => {
             inherited(name, options).with_context(|| format!("cannot listen on {}", config.address))
@@ -114,8 +102,7 @@ fn backlog(options: &SocketOptions) -> i32 {
     i32::try_from(options.backlog).unwrap_or(i32::MAX)
 }
 
-fn unix(path: &Path, options: &SocketOptions) -> anyhow::Result<Bound> {
-    let owner = options.owner.as_deref().map(owner).transpose()?;
+fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>) -> anyhow::Result<Bound> {
     // The directory that the process is in may be another one when the file is removed.
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path)?;
@@ -244,8 +231,18 @@ impl Drop for SocketFile {
     }
 }
 
-/// The numbers of `USER`, `USER:GROUP` or `:GROUP`.
-fn owner(text: &str) -> anyhow::Result<(Option<u32>, Option<u32>)> {
+/// The numbers of a user and of a group.
+pub(super) type Owner = (Option<u32>, Option<u32>);
+
+/// Who is to own a socket, if that is said: `USER`, `USER:GROUP` or `:GROUP`.
+///
+/// # Errors
+///
+/// There is no such user or group.
+pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
+    let Some(text) = options.owner.as_deref() else {
+        return Ok(None);
+    };
     let (user, group) = text
         .split_once(':')
         .map_or((text, None), |(user, group)| (user, Some(group)));
@@ -269,5 +266,5 @@ fn owner(text: &str) -> anyhow::Result<(Option<u32>, Option<u32>)> {
                 .as_raw(),
         }),
     };
-    Ok((user, group))
+    Ok(Some((user, group)))
 }

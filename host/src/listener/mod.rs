@@ -3,6 +3,7 @@
 mod bind;
 mod inherited;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::config::{Listen, ProxyProtocol};
 use crate::peer::{End, Process};
 use crate::socket::Stream;
 use crate::tls;
-use bind::Hold;
+use bind::{Hold, Owner};
 pub use inherited::inherit;
 
 /// The pause after an accept that failed for want of something, which doubles from the one to the other.
@@ -33,7 +34,37 @@ pub struct Listener {
     entrance: Arc<Entrance>,
     /// The last pause, while connections cannot be accepted.
     pause: Option<Duration>,
-    _hold: Hold,
+    hold: Hold,
+}
+
+/// A listener that has all it takes but its address.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    config: &'a Listen,
+    tls: Option<tls::Loaded>,
+    owner: Option<Owner>,
+}
+
+impl Prepared<'_> {
+    /// Binds the address and listens there.
+    ///
+    /// # Errors
+    ///
+    /// It is in use, is not of this machine, or may not be bound; or what was asked for cannot be set.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn bind(self) -> anyhow::Result<Listener> {
+        let bound = bind::bind(self.config, self.owner)?;
+        let local = bound.socket.local().to_string();
+        Ok(Listener {
+            socket: bound.socket,
+            entrance: Arc::new(Entrance::made(self.config, local, self.tls)),
+            pause: None,
+            hold: bound.hold,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -68,18 +99,20 @@ impl Entrance {
             let tls = self.tls.clone();
             return Ok(Self::new(config, self.local.clone(), tls));
         }
-        Self::made(config, self.local.clone())
+        let tls = Self::loaded(config, &self.local)?;
+        Ok(Self::made(config, self.local.clone(), tls))
     }
 
-    fn made(config: &Listen, local: String) -> anyhow::Result<Self> {
+    /// What `config` takes for TLS at `place`, if that is asked for.
+    fn loaded(config: &Listen, place: impl fmt::Display) -> anyhow::Result<Option<tls::Loaded>> {
+        let loaded = config.tls.as_ref().map(tls::Loaded::new).transpose();
+        loaded.with_context(|| format!("cannot serve TLS on {place}"))
+    }
+
+    fn made(config: &Listen, local: String, tls: Option<tls::Loaded>) -> Self {
         let name = config.name.as_deref().unwrap_or(&local);
-        let tls = match &config.tls {
-            Some(tls) => {
-                Some(tls::Server::new(tls, name).with_context(|| format!("cannot serve TLS on {local}"))?)
-            }
-            None => None,
-        };
-        Ok(Self::new(config, local, tls))
+        let tls = tls.map(|tls| tls.serve(name));
+        Self::new(config, local, tls)
     }
 
     fn new(config: &Listen, local: String, tls: Option<Arc<tls::Server>>) -> Self {
@@ -139,16 +172,18 @@ enum Remedy {
 }
 
 impl Listener {
-    /// Whether all is there that a listener takes beside its address, so that no other listens before that is known.
+    /// Looks for all that a listener takes beside its address, so that no other listens before that is known.
     ///
     /// # Errors
     ///
     /// Certificates or keys cannot be used, or there is no such owner.
-    pub fn check(config: &Listen) -> anyhow::Result<()> {
-        if let Some(tls) = &config.tls {
-            tls::check(tls).with_context(|| format!("cannot serve TLS on {}", config.address))?;
-        }
-        bind::check(&config.socket).with_context(|| format!("cannot listen on {}", config.address))
+    pub fn prepare(config: &Listen) -> anyhow::Result<Prepared<'_>> {
+        let owner = bind::owner(&config.socket);
+        Ok(Prepared {
+            config,
+            tls: Entrance::loaded(config, &config.address)?,
+            owner: owner.with_context(|| format!("cannot listen on {}", config.address))?,
+        })
     }
 
     /// Binds an address and listens there; port 0 stands for any that is free.
@@ -161,14 +196,7 @@ impl Listener {
     ///
     /// Outside of a runtime.
     pub fn bind(config: &Listen) -> anyhow::Result<Self> {
-        let bound = bind::bind(config)?;
-        let local = bound.socket.local().to_string();
-        Ok(Self {
-            socket: bound.socket,
-            entrance: Arc::new(Entrance::made(config, local)?),
-            pause: None,
-            _hold: bound.hold,
-        })
+        Self::prepare(config)?.bind()
     }
 
     /// Where it listens, with the port that was picked.
@@ -190,14 +218,14 @@ impl Listener {
     /// are connections to their peers. What waits at a socket that was inherited is left to whoever has it next.
     pub(crate) fn close(self) -> Closing {
         let socket = match self.socket {
-            _ if matches!(self._hold, Hold::Lease { .. }) => None,
+            _ if matches!(self.hold, Hold::Lease { .. }) => None,
             Socket::Tcp(socket, bound) => socket.into_std().ok().map(|socket| Left::Tcp(socket, bound)),
             Socket::Unix(socket, path) => socket.into_std().ok().map(|socket| Left::Unix(socket, path)),
         };
         Closing {
             socket,
             entrance: self.entrance,
-            _hold: self._hold,
+            _hold: self.hold,
         }
     }
 

@@ -38,6 +38,51 @@ pub struct Server {
     asked: Arc<Notify>,
 }
 
+/// What a listener takes for TLS, read and not used yet.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    config: Config,
+    read: ServerConfig,
+    seen: Vec<Option<Stamp>>,
+}
+
+impl Loaded {
+    /// Reads what `config` names.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, or is not what it should be.
+    pub(crate) fn new(config: &Config) -> Result<Self, Unusable> {
+        // By now, so that what changes from here on is seen.
+        let seen = stamps(config);
+        Ok(Self {
+            read: identity::read(config)?,
+            config: config.clone(),
+            seen,
+        })
+    }
+
+    /// Serves with it, and reads it again when it changes, for as long as what is returned is there.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub(crate) fn serve(self, listener: &str) -> Arc<Server> {
+        let server = Arc::new(Server {
+            current: ArcSwap::from_pointee(self.read),
+            config: self.config,
+            asked: Arc::new(Notify::new()),
+        });
+        tokio::spawn(watch(
+            Arc::downgrade(&server),
+            Arc::clone(&server.asked),
+            self.seen,
+            listener.to_owned(),
+        ));
+        server
+    }
+}
+
 impl Server {
     /// Reads what `config` names, and reads it again when it changes, for as long as this is there.
     ///
@@ -49,20 +94,7 @@ impl Server {
     ///
     /// Outside of a runtime.
     pub fn new(config: &Config, listener: &str) -> Result<Arc<Self>, Unusable> {
-        // By now, so that what changes from here on is seen.
-        let seen = stamps(config);
-        let server = Arc::new(Self {
-            current: ArcSwap::from_pointee(identity::read(config)?),
-            config: config.clone(),
-            asked: Arc::new(Notify::new()),
-        });
-        tokio::spawn(watch(
-            Arc::downgrade(&server),
-            Arc::clone(&server.asked),
-            seen,
-            listener.to_owned(),
-        ));
-        Ok(server)
+        Ok(Loaded::new(config)?.serve(listener))
     }
 
     /// Has the files read again, whether they have changed or not.
@@ -87,15 +119,6 @@ impl Server {
         let (reader, writer) = stream::split(stream);
         Ok((reader, writer, said))
     }
-}
-
-/// Whether what `config` names can be used.
-///
-/// # Errors
-///
-/// A file cannot be read, or is not what it should be.
-pub(crate) fn check(config: &Config) -> Result<(), Unusable> {
-    identity::read(config).map(drop)
 }
 
 /// What TLS says of a connection.
