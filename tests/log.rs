@@ -1,6 +1,11 @@
 //! The log, as programs and people read it.
 
-use crate::harness::{Host, field};
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field};
 
 #[test]
 fn a_connection_leaves_one_line_that_says_everything() {
@@ -44,6 +49,186 @@ fn json_lines_are_objects_with_the_same_fields() {
     for line in host.log().lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
+}
+
+/// What `docs/log.schema.json` says of a line.
+fn schema() -> jsonschema::Validator {
+    let text = fs::read_to_string(guest_builder::workspace().join("docs/log.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&text).unwrap();
+    assert!(jsonschema::draft202012::meta::is_valid(&schema));
+    jsonschema::draft202012::new(&schema).unwrap()
+}
+
+/// Fails on a line that is not as the schema has it.
+fn check(schema: &jsonschema::Validator, line: &Value) {
+    let errors: Vec<_> = schema.iter_errors(line).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{line}: {errors:#?}");
+}
+
+/// The lines of the log that a host leaves by JSON, by their messages.
+fn lines_of_many_kinds() -> Vec<Value> {
+    let place = Place::new("log-schema", "errands");
+    let mut host = place.serve(&[
+        "--log-format",
+        "json",
+        "-v",
+        "--max-connections-per-source",
+        "1",
+        "--admin",
+        "0",
+    ]);
+    let client = host.connect();
+    client.send("complain one\\ntwo\n");
+    assert_eq!(client.line(), "complained");
+    host.refuses();
+    host.line("connection refused");
+    client.send("exit 3\n");
+    assert_eq!(client.rest(), b"leaving");
+    drop(client);
+    host.line("connection ended");
+    // Of another address, since the permit of this one is free a moment later.
+    let panics = Client::from([127, 0, 0, 2], host.address());
+    panics.send("panic\n");
+    panics.rest();
+    drop(panics);
+    host.line("connection ended");
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line(NEW);
+    Client::from([127, 0, 0, 3], host.address()).echo("hello\n");
+    host.line("connection ended");
+    place.replace("not WebAssembly");
+    host.signal(HUP);
+    host.line("goes on serving");
+    host.signal(USR2);
+    host.line("gone back");
+    assert_eq!(host.stop().code(), Some(0));
+    let mut log = host.log();
+    // Where connections share an instance, it is the instance that says something and costs something.
+    let mut host = Host::serving("chat", &["--log-format", "json", "--isolation", "service"]);
+    let client = host.connect();
+    client.expect("Your name?\n");
+    client.finish();
+    client.rest();
+    host.line("connection ended");
+    assert_eq!(host.stop().code(), Some(0));
+    log = log + "\n" + &host.log();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn json_lines_are_as_their_schema_has_them() {
+    let schema = schema();
+    let lines = lines_of_many_kinds();
+    for line in &lines {
+        check(&schema, line);
+    }
+    let told: BTreeSet<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+    for message in [
+        "connection ended",
+        "connection refused",
+        "the guest says",
+        "a new generation serves",
+        "gone back to the last generation",
+        "drained",
+    ] {
+        assert!(told.contains(message), "{message} is missing in {told:?}");
+    }
+    // It would find what is wrong with each.
+    let of = |message: &str| lines.iter().find(|line| line["message"] == message).unwrap().clone();
+    for message in ["connection ended", "connection refused", "the guest says", NEW] {
+        let line = of(message);
+        for key in line.as_object().unwrap().keys() {
+            let optional = ["first_byte_ms", "guest_cpu_ms", "guest_memory", "reason", "status"].contains(&key.as_str());
+            let mut without = line.clone();
+            without.as_object_mut().unwrap().remove(key);
+            assert_eq!(
+                schema.is_valid(&without),
+                optional && message == "connection ended",
+                "{message} without {key}"
+            );
+            let mut other = line.clone();
+            other[key] = json!(["of another type"]);
+            assert!(!schema.is_valid(&other), "{other}");
+        }
+        let mut more = line.clone();
+        more["more"] = json!("more than there should be");
+        assert!(!schema.is_valid(&more), "{more}");
+    }
+    let mut other = of("connection ended");
+    other["outcome"] = json!("unheard-of");
+    assert!(!schema.is_valid(&other), "{other}");
+    let mut nested = of("drained");
+    nested["more"] = json!({});
+    assert!(!schema.is_valid(&nested), "{nested}");
+}
+
+#[test]
+fn the_schema_of_lines_has_all_words_that_there_are() {
+    let words = |file: &str| -> BTreeSet<String> {
+        let source = fs::read_to_string(guest_builder::workspace().join(file)).unwrap();
+        let (_, words) = source.split_once("pub fn as_str").unwrap();
+        let (words, _) = words.split_once("\n    }\n").unwrap();
+        words.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    let text = fs::read_to_string(guest_builder::workspace().join("docs/log.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&text).unwrap();
+    let listed = |of: &Value| -> BTreeSet<String> {
+        let words = of["enum"].as_array().unwrap();
+        words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let mut outcomes = listed(&schema["$defs"]["ended"]["properties"]["outcome"]);
+    outcomes.insert("host-panic".to_owned());
+    assert_eq!(outcomes, words("host/src/connection.rs"));
+    let reasons = listed(&schema["$defs"]["refused"]["properties"]["reason"]);
+    assert_eq!(reasons, words("host/src/admission.rs"));
+}
+
+#[test]
+fn no_guest_can_forge_a_line_of_json() {
+    let schema = schema();
+    let mut host = Host::serving("errands", &["--log-format", "json"]);
+    let forged = r#"{"timestamp":"2026-01-01T00:00:00.000000Z","level":"ERROR","message":"forged"}"#;
+    // Each would end a line for somebody, or change what is seen of it.
+    let tries = [
+        format!("a\"}}\\n{forged}"),
+        format!("b\"}}\r{forged}"),
+        format!("c\u{b}{forged}\u{c}{forged}"),
+        format!("d\u{85}{forged}\u{2028}{forged}\u{2029}{forged}"),
+        format!("e\u{1b}[2K\u{1b}[1G{forged}\u{7}\u{8}\u{0}"),
+        format!("f\",\"outcome\":\"finished\",\"x\":\"{forged}\\"),
+    ];
+    let client = host.connect();
+    for text in &tries {
+        client.send(format!("complain {text}\n"));
+        assert_eq!(client.line(), "complained");
+    }
+    client.finish();
+    client.rest();
+    host.line("connection ended");
+    assert_eq!(host.stop().code(), Some(0));
+    let log = host.log();
+    let mut said = Vec::new();
+    for line in log.split('\n') {
+        assert!(!line.bytes().any(|byte| byte < b' '), "{line:?} has a control character");
+        // Who takes more characters for the end of a line finds nothing that is an object of its own.
+        let wide = line.split(['\u{85}', '\u{2028}', '\u{2029}', '\r', '\u{b}', '\u{c}']);
+        let objects: Vec<Value> = wide.filter_map(|part| serde_json::from_str(part).ok()).collect();
+        assert!(objects.iter().all(|object| object["message"] != "forged"), "{line:?}");
+        let line: Value = serde_json::from_str(line).unwrap();
+        check(&schema, &line);
+        assert_ne!(line["message"], "forged");
+        if line["message"] == "the guest says" {
+            assert_eq!(line["connection"], 1);
+            said.push(line["stderr"].as_str().unwrap().to_owned());
+        }
+    }
+    let expected: Vec<_> = tries
+        .iter()
+        .flat_map(|text| text.split("\\n"))
+        .map(|line| line.trim_ascii_end().to_owned())
+        .collect();
+    assert_eq!(said, expected);
 }
 
 #[test]

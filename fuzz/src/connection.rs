@@ -14,6 +14,7 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use host::config::{CacheDir, Grants, Limits};
 use host::connection::{self, Outcome};
+use host::half::Half;
 use host::peer::Peer;
 use host::sandbox::{Generation, Origin, Sandbox};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -132,7 +133,7 @@ pub fn run(bytes: &[u8]) {
     let mut polls = case.cut;
     let cut = poll_fn(|cx| match &mut polls {
         None => Poll::Pending,
-        Some(0) => Poll::Ready(()),
+        Some(0) => Poll::Ready(Outcome::Drained),
         Some(left) => {
             *left -= 1;
             cx.waker().wake_by_ref();
@@ -148,8 +149,8 @@ pub fn run(bytes: &[u8]) {
     let report = served.runtime.block_on(connection::serve(
         generation,
         &peer(),
-        reader,
-        writer,
+        Half::new(reader, limits().max_bytes_in),
+        Half::new(writer, limits().max_bytes_out),
         &limits(),
         cut,
     ));

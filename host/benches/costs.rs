@@ -16,6 +16,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use host::config::{CacheDir, Grants, Limits};
 use host::connection;
+use host::half::Half;
 use host::peer::Peer;
 use host::sandbox::{Generation, Origin, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
@@ -173,7 +174,15 @@ async fn serve(generation: &Arc<Generation>, limits: &Limits, line: &[u8], count
     };
     let (near, far) = duplex(64 << 10);
     let (reader, writer) = split(near);
-    let served = connection::serve(generation, &peer, reader, writer, limits, std::future::pending());
+    let (inbound, outbound) = (Half::new(reader, None), Half::new(writer, None));
+    let served = connection::serve(
+        generation,
+        &peer,
+        inbound,
+        outbound,
+        limits,
+        std::future::pending(),
+    );
     let (report, answered) = tokio::join!(served, client(far, line, count));
     answered?;
     ensure!(report.bytes_out == count * line.len() as u64, "{report:?}");

@@ -1,13 +1,16 @@
 //! The accept loop: takes connections, hands each to the generation, and logs what became of it.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,14 +18,16 @@ use tracing::{debug, error, info};
 
 use crate::admission::{Admission, Permit, Refused};
 use crate::arrival::{Arrival, Entered, Turned};
-use crate::config::LogConnections;
+use crate::config::{Isolation, LogConnections};
 use crate::connection::{self, Outcome, Report};
+use crate::counts::Count;
 use crate::failpoint;
-use crate::generations::Serving;
+use crate::half::Half;
 use crate::listener::{Accepted, Entrance, Listener};
 use crate::peer::{End, Peer};
 use crate::place::Place;
 use crate::record::Tape;
+use crate::roster::Open;
 use crate::service::Service;
 use crate::socket::Stream;
 
@@ -64,7 +69,8 @@ impl Acceptor {
         loop {
             let next = async {
                 let permit = self.admission.permit().await;
-                (permit, any(&mut self.listeners, first).await)
+                let errors = &service.counts().accept_errors;
+                (permit, any(&mut self.listeners, first, errors).await)
             };
             let (permit, (index, accepted)) = tokio::select! {
                 biased;
@@ -103,6 +109,7 @@ fn hand_over(service: &Arc<Service>, admission: &Admission, permit: Permit, acce
         sources: admission.sources().clone(),
         at: Instant::now(),
     };
+    service.counts().accepted.one_more();
     let connections = &service.process.connections;
     connections.spawn(arrive(Arc::clone(service), permit, arrival, accepted.stream));
 }
@@ -127,6 +134,7 @@ async fn arrive(service: Arc<Service>, permit: Permit, mut arrival: Arrival, str
 /// Tells of a connection that may not come in. Of those that come while the breaker is open it is told elsewhere how many there
 /// were.
 fn tell_refused(service: &Service, arrival: &Arrival, reason: Refused) {
+    service.counts().refused(reason).one_more();
     let told = reason != Refused::Failing && service.config.log_connections != LogConnections::None;
     let (service, peer, listener) = (&service.config.name, &arrival.remote, &arrival.entrance.name);
     let reason = reason.as_str();
@@ -138,13 +146,13 @@ fn tell_refused(service: &Service, arrival: &Arrival, reason: Refused) {
 }
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
-async fn any(listeners: &mut [Listener], first: usize) -> (usize, Accepted) {
+async fn any(listeners: &mut [Listener], first: usize, errors: &Count) -> (usize, Accepted) {
     if let [only] = listeners {
-        return (0, only.accept().await);
+        return (0, only.accept(errors).await);
     }
     let mut accepts: Vec<_> = listeners
         .iter_mut()
-        .map(|listener| Box::pin(listener.accept()))
+        .map(|listener| Box::pin(listener.accept(errors)))
         .collect();
     poll_fn(|cx| {
         for offset in 0..accepts.len() {
@@ -188,48 +196,103 @@ async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entere
         },
         tls,
     };
-    let cut = pin!(place.cut());
-    let limits = &service.config.limits;
+    let place = Arc::new(place);
     let served = async {
         failpoint::serve(peer.connection);
         let Some(recorder) = &service.recorder else {
-            return connection::serve(&place, &peer, reader, writer, limits, cut).await;
+            return converse(&service, &place, &peer, reader, writer).await;
         };
         let tape = Tape::default();
         let (reader, writer) = (tape.record(reader), tape.record(writer));
         // In a box, so that what is not recorded is not larger for it.
-        let recorded = Box::pin(connection::serve(&place, &peer, reader, writer, limits, cut));
-        let report = recorded.await;
+        let report = Box::pin(converse(&service, &place, &peer, reader, writer)).await;
         recorder.keep(peer.connection, tape, report.outcome).await;
         report
     };
     match AssertUnwindSafe(served).catch_unwind().await {
         Ok(report) => {
-            log(&service, &peer, &place.serving(), &report);
+            log(&service, &peer, &place, &report);
             if report.counts {
                 place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
             }
         }
         // The hook for panics has said what happened.
-        Err(_) => error!(
-            service = service.config.name,
-            connection = peer.connection,
-            peer = peer.remote,
-            listener = peer.listener,
-            outcome = Outcome::HostPanic.as_str(),
-            panics = service.process.panics.fetch_add(1, Relaxed) + 1,
-            "connection ended"
-        ),
+        Err(_) => {
+            service.counts().ended(Outcome::HostPanic).one_more();
+            error!(
+                service = service.config.name,
+                connection = peer.connection,
+                peer = peer.remote,
+                listener = peer.listener,
+                outcome = Outcome::HostPanic.as_str(),
+                panics = service.process.panics.fetch_add(1, Relaxed) + 1,
+                "connection ended"
+            );
+        }
     }
     drop(permit);
 }
 
-fn log(service: &Service, peer: &Peer, serving: &Serving, report: &Report) {
+/// Serves one connection, where it can be seen meanwhile by who asks, and counts it.
+async fn converse<R, W>(
+    service: &Arc<Service>,
+    place: &Arc<Place>,
+    peer: &Peer,
+    reader: R,
+    writer: W,
+) -> Report
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let limits = &service.config.limits;
+    let inbound = Half::new(reader, limits.max_bytes_in);
+    let outbound = Half::new(writer, limits.max_bytes_out);
+    let close = service.process.roster.as_ref().map(|_| Arc::<Notify>::default());
+    let entry = service.process.roster.as_ref().zip(close.as_ref());
+    let entry = entry.map(|(roster, close)| {
+        roster.enter(Open {
+            place: Arc::clone(place),
+            service: Arc::clone(service),
+            peer: peer.remote.clone(),
+            listener: peer.listener.clone(),
+            since: Instant::now(),
+            inbound: inbound.traffic(),
+            outbound: outbound.traffic(),
+            seen: Default::default(),
+            close: Arc::clone(close),
+        })
+    });
+    let cut = async {
+        let closed = async {
+            match &close {
+                Some(close) => close.notified().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = place.cut() => Outcome::Drained,
+            () = closed => Outcome::Closed,
+        }
+    };
+    let report = connection::serve(&**place, peer, inbound, outbound, limits, pin!(cut)).await;
+    let count = || service.counts().count(&report, &place.cost);
+    match entry {
+        Some(entry) => entry.leave(count),
+        None => count(),
+    }
+    report
+}
+
+fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {
     match service.config.log_connections {
         LogConnections::All => {}
         LogConnections::Failed if report.outcome != Outcome::Finished => {}
         LogConnections::Failed | LogConnections::None => return,
     }
+    let serving = place.serving();
+    // What an instance costs that others share is not this connection's alone.
+    let own = service.config.isolation == Isolation::Connection;
     info!(
         service = service.config.name,
         connection = peer.connection,
@@ -239,10 +302,17 @@ fn log(service: &Service, peer: &Peer, serving: &Serving, report: &Report) {
         contract = serving.generation.contract().as_str(),
         bytes_in = report.bytes_in,
         bytes_out = report.bytes_out,
-        duration_ms = report.duration.as_micros() as f64 / 1000.0,
+        duration_ms = milliseconds(report.duration),
+        first_byte_ms = report.first_byte.map(milliseconds),
+        guest_cpu_ms = own.then(|| milliseconds(place.cost.cpu())),
+        guest_memory = own.then(|| place.cost.memory()),
         outcome = report.outcome.as_str(),
         reason = report.reason.as_deref(),
         status = report.status,
         "connection ended"
     );
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
 }

@@ -44,6 +44,20 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// Every reason, in the order of their declaration.
+    pub const ALL: [Self; 10] = [
+        Self::SourceConnections,
+        Self::SourceRate,
+        Self::Failing,
+        Self::Access,
+        Self::Untrusted,
+        Self::ProxyHeader,
+        Self::ProxyTimeout,
+        Self::TlsHandshake,
+        Self::TlsTimeout,
+        Self::Drained,
+    ];
+
     /// The word.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -61,11 +61,33 @@ pub enum Outcome {
     ByteLimit,
     /// It was still open at the end of a drain, of the host or of its generation.
     Drained,
+    /// It was closed by who runs the host.
+    Closed,
     /// The host panicked while serving it.
     HostPanic,
 }
 
 impl Outcome {
+    /// Every outcome, in the order of their declaration.
+    pub const ALL: [Self; 16] = [
+        Self::Finished,
+        Self::GuestReset,
+        Self::GuestTrap,
+        Self::GrantFailed,
+        Self::StartFailed,
+        Self::CpuLimit,
+        Self::PeerReset,
+        Self::PeerLost,
+        Self::FirstByteTimeout,
+        Self::IdleTimeout,
+        Self::WriteTimeout,
+        Self::Lifetime,
+        Self::ByteLimit,
+        Self::Drained,
+        Self::Closed,
+        Self::HostPanic,
+    ];
+
     /// The word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -83,6 +105,7 @@ impl Outcome {
             Self::Lifetime => "lifetime",
             Self::ByteLimit => "byte-limit",
             Self::Drained => "drained",
+            Self::Closed => "closed",
             Self::HostPanic => "host-panic",
         }
     }
@@ -110,17 +133,19 @@ pub struct Report {
     pub bytes_out: u64,
     /// From the accept to the close.
     pub duration: Duration,
+    /// From the accept to the first byte that was handed to the transport.
+    pub first_byte: Option<Duration>,
 }
 
 /// Serves one connection with an instance of its own and returns when it is over. `cut` ends it from outside, as at the
-/// end of a drain.
+/// end of a drain, and says what its outcome is then: [`Outcome::Drained`] or [`Outcome::Closed`].
 pub async fn serve<S, R, W>(
     seat: &S,
     peer: &Peer,
-    reader: R,
-    writer: W,
+    inbound: Half<R>,
+    outbound: Half<W>,
     limits: &Limits,
-    cut: impl Future<Output = ()>,
+    cut: impl Future<Output = Outcome>,
 ) -> Report
 where
     S: Seat,
@@ -128,8 +153,6 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let start = Instant::now();
-    let inbound = Half::new(reader, limits.max_bytes_in);
-    let outbound = Half::new(writer, limits.max_bytes_out);
     let mut cut = pin!(cut);
     let mut status = None;
     let mut counts = true;
@@ -144,7 +167,7 @@ where
             judge(peer, ended, inbound.failure().or(outbound.failure()))
         }
         passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),
-        () = cut.as_mut() => (Outcome::Drained, None),
+        cut = cut.as_mut() => (cut, None),
     };
     let at_rest = outcome == Outcome::Finished || outbound.at_rest();
     match outcome {
@@ -157,10 +180,10 @@ where
             }
             tokio::select! {
                 () = linger(&inbound, LINGER) => {}
-                () = cut => {}
+                _ = cut => {}
             }
         }
-        Outcome::Drained if at_rest && moved(&inbound, &outbound).elapsed() >= QUIET => {
+        Outcome::Drained | Outcome::Closed if at_rest && moved(&inbound, &outbound).elapsed() >= QUIET => {
             finish(&outbound).await;
             linger(&inbound, LINGER_DRAINED).await;
         }
@@ -175,6 +198,7 @@ where
         bytes_in: inbound.bytes(),
         bytes_out: outbound.bytes(),
         duration: start.elapsed(),
+        first_byte: outbound.first(),
     }
 }
 

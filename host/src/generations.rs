@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::breaker::Breaker;
 use crate::config::Service;
+use crate::counts::{Count, Counts};
 use crate::sandbox::{Digest, Generation};
 
 /// How long a generation that has replaced another is watched for connections that it fails.
@@ -33,7 +34,10 @@ pub(crate) struct Serving {
     pub(crate) cut: CancellationToken,
     /// Another serves new connections.
     pub(crate) replaced: CancellationToken,
-    since: Instant,
+    /// Connections that have begun to be served by it, and those of them that are over or have moved.
+    pub(crate) begun: Count,
+    pub(crate) over: Count,
+    pub(crate) since: Instant,
     ended: AtomicU32,
     failed: AtomicU32,
 }
@@ -47,10 +51,17 @@ impl Serving {
             breaker: Arc::default(),
             cut: cut.child_token(),
             replaced: CancellationToken::new(),
+            begun: Count::default(),
+            over: Count::default(),
             since: Instant::now(),
             ended: AtomicU32::new(0),
             failed: AtomicU32::new(0),
         })
+    }
+
+    /// Connections that it has failed.
+    pub(crate) fn failed(&self) -> u32 {
+        self.failed.load(Relaxed)
     }
 }
 
@@ -69,15 +80,26 @@ pub(crate) struct Generations {
     moving: Option<Semaphore>,
     /// All connections are closed.
     cut: CancellationToken,
+    /// What is counted of the service.
+    pub(crate) counts: Arc<Counts>,
 }
 
 #[derive(Debug)]
 struct Past {
     last_number: u64,
+    /// All that still have connections or may get some, in the order in which they came.
+    known: Vec<Weak<Serving>>,
     /// What the current one has replaced.
     previous: Option<Arc<Serving>>,
     /// What was gone back from, until something else is taken.
     left: Option<Digest>,
+}
+
+impl Past {
+    fn know(&mut self, serving: &Arc<Serving>) {
+        self.known.retain(|known| known.strong_count() > 0);
+        self.known.push(Arc::downgrade(serving));
+    }
 }
 
 impl Generations {
@@ -87,21 +109,32 @@ impl Generations {
         before: u64,
         first: Arc<Generation>,
         cut: CancellationToken,
+        counts: Arc<Counts>,
     ) -> Self {
         let number = before + 1;
         let first = Serving::new(number, first, &cut);
         Self {
-            current: ArcSwap::new(first),
             past: Mutex::new(Past {
                 last_number: number,
+                known: vec![Arc::downgrade(&first)],
                 previous: None,
                 left: None,
             }),
+            current: ArcSwap::new(first),
             service: service.name.clone(),
             drain: service.drain_generations,
             moving: service.migrate.then(|| Semaphore::new(1)),
             cut,
+            counts,
         }
+    }
+
+    /// All that still have connections or may get some, in the order in which they came, and the number of the one that may be gone
+    /// back to.
+    pub(crate) fn known(&self) -> (Vec<Arc<Serving>>, Option<u64>) {
+        let past = self.past();
+        let known = past.known.iter().filter_map(Weak::upgrade).collect();
+        (known, past.previous.as_ref().map(|previous| previous.number))
     }
 
     /// The generation for a new connection.
@@ -144,6 +177,8 @@ impl Generations {
         past.last_number += 1;
         let next = Serving::new(past.last_number, generation, &self.cut);
         let (number, contract) = (next.number, next.generation.contract().as_str());
+        past.know(&next);
+        self.counts.swaps.one_more();
         let replaced = self.current.swap(next);
         info!(
             service = self.service,
@@ -157,17 +192,17 @@ impl Generations {
         past.left = None;
     }
 
-    /// Gives new connections what they got before the last change. Its content is not taken again.
-    pub(crate) fn go_back(&self, reason: &str) {
-        self.go_back_from(None, reason);
+    /// Gives new connections what they got before the last change, and says whether there is such. Its content is not taken again.
+    pub(crate) fn go_back(&self, reason: &str) -> bool {
+        self.go_back_from(None, reason)
     }
 
     /// The same if `from` is current, or whatever is.
-    fn go_back_from(&self, from: Option<u64>, reason: &str) {
+    fn go_back_from(&self, from: Option<u64>, reason: &str) -> bool {
         let mut past = self.past();
         let current = self.current();
         if from.is_some_and(|from| from != current.number) {
-            return;
+            return false;
         }
         let Some(previous) = past.previous.take() else {
             if from.is_none() {
@@ -178,11 +213,13 @@ impl Generations {
                     "there is no generation to go back to"
                 );
             }
-            return;
+            return false;
         };
         past.left = Some(*current.generation.digest());
         // The time of its connections may be running out, and not that of those to come.
         let again = Serving::new(previous.number, Arc::clone(&previous.generation), &self.cut);
+        past.know(&again);
+        self.counts.rollbacks.one_more();
         self.current.store(again);
         warn!(
             service = self.service,
@@ -192,6 +229,7 @@ impl Generations {
             "gone back to the last generation"
         );
         self.retire(&current);
+        true
     }
 
     /// A connection of `serving` has ended. One that fails too many while it is new is gone back from.

@@ -10,7 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ struct Shared<T> {
     bytes: AtomicU64,
     /// When bytes moved last, in nanoseconds since `start`.
     moved: AtomicU64,
+    /// When they moved first, by the same count; 0 where none have.
+    first: AtomicU64,
     stalled: AtomicBool,
     /// When it stalled, in nanoseconds since `start`.
     stalled_at: AtomicU64,
@@ -86,6 +88,7 @@ impl<T> Half<T> {
                 start: Instant::now(),
                 bytes: AtomicU64::new(0),
                 moved: AtomicU64::new(0),
+                first: AtomicU64::new(0),
                 stalled: AtomicBool::new(false),
                 stalled_at: AtomicU64::new(0),
                 max: max.unwrap_or(u64::MAX),
@@ -130,6 +133,12 @@ impl<T> Half<T> {
         self.shared.start + Duration::from_nanos(self.shared.moved.load(Relaxed))
     }
 
+    /// How long it took until the first bytes passed, from when the half was made.
+    pub fn first(&self) -> Option<Duration> {
+        let first = self.shared.first.load(Relaxed);
+        (first > 0).then(|| Duration::from_nanos(first))
+    }
+
     /// Whether bytes wait to be written since the peer does not read.
     pub fn stalled(&self) -> bool {
         self.shared.stalled.load(Relaxed)
@@ -168,6 +177,33 @@ impl<T> Half<T> {
     }
 }
 
+/// What has passed through a half, for who looks at it from elsewhere.
+pub trait Traffic: Send + Sync {
+    /// Bytes that have passed.
+    fn bytes(&self) -> u64;
+
+    /// When bytes passed last, or when the half was made.
+    fn moved(&self) -> Instant;
+}
+
+impl<T: Send> Traffic for Shared<T> {
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    fn moved(&self) -> Instant {
+        self.start + Duration::from_nanos(self.moved.load(Relaxed))
+    }
+}
+
+impl<T: Send + 'static> Half<T> {
+    /// What passes through it, as long as it is there.
+    pub fn traffic(&self) -> Weak<dyn Traffic> {
+        let shared: Arc<dyn Traffic> = Arc::clone(&self.shared) as _;
+        Arc::downgrade(&shared)
+    }
+}
+
 impl<T> Shared<T> {
     fn home(&self) -> std::sync::MutexGuard<'_, Option<T>> {
         // Nothing can panic while it is held, and an `Option` is never half-written.
@@ -175,8 +211,12 @@ impl<T> Shared<T> {
     }
 
     fn passed(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Relaxed);
-        self.moved.store(self.start.elapsed().as_nanos() as u64, Relaxed);
+        let before = self.bytes.fetch_add(bytes as u64, Relaxed);
+        let now = self.start.elapsed().as_nanos() as u64;
+        self.moved.store(now, Relaxed);
+        if before == 0 {
+            self.first.store(now.max(1), Relaxed);
+        }
     }
 
     /// Bytes that may still pass.

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod acceptor;
+mod admin;
 pub mod admission;
 mod arrival;
 mod bindings;
@@ -16,6 +17,8 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod conversation;
+pub mod cost;
+mod counts;
 mod deadlines;
 mod failpoint;
 pub mod file;
@@ -25,12 +28,14 @@ pub mod listener;
 pub mod logging;
 pub mod peer;
 mod place;
+pub mod profile;
 pub mod proxy_protocol;
 mod record;
 mod relay;
 mod reload;
 pub mod replay;
 mod reread;
+mod roster;
 pub mod sandbox;
 pub mod scaffold;
 pub mod server;
@@ -40,5 +45,6 @@ pub mod shutdown;
 pub mod socket;
 mod stamp;
 pub mod system;
+pub mod terminal;
 pub mod tls;
 mod values;

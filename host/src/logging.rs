@@ -12,18 +12,19 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::server::READY;
+use crate::terminal::{Screen, Terminal};
 
 /// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up
 /// must not hold up connections.
 const QUEUE: usize = 8192;
 
 /// Starts the log, which panics come to too. Lines are written by a thread of its own until the guard is dropped, which
-/// waits for it.
+/// waits for it. With the guard comes the terminal, if it goes to one and is for people.
 ///
 /// # Errors
 ///
 /// There is a log already.
-pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
+pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> {
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -35,8 +36,11 @@ pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
         .lossy(true)
         .buffered_lines_limit(QUEUE)
         .thread_name("log")
-        .finish(io::stderr());
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        .finish(Screen::new(io::stderr()));
+    let terminal = io::stderr().is_terminal();
+    let shown = terminal && log.format == LogFormat::Text && log.level >= LogLevel::Info;
+    let shown = shown.then(|| Terminal::new(writer.clone()));
+    let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let lines = fmt::layer()
         .with_writer(writer)
         .with_target(false)
@@ -72,5 +76,5 @@ pub fn start(log: Log) -> Result<WorkerGuard, TryInitError> {
             panic.payload_as_str().unwrap_or("of unknown kind")
         );
     }));
-    Ok(guard)
+    Ok((guard, shown))
 }

@@ -14,10 +14,12 @@ use host::check::check;
 use host::cli::{Cli, Command, Given};
 use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clash};
 use host::conversation::Conversation;
+use host::profile::profile;
 use host::replay::replay;
 use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
-use host::{file, listener, logging, scaffold, server};
+use host::terminal::Terminal;
+use host::{cli, file, listener, logging, scaffold, server};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
 
@@ -40,8 +42,8 @@ fn main() -> ExitCode {
     let runtime = runtime(threads);
     let log = logging::start(log);
     let outcome = match (runtime, &log) {
-        (Ok(runtime), Ok(_)) => {
-            let outcome = runtime.block_on(run(command, serve));
+        (Ok(runtime), Ok((_, terminal))) => {
+            let outcome = runtime.block_on(run(command, serve, terminal.clone()));
             // What hangs in a call to the system, as in reading a file, is not waited for.
             runtime.shutdown_timeout(LAST);
             outcome
@@ -99,13 +101,17 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
 }
 
 /// Does what is asked, with this configuration if it is to serve.
-async fn run(command: Command, serve: Option<Config>) -> anyhow::Result<ExitCode> {
+async fn run(
+    command: Command,
+    serve: Option<Config>,
+    terminal: Option<Terminal>,
+) -> anyhow::Result<ExitCode> {
     if let (Command::Serve(given), Some(config)) = (&command, serve) {
         let file = match given {
             Given::File(path) => Some(path.clone()),
             Given::Flags(_) => None,
         };
-        return Ok(match server::serve(config, file).await? {
+        return Ok(match server::serve(config, file, terminal).await? {
             Drained::Done => ExitCode::SUCCESS,
             Drained::Quit => ExitCode::FAILURE,
         });
@@ -122,6 +128,14 @@ async fn run(command: Command, serve: Option<Config>) -> anyhow::Result<ExitCode
             Err(refused) => return Ok(refused),
         },
         Command::Schema => file::schema(),
+        Command::Completions(shell) => cli::completions(shell),
+        Command::Manual(of) => match cli::manual(of.as_deref()) {
+            Some(page) => page,
+            None => {
+                error!("there is no command {}; see host --help", of.unwrap_or_default());
+                return Ok(ExitCode::from(USAGE));
+            }
+        },
         Command::Check(file, terms) => check(&file, &terms).await?,
         Command::New(dir, language, contract) => match scaffold::template(language, contract) {
             Ok(template) => scaffold::make(template, &dir)?,
@@ -130,6 +144,13 @@ async fn run(command: Command, serve: Option<Config>) -> anyhow::Result<ExitCode
                 return Ok(ExitCode::from(USAGE));
             }
         },
+        Command::Profile {
+            file,
+            dir,
+            to,
+            time,
+            terms,
+        } => profile(&file, &dir, &to, time, &terms).await?,
         Command::Replay(dir, file, terms) => {
             let conversations = Conversation::read_all(&dir)?;
             let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)

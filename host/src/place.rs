@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use crate::admission::Refused;
 use crate::breaker::Attempt;
+use crate::cost::Cost;
 use crate::generations::{Generations, Serving};
 use crate::sandbox::{Fault, Generation, Offer, Seat, Stays};
 
@@ -18,6 +19,8 @@ use crate::sandbox::{Fault, Generation, Offer, Seat, Stays};
 pub(crate) struct Place {
     /// Its number.
     pub(crate) connection: u64,
+    /// What it costs.
+    pub(crate) cost: Arc<Cost>,
     generations: Arc<Generations>,
     attempt: Attempt,
     started: AtomicBool,
@@ -49,9 +52,12 @@ impl Place {
     /// Its breaker is open.
     pub(crate) fn new(generations: &Arc<Generations>, number: impl FnOnce() -> u64) -> Result<Self, Refused> {
         let serving = generations.current();
+        let attempt = serving.breaker.attempt()?;
+        serving.begun.one_more();
         Ok(Self {
-            attempt: serving.breaker.attempt()?,
+            attempt,
             connection: number(),
+            cost: Arc::default(),
             generations: Arc::clone(generations),
             started: AtomicBool::new(false),
             now: Mutex::new(Now::at(&serving)),
@@ -90,11 +96,21 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.now().serving.over.one_more();
+    }
+}
+
 impl Seat for Place {
     type Offer<'a> = Move<'a>;
 
     fn generation(&self) -> Arc<Generation> {
         Arc::clone(&self.now().serving.generation)
+    }
+
+    fn cost(&self) -> Arc<Cost> {
+        Arc::clone(&self.cost)
     }
 
     fn started(&self) {
@@ -138,6 +154,8 @@ impl Offer for Move<'_> {
     fn accept(self) {
         let mut now = self.place.now();
         let from = now.serving.number;
+        now.serving.over.one_more();
+        self.next.begun.one_more();
         *now = Now::at(&self.next);
         drop(now);
         let (connection, generation) = (self.place.connection, self.next.number);

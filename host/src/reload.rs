@@ -233,8 +233,10 @@ impl Reloader {
     fn refuse(&mut self, unfit: Unfit, why: Why, error: &anyhow::Error) {
         let (service, generation) = (&self.config.name, self.generations.current().number);
         if self.unfit == Some(unfit) && why == Why::Changed {
+            // It is the same file, looked at again.
             debug!(service, generation, "not taken: {error:#}");
         } else {
+            self.generations.counts.rejected.one_more();
             warn!(
                 service,
                 generation, "{error:#}; the generation before it goes on serving"

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Limits;
 use crate::connection::{self, Outcome};
 use crate::conversation::{Conversation, Side, Step};
+use crate::half::Half;
 use crate::peer::Peer;
 use crate::sandbox::Generation;
 
@@ -95,8 +96,13 @@ async fn one(
         ..Peer::default()
     };
     let over = CancellationToken::new();
-    let cut = over.cancelled();
-    let served = connection::serve(generation, &peer, reader, writer, limits, cut);
+    let cut = async {
+        over.cancelled().await;
+        Outcome::Drained
+    };
+    let inbound = Half::new(reader, limits.max_bytes_in);
+    let outbound = Half::new(writer, limits.max_bytes_out);
+    let served = connection::serve(generation, &peer, inbound, outbound, limits, cut);
     let (reader, writer) = split(far);
     let mut player = Player {
         reader,

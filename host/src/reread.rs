@@ -55,8 +55,10 @@ pub(crate) async fn plan(
     entrances: &[Vec<Arc<Entrance>>],
 ) -> anyhow::Result<Plan> {
     let config = file::read(path)?;
-    if (config.threads, config.log) != (now.threads, now.log) {
-        warn!("what the file says of `threads` and `log` takes a restart; until then they stay as they are");
+    if (config.threads, config.log, &config.admin) != (now.threads, now.log, &now.admin) {
+        warn!(
+            "what the file says of `threads`, `log` and `admin` takes a restart; until then they stay as they are"
+        );
     }
     system::raise_descriptors(&config.services);
     let mut loaded = Vec::new();

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
+use crate::admin;
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::generations::Generations;
@@ -26,6 +28,7 @@ use crate::service::{Loaded, Process, Service};
 use crate::service_manager;
 use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
+use crate::terminal::Terminal;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
@@ -34,15 +37,14 @@ const CUT: Duration = Duration::from_secs(1);
 struct Running {
     service: Arc<Service>,
     reloader: Option<JoinHandle<()>>,
-    reload: Arc<Notify>,
     entrances: Vec<Arc<Entrance>>,
     acceptor: JoinHandle<Acceptor>,
     stop: CancellationToken,
 }
 
 impl Running {
-    /// Starts a service that is loaded, after as many generations.
-    fn start(loaded: Loaded, before: u64, acceptor: Acceptor, process: &Arc<Process>) -> Self {
+    /// Starts a service that is loaded, in the place of one of the same name, if there is one.
+    fn start(loaded: Loaded, before: Option<&Service>, acceptor: Acceptor, process: &Arc<Process>) -> Self {
         let Loaded {
             config,
             sandbox,
@@ -50,20 +52,30 @@ impl Running {
             generation,
             recorder,
         } = loaded;
-        let generations = Generations::new(&config, before, generation, process.cut.clone());
+        let counts = before.map(|before| Arc::clone(&before.generations.counts));
+        let count = before.map_or(0, |before| before.generations.count());
+        let generations = Generations::new(
+            &config,
+            count,
+            generation,
+            process.cut.clone(),
+            counts.unwrap_or_default(),
+        );
+        let reload = Arc::new(Notify::new());
+        let changes = source.files().next().is_some();
         let service = Arc::new(Service {
             access: ArcSwap::from_pointee(config.access.clone()),
             generations: Arc::new(generations),
             recorder,
+            reload: changes.then(|| Arc::clone(&reload)),
+            listeners: ArcSwap::from_pointee(names(acceptor.listeners())),
             process: Arc::clone(process),
             config,
         });
-        let reload = Arc::new(Notify::new());
-        let changes = source.files().next().is_some();
         let reloader = changes.then(|| {
             let generations = Arc::clone(&service.generations);
             let reloader = Reloader::new(sandbox, source, service.config.clone(), generations);
-            tokio::spawn(reloader.run(Arc::clone(&reload)))
+            tokio::spawn(reloader.run(reload))
         });
         let stop = CancellationToken::new();
         let entrances = acceptor.entrances();
@@ -71,7 +83,6 @@ impl Running {
         Self {
             service,
             reloader,
-            reload,
             entrances,
             acceptor,
             stop,
@@ -83,8 +94,8 @@ impl Running {
         for entrance in &self.entrances {
             entrance.reread();
         }
-        if self.reloader.is_some() {
-            self.reload.notify_one();
+        if let Some(reload) = &self.service.reload {
+            reload.notify_one();
         } else {
             info!(
                 service = self.service.config.name,
@@ -104,6 +115,9 @@ impl Running {
     fn accept(&mut self, acceptor: Acceptor) {
         self.stop = CancellationToken::new();
         self.entrances = acceptor.entrances();
+        self.service
+            .listeners
+            .store(Arc::new(names(acceptor.listeners())));
         self.acceptor = tokio::spawn(acceptor.run(Arc::clone(&self.service), self.stop.clone()));
     }
 
@@ -134,74 +148,104 @@ struct Server {
 ///
 /// A component cannot serve, an address cannot be listened at, a task that accepts connections fails, or conversations
 /// cannot be recorded.
-pub async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<Drained> {
-    let (mut server, mut signals) = Server::start(config).await?;
+pub async fn serve(
+    config: Config,
+    file: Option<PathBuf>,
+    terminal: Option<Terminal>,
+) -> anyhow::Result<Drained> {
+    let (mut server, mut signals) = Server::start(config, terminal.is_some()).await?;
     server.ready();
-    // A plan is made while all goes on, one at a time.
-    let mut planning: Option<JoinHandle<anyhow::Result<Plan>>> = None;
-    let mut again = false;
-    loop {
-        let planned = async {
-            match &mut planning {
-                Some(planning) => planning
-                    .await
-                    .context("reading the configuration has failed")
-                    .flatten(),
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            notice = signals.next() => match (notice, &file) {
-                (Notice::Stop(signal), _) => {
-                    info!(signal, "asked to stop");
-                    service_manager::stopping(server.process.connections.len());
-                    break;
-                }
-                (Notice::Reload, Some(_)) if planning.is_some() => again = true,
-                (Notice::Reload, Some(file)) => planning = Some(server.plan(file)),
-                (Notice::Reload, None) => {
-                    service_manager::reloading();
-                    server.running.iter().for_each(Running::reload);
-                    server.ready();
-                }
-                (Notice::GoBack, _) => server.go_back(),
-            },
-            plan = planned => {
-                match plan {
-                    Ok(plan) => server.change(plan).await?,
-                    Err(error) => warn!("{error:#}; nothing changes"),
-                }
-                server.ready();
-                planning = file.as_ref().filter(|_| mem::take(&mut again)).map(|file| server.plan(file));
-            }
-            () = server.failed() => bail!("no more connections can be accepted; earlier messages say why"),
-        }
-    }
-    if let Some(planning) = planning {
-        planning.abort();
-    }
-    // With them go the listeners, so that clients are refused during the drain.
-    for running in &mut server.running {
-        if let Ok(acceptor) = running.pause().await {
-            let (mut admission, listeners) = acceptor.into_parts();
-            acceptor::close(listeners, &mut admission, &running.service);
-        }
-    }
-    Ok(tokio::select! {
-        drained = drain(&server.process, server.config.drain_timeout) => drained,
-        signal = signals.stop() => {
-            let connections = server.process.connections.len();
-            warn!(signal, connections, "asked again to stop: not waiting any longer");
-            Drained::Quit
-        }
-    })
+    let Some(mut terminal) = terminal else {
+        return server.run(file, &mut signals).await;
+    };
+    terminal.show_services(&server.process.services.load());
+    let watch = terminal.clone().watch(Arc::clone(&server.process));
+    let drained = tokio::select! {
+        drained = server.run(file, &mut signals) => drained,
+        never = watch => never,
+    };
+    terminal.clear();
+    drained
 }
 
 impl Server {
-    async fn start(config: Config) -> anyhow::Result<(Self, Signals)> {
+    /// Serves until told to stop, and then drains.
+    async fn run(&mut self, file: Option<PathBuf>, signals: &mut Signals) -> anyhow::Result<Drained> {
+        // A plan is made while all goes on, one at a time.
+        let mut planning: Option<JoinHandle<anyhow::Result<Plan>>> = None;
+        let mut again = false;
+        let process = Arc::clone(&self.process);
+        loop {
+            let planned = async {
+                match &mut planning {
+                    Some(planning) => planning
+                        .await
+                        .context("reading the configuration has failed")
+                        .flatten(),
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                notice = signals.next() => match (notice, &file) {
+                    (Notice::Stop(signal), _) => {
+                        info!(signal, "asked to stop");
+                        service_manager::stopping(self.process.connections.len());
+                        break;
+                    }
+                    (Notice::Reload, Some(_)) if planning.is_some() => again = true,
+                    (Notice::Reload, Some(file)) => planning = Some(self.plan(file)),
+                    (Notice::Reload, None) => {
+                        service_manager::reloading();
+                        self.running.iter().for_each(Running::reload);
+                        self.ready();
+                    }
+                    (Notice::GoBack, _) => self.go_back(),
+                },
+                () = process.drain.notified() => {
+                    service_manager::stopping(process.connections.len());
+                    break;
+                }
+                plan = planned => {
+                    match plan {
+                        Ok(plan) => self.change(plan).await?,
+                        Err(error) => warn!("{error:#}; nothing changes"),
+                    }
+                    self.ready();
+                    planning = file.as_ref().filter(|_| mem::take(&mut again)).map(|file| self.plan(file));
+                }
+                () = self.failed() => bail!("no more connections can be accepted; earlier messages say why"),
+            }
+        }
+        self.process.draining.store(true, Relaxed);
+        if let Some(planning) = planning {
+            planning.abort();
+        }
+        // With them go the listeners, so that clients are refused during the drain.
+        for running in &mut self.running {
+            if let Ok(acceptor) = running.pause().await {
+                let (mut admission, listeners) = acceptor.into_parts();
+                acceptor::close(listeners, &mut admission, &running.service);
+            }
+        }
+        Ok(tokio::select! {
+            drained = drain(&self.process, self.config.drain_timeout) => drained,
+            signal = signals.stop() => {
+                let connections = self.process.connections.len();
+                warn!(signal, connections, "asked again to stop: not waiting any longer");
+                Drained::Quit
+            }
+        })
+    }
+
+    async fn start(config: Config, watched: bool) -> anyhow::Result<(Self, Signals)> {
         // They are no reason to end, whatever is being loaded.
         let changes = Changes::new().context("cannot handle signals")?;
         system::raise_descriptors(&config.services);
+        let process = Arc::new(Process::new(watched || config.admin.is_some()));
+        // First, so that it can be asked whether the host is ready.
+        if let Some(admin) = &config.admin {
+            admin::start(admin, &process)?;
+        }
         let several = config.services.len() > 1;
         let mut loaded = Vec::new();
         for service in &config.services {
@@ -224,10 +268,9 @@ impl Server {
         }
         // Until here a signal to stop ends the host at once, as it does by default.
         let signals = Signals::new(changes).context("cannot handle signals")?;
-        let process = Arc::new(Process::default());
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
             let (service, listeners) = (loaded.config.name.clone(), addresses(acceptor.listeners()));
-            let running = Running::start(loaded, 0, acceptor, &process);
+            let running = Running::start(loaded, None, acceptor, &process);
             say_where(&service, &listeners);
             running
         });
@@ -237,7 +280,14 @@ impl Server {
             process,
             running,
         };
+        server.show();
         Ok((server, signals))
+    }
+
+    /// Has others see the services that run.
+    fn show(&self) {
+        let services = self.running.iter().map(|running| Arc::clone(&running.service));
+        self.process.services.store(Arc::new(services.collect()));
     }
 
     /// Waits until a task that accepts connections has failed: none ends by itself.
@@ -330,9 +380,9 @@ impl Server {
                     running
                 }
                 (Some(loaded), old) => {
-                    let count = old.as_ref().map_or(0, |old| old.service.generations.count());
-                    let running = Running::start(loaded, count, acceptor, &self.process);
-                    let (service, generation) = (&service.name, count + 1);
+                    let before = old.as_ref().map(|old| &*old.service);
+                    let running = Running::start(loaded, before, acceptor, &self.process);
+                    let (service, generation) = (&service.name, running.service.generations.count());
                     match old {
                         Some(old) => {
                             old.end();
@@ -360,9 +410,18 @@ impl Server {
             gone.end();
         }
         self.config = plan.config;
+        self.show();
         info!(services = self.running.len(), "the configuration was read again");
         Ok(())
     }
+}
+
+/// What listeners are called where they are shown.
+fn names(listeners: &[Listener]) -> Vec<String> {
+    listeners
+        .iter()
+        .map(|listener| listener.local().to_string())
+        .collect()
 }
 
 fn addresses(listeners: &[Listener]) -> Vec<End> {

@@ -2,24 +2,37 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::{Access, CacheDir, Isolation, Service as Config};
 use crate::conversation::Conversation;
+use crate::counts::Counts;
 use crate::generations::Generations;
 use crate::record::Recorder;
+use crate::roster::Roster;
 use crate::sandbox::{Generation, Sandbox, Source};
 
 /// What the connections of all services share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Process {
+    /// The services that run, as others see them.
+    pub(crate) services: ArcSwap<Vec<Arc<Service>>>,
+    /// The connections that are open, where somebody may ask for them.
+    pub(crate) roster: Option<Arc<Roster>>,
+    pub(crate) started: Instant,
+    /// The drain has begun.
+    pub(crate) draining: AtomicBool,
+    /// Asks for the drain.
+    pub(crate) drain: Notify,
     pub(crate) connections: TaskTracker,
     /// Connections that a panic of the host has ended.
     pub(crate) panics: AtomicU64,
@@ -29,6 +42,21 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// What it is before there are services. Connections can be seen from outside if it is `observed`.
+    pub(crate) fn new(observed: bool) -> Self {
+        Self {
+            services: ArcSwap::default(),
+            roster: observed.then(Arc::default),
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            drain: Notify::new(),
+            connections: TaskTracker::new(),
+            panics: AtomicU64::new(0),
+            cut: CancellationToken::new(),
+            last_connection: AtomicU64::new(0),
+        }
+    }
+
     /// The number of one more connection.
     pub(crate) fn next_connection(&self) -> u64 {
         self.last_connection.fetch_add(1, Relaxed) + 1
@@ -87,5 +115,16 @@ pub(crate) struct Service {
     pub(crate) access: ArcSwap<Access>,
     pub(crate) generations: Arc<Generations>,
     pub(crate) recorder: Option<Recorder>,
+    /// Asks for its component to be loaded again; `None` where that is in no file.
+    pub(crate) reload: Option<Arc<Notify>>,
+    /// Where it listens.
+    pub(crate) listeners: ArcSwap<Vec<String>>,
     pub(crate) process: Arc<Process>,
+}
+
+impl Service {
+    /// What is counted of it.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.generations.counts
+    }
 }

@@ -1,6 +1,6 @@
 //! Values as text, as flags and the configuration file have them. Each comes with what was expected, where it is refused.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -42,6 +42,20 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
     text.parse::<SocketAddr>()
         .map(Address::Tcp)
         .map_err(|_| refused())
+}
+
+/// An address to be looked at: like one to listen at, but a port alone is one of the loopback, and none is inherited.
+pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
+    if let Ok(port) = text.parse() {
+        return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+    }
+    match address(text) {
+        Ok(address @ (Address::Tcp(_) | Address::Unix(_))) => Ok(address),
+        Ok(Address::Inherited(_)) | Err(_) => Err(
+            "expected PORT for 127.0.0.1:PORT, or ADDRESS:PORT with a numeric address, or unix:PATH"
+                .to_owned(),
+        ),
+    }
 }
 
 /// Bytes that the path of a socket may have: the kernel keeps it in 108, with a zero at the end.

@@ -4,12 +4,15 @@ mod listen;
 mod service;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::config::{Config, Terms};
 use crate::scaffold;
+use crate::values;
 use service::{GrantFlags, LimitFlags, ServiceFlags};
 
 /// inetd for WebAssembly components.
@@ -96,6 +99,50 @@ enum Verb {
         #[arg(long, value_name = "LANGUAGE", value_enum, default_value_t = Language::Rust)]
         lang: Language,
     },
+    /// Print what a shell completes commands and flags by
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print a page of the manual, as for `host man | man -l -`
+    Man {
+        /// The command that it is about [default: host itself]
+        #[arg(value_name = "COMMAND")]
+        of: Option<String>,
+    },
+    /// Have a component take part in recorded conversations again and again, and write down where its time goes
+    Profile {
+        /// The component
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+
+        /// Directory of conversations
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+
+        /// File for the profile, which the profiler of Firefox opens
+        #[arg(long, value_name = "FILE", default_value = "profile.json")]
+        to: PathBuf,
+
+        /// How long to go on
+        #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::duration)]
+        time: Duration,
+
+        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+        #[arg(long, value_name = "FILE")]
+        middleware: Vec<PathBuf>,
+
+        /// Initialise the component first, by the function `wizer-initialize` that it exports
+        #[arg(long)]
+        preinit: bool,
+
+        #[command(flatten)]
+        grants: GrantFlags,
+
+        #[command(flatten)]
+        limits: LimitFlags,
+    },
     /// Have a component take part in recorded conversations, and show where it says something else
     Replay {
         /// Directory of conversations
@@ -132,7 +179,14 @@ impl Cli {
         let service = match &self.command {
             None => &self.service,
             Some(Verb::Record { service, .. } | Verb::Config { service, .. }) => service,
-            Some(Verb::Check { .. } | Verb::New { .. } | Verb::Replay { .. }) => return Ok(self),
+            Some(
+                Verb::Check { .. }
+                | Verb::Completions { .. }
+                | Verb::Man { .. }
+                | Verb::New { .. }
+                | Verb::Profile { .. }
+                | Verb::Replay { .. },
+            ) => return Ok(self),
         };
         if service.has_instances_for_nothing() {
             let conflict =
@@ -167,6 +221,23 @@ pub enum Command {
     Check(PathBuf, Terms),
     /// To make a guest in a directory of this language and, if it is named, this contract.
     New(PathBuf, &'static str, Option<&'static str>),
+    /// To print what this shell completes by.
+    Completions(Shell),
+    /// To print the page of the manual about the command of this name, or about the program.
+    Manual(Option<String>),
+    /// To write down to this file where a component spends its time in the conversations of a directory.
+    Profile {
+        /// The component.
+        file: PathBuf,
+        /// The conversations.
+        dir: PathBuf,
+        /// Where to write.
+        to: PathBuf,
+        /// How long to go on.
+        time: Duration,
+        /// On what terms.
+        terms: Terms,
+    },
     /// To have a component take part in the conversations of a directory.
     Replay(PathBuf, PathBuf, Terms),
 }
@@ -198,9 +269,27 @@ impl From<Cli> for Command {
                 file.unwrap_or_default(),
                 terms(limits, grants, middleware, preinit),
             ),
+            Some(Verb::Completions { shell }) => Self::Completions(shell),
+            Some(Verb::Man { of }) => Self::Manual(of),
             Some(Verb::New { dir, contract, lang }) => {
                 Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
             }
+            Some(Verb::Profile {
+                file,
+                dir,
+                to,
+                time,
+                middleware,
+                preinit,
+                grants,
+                limits,
+            }) => Self::Profile {
+                file,
+                dir,
+                to,
+                time,
+                terms: terms(limits, grants, middleware, preinit),
+            },
             Some(Verb::Replay {
                 dir,
                 file,
@@ -213,7 +302,38 @@ impl From<Cli> for Command {
     }
 }
 
+/// What `shell` completes commands and flags by.
+pub fn completions(shell: Shell) -> String {
+    let mut command = Cli::command();
+    let name = command.get_name().to_owned();
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The page of the manual about the command of a name, or about the program, in the language of man(7); `None` if there is no such
+/// command.
+pub fn manual(of: Option<&str>) -> Option<String> {
+    let mut program = Cli::command();
+    program.build();
+    let command = match of {
+        None => program,
+        Some(name) => program.find_subcommand(name)?.clone(),
+    };
+    let mut text = Vec::new();
+    // Nothing fails that is written to memory.
+    clap_mangen::Man::new(command).render(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
 const AFTER: &str = "\
+Examples:
+  host                                           echo on 127.0.0.1:8080
+  host --component guest.wasm --watch            serve with a file, whatever it becomes
+  host --component guest.wasm --admin 9090       and be looked at on http://127.0.0.1:9090/
+  host --component python.wasm -- -c 'print(1)'  any WASI program, behind each connection
+  host --config services.toml                    any number of services
+
 Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
 SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
 the host at once. SIGHUP reads the configuration file, certificates and components again for the connections to come,

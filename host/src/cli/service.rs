@@ -8,8 +8,8 @@ use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
 use crate::config::{
-    CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogConnections, LogFormat, LogLevel, Rate,
-    Service,
+    Address, Admin, CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogConnections, LogFormat,
+    LogLevel, Rate, Service,
 };
 use crate::values;
 
@@ -77,6 +77,14 @@ pub(super) struct ServiceFlags {
     /// How long connections may go on after SIGINT or SIGTERM before they are closed
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration, help_heading = "Limits")]
     pub(super) drain_timeout: Duration,
+
+    /// Address at which the host can be looked at by HTTP, as PORT of the loopback, ADDRESS:PORT or unix:PATH: /metrics, a page at /
+    #[arg(long, value_name = "ADDR", value_parser = values::admin_address, help_heading = "Admin")]
+    pub(super) admin: Option<Address>,
+
+    /// File of the token by which connections can be closed, components swapped, and a drain begun; made if it is not there
+    #[arg(long, value_name = "FILE", requires = "admin", help_heading = "Admin")]
+    pub(super) admin_token: Option<PathBuf>,
 
     /// Connections that have a line in the log when they end: all, those that failed, or none
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = Connections::All, help_heading = "Log")]
@@ -263,6 +271,10 @@ impl From<ServiceFlags> for Config {
             cache: flags.cache.as_deref().map_or(CacheDir::OfUser, values::cache),
             threads: flags.threads.unwrap_or_else(values::cores),
             drain_timeout: flags.drain_timeout,
+            admin: flags.admin.map(|address| Admin {
+                address,
+                token: flags.admin_token,
+            }),
             log: Log {
                 format: match flags.log_format {
                     Format::Text => LogFormat::Text,

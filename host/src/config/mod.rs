@@ -36,6 +36,18 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What is logged, and how.
     pub log: Log,
+    /// Where the host can be looked at and told what to do, if it can.
+    pub admin: Option<Admin>,
+}
+
+/// Where the host can be looked at and told what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where it listens for that.
+    pub address: Address,
+    /// File of the token that who changes anything has to know, which is made if it is not there; `None` where nothing can be
+    /// changed.
+    pub token: Option<PathBuf>,
 }
 
 /// One service: where its connections come from, and what serves them.

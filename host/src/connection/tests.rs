@@ -52,16 +52,20 @@ fn pipe(capacity: usize) -> (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>, Du
 }
 
 /// Serves one connection beside `client`, which has the far end of its pipe.
+fn half<T>(io: T) -> Half<T> {
+    Half::new(io, None)
+}
+
 async fn serve_with<F: Future<Output = ()>>(
     guest: &str,
     limits: Limits,
-    cut: impl Future<Output = ()>,
+    cut: impl Future<Output = Outcome>,
     client: impl FnOnce(DuplexStream) -> F,
 ) -> Report {
     let generation = generation(guest).await;
     let (reader, writer, far) = pipe(1000);
     let peer = peer();
-    let served = serve(&generation, &peer, reader, writer, &limits, cut);
+    let served = serve(&generation, &peer, half(reader), half(writer), &limits, cut);
     tokio::join!(served, client(far)).0
 }
 
@@ -105,7 +109,15 @@ async fn an_instance_that_cannot_be_made_is_told_with_its_reason() {
         let mut generation = generation(guest).await;
         Arc::get_mut(&mut generation).unwrap().starve();
         let (reader, writer, _far) = pipe(1000);
-        let report = serve(&generation, &peer(), reader, writer, &limits(), pending()).await;
+        let report = serve(
+            &generation,
+            &peer(),
+            half(reader),
+            half(writer),
+            &limits(),
+            pending(),
+        )
+        .await;
         assert_eq!(report.outcome, Outcome::StartFailed, "{guest}");
         assert!(report.reason.unwrap().contains("exceeds"), "{guest}");
     }
@@ -144,7 +156,10 @@ async fn a_cut_ends_a_connection_whatever_its_guest_does() {
         ("discard", "hello"),
     ] {
         let (cut, cut_off) = tokio::sync::oneshot::channel::<()>();
-        let cut_off = async { drop(cut_off.await) };
+        let cut_off = async {
+            drop(cut_off.await);
+            Outcome::Drained
+        };
         let report = serve_with(guest, limits(), cut_off, async |mut far| {
             far.write_all(sent.as_bytes()).await.unwrap();
             cut.send(()).unwrap();
@@ -157,7 +172,7 @@ async fn a_cut_ends_a_connection_whatever_its_guest_does() {
 
 #[tokio::test]
 async fn a_cut_that_came_before_the_connection_ends_it_too() {
-    let report = serve_with("echo", limits(), ready(()), async |mut far| {
+    let report = serve_with("echo", limits(), ready(Outcome::Drained), async |mut far| {
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
     })
     .await;
@@ -198,7 +213,15 @@ async fn a_connection_that_is_done_waits_for_its_peer_but_not_for_ever() {
     tokio::time::pause();
     let (reader, writer, far) = pipe(1000);
     let start = Instant::now();
-    let report = serve(&generation, &peer(), reader, writer, &limits(), pending()).await;
+    let report = serve(
+        &generation,
+        &peer(),
+        half(reader),
+        half(writer),
+        &limits(),
+        pending(),
+    )
+    .await;
     assert_eq!(report.outcome, Outcome::Finished);
     assert!(
         (LINGER..LINGER * 2).contains(&start.elapsed()),

@@ -49,6 +49,13 @@ impl Builder<'_> {
                 Some(CacheDir::At(dir)) => CacheDir::At(self.path(dir)),
                 Some(other) => other,
             },
+            admin: file.admin.map(|table| config::Admin {
+                address: match table.listen.0 {
+                    Address::Unix(path) => Address::Unix(self.path(path)),
+                    other => other,
+                },
+                token: table.token.map(|token| self.path(token)),
+            }),
             threads: value(file.threads, values::cores()),
             drain_timeout: value(file.drain_timeout, config::DRAIN_TIMEOUT),
             log: config::Log {

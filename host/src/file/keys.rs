@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::words::{
-    Backlog, Buffer, Bytes, Connections, Count, Deadline, Destination, Directory, Instances, Keepalive,
-    ListenAddress, MaxRate, Name, Network, Owner, Protocol, Size, Slice, SocketMode, Threads, Time, Timeout,
-    Word,
+    AdminAddress, Backlog, Buffer, Bytes, Connections, Count, Deadline, Destination, Directory, Instances,
+    Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Size, Slice, SocketMode, Threads,
+    Time, Timeout, Word,
 };
 
 /// Makes a table whose keys may all be left out. What one table leaves out it can take from another.
@@ -56,12 +56,26 @@ pub(super) struct File {
     /// What is logged, and how.
     #[serde(default)]
     pub(super) log: LogTable,
+    /// Where the host can be looked at, and told what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) admin: Option<AdminTable>,
     /// What services have that do not say otherwise.
     #[serde(default, skip_serializing)]
     pub(super) defaults: DefaultsTable,
     /// The services.
     #[serde(rename = "service")]
     pub(super) services: Vec<ServiceTable>,
+}
+
+/// Where the host can be looked at, and told what to do.
+#[derive(Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct AdminTable {
+    /// A port of the loopback, ADDRESS:PORT, or unix:PATH.
+    pub(super) listen: Word<AdminAddress>,
+    /// File of the token by which anything can be changed; made if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<PathBuf>,
 }
 
 table! {

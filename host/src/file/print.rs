@@ -4,9 +4,9 @@ use anyhow::Context as _;
 use toml::Spanned;
 
 use super::keys::{
-    AccessTable, DefaultsTable, File, GrantsTable, IdentityTable, Isolation, LimitsTable, ListenEntry,
-    ListenTable, LogConnections, LogFormat, LogLevel, LogTable, ProxyProtocolTable, ServiceTable,
-    SocketTable, TlsTable,
+    AccessTable, AdminTable, DefaultsTable, File, GrantsTable, IdentityTable, Isolation, LimitsTable,
+    ListenEntry, ListenTable, LogConnections, LogFormat, LogLevel, LogTable, ProxyProtocolTable,
+    ServiceTable, SocketTable, TlsTable,
 };
 use super::words::{Kind, Word};
 use crate::config::{self, CacheDir, Config, Limits, Listen, Service, Tls};
@@ -43,6 +43,10 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
                 config::LogLevel::Trace => LogLevel::Trace,
             }),
         },
+        admin: config.admin.as_ref().map(|admin| AdminTable {
+            listen: Word(admin.address.clone()),
+            token: admin.token.clone(),
+        }),
         defaults: DefaultsTable::default(),
         services: config.services.iter().map(service).collect(),
     };

@@ -154,6 +154,8 @@ kinds! {
     Backlog: u32 = values::backlog, ToString::to_string, "4096", number;
     /// An address to listen at.
     ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080";
+    /// An address to be looked at.
+    AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090";
     /// A network.
     Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24";
     /// The mode of a socket.

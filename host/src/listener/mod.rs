@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
 
 use crate::config::{Listen, ProxyProtocol};
+use crate::counts::Count;
 use crate::peer::{End, Process};
 use crate::socket::Stream;
 use crate::tls;
@@ -233,8 +234,8 @@ impl Listener {
         &self.entrance.name
     }
 
-    /// Waits for a connection, whatever errors come before it.
-    pub async fn accept(&mut self) -> Accepted {
+    /// Waits for a connection, whatever errors come before it, which are counted.
+    pub(crate) async fn accept(&mut self, errors: &Count) -> Accepted {
         let mut skipped = 0;
         loop {
             match self.socket.accept().await {
@@ -246,10 +247,12 @@ impl Listener {
                 }
                 Err(error) => match remedy(&error) {
                     Remedy::Next if skipped < MAX_SKIPPED => {
+                        errors.one_more();
                         debug!(listener = self.name(), %error, "a connection was gone before it was accepted");
                         skipped += 1;
                     }
                     Remedy::Next | Remedy::BackOff => {
+                        errors.one_more();
                         let pause = self.pause;
                         if pause.is_none() {
                             warn!(

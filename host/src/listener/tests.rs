@@ -36,7 +36,8 @@ async fn a_connection_knows_the_address_that_it_reached() {
     for bound in [[127, 0, 0, 2], [0, 0, 0, 0]] {
         let mut listener = Listener::bind(&at((bound, 0).into())).unwrap();
         let reached = SocketAddr::from(([127, 0, 0, 2], address(&listener).port()));
-        let (accepted, client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
+        let errors = Count::default();
+        let (accepted, client) = tokio::join!(listener.accept(&errors), TcpStream::connect(reached));
         assert_eq!(accepted.local, End::Tcp(reached));
         assert_eq!(accepted.remote, End::Tcp(client.unwrap().local_addr().unwrap()));
     }
@@ -48,7 +49,8 @@ async fn an_address_of_ipv4_is_one_however_it_came() {
     config.socket.dual_stack = Some(true);
     let mut listener = Listener::bind(&config).unwrap();
     let reached = SocketAddr::from(([127, 0, 0, 1], address(&listener).port()));
-    let (accepted, client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
+    let errors = Count::default();
+    let (accepted, client) = tokio::join!(listener.accept(&errors), TcpStream::connect(reached));
     assert_eq!(accepted.local, End::Tcp(reached));
     assert_eq!(accepted.remote, End::Tcp(client.unwrap().local_addr().unwrap()));
 }
@@ -84,7 +86,8 @@ async fn connections_have_the_options_of_their_listener() {
     ] {
         let mut listener = Listener::bind(&config).unwrap();
         let reached = address(&listener);
-        let (accepted, _client) = tokio::join!(listener.accept(), TcpStream::connect(reached));
+        let errors = Count::default();
+        let (accepted, _client) = tokio::join!(listener.accept(&errors), TcpStream::connect(reached));
         let Stream::Tcp(stream) = accepted.stream else {
             panic!("{:?}", accepted.stream);
         };

@@ -104,7 +104,7 @@ impl Cache {
             Ok(None) => {}
             Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
         }
-        let code = Code::compile(engine, content.bytes())?;
+        let code = Code::compile(engine, content)?;
         if let Err(error) = self.keep(&path, content, &code) {
             debug!(path = %path.display(), %error, "cannot keep compiled code");
         }

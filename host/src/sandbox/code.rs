@@ -1,8 +1,15 @@
 //! What is compiled: a component, or a core module.
 
+use bytesize::ByteSize;
+use tracing::info;
 use wasmparser::Parser;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
+
+use super::content::Content;
+
+/// Bytes of a component from which on compiling takes so long that somebody may wonder.
+const LARGE: usize = 4 << 20;
 
 /// Something compiled.
 #[derive(Clone)]
@@ -17,7 +24,15 @@ impl Code {
     /// # Errors
     ///
     /// It is not a valid one.
-    pub(super) fn compile(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Self> {
+    pub(super) fn compile(engine: &Engine, content: &Content) -> wasmtime::Result<Self> {
+        let bytes = content.bytes();
+        if bytes.len() > LARGE {
+            let size = ByteSize::b(bytes.len() as u64).display().iec();
+            info!(
+                "compiling {} of {size}, which takes a while; with --cache it is done once",
+                content.name
+            );
+        }
         if Parser::is_core_wasm(bytes) {
             Module::from_binary(engine, bytes).map(Self::Module)
         } else {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tracing::warn;
 use wasmtime::component::Linker;
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig};
+use wasmtime::{
+    Config, Enabled, Inlining, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig,
+};
 use wasmtime_wasi::I32Exit;
 
 use super::grants::Granted;
@@ -39,6 +41,27 @@ const STACK: usize = 512 << 10;
 pub(super) struct Pool {
     pub(super) memories: u32,
     pub(super) tables: u32,
+}
+
+/// What of a pool is in use, and how much there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolUse {
+    /// Instances of components.
+    pub instances: u64,
+    /// Linear memories.
+    pub memories: u64,
+    /// Tables.
+    pub tables: u64,
+    /// Stacks.
+    pub stacks: u64,
+    /// Instances that there may be.
+    pub most_instances: u64,
+    /// Linear memories that there may be.
+    pub most_memories: u64,
+    /// Tables that there may be.
+    pub most_tables: u64,
+    /// Bytes of memory that are kept for instances to come.
+    pub kept_bytes: u64,
 }
 
 /// An engine with all that its components may import.
@@ -103,6 +126,22 @@ impl Engine {
             Images::Mapped => 4,
         };
         2 + each * u64::from(memories)
+    }
+
+    /// What of the pool is in use.
+    pub(super) fn pool_use(&self) -> Option<PoolUse> {
+        let metrics = self.engine().pooling_allocator_metrics()?;
+        let connections = self.limits.max_connections.get() as u64;
+        Some(PoolUse {
+            instances: metrics.component_instances(),
+            memories: metrics.memories() as u64,
+            tables: metrics.tables() as u64,
+            stacks: metrics.stacks() as u64,
+            most_instances: connections + u64::from(SPARE_INSTANCES),
+            most_memories: self.pool?.memories.into(),
+            most_tables: self.pool?.tables.into(),
+            kept_bytes: metrics.unused_memory_bytes_resident() as u64,
+        })
     }
 
     pub(super) fn engine(&self) -> &wasmtime::Engine {
@@ -171,6 +210,12 @@ fn config(needs: Needs) -> Config {
         .concurrency_support(needs.concurrency == Concurrency::With);
     if needs.concurrency == Concurrency::With {
         config.wasm_component_model_async(true);
+    }
+    if needs.images == Images::Mapped {
+        // What begins with much data is an interpreter or the like, of much code that no linker has looked at as a whole. Of a
+        // function that goes into its caller nothing is left of the look at the epoch either. It takes three times as long to
+        // compile, once; small guests are no faster for it.
+        config.compiler_inlining(Inlining::Yes);
     }
     config
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,14 @@ use super::compose::{compose, importer};
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, Prepared};
 use super::diagnostics::{Logged, Speaker};
-use super::engine::Engine;
+use super::engine::{Engine, PoolUse};
 use super::load_error::{LoadError, Refusal};
 use super::needs::Needs;
+use super::profile::Profile;
 use super::shared::Instances;
 use super::state::State;
 use crate::config::Isolation;
+use crate::cost::Cost;
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
@@ -34,6 +37,8 @@ pub struct Generation {
     /// Where connections share instances.
     pub(super) shared: Option<Instances>,
     code: Code,
+    /// Where it is seen what its guests do.
+    profile: Option<Profile>,
     /// Its name, for itself.
     program: Arc<str>,
     mappings: u64,
@@ -61,7 +66,14 @@ impl Sandbox {
         }
         .map_err(refused)?;
         let shared = self.shared(&prepared).map_err(refused)?;
+        let profile = self
+            .profiling
+            .then(|| Profile::new(engine.engine(), content.program(), &code));
+        let profile = profile
+            .transpose()
+            .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let generation = Generation {
+            profile,
             mappings: engine.mappings(code.required().memories),
             code,
             digest: content.digest,
@@ -71,7 +83,7 @@ impl Sandbox {
             shared,
         };
         let store = generation
-            .store(Speaker::Nobody, None)
+            .store(Speaker::Nobody, None, None)
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         match timeout(PROBE, generation.try_in(store)).await {
             Ok(Ok(())) => {}
@@ -105,9 +117,12 @@ impl Sandbox {
     fn shared(&self, prepared: &Prepared) -> Result<Option<Instances>, Refusal> {
         match (self.isolation, prepared) {
             (Isolation::Connection, _) => Ok(None),
-            (Isolation::Service { instances }, Prepared::Streams(pre)) => {
-                Ok(Some(Instances::new(pre.clone(), instances, &self.started)))
-            }
+            (Isolation::Service { instances }, Prepared::Streams(pre)) => Ok(Some(Instances::new(
+                pre.clone(),
+                instances,
+                &self.started,
+                &self.shared_cost,
+            ))),
             (Isolation::Service { .. }, other) => Err(Refusal::NotShared {
                 contract: other.contract().interface(),
                 streams: Contract::Streams.interface(),
@@ -117,14 +132,13 @@ impl Sandbox {
 
     /// Compiles a component for the engine that fits it.
     pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
-        let bytes = content.bytes();
         let engine = self
-            .engine(Needs::of(bytes))
+            .engine(Needs::of(content.bytes()))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {
             Some(cache) => cache.code(engine.engine(), content),
-            None => Code::compile(engine.engine(), bytes).map(|code| (code, true)),
+            None => Code::compile(engine.engine(), content).map(|code| (code, true)),
         };
         let (code, compiled) = code.map_err(|error| content.refused(Refusal::Invalid(line(&error))))?;
         let duration_ms = start.elapsed().as_millis() as u64;
@@ -149,25 +163,60 @@ impl Generation {
         &self.code
     }
 
+    /// What the instances have cost that connections share, of this generation and of those before it.
+    pub fn shared_cost(&self) -> Option<&Cost> {
+        self.shared.as_ref().map(Instances::cost)
+    }
+
+    /// What of the pool is in use, by all connections of its engine; `None` where there is no pool.
+    pub fn pool(&self) -> Option<PoolUse> {
+        self.engine.pool_use()
+    }
+
     /// Memory mappings that a connection takes while its instance lives.
     pub fn mappings(&self) -> u64 {
         self.mappings
     }
 
     /// A store for an instance that writes to standard error as `speaker`, of which so many lines were `logged` if it is not the
-    /// first.
+    /// first, and that notes there what it costs.
     ///
     /// # Errors
     ///
     /// The host cannot give it what is granted.
-    pub(super) fn store(&self, speaker: Speaker, logged: Option<Logged>) -> wasmtime::Result<Store<State>> {
+    pub(super) fn store(
+        &self,
+        speaker: Speaker,
+        logged: Option<Logged>,
+        cost: Option<&Arc<Cost>>,
+    ) -> wasmtime::Result<Store<State>> {
         let program = self.contract() == Contract::Cli;
-        let mut store = State::store(&self.engine, &self.program, speaker, logged, program)?;
+        let mut store = State::store(&self.engine, &self.program, speaker, logged, cost, program)?;
         if let Code::Module(_) = &self.code {
             // What a module reads and writes at once is counted, and lies in its memory.
             store.set_hostcall_fuel(self.engine.limits.max_memory);
         }
+        if let Some(profile) = &self.profile {
+            profile.watch(&mut store);
+        }
         Ok(store)
+    }
+
+    /// How often its guests were looked at, where the sandbox does so.
+    pub fn looks(&self) -> u64 {
+        self.profile.as_ref().map_or(0, Profile::count)
+    }
+
+    /// Writes what was seen of its guests, in the form that the profiler of Firefox reads.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn write_profile(&self, output: impl Write) -> anyhow::Result<()> {
+        match &self.profile {
+            Some(profile) => Ok(profile.write(output)?),
+            None => Ok(()),
+        }
     }
 
     /// Makes an instance and drops it.
@@ -176,7 +225,7 @@ impl Generation {
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        self.try_in(self.store(Speaker::Nobody, None)?).await
+        self.try_in(self.store(Speaker::Nobody, None, None)?).await
     }
 
     async fn try_in(&self, mut store: Store<State>) -> wasmtime::Result<()> {

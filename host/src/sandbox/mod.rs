@@ -17,6 +17,7 @@ mod leash;
 mod load_error;
 mod needs;
 mod preinit;
+mod profile;
 mod pulse;
 mod seat;
 mod serve;
@@ -31,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
+pub use engine::PoolUse;
 pub use facts::{Facts, Import};
 pub use generation::Generation;
 pub use load_error::{LoadError, Refusal};
@@ -38,6 +40,7 @@ pub use seat::{Offer, Seat, Stays};
 pub use serve::serve;
 
 use crate::config::{CacheDir, Grants, Isolation, Limits};
+use crate::cost::Cost;
 use cache::Cache;
 use engine::Engine;
 use grants::Granted;
@@ -55,9 +58,12 @@ pub struct Sandbox {
     granted: Arc<Granted>,
     cache: Option<Cache>,
     preinit: bool,
+    profiling: bool,
     isolation: Isolation,
     /// Instances that connections share, and that were started.
     started: Arc<AtomicU64>,
+    /// What these have cost.
+    shared_cost: Arc<Cost>,
     ticker: Arc<Ticker>,
     engines: Mutex<Vec<(Needs, Engine)>>,
 }
@@ -75,8 +81,10 @@ impl Sandbox {
             granted: Arc::new(Granted::resolve(grants)?),
             cache: Cache::choose(cache),
             preinit: false,
+            profiling: false,
             isolation: Isolation::Connection,
             started: Arc::default(),
+            shared_cost: Arc::default(),
             ticker: Ticker::start(limits.cpu_slice)?,
             engines: Mutex::new(Vec::new()),
         })
@@ -86,6 +94,12 @@ impl Sandbox {
     #[must_use]
     pub fn preinit(self, preinit: bool) -> Self {
         Self { preinit, ..self }
+    }
+
+    /// The same, but it is seen where guests spend their time, if `profiling` is set.
+    #[must_use]
+    pub fn profiling(self, profiling: bool) -> Self {
+        Self { profiling, ..self }
     }
 
     /// The same, but connections are kept apart, or share instances, as `isolation` says.

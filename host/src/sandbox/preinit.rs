@@ -159,6 +159,7 @@ fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wa
         content.program(),
         Speaker::Nobody,
         None,
+        None,
         program.is_some(),
     )?;
     if let Some(kind) = program {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::contract::Fault;
 use super::generation::Generation;
+use crate::cost::Cost;
 
 /// Which generation serves a connection, and whether it may change to another.
 pub trait Seat: Sync {
@@ -16,6 +17,9 @@ pub trait Seat: Sync {
 
     /// The generation that serves it.
     fn generation(&self) -> Arc<Generation>;
+
+    /// Where it is noted what the connection costs.
+    fn cost(&self) -> Arc<Cost>;
 
     /// The guest has taken the connection without failing.
     fn started(&self);
@@ -55,6 +59,11 @@ impl Seat for Arc<Generation> {
 
     fn generation(&self) -> Arc<Generation> {
         Arc::clone(self)
+    }
+
+    /// Nobody asks for it.
+    fn cost(&self) -> Arc<Cost> {
+        Arc::default()
     }
 
     fn started(&self) {}

@@ -43,13 +43,14 @@ where
     let ticker = Arc::clone(&generation.engine.ticker);
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     // In a box, so that what a relay holds of it is gone with the instance.
+    let cost = seat.cost();
     let guest = Box::pin(async {
         let mut store = generation
-            .store(Speaker::Connection(peer.connection), None)
+            .store(Speaker::Connection(peer.connection), None, Some(&cost))
             .map_err(Fault::Grant)?;
         contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
     });
-    let guest = ticker.run(guest);
+    let guest = ticker.run_at(&cost, guest);
     let served = match max_cpu_time {
         None => guest.await?,
         Some(max) => within(max, guest)

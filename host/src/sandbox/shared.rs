@@ -28,6 +28,7 @@ use super::pulse::Pulse;
 use super::seat::Seat;
 use super::state::State;
 use crate::bindings::service::ServicePre;
+use crate::cost::Cost;
 use crate::half::Half;
 use crate::peer::Peer;
 
@@ -38,6 +39,8 @@ pub(super) struct Instances {
     max: NonZeroUsize,
     /// How many were started, of all generations.
     started: Arc<AtomicU64>,
+    /// What they have cost, of all generations.
+    cost: Arc<Cost>,
     /// Locked when a connection begins, and when another generation comes.
     live: Mutex<Live>,
 }
@@ -76,13 +79,24 @@ enum Failure {
 }
 
 impl Instances {
-    pub(super) fn new(pre: ServicePre<State>, max: NonZeroUsize, started: &Arc<AtomicU64>) -> Self {
+    pub(super) fn new(
+        pre: ServicePre<State>,
+        max: NonZeroUsize,
+        started: &Arc<AtomicU64>,
+        cost: &Arc<Cost>,
+    ) -> Self {
         Self {
             pre,
             max,
             started: Arc::clone(started),
+            cost: Arc::clone(cost),
             live: Mutex::default(),
         }
+    }
+
+    /// What they have cost.
+    pub(super) fn cost(&self) -> &Cost {
+        &self.cost
     }
 
     /// The instances that are there end when their connections are over, and others start for those to come.
@@ -121,7 +135,7 @@ impl Instances {
 
     fn start(&self, generation: &Generation) -> wasmtime::Result<Arc<Instance>> {
         let number = self.started.fetch_add(1, Relaxed) + 1;
-        let store = generation.store(Speaker::Instance(number), None)?;
+        let store = generation.store(Speaker::Instance(number), None, Some(&self.cost))?;
         let (sender, arrivals) = mpsc::unbounded_channel();
         let pulse = Arc::new(Pulse::new(store.data().ticker()));
         let end = Arc::<Ending>::default();
@@ -129,7 +143,8 @@ impl Instances {
             number,
             end: Arc::clone(&end),
         };
-        tokio::spawn(live(self.pre.clone(), store, Arc::clone(&pulse), arrivals, guard));
+        let (pre, cost) = (self.pre.clone(), Arc::clone(&self.cost));
+        tokio::spawn(live(pre, cost, store, Arc::clone(&pulse), arrivals, guard));
         Ok(Arc::new(Instance {
             number,
             arrivals: sender,
@@ -147,6 +162,7 @@ impl Instances {
 /// The task of an instance.
 async fn live(
     pre: ServicePre<State>,
+    cost: Arc<Cost>,
     mut store: Store<State>,
     pulse: Arc<Pulse>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
@@ -155,7 +171,9 @@ async fn live(
     let instance = guard.number;
     debug!(instance, "an instance starts, for connections to share");
     let ticker = Arc::clone(store.data().ticker());
-    let ran = ticker.run(run(&pre, &mut store, &pulse, arrivals)).await;
+    let ran = ticker
+        .run_at(&cost, run(&pre, &mut store, &pulse, arrivals))
+        .await;
     match ran {
         Ok(()) => debug!(
             instance,

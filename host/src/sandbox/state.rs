@@ -1,7 +1,7 @@
 //! What the host keeps in a store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store};
@@ -13,6 +13,7 @@ use super::diagnostics::{Diagnostics, Logged, Speaker};
 use super::engine::Engine;
 use super::grants::Granted;
 use super::ticker::Ticker;
+use crate::cost::Cost;
 
 /// Handles that a guest may hold at once. Beyond it, it traps.
 const MAX_HANDLES: usize = 10_000;
@@ -63,6 +64,7 @@ impl State {
         program: &Arc<str>,
         speaker: Speaker,
         logged: Option<Logged>,
+        cost: Option<&Arc<Cost>>,
         is_program: bool,
     ) -> wasmtime::Result<Store<Self>> {
         let granted = Arc::clone(&engine.granted);
@@ -89,6 +91,7 @@ impl State {
             memory: Memory {
                 used: 0,
                 max: engine.limits.max_memory,
+                cost: cost.cloned(),
             },
         };
         if state.granted.has_dirs() && !is_program {
@@ -173,6 +176,13 @@ impl State {
         self.memory.max = usize::MAX;
     }
 
+    /// Notes that the instance was made, which began at `start`.
+    pub(super) fn instantiated(&self, start: Instant) {
+        if let Some(cost) = &self.memory.cost {
+            cost.instantiated(start.elapsed());
+        }
+    }
+
     /// How long a call may take.
     pub(super) fn max_call_time(&self) -> Option<Duration> {
         self.max_call_time
@@ -221,12 +231,18 @@ fn for_a_module(wasi: &mut WasiCtxBuilder) -> Box<WasiP1Ctx> {
 struct Memory {
     used: usize,
     max: usize,
+    cost: Option<Arc<Cost>>,
 }
 
 impl Memory {
     fn grow(&mut self, by: usize) -> bool {
         let used = self.used.saturating_add(by);
         let allowed = used <= self.max;
+        match &self.cost {
+            Some(cost) if allowed => cost.has_memory(used),
+            Some(cost) => cost.refused_memory(),
+            None => {}
+        }
         if allowed {
             self.used = used;
         }
@@ -273,7 +289,11 @@ mod tests {
 
     #[test]
     fn memories_and_tables_count_together() {
-        let mut memory = Memory { used: 0, max: 1000 };
+        let mut memory = Memory {
+            used: 0,
+            max: 1000,
+            cost: None,
+        };
         assert!(memory.memory_growing(0, 600, None).unwrap());
         assert!(
             !memory.memory_growing(0, 600, None).unwrap(),

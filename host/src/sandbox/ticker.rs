@@ -13,12 +13,14 @@ use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::{EngineWeak, UpdateDeadline};
 
+use crate::cost::Cost;
+
 /// Time between two ticks.
-const TICK: Duration = Duration::from_millis(1);
+pub(super) const TICK: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// The tick at which the turn that this thread is in began.
@@ -134,6 +136,19 @@ impl Ticker {
         poll_fn(|cx| {
             let _turn = self.turn();
             future.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// The same, and adds the time of its turns to what `cost` has.
+    pub(super) async fn run_at<F: Future>(&self, cost: &Cost, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            let _turn = self.turn();
+            let start = Instant::now();
+            let polled = future.as_mut().poll(cx);
+            cost.add_cpu(start.elapsed());
+            polled
         })
         .await
     }

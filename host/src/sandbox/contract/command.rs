@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
@@ -89,11 +90,12 @@ where
         .data_mut()
         .make_program(kind, &ucspi(peer), stdin, stdout.clone())
         .map_err(Fault::Grant)?;
-    let max = store.data().max_call_time();
+    let (max, start) = (store.data().max_call_time(), Instant::now());
     let mut started = Some(started);
     let ran = match command {
         Command::Plain(pre) => {
             let program = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+            store.data().instantiated(start);
             noting(
                 &stdout,
                 &turned,
@@ -104,6 +106,7 @@ where
         }
         Command::Concurrent(pre) => {
             let program = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+            store.data().instantiated(start);
             let run = store.run_concurrent(async |accessor| {
                 let ran = program.wasi_cli_run().call_run(accessor).await?;
                 // What it has written may still be on its way.
@@ -114,9 +117,10 @@ where
         }
         Command::Module(pre) => {
             let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
-            let start = instance.get_typed_func::<(), ()>(&mut *store, START);
-            let start = start.map_err(Fault::Start)?;
-            let ran = noting(&stdout, &turned, &mut started, start.call_async(store, ())).await;
+            store.data().instantiated(start);
+            let main = instance.get_typed_func::<(), ()>(&mut *store, START);
+            let main = main.map_err(Fault::Start)?;
+            let ran = noting(&stdout, &turned, &mut started, main.call_async(store, ())).await;
             ran.map(Ok)
         }
     };

@@ -6,6 +6,7 @@ pub(in crate::sandbox) mod shared;
 
 use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
@@ -37,8 +38,9 @@ where
     let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
         return Ok(Served::Ended(End::Finished));
     };
-    let max = store.data().max_call_time();
+    let (max, start) = (store.data().max_call_time(), Instant::now());
     let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
+    store.data().instantiated(start);
     let peer = types::Peer::from(peer);
     let (inbound_ended, inbound_end) = oneshot::channel();
     let producer = Producer {

@@ -75,7 +75,11 @@ pub(super) async fn attempt<'a, S: Seat>(
     };
     // Both instances are there for a moment.
     let logged = store.data_mut().logged();
-    let mut other = match to.store(Speaker::Connection(peer.connection), Some(logged)) {
+    let mut other = match to.store(
+        Speaker::Connection(peer.connection),
+        Some(logged),
+        Some(&seat.cost()),
+    ) {
         Ok(store) => store,
         Err(error) => {
             offer.decline(Stays::Failed(Fault::Grant(error)));

@@ -4,7 +4,7 @@ use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Sleep, sleep};
@@ -74,8 +74,9 @@ impl Sessions {
 
     /// Makes an instance, and a session in it.
     pub(super) async fn open(&self, store: &mut Store<State>, peer: &Peer) -> Result<Session, Fault> {
-        let max = store.data().max_call_time();
+        let (max, start) = (store.data().max_call_time(), Instant::now());
         let (instance, service) = within(max, self.instantiate(&mut *store), Fault::Start).await?;
+        store.data().instantiated(start);
         let peer = types::Peer::from(peer);
         let sessions = service.inet_service_sessions().session();
         let session = within(max, sessions.call_constructor(store, peer), Fault::Trap).await?;

@@ -1,0 +1,315 @@
+//! What can be asked for, and who may.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_SECURITY_POLICY, HOST, ORIGIN, WWW_AUTHENTICATE};
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::info;
+
+use super::answer::{Answer, and, events, json, refused, text, whole};
+use super::view::{self, Before};
+use super::{Admin, is_no_name, metrics, token};
+
+/// Time between two looks of the page.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The page, which takes a fresh nonce each time.
+const PAGE: &str = include_str!("page.html");
+
+/// What in the page stands for the nonce.
+const NONCE: &str = "NONCE";
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Route<'a> {
+    Page,
+    Events,
+    Metrics,
+    Alive,
+    Ready,
+    Connections,
+    Generations,
+    Change(Change<'a>),
+}
+
+/// What is to be changed.
+#[derive(Debug, PartialEq, Eq)]
+enum Change<'a> {
+    /// A connection is to be closed.
+    Close(u64),
+    /// The component of a service is to be loaded again.
+    Swap(&'a str),
+    /// A service is to go back to the generation before.
+    Rollback(&'a str),
+    Drain,
+}
+
+impl<'a> Route<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        Some(match path {
+            "/" => Self::Page,
+            "/events" => Self::Events,
+            "/metrics" => Self::Metrics,
+            "/healthz" => Self::Alive,
+            "/readyz" => Self::Ready,
+            "/connections" => Self::Connections,
+            "/generations" => Self::Generations,
+            "/drain" => Self::Change(Change::Drain),
+            other => match other.strip_prefix('/')?.split('/').collect::<Vec<_>>().as_slice() {
+                ["connections", number, "close"] => Self::Change(Change::Close(number.parse().ok()?)),
+                ["services", name, "swap"] => Self::Change(Change::Swap(name)),
+                ["services", name, "rollback"] => Self::Change(Change::Rollback(name)),
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// Answers a request.
+pub(super) async fn answer(admin: &Arc<Admin>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+    let Some(route) = Route::of(request.uri().path()) else {
+        return Ok(refused(StatusCode::NOT_FOUND, "there is nothing here; see /"));
+    };
+    let (method, headers) = (request.method(), request.headers());
+    // A name could be one that another site has pointed here, for its page to look at what it must not.
+    let by_scraper = matches!(route, Route::Metrics | Route::Alive | Route::Ready);
+    if admin.loopback && !by_scraper && !host(&request).is_none_or(is_no_name) {
+        let why = "the request names this host by a name; expected an address, or localhost";
+        return Ok(refused(StatusCode::MISDIRECTED_REQUEST, why));
+    }
+    let changes = matches!(route, Route::Change(_));
+    match *method {
+        Method::POST if changes => {}
+        Method::GET | Method::HEAD if !changes => {}
+        _ => {
+            let (why, allowed) = if changes {
+                ("it changes something: it takes POST", "POST")
+            } else {
+                ("it can only be looked at: it takes GET", "GET, HEAD")
+            };
+            return Ok(and(refused(StatusCode::METHOD_NOT_ALLOWED, why), ALLOW, allowed));
+        }
+    }
+    Ok(match route {
+        Route::Page => page(),
+        Route::Events => look(admin),
+        Route::Metrics => match metrics::encode(&admin.process) {
+            Ok(text) => whole(StatusCode::OK, metrics::CONTENT_TYPE, text),
+            Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
+        },
+        Route::Alive => text(StatusCode::OK, "alive\n"),
+        Route::Ready => match view::state(&admin.process) {
+            "serving" => text(StatusCode::OK, "serving\n"),
+            "draining" => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            _ => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        },
+        Route::Connections => {
+            #[derive(Serialize)]
+            struct Connections {
+                connections: Vec<view::ConnectionView>,
+            }
+            let now = Instant::now();
+            let open = view::open(&admin.process);
+            let connections = open.iter().map(|open| view::connection(open, now)).collect();
+            json(StatusCode::OK, &Connections { connections })
+        }
+        Route::Generations => {
+            #[derive(Serialize)]
+            struct Generations {
+                generations: Vec<view::GenerationView>,
+            }
+            let generations = view::generations(&admin.process);
+            json(StatusCode::OK, &Generations { generations })
+        }
+        Route::Change(change) => match may_change(admin, host(&request), headers) {
+            Ok(()) => make(admin, &change),
+            Err((status, why)) => {
+                let answer = refused(status, why);
+                if status == StatusCode::UNAUTHORIZED {
+                    and(answer, WWW_AUTHENTICATE, "Bearer")
+                } else {
+                    answer
+                }
+            }
+        },
+    })
+}
+
+/// Whom a request names as its host.
+fn host(request: &Request<Incoming>) -> Option<&str> {
+    let header = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    header.or_else(|| request.uri().host())
+}
+
+/// Whether who asks may change anything.
+fn may_change(
+    admin: &Admin,
+    host: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(), (StatusCode, &'static str)> {
+    let of = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    // A browser says where the page comes from that has it ask (Fetch Metadata, and RFC 6454).
+    let site = of("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"));
+    let origin = of(ORIGIN.as_str()).is_none_or(|origin| {
+        let at = origin
+            .strip_prefix("http://")
+            .or_else(|| origin.strip_prefix("https://"));
+        at.is_some() && at == host
+    });
+    if !site || !origin {
+        let why = "the request comes from another site; use the page at /";
+        return Err((StatusCode::FORBIDDEN, why));
+    }
+    let Some(token) = &admin.token else {
+        let why = "nothing can be changed: the host was started without --admin-token";
+        return Err((StatusCode::FORBIDDEN, why));
+    };
+    let given = of(AUTHORIZATION.as_str()).and_then(|value| {
+        let (scheme, given) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(given.trim())
+    });
+    if given.is_some_and(|given| token.is(given)) {
+        return Ok(());
+    }
+    let why = match given {
+        None => "it takes the token of --admin-token: Authorization: Bearer TOKEN",
+        Some(_) => "the token is not that of --admin-token",
+    };
+    Err((StatusCode::UNAUTHORIZED, why))
+}
+
+/// Does what is asked for.
+fn make(admin: &Admin, change: &Change<'_>) -> Answer {
+    let process = &admin.process;
+    let services = process.services.load();
+    let service = |name: &str| {
+        // A name may have any character.
+        let name = percent_decode_str(name).decode_utf8().ok()?;
+        services.iter().find(|service| service.config.name == name)
+    };
+    let no_service = || refused(StatusCode::NOT_FOUND, "there is no service of that name");
+    match *change {
+        Change::Close(connection)
+            if process
+                .roster
+                .as_ref()
+                .is_some_and(|roster| roster.close(connection)) =>
+        {
+            info!(connection, "asked to close a connection");
+            done("closing")
+        }
+        Change::Close(_) => refused(
+            StatusCode::NOT_FOUND,
+            "there is no connection of that number any more",
+        ),
+        Change::Swap(name) => match service(name).map(|service| (&service.config.name, &service.reload)) {
+            None => no_service(),
+            Some((_, None)) => {
+                let why = "its component is the embedded one: there is no file to be loaded again";
+                refused(StatusCode::CONFLICT, why)
+            }
+            Some((service, Some(reload))) => {
+                info!(service, "asked to load the component again");
+                reload.notify_one();
+                done("loading")
+            }
+        },
+        Change::Rollback(name) => match service(name) {
+            None => no_service(),
+            Some(service) if service.generations.go_back("asked to by who looks at the host") => {
+                done("gone back")
+            }
+            Some(_) => refused(StatusCode::CONFLICT, "there is no generation to go back to"),
+        },
+        Change::Drain => {
+            info!("asked to drain");
+            process.drain.notify_one();
+            done("draining")
+        }
+    }
+}
+
+/// It is done, or will be: what comes of it can be looked at.
+fn done(what: &str) -> Answer {
+    #[derive(Serialize)]
+    struct Done<'a> {
+        done: &'a str,
+    }
+    json(StatusCode::ACCEPTED, &Done { done: what })
+}
+
+fn page() -> Answer {
+    let Ok(nonce) = token::random::<16>() else {
+        return refused(StatusCode::INTERNAL_SERVER_ERROR, "there are no random numbers");
+    };
+    let page = whole(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        PAGE.replace(NONCE, &nonce),
+    );
+    // What a peer calls itself is on the page: nothing of it could run, or be sent anywhere.
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    );
+    and(page, CONTENT_SECURITY_POLICY, &policy)
+}
+
+/// What there is to see, again and again.
+fn look(admin: &Arc<Admin>) -> Answer {
+    let process = Arc::clone(&admin.process);
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    events(stream::unfold(
+        (process, looks, Before::default()),
+        async |(process, mut looks, mut before)| {
+            looks.tick().await;
+            let status = serde_json::to_string(&view::status(&process, &mut before)).unwrap_or_default();
+            let event = Bytes::from(format!("event: status\ndata: {status}\n\n"));
+            Some((event, (process, looks, before)))
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_what_is_asked_for() {
+        assert_eq!(Route::of("/"), Some(Route::Page));
+        assert_eq!(Route::of("/connections"), Some(Route::Connections));
+        assert_eq!(
+            Route::of("/connections/17/close"),
+            Some(Route::Change(Change::Close(17)))
+        );
+        assert_eq!(
+            Route::of("/services/a%20b/swap"),
+            Some(Route::Change(Change::Swap("a%20b")))
+        );
+        for path in [
+            "",
+            "//",
+            "/x",
+            "/connections/",
+            "/connections/-1/close",
+            "/connections/1/close/",
+            "/services/a",
+        ] {
+            assert_eq!(Route::of(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_page_has_two_places_for_the_nonce() {
+        assert_eq!(PAGE.matches(NONCE).count(), 2);
+    }
+}

@@ -1,0 +1,135 @@
+//! The token that who changes anything has to know.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use sha2::{Digest as _, Sha256};
+
+/// Characters that a token has at least.
+const MIN: usize = 16;
+
+/// Bytes of a token that is made here.
+const BYTES: usize = 32;
+
+/// A token, by its digest: digests are compared in a time that says nothing of the token.
+pub(super) struct Token([u8; 32]);
+
+impl Token {
+    /// Reads the token in the file at `path`, which is made with a fresh one if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read or made, others than its owner may read it, or it is too short.
+    pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
+        let said = || format!("the token in `{}`", path.display());
+        let mut file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Self::make(path).with_context(said);
+            }
+            opened => opened.with_context(said)?,
+        };
+        let mode = file.metadata().with_context(said)?.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            bail!(
+                "{} can be used by others than its owner (its mode is {mode:04o}): chmod 600 {}",
+                said(),
+                path.display()
+            );
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(said)?;
+        let token = text.trim();
+        if token.len() < MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            bail!(
+                "{} is not one: expected at least {MIN} visible characters of ASCII; without the file one is made",
+                said()
+            );
+        }
+        Ok(Self::of(token))
+    }
+
+    fn make(path: &Path) -> anyhow::Result<Self> {
+        let token = random::<BYTES>()?;
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+        writeln!(file, "{token}")?;
+        Ok(Self::of(&token))
+    }
+
+    fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    /// Whether `token` is this one.
+    pub(super) fn is(&self, token: &str) -> bool {
+        Self::of(token).0 == self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// So many random bytes as hexadecimal digits, which nobody can guess.
+///
+/// # Errors
+///
+/// The system has none.
+pub(super) fn random<const N: usize>() -> anyhow::Result<String> {
+    let mut bytes = [0; N];
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn place(name: &str) -> std::path::PathBuf {
+        let place = std::env::temp_dir().join(format!("token-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&place);
+        place
+    }
+
+    #[test]
+    fn a_token_that_is_not_there_is_made_for_its_owner_alone() {
+        let path = place("made");
+        let made = Token::load(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.trim().len(), 2 * BYTES);
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(made.is(text.trim()));
+        assert!(!made.is(&text.trim()[1..]));
+        assert!(
+            Token::load(&path).unwrap().is(text.trim()),
+            "the second time it is read"
+        );
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_token_that_others_may_read_is_refused() {
+        let path = place("open");
+        std::fs::write(&path, "0123456789abcdef\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let error = Token::load(&path).unwrap_err().to_string();
+        assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(Token::load(&path).unwrap().is("0123456789abcdef"));
+        for short in ["", "0123456789abcde", "0123456789 abcdef"] {
+            std::fs::write(&path, short).unwrap();
+            assert!(Token::load(&path).is_err(), "{short:?}");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}

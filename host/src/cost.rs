@@ -1,0 +1,58 @@
+//! What one connection costs: the time that its guest works, the memory that it takes, and how long its instance took to make.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+/// What a connection has cost so far, or instances that connections share. It can be read while that goes on.
+#[derive(Debug, Default)]
+pub struct Cost {
+    /// Nanoseconds.
+    cpu: AtomicU64,
+    /// Bytes.
+    memory: AtomicU64,
+    /// Nanoseconds; 0 where there is no instance yet.
+    instantiation: AtomicU64,
+    refused: AtomicBool,
+}
+
+impl Cost {
+    /// The time of the guest's turns on a thread, with what the host does for it within them. It is told by the clock, which also
+    /// counts what else the machine does in between.
+    pub fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.cpu.load(Relaxed))
+    }
+
+    /// The most memory that the instance has had, in bytes: linear memories and tables.
+    pub fn memory(&self) -> u64 {
+        self.memory.load(Relaxed)
+    }
+
+    /// How long it took to make the instance, once there is one.
+    pub fn instantiation(&self) -> Option<Duration> {
+        let nanoseconds = self.instantiation.load(Relaxed);
+        (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
+    }
+
+    /// Whether the instance has asked for more memory than it may have.
+    pub fn was_refused_memory(&self) -> bool {
+        self.refused.load(Relaxed)
+    }
+
+    pub(crate) fn refused_memory(&self) {
+        self.refused.store(true, Relaxed);
+    }
+
+    pub(crate) fn add_cpu(&self, time: Duration) {
+        self.cpu.fetch_add(time.as_nanos() as u64, Relaxed);
+    }
+
+    /// The instance has so much memory now. When a session moves, that of the other instance counts where it is more.
+    pub(crate) fn has_memory(&self, bytes: usize) {
+        self.memory.fetch_max(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn instantiated(&self, time: Duration) {
+        self.instantiation.store(time.as_nanos().max(1) as u64, Relaxed);
+    }
+}

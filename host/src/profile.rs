@@ -1,0 +1,73 @@
+//! `host profile`: a component taken through conversations again and again, and where its time goes.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytesize::ByteSize;
+use tokio::time::Instant;
+
+use crate::config::{CacheDir, Terms};
+use crate::conversation::Conversation;
+use crate::replay::replay;
+use crate::sandbox::{Sandbox, Source};
+
+/// Looks that a profile has at least before it says anything; less is chance.
+const FEW: u64 = 100;
+
+/// Takes the component in `file` through the conversations of `dir` for so long a time, writes to `to` where it has spent that, and says
+/// in a few lines what is there.
+///
+/// # Errors
+///
+/// The component cannot serve, there are no conversations, it says something else than in one, it does too little to be looked at, or
+/// the file cannot be written.
+pub async fn profile(
+    file: &Path,
+    dir: &Path,
+    to: &Path,
+    time: Duration,
+    terms: &Terms,
+) -> anyhow::Result<String> {
+    let conversations = Conversation::read_all(dir)?;
+    let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
+        .context("cannot start the sandbox")?
+        .preinit(terms.preinit)
+        .profiling(true);
+    let source = Source::new(Some(file.to_owned()), terms.middleware.clone());
+    let generation = sandbox.load(&source.read()?).await?;
+    let start = Instant::now();
+    let mut rounds = 0;
+    while rounds == 0 || start.elapsed() < time {
+        let replayed = replay(&generation, &terms.limits, &conversations).await;
+        replayed.map_err(|difference| anyhow::anyhow!("{}", difference.in_one_line()))?;
+        rounds += 1;
+    }
+    let took = start.elapsed();
+    let looks = generation.looks();
+    if looks == 0 {
+        bail!(
+            "the guest was never found at work in {rounds} rounds of {}: it has done too little; give --time more, or \
+             conversations that ask more of it",
+            dir.display()
+        );
+    }
+    let said = || format!("the profile cannot be written to `{}`", to.display());
+    let mut output = BufWriter::new(File::create(to).with_context(said)?);
+    generation.write_profile(&mut output).with_context(said)?;
+    output.flush().with_context(said)?;
+    let size = std::fs::metadata(to).map_or(0, |metadata| metadata.len());
+    let mut text = format!(
+        "{} conversations, {rounds} times in {took:.1?}; the guest was found at work {looks} times, a tick of 1ms apart\n\
+         {}, {}: open it with https://profiler.firefox.com\n",
+        conversations.len(),
+        to.display(),
+        ByteSize::b(size).display().iec(),
+    );
+    if looks < FEW {
+        text.push_str("that is few to tell much: --time gives it more\n");
+    }
+    Ok(text)
+}
