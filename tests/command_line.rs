@@ -13,7 +13,7 @@ fn output(args: &[&str]) -> (Option<i32>, String) {
 fn help_shows_every_flag_with_its_default() {
     let (status, help) = output(&["--help"]);
     assert_eq!(status, Some(0));
-    for heading in ["Service:", "Limits:", "Log:"] {
+    for heading in ["Service:", "Limits:", "Log:", "Examples:"] {
         assert!(help.contains(heading), "{heading} is missing in\n{help}");
     }
     for (flag, default) in [
@@ -38,6 +38,44 @@ fn help_shows_every_flag_with_its_default() {
             "the default {default} of {flag} is missing in\n{entry}"
         );
     }
+}
+
+#[test]
+fn shells_complete_and_the_manual_has_a_page_for_each_command() {
+    for (shell, mark) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef host"),
+        ("fish", "complete -c host"),
+    ] {
+        let (status, script) = output(&["completions", shell]);
+        assert_eq!(status, Some(0), "{shell}");
+        assert!(
+            script.contains(mark) && script.contains("max-connections"),
+            "{shell}: {script}"
+        );
+    }
+    for command in [
+        "check",
+        "config",
+        "record",
+        "new",
+        "profile",
+        "replay",
+        "completions",
+        "man",
+    ] {
+        let (status, page) = output(&["man", command]);
+        assert_eq!(status, Some(0), "{command}");
+        assert!(
+            page.contains(".TH") && page.contains(&format!("host\\-{command}")),
+            "{page}"
+        );
+    }
+    let (status, page) = output(&["man"]);
+    assert_eq!(status, Some(0));
+    assert!(page.contains("SIGHUP") && page.contains("Exit status"), "{page}");
+    assert_eq!(refused(&["man", "no-such-command"]).status, Some(2));
+    assert_eq!(refused(&["completions", "no-such-shell"]).status, Some(2));
 }
 
 #[test]

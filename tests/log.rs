@@ -89,7 +89,7 @@ fn lines_of_many_kinds() -> Vec<Value> {
     // Of another address, since the permit of this one is free a moment later.
     let panics = Client::from([127, 0, 0, 2], host.address());
     panics.send("panic\n");
-    panics.rest();
+    panics.expect_reset();
     drop(panics);
     host.line("connection ended");
     place.put("lines-session");
@@ -113,7 +113,9 @@ fn lines_of_many_kinds() -> Vec<Value> {
     host.line("connection ended");
     assert_eq!(host.stop().code(), Some(0));
     log = log + "\n" + &host.log();
-    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    log.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[test]
@@ -123,7 +125,10 @@ fn json_lines_are_as_their_schema_has_them() {
     for line in &lines {
         check(&schema, line);
     }
-    let told: BTreeSet<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+    let told: BTreeSet<_> = lines
+        .iter()
+        .map(|line| line["message"].as_str().unwrap())
+        .collect();
     for message in [
         "connection ended",
         "connection refused",
@@ -135,11 +140,24 @@ fn json_lines_are_as_their_schema_has_them() {
         assert!(told.contains(message), "{message} is missing in {told:?}");
     }
     // It would find what is wrong with each.
-    let of = |message: &str| lines.iter().find(|line| line["message"] == message).unwrap().clone();
+    let of = |message: &str| {
+        lines
+            .iter()
+            .find(|line| line["message"] == message)
+            .unwrap()
+            .clone()
+    };
     for message in ["connection ended", "connection refused", "the guest says", NEW] {
         let line = of(message);
         for key in line.as_object().unwrap().keys() {
-            let optional = ["first_byte_ms", "guest_cpu_ms", "guest_memory", "reason", "status"].contains(&key.as_str());
+            let optional = [
+                "first_byte_ms",
+                "guest_cpu_ms",
+                "guest_memory",
+                "reason",
+                "status",
+            ]
+            .contains(&key.as_str());
             let mut without = line.clone();
             without.as_object_mut().unwrap().remove(key);
             assert_eq!(
@@ -175,7 +193,10 @@ fn the_schema_of_lines_has_all_words_that_there_are() {
     let schema: Value = serde_json::from_str(&text).unwrap();
     let listed = |of: &Value| -> BTreeSet<String> {
         let words = of["enum"].as_array().unwrap();
-        words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+        words
+            .iter()
+            .map(|word| word.as_str().unwrap().to_owned())
+            .collect()
     };
     let mut outcomes = listed(&schema["$defs"]["ended"]["properties"]["outcome"]);
     outcomes.insert("host-panic".to_owned());
@@ -210,11 +231,17 @@ fn no_guest_can_forge_a_line_of_json() {
     let log = host.log();
     let mut said = Vec::new();
     for line in log.split('\n') {
-        assert!(!line.bytes().any(|byte| byte < b' '), "{line:?} has a control character");
+        assert!(
+            !line.bytes().any(|byte| byte < b' '),
+            "{line:?} has a control character"
+        );
         // Who takes more characters for the end of a line finds nothing that is an object of its own.
         let wide = line.split(['\u{85}', '\u{2028}', '\u{2029}', '\r', '\u{b}', '\u{c}']);
         let objects: Vec<Value> = wide.filter_map(|part| serde_json::from_str(part).ok()).collect();
-        assert!(objects.iter().all(|object| object["message"] != "forged"), "{line:?}");
+        assert!(
+            objects.iter().all(|object| object["message"] != "forged"),
+            "{line:?}"
+        );
         let line: Value = serde_json::from_str(line).unwrap();
         check(&schema, &line);
         assert_ne!(line["message"], "forged");

@@ -9,6 +9,7 @@
 mod harness;
 
 mod access;
+mod admin;
 mod attack;
 mod bytes;
 mod cache;
@@ -29,6 +30,7 @@ mod log;
 mod middleware;
 mod migrate;
 mod preinit;
+mod profile;
 mod programs;
 mod proxy_protocol;
 mod redis;
@@ -38,5 +40,6 @@ mod services;
 mod shared;
 mod swap;
 mod systemd;
+mod terminal;
 mod tls;
 mod unix;

@@ -131,9 +131,9 @@ pub struct Report {
     pub bytes_in: u64,
     /// Bytes that were handed to the transport.
     pub bytes_out: u64,
-    /// From the accept to the close.
+    /// From when it has come in, which is the accept where there is no header and no handshake, to the close.
     pub duration: Duration,
-    /// From the accept to the first byte that was handed to the transport.
+    /// From when it has come in to the first byte that was handed to the transport.
     pub first_byte: Option<Duration>,
 }
 

@@ -33,10 +33,10 @@ const LOOK: Duration = Duration::from_secs(1);
 const READ: Duration = Duration::from_secs(10);
 
 /// How long compiling a component, and passing the gate, may take.
-const LOAD: Duration = Duration::from_secs(60);
+const LOAD: Duration = Duration::from_secs(180);
 
 /// How much longer it may take where the component is initialised too, and compiled for that.
-const INITIALISE: Duration = Duration::from_secs(90);
+const INITIALISE: Duration = Duration::from_secs(180);
 
 /// Loads the component again when it is asked to.
 pub(crate) struct Reloader {

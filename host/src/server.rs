@@ -269,18 +269,20 @@ impl Server {
         // Until here a signal to stop ends the host at once, as it does by default.
         let signals = Signals::new(changes).context("cannot handle signals")?;
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
-            let (service, listeners) = (loaded.config.name.clone(), addresses(acceptor.listeners()));
-            let running = Running::start(loaded, None, acceptor, &process);
-            say_where(&service, &listeners);
-            running
+            let listeners = addresses(acceptor.listeners());
+            (Running::start(loaded, None, acceptor, &process), listeners)
         });
-        let running = started.collect();
+        let (running, listeners): (_, Vec<_>) = started.unzip();
         let server = Self {
             config,
             process,
             running,
         };
+        // Who reads that it listens finds it ready.
         server.show();
+        for (service, listeners) in server.config.services.iter().zip(listeners) {
+            say_where(&service.name, &listeners);
+        }
         Ok((server, signals))
     }
 

@@ -81,6 +81,17 @@ fn installed(program: &str, package: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("{program} is absent: apt-get install {package}"))
 }
 
+/// Finds what drives a browser, and the browser, for a test, which is skipped without them unless `WASM_INETD_BROWSER=required` is in the
+/// environment.
+pub fn browser() -> Option<PathBuf> {
+    let required = std::env::var_os("WASM_INETD_BROWSER").is_some_and(|how| how == "required");
+    let driver = installed("chromedriver", "chromium-driver");
+    or_skip(
+        driver.and_then(|driver| installed("chromium", "chromium").map(|_| driver)),
+        required,
+    )
+}
+
 /// Finds a client or a server of others for a test, which is skipped without it unless `WASM_INETD_CLIENTS=required` is in
 /// the environment.
 pub fn client(program: &str, package: &str) -> Option<PathBuf> {

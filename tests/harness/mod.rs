@@ -4,6 +4,7 @@
 //! every wait has a deadline far beyond the time that it should take.
 
 pub mod fetched;
+pub mod http;
 pub mod lines;
 
 use std::fs;
@@ -204,6 +205,13 @@ impl Host {
 
     /// Starts a host by a command that is given these arguments for it, and waits until it listens.
     pub fn spawn(command: &mut Command, args: &[&str]) -> Self {
+        let mut host = Self::launch(command);
+        host.listens(args.iter().filter(|arg| **arg == "--listen").count().max(1));
+        host
+    }
+
+    /// Starts a host by a command, and waits for nothing.
+    pub fn launch(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -220,23 +228,25 @@ impl Host {
                 let _ = sender.send(line);
             }
         });
-        let mut host = Self {
+        Self {
             child,
             reader: Some(reader),
             places: Vec::new(),
             addresses: Vec::new(),
             lines,
             log,
-        };
-        let listeners = args.iter().filter(|arg| **arg == "--listen").count().max(1);
+        }
+    }
+
+    /// Waits until it listens at so many addresses.
+    pub fn listens(&mut self, listeners: usize) {
         for _ in 0..listeners {
-            let line = host.line("listening on");
+            let line = self.line("listening on");
             let (_, place) = line.split_once("listening on ").unwrap();
             let place = first_word(place);
-            host.addresses.extend(place.parse::<SocketAddr>());
-            host.places.push(place.to_owned());
+            self.addresses.extend(place.parse::<SocketAddr>());
+            self.places.push(place.to_owned());
         }
-        host
     }
 
     /// Where it listens, as it says itself.

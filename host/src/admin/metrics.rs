@@ -108,12 +108,16 @@ impl Collector for All {
             |s| sum(s).bytes_out,
         )?;
 
-        out.histogram("connection_duration", "From the accept to the close", |counts| {
-            &counts.duration
-        })?;
-        out.histogram("first_byte", "From the accept to the first byte sent", |counts| {
-            &counts.first_byte
-        })?;
+        out.histogram(
+            "connection_duration",
+            "From when a connection has come in to its close",
+            |counts| &counts.duration,
+        )?;
+        out.histogram(
+            "first_byte",
+            "From when a connection has come in to the first byte sent",
+            |counts| &counts.first_byte,
+        )?;
         out.histogram("instantiation", "Making an instance", |counts| {
             &counts.instantiation
         })?;

@@ -10,7 +10,10 @@ mod token;
 mod view;
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::config::{Address, Admin as Config, Listen, Mode};
@@ -31,6 +35,12 @@ use token::Token;
 /// Connections of those who look that may be open at once. Further ones wait.
 const CONNECTIONS: usize = 64;
 
+/// Those of them that may be told what there is to see for as long as they like.
+const WATCHERS: usize = 32;
+
+/// How long a connection may last otherwise, so that who does not read its answer keeps nobody out.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// How long the head of a request may take.
 const HEAD: Duration = Duration::from_secs(5);
 
@@ -41,6 +51,7 @@ const MODE: Mode = Mode(0o600);
 #[derive(Debug)]
 struct Admin {
     process: Arc<Process>,
+    watchers: Arc<Semaphore>,
     token: Option<Token>,
     /// Only who is on this machine gets here, and can be asked to name it so.
     loopback: bool,
@@ -76,6 +87,7 @@ pub(crate) fn start(config: &Config, process: &Arc<Process>) -> anyhow::Result<(
     }
     let admin = Arc::new(Admin {
         process: Arc::clone(process),
+        watchers: Arc::new(Semaphore::new(WATCHERS)),
         token,
         loopback,
     });
@@ -92,15 +104,19 @@ async fn accept(mut listener: Listener, admin: Arc<Admin>) {
         let Accepted { stream, .. } = listener.accept(&errors).await;
         let admin = Arc::clone(&admin);
         tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let admin = Arc::clone(&admin);
-                async move { routes::answer(&admin, request).await }
-            });
+            let watches = AtomicBool::new(false);
+            let answer = service_fn(|request| routes::answer(&admin, &watches, request));
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD)
                 .serve_connection(TokioIo::new(stream), answer);
-            if let Err(error) = serving.await {
+            let mut serving = pin!(serving);
+            let served = match timeout(LONGEST, serving.as_mut()).await {
+                Ok(served) => served,
+                Err(_) if watches.load(Relaxed) => serving.await,
+                Err(_) => Ok(()),
+            };
+            if let Err(error) = served {
                 debug!(%error, "a request to look at the host has failed");
             }
             drop(permit);

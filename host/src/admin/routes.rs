@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,8 +75,12 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers a request.
-pub(super) async fn answer(admin: &Arc<Admin>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+/// Answers a request. `watches` becomes true where the answer has no end.
+pub(super) async fn answer(
+    admin: &Admin,
+    watches: &AtomicBool,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
     let Some(route) = Route::of(request.uri().path()) else {
         return Ok(refused(StatusCode::NOT_FOUND, "there is nothing here; see /"));
     };
@@ -100,7 +106,7 @@ pub(super) async fn answer(admin: &Arc<Admin>, request: Request<Incoming>) -> Re
     }
     Ok(match route {
         Route::Page => page(),
-        Route::Events => look(admin),
+        Route::Events => look(admin, watches),
         Route::Metrics => match metrics::encode(&admin.process) {
             Ok(text) => whole(StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
@@ -264,17 +270,22 @@ fn page() -> Answer {
 }
 
 /// What there is to see, again and again.
-fn look(admin: &Arc<Admin>) -> Answer {
+fn look(admin: &Admin, watches: &AtomicBool) -> Answer {
+    let Ok(place) = Arc::clone(&admin.watchers).try_acquire_owned() else {
+        let why = "as many look at the host as may; close another page";
+        return refused(StatusCode::SERVICE_UNAVAILABLE, why);
+    };
+    watches.store(true, Relaxed);
     let process = Arc::clone(&admin.process);
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     events(stream::unfold(
-        (process, looks, Before::default()),
-        async |(process, mut looks, mut before)| {
+        (process, looks, Before::default(), place),
+        async |(process, mut looks, mut before, place)| {
             looks.tick().await;
             let status = serde_json::to_string(&view::status(&process, &mut before)).unwrap_or_default();
             let event = Bytes::from(format!("event: status\ndata: {status}\n\n"));
-            Some((event, (process, looks, before)))
+            Some((event, (process, looks, before, place)))
         },
     ))
 }

@@ -1,0 +1,441 @@
+//! What is counted, as Prometheus reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::openmetrics::{self, Metrics};
+use super::{admin_of, looked_at};
+use crate::harness::http::At;
+use crate::harness::{Client, Done, HUP, NEW, Place, USR2, until};
+
+fn metrics(admin: &At) -> Metrics {
+    let answer = admin.get("/metrics");
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    openmetrics::parse(&answer.body)
+}
+
+/// The value of a series of a service, with one more label if there is one.
+fn of(metrics: &Metrics, service: &str, name: &str, label: &[(&str, &str)]) -> f64 {
+    metrics.value(
+        &format!("wasm_inetd_{name}"),
+        &[&[("service", service)], label].concat(),
+    )
+}
+
+/// The name of a series without its beginning, its label if it has one beside the service, and its value.
+type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
+
+/// Compares series of a service with what they should be. All other series of the same names are 0.
+fn expect(admin: &At, service: &str, expected: &[Expected<'_>]) {
+    let metrics = metrics(admin);
+    for (name, label, value) in expected {
+        assert_eq!(of(&metrics, service, name, label), *value, "{name} {label:?}");
+    }
+    let names: BTreeSet<_> = expected
+        .iter()
+        .map(|(name, ..)| format!("wasm_inetd_{name}"))
+        .collect();
+    let sum = |name: &str| {
+        let samples = metrics.samples().filter(|sample| sample.name == name);
+        samples.map(|sample| sample.value).sum::<f64>()
+    };
+    for name in names {
+        let all = expected
+            .iter()
+            .filter(|(other, ..)| name == format!("wasm_inetd_{other}"));
+        assert_eq!(
+            sum(&name),
+            all.map(|(.., value)| value).sum::<f64>(),
+            "there is more of {name}"
+        );
+    }
+}
+
+#[test]
+fn connections_that_finish_are_counted_with_all_that_they_took() {
+    let (host, admin) = looked_at("lines-session", &[]);
+    for _ in 0..3 {
+        let client = host.connect();
+        client.echo("hello\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        host.outcome();
+    }
+    let open = host.connect();
+    open.echo("one\n");
+    open.send("half");
+    until("half a line has come", || {
+        of(&metrics(&admin), "lines-session", "received_bytes_total", &[]) == 26.0
+    });
+    expect(
+        &admin,
+        "lines-session",
+        &[
+            ("connections_accepted_total", &[], 4.0),
+            ("connections_ended_total", &[("outcome", "finished")], 3.0),
+            ("connections_open", &[], 1.0),
+            ("received_bytes_total", &[], 26.0),
+            ("sent_bytes_total", &[], 22.0),
+            ("connection_duration_seconds_count", &[], 3.0),
+            ("first_byte_seconds_count", &[], 3.0),
+            ("instantiation_seconds_count", &[], 3.0),
+            ("guest_traps_total", &[], 0.0),
+            ("generation", &[], 1.0),
+            ("generations_alive", &[], 1.0),
+            ("swaps_total", &[], 0.0),
+            ("accept_errors_total", &[], 0.0),
+        ],
+    );
+    let metrics = metrics(&admin);
+    for name in ["connections_refused_total", "limit_hits_total"] {
+        let name = format!("wasm_inetd_{name}");
+        let values: Vec<_> = metrics
+            .samples()
+            .filter(|sample| sample.name == name)
+            .map(|sample| sample.value)
+            .collect();
+        assert!(
+            values.len() > 5 && values.iter().all(|value| *value == 0.0),
+            "{name} {values:?}"
+        );
+    }
+    let value = |name: &str| of(&metrics, "lines-session", name, &[]);
+    // What takes longer holds what takes less.
+    assert!(value("connection_duration_seconds_sum") >= value("first_byte_seconds_sum"));
+    assert!(value("first_byte_seconds_sum") >= value("instantiation_seconds_sum"));
+    assert!(value("instantiation_seconds_sum") > 0.0);
+    assert!(value("guest_cpu_seconds_total") > 0.0);
+    assert!(value("guest_memory_bytes") >= 65_536.0);
+    let uptime = metrics.value("wasm_inetd_uptime_seconds", &[]);
+    assert!(uptime >= value("connection_duration_seconds_sum"), "{uptime}");
+    let used = |kind: &str| of(&metrics, "lines-session", "pool_used", &[("kind", kind)]);
+    assert!(
+        used("memories") >= 1.0
+            && used("memories") <= of(&metrics, "lines-session", "pool_size", &[("kind", "memories")])
+    );
+    assert_eq!(
+        metrics.value("wasm_inetd_build_info", &[("version", env!("CARGO_PKG_VERSION"))]),
+        1.0
+    );
+}
+
+#[test]
+fn connections_that_are_refused_are_counted_by_reason() {
+    let (host, admin) = looked_at("echo", &["--max-connections-per-source", "1"]);
+    let client = host.connect();
+    client.echo("hello");
+    for _ in 0..2 {
+        host.refuses();
+        host.line("connection refused");
+    }
+    expect(
+        &admin,
+        "echo",
+        &[
+            ("connections_accepted_total", &[], 3.0),
+            (
+                "connections_refused_total",
+                &[("reason", "source-connections")],
+                2.0,
+            ),
+            (
+                "limit_hits_total",
+                &[("limit", "max-connections-per-source")],
+                2.0,
+            ),
+            ("connections_open", &[], 1.0),
+        ],
+    );
+}
+
+#[test]
+fn traps_are_counted() {
+    let (host, admin) = looked_at("trap", &[]);
+    for _ in 0..2 {
+        let client = host.connect();
+        client.send("!");
+        client.expect_reset();
+        assert_eq!(host.outcome(), "guest-trap");
+    }
+    expect(
+        &admin,
+        "trap",
+        &[
+            ("guest_traps_total", &[], 2.0),
+            ("connections_ended_total", &[("outcome", "guest-trap")], 2.0),
+            ("received_bytes_total", &[], 2.0),
+            ("connections_open", &[], 0.0),
+        ],
+    );
+    until("the generation has failed them", || {
+        admin.json("/generations")["generations"][0]["failed"] == 2
+    });
+}
+
+#[test]
+fn limits_that_are_hit_are_counted_by_flag() {
+    for (guest, flags, said, limit, outcome) in [
+        (
+            "echo",
+            ["--idle-timeout", "300ms"],
+            "x",
+            "idle-timeout",
+            "idle-timeout",
+        ),
+        (
+            "echo",
+            ["--first-byte-timeout", "300ms"],
+            "",
+            "first-byte-timeout",
+            "first-byte-timeout",
+        ),
+        (
+            "echo",
+            ["--max-lifetime", "300ms"],
+            "x",
+            "max-lifetime",
+            "lifetime",
+        ),
+        (
+            "echo",
+            ["--max-bytes-in", "4B"],
+            "hello",
+            "max-bytes",
+            "byte-limit",
+        ),
+        ("spin", ["--max-call-time", "200ms"], "!", "cpu-time", "cpu-limit"),
+    ] {
+        let (host, admin) = looked_at(guest, &flags);
+        let client = host.connect();
+        client.send(said);
+        // To its end, whichever it is.
+        while matches!(std::io::Read::read(&mut &client.0, &mut [0; 16]), Ok(1..)) {}
+        drop(client);
+        assert_eq!(host.outcome(), outcome, "{flags:?}");
+        expect(
+            &admin,
+            guest,
+            &[
+                ("limit_hits_total", &[("limit", limit)], 1.0),
+                ("connections_ended_total", &[("outcome", outcome)], 1.0),
+            ],
+        );
+    }
+    // What the guest deals with by itself has ended nothing.
+    let (host, admin) = looked_at("hoard", &["--max-memory", "8MiB"]);
+    let client = host.connect();
+    for answer in ["taken\n", "refused\n"] {
+        client.send("5");
+        client.expect(answer);
+    }
+    client.finish();
+    client.rest();
+    assert_eq!(host.outcome(), "finished");
+    expect(
+        &admin,
+        "hoard",
+        &[
+            ("limit_hits_total", &[("limit", "max-memory")], 1.0),
+            ("connections_ended_total", &[("outcome", "finished")], 1.0),
+        ],
+    );
+}
+
+#[test]
+fn swaps_rollbacks_and_rejected_files_are_counted() {
+    let place = Place::new("admin-counted", "echo");
+    let host = place.serve(&["--admin", "0"]);
+    let admin = admin_of(&host);
+    let counts = |swaps: f64, rollbacks: f64, rejected: f64, generation: f64| {
+        expect(
+            &admin,
+            "guest",
+            &[
+                ("swaps_total", &[], swaps),
+                ("rollbacks_total", &[], rollbacks),
+                ("rejected_components_total", &[], rejected),
+                ("generation", &[], generation),
+            ],
+        );
+    };
+    counts(0.0, 0.0, 0.0, 1.0);
+    let old = host.connect();
+    old.echo("hello");
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line(NEW);
+    counts(1.0, 0.0, 0.0, 2.0);
+    assert_eq!(of(&metrics(&admin), "guest", "generations_alive", &[]), 2.0);
+    place.replace("not WebAssembly");
+    host.signal(HUP);
+    host.line("goes on serving");
+    counts(1.0, 0.0, 1.0, 2.0);
+    host.signal(USR2);
+    host.line("gone back");
+    counts(1.0, 1.0, 1.0, 1.0);
+    // What was gone back from is not taken again.
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line("was gone back from");
+    counts(1.0, 1.0, 2.0, 1.0);
+    old.echo("still here");
+}
+
+#[test]
+fn no_peer_can_make_a_series() {
+    const EACH: u32 = 2500;
+    let (host, admin) = looked_at(
+        "lines-session",
+        &[
+            "-q",
+            "--log-connections",
+            "none",
+            "--max-connections-per-source",
+            "1",
+        ],
+    );
+    let before = metrics(&admin).series();
+    let address = host.address();
+    thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            scope.spawn(move || {
+                for i in 0..EACH {
+                    // 127.64.0.0 and on: an address for each.
+                    let [_, b, c, d] = (thread * EACH + i).to_be_bytes();
+                    let client = Client::from([127, 64 + b, c, d], address);
+                    // Whoever closes first keeps the port for a minute, which other tests may want: it is never the client.
+                    match i % 3 {
+                        0 => client.echo(format!("{thread} {i}\n")),
+                        1 => {}
+                        _ => {
+                            client.send("quit\n");
+                            assert_eq!(client.rest(), b"");
+                        }
+                    }
+                    client.reset();
+                }
+            });
+        }
+    });
+    let all = || {
+        let metrics = metrics(&admin);
+        let value = |name: &str| of(&metrics, "lines-session", name, &[]);
+        (value("connections_accepted_total"), value("connections_open"))
+    };
+    until("all have come and gone", || all() == (f64::from(4 * EACH), 0.0));
+    let after = metrics(&admin).series();
+    assert_eq!(after.len(), before.len());
+    assert_eq!(after, before);
+}
+
+#[test]
+fn no_counter_ever_falls_when_a_connection_ends() {
+    let (host, admin) = looked_at("echo", &["-q", "--log-connections", "none"]);
+    let counters = || -> BTreeMap<_, f64> {
+        let metrics = metrics(&admin);
+        let rising = metrics.families().iter().filter(|family| family.kind != "gauge");
+        rising
+            .flat_map(|family| &family.samples)
+            .map(|sample| ((sample.name.clone(), sample.labels.clone()), sample.value))
+            .collect()
+    };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, _done) = (&done, Done(&done));
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut last = counters();
+                while !done.load(Ordering::Relaxed) {
+                    let next = counters();
+                    for (series, value) in &next {
+                        let before = last[series];
+                        assert!(*value >= before, "{series:?} falls from {before} to {value}");
+                    }
+                    last = next;
+                }
+            });
+        }
+        // Each has moved more than the next one will have when it is looked at again: what is missing, or there twice, for a
+        // moment shows.
+        for _ in 0..5000 {
+            let client = host.connect();
+            client.echo([b'x'; 64 << 10]);
+            client.reset();
+        }
+    });
+}
+
+/// The rows of the table in a document whose head begins with `first`, each by its cells.
+fn table(document: &str, first: &str) -> Vec<Vec<String>> {
+    let mut lines = document
+        .lines()
+        .skip_while(|line| !line.starts_with(&format!("| {first} |")));
+    lines.next().expect("there is no such table");
+    let rows = lines.skip(1).take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let cells = row.trim_matches('|').split(" | ");
+        cells.map(|cell| cell.trim().to_owned()).collect()
+    })
+    .collect()
+}
+
+#[test]
+fn the_document_names_all_metrics_and_no_others() {
+    let (host, admin) = looked_at("lines-session", &[]);
+    host.connect().echo("hello\n");
+    let document = fs::read_to_string(guest_builder::workspace().join("docs/admin.md")).unwrap();
+    let rows: BTreeSet<Vec<String>> = table(&document, "metric")
+        .into_iter()
+        .map(|mut row| {
+            assert_eq!(row.len(), 5, "{row:?}");
+            assert_ne!(row.pop().unwrap(), "", "{row:?} has no meaning");
+            row
+        })
+        .collect();
+    let metrics = metrics(&admin);
+    let families: BTreeSet<Vec<String>> = metrics
+        .families()
+        .iter()
+        .map(|family| {
+            let after = match family.kind.as_str() {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            let labels: BTreeSet<_> = family
+                .samples
+                .iter()
+                .flat_map(|sample| sample.labels.keys())
+                .collect();
+            // Where a bucket ends is how histograms are written, and told once for all of them.
+            let labels: Vec<_> = labels
+                .into_iter()
+                .filter(|label| *label != "le")
+                .map(|label| format!("`{label}`"))
+                .collect();
+            vec![
+                format!("`{}{after}`", family.name),
+                family.kind.clone(),
+                family.unit.clone().unwrap_or_default(),
+                labels.join(", "),
+            ]
+        })
+        .collect();
+    assert_eq!(rows, families);
+    // And each value of each label that is not a name.
+    for sample in metrics.samples() {
+        for (label, value) in &sample.labels {
+            let known = ["service", "le", "version"].contains(&label.as_str());
+            assert!(
+                known || document.contains(&format!("`{value}`")),
+                "{label} {value} is missing"
+            );
+        }
+    }
+}

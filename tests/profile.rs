@@ -1,0 +1,58 @@
+//! Where a guest's time goes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{command, guest, scratch};
+
+/// Runs `host profile` for a short time, and gives its exit status and what it says.
+fn profile(guest: &Path, dir: &Path, to: &Path) -> (Option<i32>, String) {
+    let mut command = command();
+    command.arg("profile").arg(guest).arg(dir).arg("--to").arg(to);
+    let output = command.args(["--time", "200ms"]).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// A directory with one conversation.
+fn conversation(name: &str, text: &str) -> PathBuf {
+    let dir = scratch(&format!("profile-{name}"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("one.conversation"), text).unwrap();
+    dir
+}
+
+#[test]
+fn a_profile_names_the_functions_of_the_guest() {
+    // The twenty-thousandth prime takes a table that is made by a loop of many milliseconds.
+    let dir = conversation("primes", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
+    let to = dir.join("profile.json");
+    let (status, said) = profile(&guest("primes"), &dir, &to);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.starts_with("1 conversations, "), "{said}");
+    // The processed profile format of Firefox: <https://github.com/firefox-devtools/profiler/tree/main/docs-developer>.
+    let profile: Value = serde_json::from_slice(&fs::read(to).unwrap()).unwrap();
+    let thread = &profile["threads"][0];
+    let names: Vec<&str> = thread["stringArray"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(names.iter().any(|name| name.contains("Table")), "{names:?}");
+    let looks = thread["samples"]["stack"].as_array().unwrap().len();
+    assert!(looks > 0);
+    assert!(said.contains(&format!("found at work {looks} times")), "{said}");
+}
+
+#[test]
+fn a_guest_that_says_something_else_has_no_profile() {
+    let dir = conversation("other", "> \"20000\\n\"\n< \"2\\n\"\n> end\n< end\n");
+    let to = dir.join("profile.json");
+    let (status, said) = profile(&guest("primes"), &dir, &to);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("224737"), "{said}");
+    assert!(!to.exists());
+}

@@ -1,0 +1,151 @@
+//! What is shown to who looks at the host on a terminal.
+
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Instant;
+
+use crate::harness::fetched::client;
+use crate::harness::{Client, DEADLINE, HOST, Host, with_cache};
+
+/// What clears the line below the others.
+const CLEAR: &str = "\r\x1b[K";
+
+/// A host on a terminal of its own, by script(1).
+struct Terminal {
+    script: Child,
+    /// What is typed.
+    keys: ChildStdin,
+    chunks: Receiver<Vec<u8>>,
+    shown: String,
+}
+
+impl Terminal {
+    fn start(args: &str) -> Option<Self> {
+        let program = client("script", "bsdutils")?;
+        let mut command = with_cache(Command::new(program));
+        let mut script = command
+            .args([
+                "-qefc",
+                &format!("exec {HOST} --listen 127.0.0.1:0 {args}"),
+                "/dev/null",
+            ])
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = script.stdout.take().unwrap();
+        let (sender, chunks) = mpsc::channel();
+        thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(count @ 1..) = output.read(&mut chunk) {
+                let _ = sender.send(chunk[..count].to_vec());
+            }
+        });
+        Some(Self {
+            keys: script.stdin.take().unwrap(),
+            script,
+            chunks,
+            shown: String::new(),
+        })
+    }
+
+    /// Waits until `text` is shown, and gives all that is.
+    fn shows(&mut self, text: &str) -> &str {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.shown.contains(text) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let chunk = self.chunks.recv_timeout(left);
+            let chunk = chunk.unwrap_or_else(|_| panic!("`{text}` is not shown in\n{}", self.shown));
+            self.shown.push_str(&String::from_utf8(chunk).unwrap());
+        }
+        &self.shown
+    }
+
+    /// Types ^C, and gives the exit status and all that was shown.
+    fn interrupt(mut self) -> (Option<i32>, String) {
+        self.keys.write_all(b"\x03").unwrap();
+        let status = self.script.wait().unwrap();
+        while let Ok(chunk) = self.chunks.recv() {
+            self.shown.push_str(&String::from_utf8(chunk).unwrap());
+        }
+        (status.code(), std::mem::take(&mut self.shown))
+    }
+}
+
+#[test]
+fn a_table_tells_what_is_served_and_a_line_below_the_log_how_it_goes() {
+    let Some(mut terminal) = Terminal::start("--name front --max-connections 77 --idle-timeout 9s") else {
+        return;
+    };
+    let shown = terminal.shows(" open, ");
+    let row = shown
+        .lines()
+        .find(|line| line.contains("77 connections"))
+        .unwrap();
+    let columns: Vec<&str> = row
+        .split("  ")
+        .map(str::trim)
+        .filter(|cell| !cell.is_empty())
+        .collect();
+    let [service, address, component, contract, limits] = columns.as_slice() else {
+        panic!("{row}");
+    };
+    assert_eq!(
+        (*service, *component, *contract),
+        ("front", "embedded echo", "streams")
+    );
+    assert_eq!(*limits, "77 connections, 64.0 MiB each, idle 9s");
+    let client = Client::connect(address.parse().unwrap()).unwrap();
+    client.echo("hello\n");
+    terminal.shows(&format!("{CLEAR}1 open, "));
+    client.finish();
+    assert_eq!(client.rest(), b"");
+    // A line of the log takes the place of the line below, which comes again.
+    let shown = terminal.shows("connection ended");
+    let (before, _) = shown.split_once("connection ended").unwrap();
+    let (_, line) = before.rsplit_once(CLEAR).unwrap();
+    assert!(!line.contains('\n'), "{line:?}");
+    terminal.shows(&format!("{CLEAR}0 open, "));
+    let (status, shown) = terminal.interrupt();
+    assert_eq!(status, Some(0), "{shown}");
+    assert!(
+        shown.ends_with(CLEAR) || shown.ends_with(&format!("{CLEAR}\r\n")),
+        "{:?}",
+        &shown[shown.len() - 80..]
+    );
+    assert!(
+        !shown.replace(CLEAR, "").contains('\x1b'),
+        "colours in spite of NO_COLOR: {shown:?}"
+    );
+}
+
+#[test]
+fn what_is_quiet_or_for_programs_shows_the_log_alone() {
+    for args in ["-q", "--log-format json"] {
+        let Some(mut terminal) = Terminal::start(args) else {
+            return;
+        };
+        terminal.shows("listening on");
+        let (status, shown) = terminal.interrupt();
+        assert_eq!(status, Some(0), "{args}: {shown}");
+        assert!(
+            !shown.contains("listens on") && !shown.contains(" open, "),
+            "{args}: {shown}"
+        );
+    }
+}
+
+#[test]
+fn where_there_is_no_terminal_there_is_the_log_alone() {
+    let mut host = Host::serving("echo", &[]);
+    host.connect().echo("hello");
+    host.stop();
+    let log = host.log();
+    assert!(
+        !log.contains("listens on") && !log.contains(" open, ") && !log.contains('\x1b'),
+        "{log}"
+    );
+}
