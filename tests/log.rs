@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field};
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, until};
 
 #[test]
 fn a_connection_leaves_one_line_that_says_everything() {
@@ -256,6 +256,45 @@ fn no_guest_can_forge_a_line_of_json() {
         .map(|line| line.trim_ascii_end().to_owned())
         .collect();
     assert_eq!(said, expected);
+}
+
+#[test]
+fn guests_log_by_levels_of_their_own_within_the_same_bounds() {
+    let mut host = Host::serving("herald", &["-vv"]);
+    let client = host.connect();
+    client.echo("it \x1b[31mburns\n");
+    for level in ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "ERROR"] {
+        let line = host.line("the guest logs");
+        assert!(line.contains(&format!("{level} the guest logs")), "{line}");
+        assert!(line.contains("said=\"it \\u{1b}[31mburns\""), "{line}");
+        assert_eq!(field(&line, "connection"), "1");
+        assert_eq!(field(&line, "context"), "herald");
+    }
+    client.echo("5000\n");
+    host.line("no more are logged");
+    client.finish();
+    client.rest();
+    host.line("connection ended");
+    // Ten at once say more than fits into a second, and a second later it is told how much was left out.
+    let clients: Vec<_> = (0..10).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.send("1000\n");
+    }
+    for client in &clients {
+        client.expect("1000\n");
+    }
+    until("it is told what was left out", || {
+        host.connect().echo("1\n");
+        host.log().contains("were not logged")
+    });
+    host.stop();
+    let log = host.log();
+    assert_eq!(
+        log.lines()
+            .filter(|line| line.contains("connection=1 ") && line.contains("the guest logs"))
+            .count(),
+        1000
+    );
 }
 
 #[test]

@@ -6,18 +6,27 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
-use tracing::{info, warn};
+use tracing::{debug, error, info, trace, warn};
+use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Lift, Linker};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use super::state::State;
 
 /// Bytes of a line that are logged in one piece.
 const MAX_LINE: usize = 1024;
 
 /// Lines of one connection that are logged; of an instance that connections share, so many after each that has joined.
 const MAX_LINES: u32 = 1000;
+
+/// Lines of all guests together that are logged in a second.
+const MAX_RATE: u32 = 4000;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Bytes that a guest may write at once.
 const PERMIT: usize = 64 << 10;
@@ -84,27 +93,145 @@ impl Lines {
 
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
-        let (connection, instance) = match self.speaker {
-            Speaker::Nobody => return,
-            Speaker::Connection(number) => (Some(number), None),
-            Speaker::Instance(number) => (None, Some(number)),
+        let Some((connection, instance)) = may_be_logged(self.speaker, &self.logged) else {
+            return;
         };
-        let Logged(logged) = &self.logged;
-        if logged.load(Relaxed) > MAX_LINES {
-            return;
-        }
-        // All guests of a connection are run by its one task, and an instance by its own.
-        if logged.fetch_add(1, Relaxed) == MAX_LINES {
-            warn!(
-                connection,
-                instance,
-                "the guest writes more than {MAX_LINES} lines to standard error: no more are logged"
-            );
-            return;
-        }
         // As a field, so that control characters are escaped and no line of the host can be forged.
         let line = String::from_utf8_lossy(line.trim_ascii_end());
         info!(connection, instance, stderr = &*line, "the guest says");
+    }
+}
+
+/// Whose line one more line is, if it may be logged.
+fn may_be_logged(speaker: Speaker, Logged(logged): &Logged) -> Option<(Option<u64>, Option<u64>)> {
+    let (connection, instance) = match speaker {
+        Speaker::Nobody => return None,
+        Speaker::Connection(number) => (Some(number), None),
+        Speaker::Instance(number) => (None, Some(number)),
+    };
+    if logged.load(Relaxed) > MAX_LINES {
+        return None;
+    }
+    // All guests of a connection are run by its one task, and an instance by its own.
+    if logged.fetch_add(1, Relaxed) == MAX_LINES {
+        warn!(
+            connection,
+            instance, "the guest writes more than {MAX_LINES} lines to standard error: no more are logged"
+        );
+        return None;
+    }
+    PACE.one_more(Instant::now()).then_some((connection, instance))
+}
+
+/// How many lines all guests together have logged in this second, whatever service they are of: the log is one.
+static PACE: Pace = Pace::new();
+
+struct Pace(Mutex<Second>);
+
+/// A second, and the lines that came in it.
+struct Second {
+    start: Option<Instant>,
+    lines: u32,
+}
+
+impl Pace {
+    const fn new() -> Self {
+        Self(Mutex::new(Second {
+            start: None,
+            lines: 0,
+        }))
+    }
+
+    /// Whether one more line may be logged. Once in a second it is told how many were not.
+    fn one_more(&self, now: Instant) -> bool {
+        // Nothing can panic while it is held.
+        let mut second = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if second
+            .start
+            .is_none_or(|start| now.saturating_duration_since(start) >= SECOND)
+        {
+            let left_out = second.lines.saturating_sub(MAX_RATE);
+            *second = Second {
+                start: Some(now),
+                lines: 0,
+            };
+            if left_out > 0 {
+                warn!("guests write more than {MAX_RATE} lines in a second: {left_out} were not logged");
+            }
+        }
+        second.lines = second.lines.saturating_add(1);
+        second.lines <= MAX_RATE
+    }
+}
+
+/// How much a guest says that it matters, by `wasi:logging`.
+#[derive(Clone, Copy, Debug, ComponentType, Lift)]
+#[allow(dead_code, reason = "they are made of what guests pass")]
+#[component(enum)]
+#[repr(u8)]
+enum Level {
+    #[component(name = "trace")]
+    Trace,
+    #[component(name = "debug")]
+    Debug,
+    #[component(name = "info")]
+    Info,
+    #[component(name = "warn")]
+    Warn,
+    #[component(name = "error")]
+    Error,
+    #[component(name = "critical")]
+    Critical,
+}
+
+/// The names that `wasi:logging` has, which is no standard yet.
+const LOGGING: [&str; 2] = ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"];
+
+/// Has guests log by `wasi:logging` (<https://github.com/WebAssembly/wasi-logging>). What they say is bounded like standard error.
+///
+/// # Errors
+///
+/// The linker has it already.
+pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    for name in LOGGING {
+        linker.instance(name)?.func_wrap(
+            "log",
+            |mut store: StoreContextMut<'_, State>, (level, context, message): (Level, String, String)| {
+                let (speaker, logged) = store.data_mut().voice();
+                if let Some(whose) = may_be_logged(speaker, &logged) {
+                    say(level, whose, beginning(&context), beginning(&message));
+                }
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// As much of `text` as a line may have.
+fn beginning(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_LINE)]
+}
+
+fn say(level: Level, (connection, instance): (Option<u64>, Option<u64>), context: &str, message: &str) {
+    // As fields, so that control characters are escaped and no line of the host can be forged.
+    macro_rules! say {
+        ($say:ident) => {
+            $say!(
+                connection,
+                instance,
+                context,
+                said = message,
+                "the guest logs"
+            )
+        };
+    }
+    match level {
+        Level::Trace => say!(trace),
+        Level::Debug => say!(debug),
+        Level::Info => say!(info),
+        Level::Warn => say!(warn),
+        Level::Error | Level::Critical => say!(error),
     }
 }
 

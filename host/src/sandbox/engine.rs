@@ -9,6 +9,7 @@ use wasmtime::{
 };
 use wasmtime_wasi::I32Exit;
 
+use super::diagnostics;
 use super::grants::Granted;
 use super::needs::{Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use super::state::State;
@@ -87,6 +88,7 @@ impl Engine {
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        diagnostics::add_to_linker(&mut linker)?;
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         }

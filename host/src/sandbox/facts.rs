@@ -93,7 +93,7 @@ fn granted(import: &str, grants: &Granted, contract: Contract) -> &'static str {
         (_, "wasi:cli/stdin") => "it is empty",
         (_, "wasi:cli/stdout") if program => "what the peer gets",
         (_, "wasi:cli/stdout") => "it goes nowhere",
-        (_, "wasi:cli/stderr") => "it goes to the log",
+        (_, "wasi:cli/stderr") | ("wasi:logging", _) => "it goes to the log",
         (_, "wasi:cli/exit") if program => "it ends the connection, with FIN",
         (_, "wasi:cli/exit") => "it ends the connection, with a reset",
         _ => "there is nothing behind it",

@@ -162,6 +162,11 @@ impl State {
         self.logged.get_or_insert_default().clone()
     }
 
+    /// Who speaks, and how many lines of that were logged.
+    pub(super) fn voice(&mut self) -> (Speaker, Logged) {
+        (self.speaker, self.logged())
+    }
+
     fn diagnostics(&mut self) -> Diagnostics {
         diagnostics(self.speaker, &mut self.logged)
     }
