@@ -40,6 +40,7 @@ mod services;
 mod shared;
 mod swap;
 mod systemd;
+mod telemetry;
 mod terminal;
 mod tls;
 mod unix;

@@ -18,16 +18,23 @@ use crate::harness::fetched;
 use crate::harness::{Client, DEADLINE, HUP, Host, field, noise, refused, replace, scratch, until};
 
 /// An authority with a directory for what it issues.
-struct Authority {
+pub struct Authority {
     dir: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, as files.
 #[derive(Clone)]
-struct Issued {
+pub struct Issued {
     certificate: PathBuf,
     key: PathBuf,
+}
+
+impl Issued {
+    /// The certificate, and its key.
+    pub fn files(&self) -> [&str; 2] {
+        [&self.certificate, &self.key].map(|path| path.to_str().unwrap())
+    }
 }
 
 impl Authority {
@@ -64,7 +71,7 @@ impl Authority {
     }
 
     /// What a client has to know of it.
-    fn client(&self) -> ClientBuilder {
+    pub fn client(&self) -> ClientBuilder {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         ClientBuilder {
@@ -89,14 +96,14 @@ const OLDER: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
 const NEWER: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 /// How a client of rustls connects.
-struct ClientBuilder {
+pub struct ClientBuilder {
     roots: RootCertStore,
     alpn: Vec<&'static str>,
     identity: Option<Issued>,
     versions: &'static [&'static rustls::SupportedProtocolVersion],
 }
 
-type TlsClient = StreamOwned<ClientConnection, TcpStream>;
+pub type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 
 impl ClientBuilder {
     fn config(&self) -> Arc<ClientConfig> {
@@ -128,12 +135,12 @@ impl ClientBuilder {
         Ok(client)
     }
 
-    fn connects(&self, host: &Host) -> io::Result<TlsClient> {
+    pub fn connects(&self, host: &Host) -> io::Result<TlsClient> {
         self.over(Client::connect(host.address())?.0, "localhost")
     }
 }
 
-fn echo(client: &mut TlsClient, bytes: &[u8]) {
+pub fn echo(client: &mut TlsClient, bytes: &[u8]) {
     client.write_all(bytes).unwrap();
     let mut answer = vec![0; bytes.len()];
     client.read_exact(&mut answer).unwrap();
@@ -141,7 +148,7 @@ fn echo(client: &mut TlsClient, bytes: &[u8]) {
 }
 
 /// Says that there is no more to come.
-fn finish(client: &mut TlsClient) {
+pub fn finish(client: &mut TlsClient) {
     client.conn.send_close_notify();
     while client.conn.wants_write() {
         client.conn.write_tls(&mut client.sock).unwrap();
@@ -150,7 +157,7 @@ fn finish(client: &mut TlsClient) {
 }
 
 /// Reads to the end that TLS tells of.
-fn rest(client: &mut TlsClient) -> String {
+pub fn rest(client: &mut TlsClient) -> String {
     let mut rest = String::new();
     client.read_to_string(&mut rest).unwrap();
     rest
@@ -167,7 +174,7 @@ fn serving(name: &str, issued: &Issued, args: &[&str]) -> Host {
 }
 
 /// An authority, what it has issued for `localhost`, and a host that serves with that.
-fn served(test: &str, guest: &str, args: &[&str]) -> (Authority, Issued, Host) {
+pub fn served(test: &str, guest: &str, args: &[&str]) -> (Authority, Issued, Host) {
     let authority = Authority::new(test);
     let issued = authority.issues(&["localhost"], &[]);
     let host = serving(guest, &issued, args);

@@ -30,6 +30,7 @@ use crate::record::Tape;
 use crate::roster::Open;
 use crate::service::Service;
 use crate::socket::Stream;
+use crate::telemetry::{Ended, Trace};
 
 /// Accepts the connections of one service.
 #[derive(Debug)]
@@ -102,12 +103,15 @@ pub(crate) fn close(
 
 /// Hands a connection to a task of its own.
 fn hand_over(service: &Arc<Service>, admission: &Admission, permit: Permit, accepted: Accepted) {
+    let at = Instant::now();
+    let telemetry = service.process.telemetry.as_ref();
     let arrival = Arrival {
+        trace: telemetry.map(|_| Trace::new(at.into_std(), &accepted.remote, &accepted.local)),
         entrance: accepted.entrance,
         remote: accepted.remote,
         local: accepted.local,
         sources: admission.sources().clone(),
-        at: Instant::now(),
+        at,
     };
     service.counts().accepted.one_more();
     let connections = &service.process.connections;
@@ -135,6 +139,10 @@ async fn arrive(service: Arc<Service>, permit: Permit, mut arrival: Arrival, str
 /// were.
 fn tell_refused(service: &Service, arrival: &Arrival, reason: Refused) {
     service.counts().refused(reason).one_more();
+    if let Some((telemetry, trace)) = service.process.telemetry.as_ref().zip(arrival.trace.as_deref()) {
+        let (name, listener) = (&service.config.name, &arrival.entrance.name);
+        telemetry.refused(trace, name, listener, &arrival.remote, &arrival.local, reason);
+    }
     let told = reason != Refused::Failing && service.config.log_connections != LogConnections::None;
     let (service, peer, listener) = (&service.config.name, &arrival.remote, &arrival.entrance.name);
     let reason = reason.as_str();
@@ -181,8 +189,12 @@ async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entere
         entrance,
         remote,
         local,
+        mut trace,
         ..
     } = arrival;
+    if let Some(trace) = &mut trace {
+        trace.comes_in(&remote, &local);
+    }
     let listener = entrance.name.clone();
     drop(entrance);
     let peer = Peer {
@@ -209,7 +221,11 @@ async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entere
         recorder.keep(peer.connection, tape, report.outcome).await;
         report
     };
-    match AssertUnwindSafe(served).catch_unwind().await {
+    let served = AssertUnwindSafe(served).catch_unwind().await;
+    if let Some(trace) = &trace {
+        tell(&service, &peer, &place, trace, served.as_ref().ok());
+    }
+    match served {
         Ok(report) => {
             log(&service, &peer, &place, &report);
             if report.counts {
@@ -282,6 +298,25 @@ where
         None => count(),
     }
     report
+}
+
+/// Tells a collector of a connection that has ended, by a panic of the host where there is no report.
+fn tell(service: &Service, peer: &Peer, place: &Place, trace: &Trace, report: Option<&Report>) {
+    let Some(telemetry) = &service.process.telemetry else {
+        return;
+    };
+    let serving = place.serving();
+    let ended = Ended {
+        service: &service.config.name,
+        peer,
+        generation: serving.number,
+        contract: serving.generation.contract().as_str(),
+        cost: &place.cost,
+        // As in the log.
+        own: service.config.isolation == Isolation::Connection,
+        report,
+    };
+    telemetry.ended(trace, &ended);
 }
 
 fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {

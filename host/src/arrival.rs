@@ -13,6 +13,7 @@ use crate::peer::{self, End};
 use crate::proxy_protocol::{self, Client};
 use crate::service::Service;
 use crate::socket::{Reader, Stream, Writer};
+use crate::telemetry::Trace;
 use crate::tls;
 
 /// A connection that was accepted, and may not come in yet.
@@ -24,6 +25,8 @@ pub(crate) struct Arrival {
     pub(crate) sources: Sources,
     /// When it was accepted. All that has to be said first has its time from then on.
     pub(crate) at: Instant,
+    /// What is noted of it, where it is traced.
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
 /// A connection that may not come in.
@@ -64,7 +67,14 @@ impl Arrival {
         let told = match &entrance.proxy_protocol {
             None => Ok(()),
             // In a box, as what follows too, so that other connections are not larger for it.
-            Some(proxy) => Box::pin(self.hear(proxy, &mut stream, service)).await,
+            Some(proxy) => {
+                let begun = self.trace.as_ref().map(|_| Instant::now());
+                let told = Box::pin(self.hear(proxy, &mut stream, service)).await;
+                if let Some((trace, begun)) = self.trace.as_mut().zip(begun) {
+                    trace.heard(begun.into_std(), &told);
+                }
+                told
+            }
         };
         let permit = match told.and_then(|()| self.admit(permit, service)) {
             Ok(permit) => permit,
@@ -82,7 +92,12 @@ impl Arrival {
                 tls: None,
             });
         };
-        let (reader, writer, said) = Box::pin(self.agree(tls, stream, service)).await?;
+        let begun = self.trace.as_ref().map(|_| Instant::now());
+        let agreed = Box::pin(self.agree(tls, stream, service)).await;
+        if let Some((trace, begun)) = self.trace.as_mut().zip(begun) {
+            trace.agreed(begun.into_std(), &agreed);
+        }
+        let (reader, writer, said) = agreed?;
         Ok(Entered {
             permit,
             reader: Reader::Tls(reader),
@@ -119,6 +134,9 @@ impl Arrival {
             Ok(Client::Unknown) => Ok(()),
             Err(refusal) => {
                 debug!(peer = %self.remote, "{refusal}");
+                if let Some(trace) = &mut self.trace {
+                    trace.fails(refusal.to_string());
+                }
                 Err(Refused::ProxyHeader)
             }
         }
@@ -136,7 +154,7 @@ impl Arrival {
 
     /// Agrees with the peer on how the connection is encrypted.
     async fn agree(
-        &self,
+        &mut self,
         tls: &tls::Server,
         stream: Stream,
         service: &Service,
@@ -149,6 +167,9 @@ impl Arrival {
         };
         agreed.map_err(|error| {
             debug!(peer = %self.remote, "{error}");
+            if let Some(trace) = &mut self.trace {
+                trace.fails(error.to_string());
+            }
             Refused::TlsHandshake
         })
     }

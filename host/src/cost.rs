@@ -1,8 +1,9 @@
 //! What one connection costs: the time that its guest works, the memory that it takes, and how long its instance took to make.
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a connection has cost so far, or instances that connections share. It can be read while that goes on.
 #[derive(Debug, Default)]
@@ -11,8 +12,8 @@ pub struct Cost {
     cpu: AtomicU64,
     /// Bytes.
     memory: AtomicU64,
-    /// Nanoseconds; 0 where there is no instance yet.
-    instantiation: AtomicU64,
+    /// When making the instance began, and how long it took; of a session that has moved, the first.
+    made: OnceLock<(Instant, Duration)>,
     refused: AtomicBool,
 }
 
@@ -30,8 +31,12 @@ impl Cost {
 
     /// How long it took to make the instance, once there is one.
     pub fn instantiation(&self) -> Option<Duration> {
-        let nanoseconds = self.instantiation.load(Relaxed);
-        (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
+        self.made().map(|(_, took)| took)
+    }
+
+    /// When making the instance began, and how long it took, once there is one.
+    pub fn made(&self) -> Option<(Instant, Duration)> {
+        self.made.get().copied()
     }
 
     /// Whether the instance has asked for more memory than it may have.
@@ -52,7 +57,7 @@ impl Cost {
         self.memory.fetch_max(bytes as u64, Relaxed);
     }
 
-    pub(crate) fn instantiated(&self, time: Duration) {
-        self.instantiation.store(time.as_nanos().max(1) as u64, Relaxed);
+    pub(crate) fn instantiated(&self, start: Instant) {
+        self.made.get_or_init(|| (start, start.elapsed()));
     }
 }

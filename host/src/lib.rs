@@ -45,6 +45,7 @@ pub mod shutdown;
 pub mod socket;
 mod stamp;
 pub mod system;
+mod telemetry;
 pub mod terminal;
 pub mod tls;
 mod values;

@@ -55,9 +55,11 @@ pub(crate) async fn plan(
     entrances: &[Vec<Arc<Entrance>>],
 ) -> anyhow::Result<Plan> {
     let config = file::read(path)?;
-    if (config.threads, config.log, &config.admin) != (now.threads, now.log, &now.admin) {
+    if (config.threads, config.log, &config.admin, &config.otlp)
+        != (now.threads, now.log, &now.admin, &now.otlp)
+    {
         warn!(
-            "what the file says of `threads`, `log` and `admin` takes a restart; until then they stay as they are"
+            "what the file says of `threads`, `log`, `admin` and `otlp` takes a restart; until then they stay as they are"
         );
     }
     system::raise_descriptors(&config.services);

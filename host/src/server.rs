@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
-use crate::admin;
+use crate::admin::{self, measures};
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::generations::Generations;
@@ -28,6 +28,7 @@ use crate::service::{Loaded, Process, Service};
 use crate::service_manager;
 use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
+use crate::telemetry::Telemetry;
 use crate::terminal::Terminal;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
@@ -155,16 +156,33 @@ pub async fn serve(
 ) -> anyhow::Result<Drained> {
     let (mut server, mut signals) = Server::start(config, terminal.is_some()).await?;
     server.ready();
-    let Some(mut terminal) = terminal else {
-        return server.run(file, &mut signals).await;
+    let process = Arc::clone(&server.process);
+    let measuring = process.telemetry.as_ref().and_then(|telemetry| {
+        let process = Arc::clone(&process);
+        telemetry.measure(move || measures::read(&process))
+    });
+    let drained = match terminal {
+        None => server.run(file, &mut signals).await,
+        Some(mut terminal) => {
+            terminal.show_services(&process.services.load());
+            let watch = terminal.clone().watch(Arc::clone(&process));
+            let drained = tokio::select! {
+                drained = server.run(file, &mut signals) => drained,
+                never = watch => never,
+            };
+            terminal.clear();
+            drained
+        }
     };
-    terminal.show_services(&server.process.services.load());
-    let watch = terminal.clone().watch(Arc::clone(&server.process));
-    let drained = tokio::select! {
-        drained = server.run(file, &mut signals) => drained,
-        never = watch => never,
-    };
-    terminal.clear();
+    if let Some(measuring) = measuring {
+        measuring.abort();
+    }
+    if let Some(telemetry) = &process.telemetry {
+        match drained {
+            Ok(Drained::Quit) => telemetry.quit(),
+            Ok(Drained::Done) | Err(_) => telemetry.end(&measures::read(&process)).await,
+        }
+    }
     drained
 }
 
@@ -241,7 +259,10 @@ impl Server {
         // They are no reason to end, whatever is being loaded.
         let changes = Changes::new().context("cannot handle signals")?;
         system::raise_descriptors(&config.services);
-        let process = Arc::new(Process::new(watched || config.admin.is_some()));
+        let telemetry = config.otlp.as_ref().map(Telemetry::start);
+        // Metrics are of connections that are open too.
+        let observed = watched || config.admin.is_some() || telemetry.is_some();
+        let process = Arc::new(Process::new(observed, telemetry));
         // First, so that it can be asked whether the host is ready.
         if let Some(admin) = &config.admin {
             admin::start(admin, &process)?;

@@ -20,6 +20,7 @@ use crate::generations::Generations;
 use crate::record::Recorder;
 use crate::roster::Roster;
 use crate::sandbox::{Generation, Sandbox, Source};
+use crate::telemetry::Telemetry;
 
 /// What the connections of all services share.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Process {
     pub(crate) services: ArcSwap<Vec<Arc<Service>>>,
     /// The connections that are open, where somebody may ask for them.
     pub(crate) roster: Option<Arc<Roster>>,
+    /// What is told to a collector, where there is one.
+    pub(crate) telemetry: Option<Telemetry>,
     pub(crate) started: Instant,
     /// The drain has begun.
     pub(crate) draining: AtomicBool,
@@ -42,11 +45,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// What it is before there are services. Connections can be seen from outside if it is `observed`.
-    pub(crate) fn new(observed: bool) -> Self {
+    /// What it is before there are services. Connections can be seen from outside if it is `observed`, and are told of to `telemetry`.
+    pub(crate) fn new(observed: bool, telemetry: Option<Telemetry>) -> Self {
         Self {
             services: ArcSwap::default(),
             roster: observed.then(Arc::default),
+            telemetry,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             drain: Notify::new(),

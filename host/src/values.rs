@@ -7,9 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use hyper::Uri;
 use ipnet::IpNet;
 
-use crate::config::{Address, CacheDir, GrantedDir, Mode, Rate};
+use crate::config::{Address, CacheDir, Endpoint, GrantedDir, Mode, Rate, Ratio};
 
 /// What there is none of where a value is `off`.
 pub(crate) const OFF: &str = "off";
@@ -56,6 +57,47 @@ pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
                 .to_owned(),
         ),
     }
+}
+
+/// Where traces and metrics are sent.
+pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
+    let refused = || "expected a URL as http://127.0.0.1:4318".to_owned();
+    if text.starts_with("https:") {
+        return Err(
+            "there is no TLS on this way; expected http://, as to a collector on this machine that goes on by TLS".to_owned(),
+        );
+    }
+    let url: Uri = text.parse().map_err(|_| refused())?;
+    let authority = url.authority().ok_or_else(refused)?;
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = bare.unwrap_or(host);
+    let odd = url.scheme_str() != Some("http")
+        || url.query().is_some()
+        || text.contains('#')
+        || host.is_empty()
+        || authority.as_str().contains('@')
+        // A port that is none is told by nothing else.
+        || authority.as_str().ends_with(':')
+        || url.port().is_some() && url.port_u16().is_none_or(|port| port == 0);
+    if odd {
+        return Err(refused());
+    }
+    let path = url.path().trim_end_matches('/');
+    if path.ends_with("/v1/traces") || path.ends_with("/v1/metrics") {
+        return Err("`/v1/traces` and `/v1/metrics` are added to it; leave that out".to_owned());
+    }
+    Ok(Endpoint {
+        host: host.to_owned(),
+        port: url.port_u16().unwrap_or(80),
+        path: path.to_owned(),
+    })
+}
+
+/// A part of all.
+pub(crate) fn ratio(text: &str) -> Result<Ratio, String> {
+    let ratio = text.parse().ok().and_then(Ratio::new);
+    ratio.ok_or_else(|| "expected a number from 0 to 1, as 0.01".to_owned())
 }
 
 /// Bytes that the path of a socket may have: the kernel keeps it in 108, with a zero at the end.

@@ -8,8 +8,8 @@ use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
 use crate::config::{
-    Address, Admin, CacheDir, Config, GrantedDir, Grants, Isolation, Limits, Log, LogConnections, LogFormat,
-    LogLevel, Rate, Service,
+    Address, Admin, CacheDir, Config, Endpoint, GrantedDir, Grants, Isolation, Limits, Log, LogConnections,
+    LogFormat, LogLevel, Otlp, Rate, Ratio, Service,
 };
 use crate::values;
 
@@ -85,6 +85,14 @@ pub(super) struct ServiceFlags {
     /// File of the token by which connections can be closed, components swapped, and a drain begun; made if it is not there
     #[arg(long, value_name = "FILE", requires = "admin", help_heading = "Admin")]
     pub(super) admin_token: Option<PathBuf>,
+
+    /// Collector that traces and metrics are sent to by OTLP over HTTP, as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL", value_parser = values::endpoint, help_heading = "Telemetry")]
+    pub(super) otlp: Option<Endpoint>,
+
+    /// Part of all connections that are traced, from 0 to 1 [default: 1]
+    #[arg(long, value_name = "RATIO", value_parser = values::ratio, requires = "otlp", help_heading = "Telemetry")]
+    pub(super) otlp_sample: Option<Ratio>,
 
     /// Connections that have a line in the log when they end: all, those that failed, or none
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = Connections::All, help_heading = "Log")]
@@ -274,6 +282,10 @@ impl From<ServiceFlags> for Config {
             admin: flags.admin.map(|address| Admin {
                 address,
                 token: flags.admin_token,
+            }),
+            otlp: flags.otlp.map(|endpoint| Otlp {
+                endpoint,
+                sample: flags.otlp_sample.unwrap_or(Ratio::ALL),
             }),
             log: Log {
                 format: match flags.log_format {

@@ -4,6 +4,7 @@ mod clash;
 mod limits;
 mod listen;
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct Config {
     pub log: Log,
     /// Where the host can be looked at and told what to do, if it can.
     pub admin: Option<Admin>,
+    /// Where traces and metrics are sent, if they are.
+    pub otlp: Option<Otlp>,
 }
 
 /// Where the host can be looked at and told what to do.
@@ -48,6 +51,66 @@ pub struct Admin {
     /// File of the token that who changes anything has to know, which is made if it is not there; `None` where nothing can be
     /// changed.
     pub token: Option<PathBuf>,
+}
+
+/// Where traces and metrics are sent, by OTLP over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Otlp {
+    /// Where the collector is.
+    pub endpoint: Endpoint,
+    /// The part of connections that are traced.
+    pub sample: Ratio,
+}
+
+/// Where a collector is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A name or an address; one of IPv6 without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// What comes before `/v1/traces` and `/v1/metrics`: nothing, or a path that does not end in `/`.
+    pub path: String,
+}
+
+impl Endpoint {
+    /// Host and port, as a URL has them.
+    pub fn authority(&self) -> String {
+        let (host, port) = (&self.host, self.port);
+        if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority(), self.path)
+    }
+}
+
+/// A part of all, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(f64);
+
+// It is never NaN.
+impl Eq for Ratio {}
+
+impl Ratio {
+    /// All.
+    pub const ALL: Self = Self(1.0);
+
+    /// `ratio`, if it is one.
+    pub fn new(ratio: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&ratio).then_some(Self(ratio))
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
 }
 
 /// One service: where its connections come from, and what serves them.

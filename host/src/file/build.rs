@@ -12,7 +12,7 @@ use super::keys::{
 };
 use super::problem::Problem;
 use super::words::{Kind, Word};
-use crate::config::{self, Access, Address, At, CacheDir, Config, Grants, Limits, Listen, Service};
+use crate::config::{self, Access, Address, At, CacheDir, Config, Grants, Limits, Listen, Ratio, Service};
 use crate::values;
 
 /// Makes a [`Config`] of a file.
@@ -55,6 +55,10 @@ impl Builder<'_> {
                     other => other,
                 },
                 token: table.token.map(|token| self.path(token)),
+            }),
+            otlp: file.otlp.map(|table| config::Otlp {
+                endpoint: table.endpoint.0,
+                sample: value(table.sample, Ratio::ALL),
             }),
             threads: value(file.threads, values::cores()),
             drain_timeout: value(file.drain_timeout, config::DRAIN_TIMEOUT),

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::words::{
-    AdminAddress, Backlog, Buffer, Bytes, Connections, Count, Deadline, Destination, Directory, Instances,
-    Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Size, Slice, SocketMode, Threads,
-    Time, Timeout, Word,
+    AdminAddress, Backlog, Buffer, Bytes, Collector, Connections, Count, Deadline, Destination, Directory,
+    Instances, Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Sample, Size, Slice,
+    SocketMode, Threads, Time, Timeout, Word,
 };
 
 /// Makes a table whose keys may all be left out. What one table leaves out it can take from another.
@@ -59,6 +59,9 @@ pub(super) struct File {
     /// Where the host can be looked at, and told what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) admin: Option<AdminTable>,
+    /// Where traces and metrics are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) otlp: Option<OtlpTable>,
     /// What services have that do not say otherwise.
     #[serde(default, skip_serializing)]
     pub(super) defaults: DefaultsTable,
@@ -76,6 +79,17 @@ pub(super) struct AdminTable {
     /// File of the token by which anything can be changed; made if it is not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) token: Option<PathBuf>,
+}
+
+/// Where traces and metrics are sent, by OTLP over HTTP.
+#[derive(Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct OtlpTable {
+    /// The collector, as http://127.0.0.1:4318.
+    pub(super) endpoint: Word<Collector>,
+    /// Part of all connections that are traced, from 0 to 1; all, if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sample: Option<Word<Sample>>,
 }
 
 table! {

@@ -5,7 +5,7 @@ use toml::Spanned;
 
 use super::keys::{
     AccessTable, AdminTable, DefaultsTable, File, GrantsTable, IdentityTable, Isolation, LimitsTable,
-    ListenEntry, ListenTable, LogConnections, LogFormat, LogLevel, LogTable, ProxyProtocolTable,
+    ListenEntry, ListenTable, LogConnections, LogFormat, LogLevel, LogTable, OtlpTable, ProxyProtocolTable,
     ServiceTable, SocketTable, TlsTable,
 };
 use super::words::{Kind, Word};
@@ -46,6 +46,10 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
         admin: config.admin.as_ref().map(|admin| AdminTable {
             listen: Word(admin.address.clone()),
             token: admin.token.clone(),
+        }),
+        otlp: config.otlp.as_ref().map(|otlp| OtlpTable {
+            endpoint: Word(otlp.endpoint.clone()),
+            sample: Some(Word(otlp.sample)),
         }),
         defaults: DefaultsTable::default(),
         services: config.services.iter().map(service).collect(),

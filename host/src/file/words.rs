@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-use crate::config::{Address, GrantedDir, Mode, Rate};
+use crate::config::{Address, Endpoint, GrantedDir, Mode, Rate, Ratio};
 use crate::values::{self, OFF};
 
 /// How a kind of value is read and written.
@@ -70,14 +70,29 @@ impl<K: Kind> Visitor<'_> for Reader<K> {
             Err(E::invalid_type(serde::de::Unexpected::Signed(number), &self))
         }
     }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Word<K>, E> {
+        if K::NUMBERS {
+            self.visit_str(&number.to_string())
+        } else {
+            Err(E::invalid_type(serde::de::Unexpected::Float(number), &self))
+        }
+    }
 }
 
 impl<K: Kind> Serialize for Word<K> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = K::show(&self.0);
-        match text.parse() {
-            Ok(number) if K::NUMBERS => serializer.serialize_i64(number),
-            _ => serializer.serialize_str(&text),
+        if K::NUMBERS
+            && let Ok(number) = text.parse()
+        {
+            serializer.serialize_i64(number)
+        } else if K::NUMBERS
+            && let Ok(number) = text.parse()
+        {
+            serializer.serialize_f64(number)
+        } else {
+            serializer.serialize_str(&text)
         }
     }
 }
@@ -90,7 +105,12 @@ impl<K: Kind> JsonSchema for Word<K> {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let example = K::EXAMPLE;
         if K::NUMBERS {
-            json_schema!({ "type": ["integer", "string"], "examples": [example] })
+            let whole = if example.contains('.') {
+                "number"
+            } else {
+                "integer"
+            };
+            json_schema!({ "type": [whole, "string"], "examples": [example] })
         } else {
             json_schema!({ "type": "string", "examples": [example] })
         }
@@ -152,10 +172,14 @@ kinds! {
     Threads: NonZeroUsize = values::threads, ToString::to_string, "4", number;
     /// Connections that wait.
     Backlog: u32 = values::backlog, ToString::to_string, "4096", number;
+    /// A part of all.
+    Sample: Ratio = values::ratio, |ratio| ratio.get().to_string(), "0.1", number;
     /// An address to listen at.
     ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080";
     /// An address to be looked at.
     AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090";
+    /// A collector.
+    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318";
     /// A network.
     Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24";
     /// The mode of a socket.

@@ -184,7 +184,7 @@ impl State {
     /// Notes that the instance was made, which began at `start`.
     pub(super) fn instantiated(&self, start: Instant) {
         if let Some(cost) = &self.memory.cost {
-            cost.instantiated(start.elapsed());
+            cost.instantiated(start);
         }
     }
 

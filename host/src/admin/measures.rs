@@ -1,0 +1,331 @@
+//! What is measured of the host, each under one name, for whoever it is told to: Prometheus, or a collector of OpenTelemetry.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::view;
+use crate::admission::Refused;
+use crate::connection::Outcome;
+use crate::counts::{Counts, Seen};
+use crate::sandbox::PoolUse;
+use crate::service::{Process, Service};
+
+/// Something that is measured.
+#[derive(Debug)]
+pub(crate) struct Measure {
+    /// Its name, to which whoever tells of it adds what stands before, and the unit.
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) unit: Option<Unit>,
+    pub(crate) values: Values,
+}
+
+/// What a number is one of, where it is not simply counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Seconds,
+    Bytes,
+}
+
+/// Names of labels, and what they are. That comes from the configuration or from the program, and never from a peer.
+pub(crate) type Labels = Vec<(&'static str, String)>;
+
+/// What it comes to, for each set of labels.
+#[derive(Debug)]
+pub(crate) enum Values {
+    /// Nothing but what the labels say.
+    Info(Labels),
+    Gauges(Vec<(Labels, Number)>),
+    /// Numbers that only rise.
+    Counters(Vec<(Labels, Number)>),
+    Histograms(Vec<(Labels, Seen)>),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Number {
+    Whole(u64),
+    Real(f64),
+}
+
+impl From<u64> for Number {
+    fn from(number: u64) -> Self {
+        Self::Whole(number)
+    }
+}
+
+impl From<f64> for Number {
+    fn from(number: f64) -> Self {
+        Self::Real(number)
+    }
+}
+
+/// All there is to read, at the moment when it is asked for: nothing is kept up to date while nobody asks.
+pub(crate) fn read(process: &Process) -> Vec<Measure> {
+    let services = process.services.load();
+    let (_, sums) = view::look(process, &services);
+    let sum = |service: &Service| sums.get(&service.config.name).copied().unwrap_or_default();
+    let mut out = Reader {
+        services: &services,
+        read: Vec::new(),
+    };
+
+    let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    out.push("build", "The version of the host", None, Values::Info(version));
+    let uptime = process.started.elapsed().as_secs_f64();
+    out.one_gauge(
+        "uptime",
+        "Time since the host was started",
+        Some(Unit::Seconds),
+        uptime,
+    );
+    let draining = u64::from(process.draining.load(Relaxed));
+    out.one_gauge("draining", "1 while the host drains", None, draining);
+    let panics = process.panics.load(Relaxed);
+    out.push(
+        "host_panics",
+        "Connections that a panic of the host has ended",
+        None,
+        Values::Counters(vec![(Vec::new(), panics.into())]),
+    );
+
+    out.counter(
+        "connections_accepted",
+        "Connections that were accepted",
+        None,
+        |s| s.counts().accepted.get(),
+    );
+    out.by(
+        "connections_refused",
+        "Connections that may not come in",
+        "reason",
+        |s| {
+            Refused::ALL
+                .map(|reason| (reason.as_str(), s.counts().refused(reason).get()))
+                .to_vec()
+        },
+    );
+    out.by(
+        "connections_ended",
+        "Connections that have come in and have ended",
+        "outcome",
+        |s| {
+            Outcome::ALL
+                .map(|outcome| (outcome.as_str(), s.counts().ended(outcome).get()))
+                .to_vec()
+        },
+    );
+    out.gauge("connections_open", "Connections that are open", None, |s| {
+        sum(s).open
+    });
+    out.counter("received", "Bytes that peers have sent", Some(Unit::Bytes), |s| {
+        sum(s).bytes_in
+    });
+    out.counter(
+        "sent",
+        "Bytes that were handed to the transport",
+        Some(Unit::Bytes),
+        |s| sum(s).bytes_out,
+    );
+
+    out.histogram(
+        "connection_duration",
+        "From when a connection has come in to its close",
+        |counts| counts.duration.seen(),
+    );
+    out.histogram(
+        "first_byte",
+        "From when a connection has come in to the first byte sent",
+        |counts| counts.first_byte.seen(),
+    );
+    out.histogram("instantiation", "Making an instance", |counts| {
+        counts.instantiation.seen()
+    });
+
+    out.counter(
+        "guest_cpu",
+        "Time of the guests' turns",
+        Some(Unit::Seconds),
+        |s| view::guests(s, &sum(s)).0.as_secs_f64(),
+    );
+    out.gauge(
+        "guest_memory",
+        "Most memory of the instances that live",
+        Some(Unit::Bytes),
+        |s| view::guests(s, &sum(s)).1,
+    );
+    out.counter("guest_traps", "Connections whose guest has trapped", None, |s| {
+        s.counts().ended(Outcome::GuestTrap).get()
+    });
+    out.by(
+        "limit_hits",
+        "Connections that a limit has ended or refused",
+        "limit",
+        |s| limits(s.counts()),
+    );
+
+    out.gauge("generation", "The generation in service", None, |s| {
+        s.generations.current().number
+    });
+    out.gauge(
+        "generations_alive",
+        "Generations that have connections or may get some",
+        None,
+        |s| s.generations.known().0.len() as u64,
+    );
+    out.counter("swaps", "Generations that have replaced another", None, |s| {
+        s.counts().swaps.get()
+    });
+    out.counter("rollbacks", "Generations that were gone back from", None, |s| {
+        s.counts().rollbacks.get()
+    });
+    out.counter(
+        "rejected_components",
+        "Components that were not taken",
+        None,
+        |s| s.counts().rejected.get(),
+    );
+    out.counter("accept_errors", "Errors of accept", None, |s| {
+        s.counts().accept_errors.get()
+    });
+
+    out.pool("pool_used", "What of the pool of instances is in use", |pool| {
+        [
+            ("instances", pool.instances),
+            ("memories", pool.memories),
+            ("tables", pool.tables),
+            ("stacks", pool.stacks),
+        ]
+        .to_vec()
+    });
+    out.pool("pool_size", "What the pool of instances has room for", |pool| {
+        [
+            ("instances", pool.most_instances),
+            ("memories", pool.most_memories),
+            ("tables", pool.most_tables),
+        ]
+        .to_vec()
+    });
+    out.read
+}
+
+/// What the limits have ended or refused, by their flags; where one outcome stands for two of them, by what they have in common.
+fn limits(counts: &Counts) -> Vec<(&'static str, u64)> {
+    let ended = |outcome| counts.ended(outcome).get();
+    let refused = |reason| counts.refused(reason).get();
+    vec![
+        ("cpu-time", ended(Outcome::CpuLimit)),
+        ("max-memory", counts.memory_hits.get()),
+        ("first-byte-timeout", ended(Outcome::FirstByteTimeout)),
+        ("idle-timeout", ended(Outcome::IdleTimeout)),
+        ("write-timeout", ended(Outcome::WriteTimeout)),
+        ("max-lifetime", ended(Outcome::Lifetime)),
+        ("max-bytes", ended(Outcome::ByteLimit)),
+        ("max-connections-per-source", refused(Refused::SourceConnections)),
+        ("max-rate-per-source", refused(Refused::SourceRate)),
+    ]
+}
+
+struct Reader<'a> {
+    services: &'a [Arc<Service>],
+    read: Vec<Measure>,
+}
+
+impl Reader<'_> {
+    fn push(&mut self, name: &'static str, help: &'static str, unit: Option<Unit>, values: Values) {
+        self.read.push(Measure {
+            name,
+            help,
+            unit,
+            values,
+        });
+    }
+
+    fn one_gauge(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        value: impl Into<Number>,
+    ) {
+        self.push(name, help, unit, Values::Gauges(vec![(Vec::new(), value.into())]));
+    }
+
+    fn counter<V: Into<Number>>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        value: impl Fn(&Service) -> V,
+    ) {
+        let points = self.each(|service| value(service).into());
+        self.push(name, help, unit, Values::Counters(points));
+    }
+
+    fn gauge(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        value: impl Fn(&Service) -> u64,
+    ) {
+        let points = self.each(|service| value(service).into());
+        self.push(name, help, unit, Values::Gauges(points));
+    }
+
+    fn histogram(&mut self, name: &'static str, help: &'static str, of: impl Fn(&Counts) -> Seen) {
+        let points = self.each(|service| of(service.counts()));
+        self.push(name, help, Some(Unit::Seconds), Values::Histograms(points));
+    }
+
+    /// A counter for each value of a label, of which there is a fixed number.
+    fn by(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        values: impl Fn(&Service) -> Vec<(&'static str, u64)>,
+    ) {
+        let points = self.all(label, values);
+        self.push(name, help, None, Values::Counters(points));
+    }
+
+    /// What is in the pool of each service's engine.
+    fn pool(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        values: impl Fn(&PoolUse) -> Vec<(&'static str, u64)>,
+    ) {
+        let points = self.all("kind", |service| {
+            let pool = service.generations.current().generation.pool();
+            pool.as_ref().map_or_else(Vec::new, &values)
+        });
+        self.push(name, help, None, Values::Gauges(points));
+    }
+
+    fn each<T>(&self, value: impl Fn(&Service) -> T) -> Vec<(Labels, T)> {
+        let services = self.services.iter();
+        services.map(|service| (of(service), value(service))).collect()
+    }
+
+    fn all(
+        &self,
+        label: &'static str,
+        values: impl Fn(&Service) -> Vec<(&'static str, u64)>,
+    ) -> Vec<(Labels, Number)> {
+        let services = self.services.iter();
+        let all = services.flat_map(|service| {
+            values(service).into_iter().map(|(value, number)| {
+                let mut labels = of(service);
+                labels.push((label, value.to_owned()));
+                (labels, number.into())
+            })
+        });
+        all.collect()
+    }
+}
+
+/// The labels of what is measured of one service.
+fn of(service: &Service) -> Labels {
+    vec![("service", service.config.name.clone())]
+}
