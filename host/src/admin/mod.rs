@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -73,7 +73,9 @@ pub(crate) fn start(config: &Config, process: &Arc<Process>) -> anyhow::Result<(
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);
     }
-    let listener = Listener::bind(&listen).context("the address to be looked at (--admin)")?;
+    // What it says of a flag is meant for where services listen.
+    let listener = Listener::bind(&listen)
+        .map_err(|error| anyhow!(format!("{error:#}").replace("--listen", "--admin")))?;
     let local = listener.local();
     let loopback = match &local {
         End::Tcp(address) => address.ip().is_loopback(),

@@ -45,7 +45,9 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>) -> anyhow::Result<Boun
     match &config.address {
         Address::Tcp(address) => {
             let (socket, local) = tcp(*address, options).with_context(|| {
-                format!("cannot listen on {address}; choose another address, or stop what uses it")
+                format!(
+                    "cannot listen on {address}; choose another address with --listen, or stop what uses it"
+                )
             })?;
             Ok(Bound {
                 socket: super::Socket::Tcp(socket, local),
@@ -167,7 +169,7 @@ fn unix_socket(path: &Path) -> anyhow::Result<(Socket, SocketFile)> {
 fn remove_stale(path: &Path, address: &SockAddr) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
-            bail!("there is something else than a socket; choose another path, or move it away")
+            bail!("there is something else than a socket; choose another path with --listen, or move it away")
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -187,9 +189,9 @@ fn remove_stale(path: &Path, address: &SockAddr) -> anyhow::Result<()> {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(()) => bail!("another process listens there; choose another path, or stop it"),
+        Ok(()) => bail!("another process listens there; choose another path with --listen, or stop it"),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("another process listens there; choose another path, or stop it")
+            bail!("another process listens there; choose another path with --listen, or stop it")
         }
         Err(error) => {
             Err(anyhow!(error).context("there is a socket, and whether anybody listens cannot be found out"))
