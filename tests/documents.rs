@@ -107,6 +107,7 @@ fn rooms_do_not_know_what_they_should_not() {
         ("roster.rs", &["wasmtime", "tokio::net", "crate::sandbox"]),
         ("terminal.rs", &["wasmtime", "tokio::net", "clap"]),
         ("server.rs", &["wasmtime", "clap"]),
+        ("running.rs", &["wasmtime", "clap"]),
         ("acceptor.rs", &["wasmtime", "clap"]),
         ("telemetry", &["wasmtime", "clap", "crate::socket"]),
         ("acceptor.rs", &["opentelemetry"]),

@@ -36,6 +36,7 @@ mod reload;
 pub mod replay;
 mod reread;
 mod roster;
+mod running;
 pub mod sandbox;
 pub mod scaffold;
 pub mod server;

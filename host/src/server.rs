@@ -8,23 +8,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use arc_swap::ArcSwap;
 use futures_util::future::select_all;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
 use crate::admin::{self, measures};
 use crate::admission::Admission;
 use crate::config::Config;
-use crate::generations::Generations;
-use crate::listener::{Entrance, Listener, Prepared};
+use crate::listener::{Listener, Prepared};
 use crate::peer::End;
-use crate::reload::Reloader;
 use crate::reread::{self, Listening, Plan};
-use crate::service::{Loaded, Process, Service};
+use crate::running::Running;
+use crate::service::{Loaded, Process};
 use crate::service_manager;
 use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
@@ -33,103 +29,6 @@ use crate::terminal::Terminal;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
-
-/// A service with the tasks that run it.
-struct Running {
-    service: Arc<Service>,
-    reloader: Option<JoinHandle<()>>,
-    entrances: Vec<Arc<Entrance>>,
-    acceptor: JoinHandle<Acceptor>,
-    stop: CancellationToken,
-}
-
-impl Running {
-    /// Starts a service that is loaded, in the place of one of the same name, if there is one.
-    fn start(loaded: Loaded, before: Option<&Service>, acceptor: Acceptor, process: &Arc<Process>) -> Self {
-        let Loaded {
-            config,
-            sandbox,
-            source,
-            generation,
-            recorder,
-        } = loaded;
-        let counts = before.map(|before| Arc::clone(&before.generations.counts));
-        let count = before.map_or(0, |before| before.generations.count());
-        let generations = Generations::new(
-            &config,
-            count,
-            generation,
-            process.cut.clone(),
-            counts.unwrap_or_default(),
-        );
-        let reload = Arc::new(Notify::new());
-        let changes = source.files().next().is_some();
-        let service = Arc::new(Service {
-            access: ArcSwap::from_pointee(config.access.clone()),
-            generations: Arc::new(generations),
-            recorder,
-            reload: changes.then(|| Arc::clone(&reload)),
-            listeners: ArcSwap::from_pointee(names(acceptor.listeners())),
-            process: Arc::clone(process),
-            config,
-        });
-        let reloader = changes.then(|| {
-            let generations = Arc::clone(&service.generations);
-            let reloader = Reloader::new(sandbox, source, service.config.clone(), generations);
-            tokio::spawn(reloader.run(reload))
-        });
-        let stop = CancellationToken::new();
-        let entrances = acceptor.entrances();
-        let acceptor = tokio::spawn(acceptor.run(Arc::clone(&service), stop.clone()));
-        Self {
-            service,
-            reloader,
-            entrances,
-            acceptor,
-            stop,
-        }
-    }
-
-    /// Loads the component again, if it is in a file, and reads certificates again.
-    fn reload(&self) {
-        for entrance in &self.entrances {
-            entrance.reread();
-        }
-        if let Some(reload) = &self.service.reload {
-            reload.notify_one();
-        } else {
-            info!(
-                service = self.service.config.name,
-                "asked to load the component again, and there is no file: it is the embedded one"
-            );
-        }
-    }
-
-    /// Accepts no more connections, until it is told to `accept` again.
-    async fn pause(&mut self) -> anyhow::Result<Acceptor> {
-        self.stop.cancel();
-        (&mut self.acceptor)
-            .await
-            .context("a task that accepts connections has failed")
-    }
-
-    fn accept(&mut self, acceptor: Acceptor) {
-        self.stop = CancellationToken::new();
-        self.entrances = acceptor.entrances();
-        self.service
-            .listeners
-            .store(Arc::new(names(acceptor.listeners())));
-        self.acceptor = tokio::spawn(acceptor.run(Arc::clone(&self.service), self.stop.clone()));
-    }
-
-    /// Ends what it does beside the connections that are open.
-    fn end(self) {
-        if let Some(reloader) = &self.reloader {
-            reloader.abort();
-        }
-        self.service.generations.wind_up();
-    }
-}
 
 /// The services that run.
 struct Server {
@@ -437,14 +336,6 @@ impl Server {
         info!(services = self.running.len(), "the configuration was read again");
         Ok(())
     }
-}
-
-/// What listeners are called where they are shown.
-fn names(listeners: &[Listener]) -> Vec<String> {
-    listeners
-        .iter()
-        .map(|listener| listener.local().to_string())
-        .collect()
 }
 
 fn addresses(listeners: &[Listener]) -> Vec<End> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{Config, Terms};
@@ -45,19 +45,8 @@ enum Verb {
         #[arg(long, value_name = "FILE", exclusive = true)]
         config: Option<PathBuf>,
 
-        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
-        #[arg(long, value_name = "FILE")]
-        middleware: Vec<PathBuf>,
-
-        /// Initialise the component first, by the function `wizer-initialize` that it exports
-        #[arg(long)]
-        preinit: bool,
-
         #[command(flatten)]
-        grants: GrantFlags,
-
-        #[command(flatten)]
-        limits: LimitFlags,
+        terms: TermFlags,
     },
     /// Print the configuration that is in force with these flags, or with this file, as a configuration file
     Config {
@@ -129,19 +118,8 @@ enum Verb {
         #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::duration)]
         time: Duration,
 
-        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
-        #[arg(long, value_name = "FILE")]
-        middleware: Vec<PathBuf>,
-
-        /// Initialise the component first, by the function `wizer-initialize` that it exports
-        #[arg(long)]
-        preinit: bool,
-
         #[command(flatten)]
-        grants: GrantFlags,
-
-        #[command(flatten)]
-        limits: LimitFlags,
+        terms: TermFlags,
     },
     /// Have a component take part in recorded conversations, and show where it says something else
     Replay {
@@ -153,20 +131,38 @@ enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
-        /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
-        #[arg(long, value_name = "FILE")]
-        middleware: Vec<PathBuf>,
-
-        /// Initialise the component first, by the function `wizer-initialize` that it exports
-        #[arg(long)]
-        preinit: bool,
-
         #[command(flatten)]
-        grants: GrantFlags,
-
-        #[command(flatten)]
-        limits: LimitFlags,
+        terms: TermFlags,
     },
+}
+
+/// On what terms a component is tried.
+#[derive(Debug, Args)]
+struct TermFlags {
+    /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+    #[arg(long, value_name = "FILE")]
+    middleware: Vec<PathBuf>,
+
+    /// Initialise the component first, by the function `wizer-initialize` that it exports
+    #[arg(long)]
+    preinit: bool,
+
+    #[command(flatten)]
+    grants: GrantFlags,
+
+    #[command(flatten)]
+    limits: LimitFlags,
+}
+
+impl From<TermFlags> for Terms {
+    fn from(flags: TermFlags) -> Self {
+        Self {
+            middleware: flags.middleware,
+            limits: flags.limits.into(),
+            grants: flags.grants.into(),
+            preinit: flags.preinit,
+        }
+    }
 }
 
 impl Cli {
@@ -258,17 +254,7 @@ impl From<Cli> for Command {
             Some(Verb::Check {
                 config: Some(config), ..
             }) => Self::CheckConfig(config),
-            Some(Verb::Check {
-                file,
-                middleware,
-                preinit,
-                grants,
-                limits,
-                ..
-            }) => Self::Check(
-                file.unwrap_or_default(),
-                terms(limits, grants, middleware, preinit),
-            ),
+            Some(Verb::Check { file, terms, .. }) => Self::Check(file.unwrap_or_default(), terms.into()),
             Some(Verb::Completions { shell }) => Self::Completions(shell),
             Some(Verb::Man { of }) => Self::Manual(of),
             Some(Verb::New { dir, contract, lang }) => {
@@ -279,25 +265,15 @@ impl From<Cli> for Command {
                 dir,
                 to,
                 time,
-                middleware,
-                preinit,
-                grants,
-                limits,
+                terms,
             }) => Self::Profile {
                 file,
                 dir,
                 to,
                 time,
-                terms: terms(limits, grants, middleware, preinit),
+                terms: terms.into(),
             },
-            Some(Verb::Replay {
-                dir,
-                file,
-                middleware,
-                preinit,
-                grants,
-                limits,
-            }) => Self::Replay(dir, file, terms(limits, grants, middleware, preinit)),
+            Some(Verb::Replay { dir, file, terms }) => Self::Replay(dir, file, terms.into()),
         }
     }
 }
@@ -391,15 +367,6 @@ fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
     let dir = PathBuf::from(text);
     scaffold::name(&dir)?;
     Ok(dir)
-}
-
-fn terms(limits: LimitFlags, grants: GrantFlags, middleware: Vec<PathBuf>, preinit: bool) -> Terms {
-    Terms {
-        middleware,
-        limits: limits.into(),
-        grants: grants.into(),
-        preinit,
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What is compiled: a component, or a core module.
 
+use std::time::Instant;
+
 use bytesize::ByteSize;
 use tracing::info;
 use wasmparser::Parser;
@@ -25,19 +27,24 @@ impl Code {
     ///
     /// It is not a valid one.
     pub(super) fn compile(engine: &Engine, content: &Content) -> wasmtime::Result<Self> {
-        let bytes = content.bytes();
-        if bytes.len() > LARGE {
+        let (bytes, name) = (content.bytes(), &content.name);
+        let large = bytes.len() > LARGE;
+        if large {
             let size = ByteSize::b(bytes.len() as u64).display().iec();
             info!(
-                "compiling {} of {size}, which takes a while; with --cache it is done once",
-                content.name
+                "compiling {name} of {size}, which takes a while; where compiled code is kept it is done once"
             );
         }
-        if Parser::is_core_wasm(bytes) {
+        let start = Instant::now();
+        let code = if Parser::is_core_wasm(bytes) {
             Module::from_binary(engine, bytes).map(Self::Module)
         } else {
             Component::from_binary(engine, bytes).map(Self::Component)
+        }?;
+        if large {
+            info!("compiled {name} in {:.1?}", start.elapsed());
         }
+        Ok(code)
     }
 
     /// The bytes that the same can be made of again.

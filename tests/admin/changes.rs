@@ -1,0 +1,297 @@
+//! What can be changed, and by whom.
+
+use super::*;
+
+/// Everything that can be changed, for a host whose service is `guest` and whose first connection is open.
+const CHANGES: [&str; 4] = [
+    "/connections/1/close",
+    "/services/guest/swap",
+    "/services/guest/rollback",
+    "/drain",
+];
+
+/// A host at which each of [`CHANGES`] would change something, with a client of its first connection.
+fn changeable(place: &Place, token: Option<&Token>) -> (Host, At, Client) {
+    let mut args = vec!["--admin", "0"];
+    args.extend(
+        token
+            .into_iter()
+            .flat_map(|token| ["--admin-token", token.path()]),
+    );
+    let host = place.serve(&args);
+    let admin = admin_of(&host);
+    let client = host.connect();
+    client.echo("hello\n");
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line(NEW);
+    place.replace(again("echo", 1));
+    (host, admin, client)
+}
+
+/// Nothing of [`CHANGES`] has been done.
+fn has_not_changed(host: &Host, admin: &At, client: &Client) {
+    client.echo("hello\n");
+    assert_eq!(admin.get("/readyz").body, "serving\n");
+    let expected = [(1, "previous".to_owned(), 1), (2, "current".to_owned(), 0)];
+    assert_eq!(shares(admin), expected);
+    assert!(!host.log().contains("asked to"), "{}", host.log());
+}
+
+#[test]
+fn who_may_not_change_anything_changes_nothing() {
+    let (place, token) = (Place::new("admin-may-not", "echo"), Token::new("may-not"));
+    let (host, admin, client) = changeable(&place, Some(&token));
+    let address = admin.tcp();
+    for path in CHANGES {
+        let request = |method: &str| admin.request(method, path);
+        let without = request("POST").answer();
+        assert_eq!(
+            (without.status, without.header("www-authenticate")),
+            (401, Some("Bearer")),
+            "{path}"
+        );
+        for wrong in ["", "x", "token-of-the-test-may-no", "token-of-the-test-may-not-x"] {
+            assert_eq!(
+                request("POST").bearing(wrong).answer().status,
+                401,
+                "{path} {wrong:?}"
+            );
+        }
+        // It has to be where a browser puts it only if it is told to.
+        let elsewhere = admin.request("POST", &format!("{path}?token={}", token.text));
+        assert_eq!(elsewhere.answer().status, 401, "{path}");
+        let basic = request("POST").with("Authorization", &format!("Basic {}", token.text));
+        assert_eq!(basic.answer().status, 401, "{path}");
+        for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+            let answer = request(method).bearing(&token.text);
+            let answer = if method == "HEAD" {
+                answer.head()
+            } else {
+                answer.answer()
+            };
+            assert_eq!(
+                (answer.status, answer.header("allow")),
+                (405, Some("POST")),
+                "{method} {path}"
+            );
+        }
+        for origin in [
+            "http://evil.example",
+            "null",
+            &format!("http://127.0.0.1:{}", address.port() ^ 1),
+            &format!("http://localhost:{}", address.port()),
+            "",
+        ] {
+            let answer = request("POST")
+                .bearing(&token.text)
+                .with("Origin", origin)
+                .answer();
+            assert_eq!(answer.status, 403, "{path} {origin:?}");
+        }
+        for site in ["cross-site", "same-site", "?"] {
+            let answer = request("POST")
+                .bearing(&token.text)
+                .with("Sec-Fetch-Site", site)
+                .answer();
+            assert_eq!(answer.status, 403, "{path} {site}");
+        }
+        let named = request("POST")
+            .bearing(&token.text)
+            .with("Host", "rebound.example");
+        assert_eq!(named.answer().status, 421, "{path}");
+    }
+    has_not_changed(&host, &admin, &client);
+}
+
+#[test]
+fn without_a_token_of_its_own_a_host_cannot_be_changed() {
+    let place = Place::new("admin-no-token", "echo");
+    let (host, admin, client) = changeable(&place, None);
+    for path in CHANGES {
+        for request in [
+            admin.request("POST", path),
+            admin.request("POST", path).bearing("0123456789abcdef"),
+        ] {
+            let answer = request.answer();
+            assert_eq!(answer.status, 403, "{path}");
+            let error = answer.json();
+            assert!(
+                error["error"].as_str().unwrap().contains("--admin-token"),
+                "{error}"
+            );
+        }
+    }
+    has_not_changed(&host, &admin, &client);
+}
+
+/// Has a change made by who may.
+fn change(admin: &At, path: &str, token: &Token) {
+    let answer = admin.request("POST", path).bearing(&token.text).answer();
+    assert_eq!(answer.status, 202, "{path}: {answer:?}");
+}
+
+#[test]
+fn one_connection_is_closed_and_no_other() {
+    let token = Token::new("close");
+    let (host, admin) = looked_at("lines-session", &["--admin-token", token.path()]);
+    // One after the other: it is the one that comes in first that has the first number.
+    let [first, second] = [(), ()].map(|()| {
+        let client = host.connect();
+        client.echo("hello\n");
+        client
+    });
+    // As the page has it.
+    let closed = admin
+        .request("POST", "/connections/1/close")
+        .bearing(&token.text)
+        .with("Origin", &format!("http://{}", admin.tcp()))
+        .with("Sec-Fetch-Site", "same-origin")
+        .answer();
+    assert_eq!(
+        (closed.status, closed.json()["done"].as_str()),
+        (202, Some("closing"))
+    );
+    // With FIN if it was at rest for a while, and with a reset if it was not.
+    let mut rest = Vec::new();
+    let _ = (&first.0).read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+    drop(first);
+    let line = host.line("connection ended");
+    assert_eq!(
+        (field(&line, "connection"), field(&line, "outcome")),
+        ("1".into(), "closed".into())
+    );
+    second.echo("still here\n");
+    let gone = admin
+        .request("POST", "/connections/1/close")
+        .bearing(&token.text)
+        .answer();
+    assert_eq!(gone.status, 404, "{gone:?}");
+    let metrics = openmetrics::parse(&admin.get("/metrics").body);
+    let labels = [("service", "lines-session"), ("outcome", "closed")];
+    assert_eq!(metrics.value("wasm_inetd_connections_ended_total", &labels), 1.0);
+}
+
+#[test]
+fn a_component_is_swapped_and_gone_back_from() {
+    let (place, token) = (Place::new("admin-post-swap", "echo"), Token::new("swap"));
+    let host = place.serve(&["--admin", "0", "--admin-token", token.path()]);
+    let admin = admin_of(&host);
+    place.put("lines-session");
+    change(&admin, "/services/guest/swap", &token);
+    assert_eq!(field(&host.line(NEW), "generation"), "2");
+    let shown = || {
+        shares(&admin)
+            .into_iter()
+            .map(|(number, state, _)| (number, state))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shown(), [(1, "previous".to_owned()), (2, "current".to_owned())]);
+    change(&admin, "/services/guest/rollback", &token);
+    let line = host.line("gone back");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "leaves")),
+        ("1".into(), "2".into())
+    );
+    until("there is one again", || shown() == [(1, "current".to_owned())]);
+    // There is nothing before it.
+    let again = admin
+        .request("POST", "/services/guest/rollback")
+        .bearing(&token.text)
+        .answer();
+    assert_eq!(again.status, 409, "{again:?}");
+    for path in [
+        "/services/other/swap",
+        "/services/other/rollback",
+        "/services/%FF/swap",
+    ] {
+        let answer = admin.request("POST", path).bearing(&token.text).answer();
+        assert_eq!(answer.status, 404, "{path}");
+    }
+    // What cannot serve is told in the log, and changes nothing.
+    place.replace("not WebAssembly");
+    change(&admin, "/services/guest/swap", &token);
+    host.line("goes on serving");
+    host.connect().echo("no line");
+}
+
+#[test]
+fn the_embedded_guest_cannot_be_swapped() {
+    let token = Token::new("embedded");
+    let host = Host::start(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--admin-token",
+        token.path(),
+    ]);
+    let request = admin_of(&host).request("POST", "/services/echo/swap");
+    assert_eq!(request.bearing(&token.text).answer().status, 409);
+}
+
+#[test]
+fn a_drain_ends_the_host_when_its_connections_have_ended() {
+    let token = Token::new("drain");
+    let (mut host, admin) = looked_at("lines", &["--admin-token", token.path(), "--drain-timeout", "1h"]);
+    let client = host.connect();
+    client.echo("hello\n");
+    change(&admin, "/drain", &token);
+    host.line("draining");
+    assert_eq!(admin.get("/readyz").body, "draining\n");
+    let metrics = openmetrics::parse(&admin.get("/metrics").body);
+    assert_eq!(metrics.value("wasm_inetd_draining", &[]), 1.0);
+    client.echo("meanwhile\n");
+    client.send("quit\n");
+    assert_eq!(client.rest(), b"");
+    drop(client);
+    assert_eq!(host.outcome(), "finished");
+    assert_eq!(host.wait().code(), Some(0));
+}
+
+#[test]
+fn a_token_that_others_can_read_is_refused_at_the_start() {
+    for mode in [0o644, 0o640, 0o602] {
+        let token = Token::new("open");
+        fs::set_permissions(&token.path, fs::Permissions::from_mode(mode)).unwrap();
+        let refusal = refused(&[
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "0",
+            "--admin-token",
+            token.path(),
+        ]);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        let remedy = format!("chmod 600 {}", token.path());
+        assert!(
+            refusal.message.contains(&remedy) && refusal.message.contains(&format!("{mode:04o}")),
+            "{}",
+            refusal.message
+        );
+        assert!(!refusal.message.contains(&token.text), "{}", refusal.message);
+    }
+}
+
+#[test]
+fn a_token_is_made_for_its_owner_where_there_is_none() {
+    let dir = scratch("admin-made");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("token");
+    let start = || looked_at("echo", &["--admin-token", path.to_str().unwrap()]);
+    let (host, _) = start();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    let token = fs::read_to_string(&path).unwrap();
+    assert!(
+        !host.log().contains(token.trim()),
+        "a log is read by more than who may"
+    );
+    drop(host);
+    // It is kept for the next start.
+    let (mut host, admin) = start();
+    assert_eq!(fs::read_to_string(&path).unwrap(), token);
+    let drain = admin.request("POST", "/drain").bearing(token.trim()).answer();
+    assert_eq!(drain.status, 202, "{drain:?}");
+    assert_eq!(host.wait().code(), Some(0));
+}
