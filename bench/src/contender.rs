@@ -89,6 +89,22 @@ pub(crate) fn looping() -> Contender {
     contender
 }
 
+/// The host as it is elsewhere, but that somebody could look at it. They are measured where they are named.
+pub(crate) fn watched() -> [Contender; 2] {
+    [
+        host(
+            "watched-session",
+            "lines-session",
+            "this host, `lines-session`, with `--admin`",
+        ),
+        host("watched-echo", "echo", "this host, `echo`, with `--admin`"),
+    ]
+    .map(|mut contender| {
+        contender.command.extend(words("--admin 0"));
+        contender
+    })
+}
+
 /// Every contender, in the order of tables.
 pub(crate) fn all() -> Vec<Contender> {
     let own = |name, about| Contender {

@@ -87,7 +87,9 @@ fn main() -> Result<()> {
     if cli.starts {
         return starts::measure(&places);
     }
-    let everything = contender::all();
+    let named = |contender: &Contender| cli.contenders.iter().any(|name| name == contender.name);
+    let watched = contender::watched().into_iter().filter(named);
+    let everything: Vec<_> = contender::all().into_iter().chain(watched).collect();
     let mut contenders = Vec::new();
     for contender in &everything {
         if !chosen(&cli.contenders, contender.name) {

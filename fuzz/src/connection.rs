@@ -146,14 +146,12 @@ pub fn run(bytes: &[u8]) {
     } else {
         &served.streams
     };
-    let report = served.runtime.block_on(connection::serve(
-        generation,
-        &peer(),
-        Half::new(reader, limits().max_bytes_in),
-        Half::new(writer, limits().max_bytes_out),
-        &limits(),
-        cut,
-    ));
+    let report = served.runtime.block_on(async {
+        // Here, where time is that of the runtime.
+        let inbound = Half::new(reader, limits().max_bytes_in);
+        let outbound = Half::new(writer, limits().max_bytes_out);
+        connection::serve(generation, &peer(), inbound, outbound, &limits(), cut).await
+    });
 
     let heard = heard.lock().unwrap();
     let (expected, whole) = model(&input, &case);
