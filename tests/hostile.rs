@@ -391,6 +391,23 @@ mod chorus {
     }
 }
 
+/// `log.rs` has what all guests together may log, and in what words.
+mod herald {
+    use super::*;
+
+    #[test]
+    fn fills_no_more_of_the_log_than_its_part() {
+        let host = Host::serving("herald", &[]);
+        let client = host.connect();
+        client.echo("5000\n");
+        host.line("no more are logged");
+        client.finish();
+        client.rest();
+        host.line("connection ended");
+        assert_eq!(host.log().matches("the guest logs").count(), 1000);
+    }
+}
+
 mod talker {
     use super::*;
 
