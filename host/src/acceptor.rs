@@ -18,8 +18,9 @@ use tracing::{debug, error, info};
 
 use crate::admission::{Admission, Permit, Refused};
 use crate::arrival::{Arrival, Entered, Turned};
-use crate::config::{Isolation, LogConnections};
+use crate::config::LogConnections;
 use crate::connection::{self, Outcome, Report};
+use crate::cost::Cost;
 use crate::counts::Count;
 use crate::failpoint;
 use crate::half::Half;
@@ -264,9 +265,7 @@ where
     let limits = &service.config.limits;
     let inbound = Half::new(reader, limits.max_bytes_in);
     let outbound = Half::new(writer, limits.max_bytes_out);
-    let close = service.process.roster.as_ref().map(|_| Arc::<Notify>::default());
-    let entry = service.process.roster.as_ref().zip(close.as_ref());
-    let entry = entry.map(|(roster, close)| {
+    let entry = service.process.roster.as_ref().map(|roster| {
         roster.enter(Open {
             place: Arc::clone(place),
             service: Arc::clone(service),
@@ -276,13 +275,13 @@ where
             inbound: inbound.traffic(),
             outbound: outbound.traffic(),
             seen: Default::default(),
-            close: Arc::clone(close),
+            close: Notify::new(),
         })
     });
     let cut = async {
         let closed = async {
-            match &close {
-                Some(close) => close.notified().await,
+            match &entry {
+                Some(entry) => entry.closed().await,
                 None => pending().await,
             }
         };
@@ -311,9 +310,7 @@ fn tell(service: &Service, peer: &Peer, place: &Place, trace: &Trace, report: Op
         peer,
         generation: serving.number,
         contract: serving.generation.contract().as_str(),
-        cost: &place.cost,
-        // As in the log.
-        own: service.config.isolation == Isolation::Connection,
+        cost: service.own_cost(place),
         report,
     };
     telemetry.ended(trace, &ended);
@@ -326,8 +323,7 @@ fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {
         LogConnections::Failed | LogConnections::None => return,
     }
     let serving = place.serving();
-    // What an instance costs that others share is not this connection's alone.
-    let own = service.config.isolation == Isolation::Connection;
+    let cost = service.own_cost(place);
     info!(
         service = service.config.name,
         connection = peer.connection,
@@ -339,8 +335,8 @@ fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {
         bytes_out = report.bytes_out,
         duration_ms = milliseconds(report.duration),
         first_byte_ms = report.first_byte.map(milliseconds),
-        guest_cpu_ms = own.then(|| milliseconds(place.cost.cpu())),
-        guest_memory = own.then(|| place.cost.memory()),
+        guest_cpu_ms = cost.map(|cost| milliseconds(cost.cpu())),
+        guest_memory = cost.map(Cost::memory),
         outcome = report.outcome.as_str(),
         reason = report.reason.as_deref(),
         status = report.status,

@@ -16,9 +16,7 @@ use crate::sandbox::{Sandbox, Source};
 /// It would be refused.
 pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
     // Nothing that was kept, so that the time is what it takes.
-    let sandbox =
-        Sandbox::new(&terms.limits, &terms.grants, &CacheDir::Off).context("cannot start the sandbox")?;
-    let sandbox = sandbox.preinit(terms.preinit);
+    let sandbox = Sandbox::on(terms, &CacheDir::Off).context("cannot start the sandbox")?;
     let content = Source::new(Some(path.to_owned()), terms.middleware.clone()).read()?;
     let facts = sandbox.inspect(&content).await?;
     let mut text = String::new();

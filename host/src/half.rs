@@ -130,7 +130,7 @@ impl<T> Half<T> {
 
     /// When bytes passed last, or when the half was made.
     pub fn moved(&self) -> Instant {
-        self.shared.start + Duration::from_nanos(self.shared.moved.load(Relaxed))
+        self.shared.last()
     }
 
     /// How long it took until the first bytes passed, from when the half was made.
@@ -192,7 +192,7 @@ impl<T: Send> Traffic for Shared<T> {
     }
 
     fn moved(&self) -> Instant {
-        self.start + Duration::from_nanos(self.moved.load(Relaxed))
+        self.last()
     }
 }
 
@@ -208,6 +208,11 @@ impl<T> Shared<T> {
     fn home(&self) -> std::sync::MutexGuard<'_, Option<T>> {
         // Nothing can panic while it is held, and an `Option` is never half-written.
         self.home.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When bytes passed last, or when the half was made.
+    fn last(&self) -> Instant {
+        self.start + Duration::from_nanos(self.moved.load(Relaxed))
     }
 
     fn passed(&self, bytes: usize) {

@@ -153,9 +153,7 @@ async fn run(
         } => profile(&file, &dir, &to, time, &terms).await?,
         Command::Replay(dir, file, terms) => {
             let conversations = Conversation::read_all(&dir)?;
-            let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
-                .context("cannot start the sandbox")?
-                .preinit(terms.preinit);
+            let sandbox = Sandbox::on(&terms, &CacheDir::OfUser).context("cannot start the sandbox")?;
             let source = Source::new(Some(file), terms.middleware);
             let generation = sandbox.load(&source.read()?).await?;
             match replay(&generation, &terms.limits, &conversations).await {

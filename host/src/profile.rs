@@ -32,9 +32,8 @@ pub async fn profile(
     terms: &Terms,
 ) -> anyhow::Result<String> {
     let conversations = Conversation::read_all(dir)?;
-    let sandbox = Sandbox::new(&terms.limits, &terms.grants, &CacheDir::OfUser)
+    let sandbox = Sandbox::on(terms, &CacheDir::OfUser)
         .context("cannot start the sandbox")?
-        .preinit(terms.preinit)
         .profiling(true);
     let source = Source::new(Some(file.to_owned()), terms.middleware.clone());
     let generation = sandbox.load(&source.read()?).await?;

@@ -31,7 +31,8 @@ pub(crate) struct Open {
     pub(crate) outbound: Weak<dyn Traffic>,
     /// Bytes in and out that somebody has seen.
     pub(crate) seen: [AtomicU64; 2],
-    pub(crate) close: Arc<Notify>,
+    /// Tells the task of the connection to close it.
+    pub(crate) close: Notify,
 }
 
 impl Open {
@@ -68,10 +69,10 @@ impl std::fmt::Debug for Open {
 impl Roster {
     /// Puts a connection on it, until what is returned is dropped.
     pub(crate) fn enter(self: &Arc<Self>, open: Open) -> Entry {
-        let connection = open.place.connection;
-        self.open().insert(connection, Arc::new(open));
+        let open = Arc::new(open);
+        self.open().insert(open.place.connection, Arc::clone(&open));
         Entry {
-            connection,
+            open,
             roster: Arc::clone(self),
         }
     }
@@ -102,21 +103,26 @@ impl Roster {
 /// The place of a connection on the roster.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    connection: u64,
+    open: Arc<Open>,
     roster: Arc<Roster>,
 }
 
 impl Entry {
+    /// Waits until somebody has the connection closed.
+    pub(crate) async fn closed(&self) {
+        self.open.close.notified().await;
+    }
+
     /// Takes the connection off, and counts what it has cost in the same moment, so that who looks finds that once.
     pub(crate) fn leave(self, count: impl FnOnce()) {
         let mut open = self.roster.open();
         count();
-        open.remove(&self.connection);
+        open.remove(&self.open.place.connection);
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.roster.open().remove(&self.connection);
+        self.roster.open().remove(&self.open.place.connection);
     }
 }

@@ -15,10 +15,12 @@ use tracing::info;
 
 use crate::config::{Access, CacheDir, Isolation, Service as Config};
 use crate::conversation::Conversation;
+use crate::cost::Cost;
 use crate::counts::Counts;
 use crate::generations::Generations;
+use crate::place::Place;
 use crate::record::Recorder;
-use crate::roster::Roster;
+use crate::roster::{Open, Roster};
 use crate::sandbox::{Generation, Sandbox, Source};
 use crate::telemetry::Telemetry;
 
@@ -58,6 +60,14 @@ impl Process {
             panics: AtomicU64::new(0),
             cut: CancellationToken::new(),
             last_connection: AtomicU64::new(0),
+        }
+    }
+
+    /// The connections that are open, as far as they can be seen, and what is `counted` of others in the same moment.
+    pub(crate) fn open<T>(&self, counted: impl FnOnce() -> T) -> (Vec<Arc<Open>>, T) {
+        match &self.roster {
+            Some(roster) => roster.all(counted),
+            None => (Vec::new(), counted()),
         }
     }
 
@@ -130,5 +140,10 @@ impl Service {
     /// What is counted of it.
     pub(crate) fn counts(&self) -> &Counts {
         &self.generations.counts
+    }
+
+    /// What the connection at `place` has cost; `None` where it shares an instance, whose cost is not its own alone.
+    pub(crate) fn own_cost<'a>(&self, place: &'a Place) -> Option<&'a Cost> {
+        (self.config.isolation == Isolation::Connection).then_some(&*place.cost)
     }
 }

@@ -116,10 +116,7 @@ impl Seen {
                 sum(|service| &service.counts().bytes_out),
             )
         };
-        let (open, (mut bytes_in, mut bytes_out)) = match &process.roster {
-            Some(roster) => roster.all(ended),
-            None => (Vec::new(), ended()),
-        };
+        let (open, (mut bytes_in, mut bytes_out)) = process.open(ended);
         for one in &open {
             let (came, went, _) = one.traffic();
             bytes_in += came;

@@ -23,7 +23,7 @@ pub(super) fn whole(status: StatusCode, content_type: &'static str, body: impl I
 }
 
 /// Lines of text.
-pub(super) fn text(status: StatusCode, text: &'static str) -> Answer {
+pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     whole(status, "text/plain; charset=utf-8", text)
 }
 

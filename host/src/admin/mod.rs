@@ -17,7 +17,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -73,9 +72,7 @@ pub(crate) fn start(config: &Config, process: &Arc<Process>) -> anyhow::Result<(
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);
     }
-    // What it says of a flag is meant for where services listen.
-    let listener = Listener::bind(&listen)
-        .map_err(|error| anyhow!(format!("{error:#}").replace("--listen", "--admin")))?;
+    let listener = Listener::prepare(&listen)?.asked_for_by("--admin").bind()?;
     let local = listener.local();
     let loopback = match &local {
         End::Tcp(address) => address.ip().is_loopback(),
@@ -125,6 +122,11 @@ async fn accept(mut listener: Listener, admin: Arc<Admin>) {
             drop(permit);
         });
     }
+}
+
+/// Bytes as hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether `host`, as a request names it, is this machine or an address: no name that somebody else could have pointed here.

@@ -112,18 +112,22 @@ pub(super) async fn answer(
             Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
         },
         Route::Alive => text(StatusCode::OK, "alive\n"),
-        Route::Ready => match view::state(&admin.process) {
-            "serving" => text(StatusCode::OK, "serving\n"),
-            "draining" => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            _ => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        },
+        Route::Ready => {
+            let state = view::state(&admin.process);
+            let status = if state == view::SERVING {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            text(status, format!("{state}\n"))
+        }
         Route::Connections => {
             #[derive(Serialize)]
             struct Connections {
                 connections: Vec<view::ConnectionView>,
             }
             let now = Instant::now();
-            let open = view::open(&admin.process);
+            let (open, ()) = admin.process.open(|| ());
             let connections = open.iter().map(|open| view::connection(open, now)).collect();
             json(StatusCode::OK, &Connections { connections })
         }

@@ -8,6 +8,8 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
+use super::hex;
+
 /// Characters that a token has at least.
 const MIN: usize = 16;
 
@@ -86,7 +88,7 @@ pub(super) fn random<const N: usize>() -> anyhow::Result<String> {
         .secure_random
         .fill(&mut bytes)
         .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::config::Isolation;
+use super::hex;
+use crate::cost::Cost;
 use crate::counts::Seen;
 use crate::roster::Open;
 use crate::sandbox::Contract;
@@ -86,6 +87,9 @@ pub(super) struct ConnectionView {
     guest_memory_bytes: Option<u64>,
 }
 
+/// The state of a host that is ready.
+pub(super) const SERVING: &str = "serving";
+
 /// What the state of the host is called.
 pub(super) fn state(process: &Process) -> &'static str {
     if process.draining.load(Relaxed) {
@@ -93,7 +97,7 @@ pub(super) fn state(process: &Process) -> &'static str {
     } else if process.services.load().is_empty() {
         "starting"
     } else {
-        "serving"
+        SERVING
     }
 }
 
@@ -123,10 +127,7 @@ pub(super) fn look(process: &Process, services: &[Arc<Service>]) -> (Vec<Arc<Ope
         };
         services.iter().map(of).collect::<BTreeMap<_, _>>()
     };
-    let (open, mut sums) = match &process.roster {
-        Some(roster) => roster.all(ended),
-        None => (Vec::new(), ended()),
-    };
+    let (open, mut sums) = process.open(ended);
     for open in &open {
         // Of a service that is gone nothing is told.
         if let Some(sum) = sums.get_mut(&open.service.config.name) {
@@ -149,17 +150,10 @@ pub(super) fn guests(service: &Service, sum: &Sum) -> (Duration, u64) {
     (sum.cpu + cpu, sum.memory + memory)
 }
 
-/// The connections that are open.
-pub(super) fn open(process: &Process) -> Vec<Arc<Open>> {
-    let roster = process.roster.as_ref();
-    roster.map_or_else(Vec::new, |roster| roster.all(|| ()).0)
-}
-
 pub(super) fn connection(open: &Open, now: Instant) -> ConnectionView {
     let serving = open.place.serving();
     let (bytes_in, bytes_out, moved) = open.traffic();
-    // What an instance costs that others share is not this connection's alone.
-    let own = open.service.config.isolation == Isolation::Connection;
+    let cost = open.service.own_cost(&open.place);
     ConnectionView {
         connection: open.place.connection,
         service: open.service.config.name.clone(),
@@ -171,8 +165,8 @@ pub(super) fn connection(open: &Open, now: Instant) -> ConnectionView {
         idle_seconds: now.saturating_duration_since(moved).as_secs_f64(),
         bytes_in,
         bytes_out,
-        guest_cpu_seconds: own.then(|| open.cost().cpu().as_secs_f64()),
-        guest_memory_bytes: own.then(|| open.cost().memory()),
+        guest_cpu_seconds: cost.map(|cost| cost.cpu().as_secs_f64()),
+        guest_memory_bytes: cost.map(Cost::memory),
     }
 }
 
@@ -204,12 +198,7 @@ fn generations_of(service: &Service) -> Vec<GenerationView> {
         views.push(GenerationView {
             service: service.config.name.clone(),
             generation: serving.number,
-            digest: serving
-                .generation
-                .digest()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            digest: hex(serving.generation.digest()),
             contract: contract.as_str(),
             state: match serving.number {
                 number if number == current => "current",

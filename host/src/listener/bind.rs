@@ -35,18 +35,18 @@ pub(super) enum Hold {
     },
 }
 
-/// Binds the address of `config` and listens there.
+/// Binds the address of `config` and listens there. Another could be chosen by `flag`.
 ///
 /// # Errors
 ///
 /// It cannot be bound, or not as asked for.
-pub(super) fn bind(config: &Listen, owner: Option<Owner>) -> anyhow::Result<Bound> {
+pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow::Result<Bound> {
     let options = &config.socket;
     match &config.address {
         Address::Tcp(address) => {
             let (socket, local) = tcp(*address, options).with_context(|| {
                 format!(
-                    "cannot listen on {address}; choose another address with --listen, or stop what uses it"
+                    "cannot listen on {address}; choose another address with {flag}, or stop what uses it"
                 )
             })?;
             Ok(Bound {
@@ -55,7 +55,7 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>) -> anyhow::Result<Boun
             })
         }
         Address::Unix(path) => {
-            unix(path, options, owner).with_context(|| format!("cannot listen on {}", config.address))
+            unix(path, options, owner, flag).with_context(|| format!("cannot listen on {}", config.address))
         }
         Address::Inherited(name) => {
             inherited(name, options).with_context(|| format!("cannot listen on {}", config.address))
@@ -102,10 +102,10 @@ fn backlog(options: &SocketOptions) -> i32 {
     i32::try_from(options.backlog).unwrap_or(i32::MAX)
 }
 
-fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>) -> anyhow::Result<Bound> {
+fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) -> anyhow::Result<Bound> {
     // The directory that the process is in may be another one when the file is removed.
     let path = std::path::absolute(path)?;
-    let (socket, file) = unix_socket(&path)?;
+    let (socket, file) = unix_socket(&path, flag)?;
     // Nobody can connect before it listens, by when it is theirs to whom it is to be.
     if let Some((user, group)) = owner {
         chown(&path, user, group).with_context(|| {
@@ -150,14 +150,14 @@ fn inherited(name: &str, options: &SocketOptions) -> anyhow::Result<Bound> {
 }
 
 /// A socket that is bound to `path`, in place of one that nobody listens at any more.
-fn unix_socket(path: &Path) -> anyhow::Result<(Socket, SocketFile)> {
+fn unix_socket(path: &Path, flag: &str) -> anyhow::Result<(Socket, SocketFile)> {
     let address = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     if let Err(error) = socket.bind(&address) {
         if error.kind() != io::ErrorKind::AddrInUse {
             return Err(error.into());
         }
-        remove_stale(path, &address)?;
+        remove_stale(path, &address, flag)?;
         socket.bind(&address)?;
     }
     let file = SocketFile::of(path.to_owned())?;
@@ -166,10 +166,10 @@ fn unix_socket(path: &Path) -> anyhow::Result<(Socket, SocketFile)> {
 
 /// Removes a socket that a process has left behind. Of two hosts that find the same one at the same moment, one has its file
 /// replaced; it is the same as if it had been told to.
-fn remove_stale(path: &Path, address: &SockAddr) -> anyhow::Result<()> {
+fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
-            bail!("there is something else than a socket; choose another path with --listen, or move it away")
+            bail!("there is something else than a socket; choose another path with {flag}, or move it away")
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -189,9 +189,9 @@ fn remove_stale(path: &Path, address: &SockAddr) -> anyhow::Result<()> {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(()) => bail!("another process listens there; choose another path with --listen, or stop it"),
+        Ok(()) => bail!("another process listens there; choose another path with {flag}, or stop it"),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("another process listens there; choose another path with --listen, or stop it")
+            bail!("another process listens there; choose another path with {flag}, or stop it")
         }
         Err(error) => {
             Err(anyhow!(error).context("there is a socket, and whether anybody listens cannot be found out"))

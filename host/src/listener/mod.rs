@@ -44,9 +44,17 @@ pub struct Prepared<'a> {
     config: &'a Listen,
     tls: Option<tls::Loaded>,
     owner: Option<Owner>,
+    /// The flag by which another address could be chosen.
+    flag: &'static str,
 }
 
 impl Prepared<'_> {
+    /// The same, for an address that another flag than `--listen` names.
+    #[must_use]
+    pub(crate) fn asked_for_by(self, flag: &'static str) -> Self {
+        Self { flag, ..self }
+    }
+
     /// Binds the address and listens there.
     ///
     /// # Errors
@@ -57,7 +65,7 @@ impl Prepared<'_> {
     ///
     /// Outside of a runtime.
     pub fn bind(self) -> anyhow::Result<Listener> {
-        let bound = bind::bind(self.config, self.owner)?;
+        let bound = bind::bind(self.config, self.owner, self.flag)?;
         let local = bound.socket.local().to_string();
         Ok(Listener {
             socket: bound.socket,
@@ -184,6 +192,7 @@ impl Listener {
             config,
             tls: Entrance::loaded(config, &config.address)?,
             owner: owner.with_context(|| format!("cannot listen on {}", config.address))?,
+            flag: "--listen",
         })
     }
 
@@ -245,28 +254,29 @@ impl Listener {
                     }
                     return self.entrance.admit(accepted);
                 }
-                Err(error) => match remedy(&error) {
-                    Remedy::Next if skipped < MAX_SKIPPED => {
-                        errors.one_more();
-                        debug!(listener = self.name(), %error, "a connection was gone before it was accepted");
-                        skipped += 1;
-                    }
-                    Remedy::Next | Remedy::BackOff => {
-                        errors.one_more();
-                        let pause = self.pause;
-                        if pause.is_none() {
-                            warn!(
-                                listener = self.name(),
-                                %error,
-                                "cannot accept connections for now; they wait in the backlog \
-                                 (is the limit on descriptors, ulimit -n, too low for --max-connections?)"
-                            );
+                Err(error) => {
+                    errors.one_more();
+                    match remedy(&error) {
+                        Remedy::Next if skipped < MAX_SKIPPED => {
+                            debug!(listener = self.name(), %error, "a connection was gone before it was accepted");
+                            skipped += 1;
                         }
-                        let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
-                        self.pause = Some(wait);
-                        tokio::time::sleep(wait).await;
+                        Remedy::Next | Remedy::BackOff => {
+                            let pause = self.pause;
+                            if pause.is_none() {
+                                warn!(
+                                    listener = self.name(),
+                                    %error,
+                                    "cannot accept connections for now; they wait in the backlog \
+                                     (is the limit on descriptors, ulimit -n, too low for --max-connections?)"
+                                );
+                            }
+                            let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
+                            self.pause = Some(wait);
+                            tokio::time::sleep(wait).await;
+                        }
                     }
-                },
+                }
             }
         }
     }

@@ -39,7 +39,7 @@ pub use load_error::{LoadError, Refusal};
 pub use seat::{Offer, Seat, Stays};
 pub use serve::serve;
 
-use crate::config::{CacheDir, Grants, Isolation, Limits};
+use crate::config::{CacheDir, Grants, Isolation, Limits, Terms};
 use crate::cost::Cost;
 use cache::Cache;
 use engine::Engine;
@@ -88,6 +88,15 @@ impl Sandbox {
             ticker: Ticker::start(limits.cpu_slice)?,
             engines: Mutex::new(Vec::new()),
         })
+    }
+
+    /// A sandbox in which a component is tried on these terms.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Sandbox::new`].
+    pub fn on(terms: &Terms, cache: &CacheDir) -> std::io::Result<Self> {
+        Ok(Self::new(&terms.limits, &terms.grants, cache)?.preinit(terms.preinit))
     }
 
     /// The same, but each component is initialised when it is loaded, if `preinit` is set.

@@ -143,13 +143,12 @@ impl Ticker {
     /// The same, and adds the time of its turns to what `cost` has.
     pub(super) async fn run_at<F: Future>(&self, cost: &Cost, future: F) -> F::Output {
         let mut future = pin!(future);
-        poll_fn(|cx| {
-            let _turn = self.turn();
+        self.run(poll_fn(|cx| {
             let start = Instant::now();
             let polled = future.as_mut().poll(cx);
             cost.add_cpu(start.elapsed());
             polled
-        })
+        }))
         .await
     }
 

@@ -98,9 +98,8 @@ pub(crate) struct Ended<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) generation: u64,
     pub(crate) contract: &'static str,
-    pub(crate) cost: &'a Cost,
-    /// What an instance costs is this connection's alone.
-    pub(crate) own: bool,
+    /// What it has cost alone; `None` where its instance is shared.
+    pub(crate) cost: Option<&'a Cost>,
     /// What became of it; `None` where the host has panicked.
     pub(crate) report: Option<&'a Report>,
 }
@@ -189,8 +188,7 @@ impl Telemetry {
         if let Some(reason) = reason {
             whole.set_attribute(KeyValue::new("wasm_inetd.reason", reason.to_owned()));
         }
-        if ended.own {
-            let cost = ended.cost;
+        if let Some(cost) = ended.cost {
             whole.set_attributes([
                 KeyValue::new("wasm_inetd.guest_cpu", cost.cpu().as_secs_f64()),
                 KeyValue::new("wasm_inetd.guest_memory", whole_number(cost.memory())),
@@ -316,7 +314,7 @@ impl Spans<'_> {
             Some(report) => (entered + report.duration).min(self.clock.now),
             None => self.clock.now,
         };
-        let made = ended.cost.made();
+        let made = ended.cost.and_then(Cost::made);
         let (name, begun) = match made {
             Some((begun, took)) => {
                 self.child("instantiate", begun)
