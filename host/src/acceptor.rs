@@ -120,19 +120,36 @@ fn hand_over(service: &Arc<Service>, admission: &Admission, permit: Permit, acce
 }
 
 /// Lets a connection come in, or not, and serves it.
-async fn arrive(service: Arc<Service>, permit: Permit, mut arrival: Arrival, stream: Stream) {
-    match arrival.enter(stream, permit, &service).await {
-        Ok(entered) => match Place::new(&service.generations, || service.process.next_connection()) {
-            Ok(place) => serve_one(service, place, arrival, entered).await,
-            // Its writer is dropped after that, which resets it.
-            Err(reason) => tell_refused(&service, &arrival, reason),
-        },
-        Err(Turned { reason, stream }) => {
-            tell_refused(&service, &arrival, reason);
-            if let Some(stream) = stream {
-                stream.reset();
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` has room for all that it is given a second time, in every connection"
+)]
+fn arrive(
+    service: Arc<Service>,
+    permit: Permit,
+    mut arrival: Arrival,
+    stream: Stream,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let entered = match arrival.enter(stream, permit, &service).await {
+            Ok(entered) => entered,
+            Err(Turned { reason, stream }) => {
+                tell_refused(&service, &arrival, reason);
+                if let Some(stream) = stream {
+                    stream.reset();
+                }
+                return;
             }
-        }
+        };
+        let place = match Place::new(&service.generations, || service.process.next_connection()) {
+            Ok(place) => Arc::new(place),
+            Err(reason) => {
+                tell_refused(&service, &arrival, reason);
+                // Its writer is dropped after that, which resets it.
+                return;
+            }
+        };
+        serve_one(service, place, arrival, entered).await;
     }
 }
 
@@ -177,8 +194,13 @@ async fn any(listeners: &mut [Listener], first: usize, errors: &Count) -> (usize
     .await
 }
 
-/// Serves one connection and logs what became of it.
-async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entered: Entered) {
+/// Serves one connection and logs what became of it. As `arrive` it is no `async fn`.
+fn serve_one(
+    service: Arc<Service>,
+    place: Arc<Place>,
+    arrival: Arrival,
+    entered: Entered,
+) -> impl Future<Output = ()> + Send {
     let Entered {
         permit,
         reader,
@@ -209,45 +231,46 @@ async fn serve_one(service: Arc<Service>, place: Place, arrival: Arrival, entere
         },
         tls,
     };
-    let place = Arc::new(place);
-    let served = async {
-        failpoint::serve(peer.connection);
-        let Some(recorder) = &service.recorder else {
-            return converse(&service, &place, &peer, reader, writer).await;
+    async move {
+        let served = async {
+            failpoint::serve(peer.connection);
+            let Some(recorder) = &service.recorder else {
+                return converse(&service, &place, &peer, reader, writer).await;
+            };
+            let tape = Tape::default();
+            let (reader, writer) = (tape.record(reader), tape.record(writer));
+            // In a box, so that what is not recorded is not larger for it.
+            let report = Box::pin(converse(&service, &place, &peer, reader, writer)).await;
+            recorder.keep(peer.connection, tape, report.outcome).await;
+            report
         };
-        let tape = Tape::default();
-        let (reader, writer) = (tape.record(reader), tape.record(writer));
-        // In a box, so that what is not recorded is not larger for it.
-        let report = Box::pin(converse(&service, &place, &peer, reader, writer)).await;
-        recorder.keep(peer.connection, tape, report.outcome).await;
-        report
-    };
-    let served = AssertUnwindSafe(served).catch_unwind().await;
-    if let Some(trace) = &trace {
-        tell(&service, &peer, &place, trace, served.as_ref().ok());
-    }
-    match served {
-        Ok(report) => {
-            log(&service, &peer, &place, &report);
-            if report.counts {
-                place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+        let served = AssertUnwindSafe(served).catch_unwind().await;
+        if let Some(trace) = &trace {
+            tell(&service, &peer, &place, trace, served.as_ref().ok());
+        }
+        match served {
+            Ok(report) => {
+                log(&service, &peer, &place, &report);
+                if report.counts {
+                    place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+                }
+            }
+            // The hook for panics has said what happened.
+            Err(_) => {
+                service.counts().ended(Outcome::HostPanic).one_more();
+                error!(
+                    service = service.config.name,
+                    connection = peer.connection,
+                    peer = peer.remote,
+                    listener = peer.listener,
+                    outcome = Outcome::HostPanic.as_str(),
+                    panics = service.process.panics.fetch_add(1, Relaxed) + 1,
+                    "connection ended"
+                );
             }
         }
-        // The hook for panics has said what happened.
-        Err(_) => {
-            service.counts().ended(Outcome::HostPanic).one_more();
-            error!(
-                service = service.config.name,
-                connection = peer.connection,
-                peer = peer.remote,
-                listener = peer.listener,
-                outcome = Outcome::HostPanic.as_str(),
-                panics = service.process.panics.fetch_add(1, Relaxed) + 1,
-                "connection ended"
-            );
-        }
+        drop(permit);
     }
-    drop(permit);
 }
 
 /// Serves one connection, where it can be seen meanwhile by who asks, and counts it.

@@ -16,6 +16,7 @@ use crate::deadlines::{self, Passed, moved};
 use crate::half::{Failure, Half};
 use crate::peer::Peer;
 use crate::sandbox::{self, End, Fault, Seat};
+use crate::seldom::seldom;
 
 /// How long a connection whose work is done waits for the peer's FIN, reading and dropping what comes.
 ///
@@ -153,7 +154,7 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let start = Instant::now();
-    let mut cut = pin!(cut);
+    let mut cut = pin!(seldom(cut));
     let mut status = None;
     let mut counts = true;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::Limits;
 use crate::half::Half;
+use crate::seldom::seldom;
 
 /// Longer than any connection lives, and short enough to be added to any time.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -50,7 +51,7 @@ pub(crate) async fn passed<R, W>(
     tokio::select! {
         biased;
         () = bytes => Passed::Bytes,
-        passed = time(limits, start, inbound, outbound) => passed,
+        passed = seldom(time(limits, start, inbound, outbound)) => passed,
     }
 }
 

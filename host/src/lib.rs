@@ -39,6 +39,7 @@ mod roster;
 mod running;
 pub mod sandbox;
 pub mod scaffold;
+mod seldom;
 pub mod server;
 mod service;
 pub mod service_manager;

@@ -42,14 +42,13 @@ where
     }
     let ticker = Arc::clone(&generation.engine.ticker);
     let max_cpu_time = generation.engine.limits.max_cpu_time;
-    // In a box, so that what a relay holds of it is gone with the instance.
     let cost = seat.cost();
-    let guest = Box::pin(async {
-        let mut store = generation
-            .store(Speaker::Connection(peer.connection), None, Some(&cost))
-            .map_err(Fault::Grant)?;
-        contract::serve(seat, generation, &mut store, peer, inbound, outbound).await
-    });
+    let store = generation
+        .store(Speaker::Connection(peer.connection), None, Some(&cost))
+        .map_err(Fault::Grant)?;
+    // It is in a box, so that what a relay holds of it is gone with the instance.
+    let guest = contract::serve(seat, &generation.prepared, store, peer, inbound, outbound);
+    drop(generation);
     let guest = ticker.run_at(&cost, guest);
     let served = match max_cpu_time {
         None => guest.await?,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{self, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
@@ -25,7 +25,21 @@ pub(super) const TICK: Duration = Duration::from_millis(1);
 thread_local! {
     /// The tick at which the turn that this thread is in began.
     static TURN: Cell<u64> = const { Cell::new(0) };
+
+    /// Which counter of turns this thread uses.
+    static COUNTER: usize = THREADS.fetch_add(1, Relaxed) % COUNTERS;
 }
+
+/// Counters of turns.
+const COUNTERS: usize = 32;
+
+/// Threads that have begun a turn.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// Turns of a thread that are under way. It has a cache line for itself (and the one that is fetched with it), since
+/// threads that count at one place wait for each other at each turn.
+#[repr(align(128))]
+struct Turns(AtomicUsize);
 
 /// Ticks in a row that find no connection in a turn, after which the clock stops. Starting it again takes longer than a turn
 /// should, so it does not stop between two turns of a connection that has much to do.
@@ -37,8 +51,8 @@ pub(super) struct Ticker {
     /// Ticks that a connection may see in one turn before it has to let others run. The first may come at once, so that it
     /// is interrupted up to a tick early.
     slice: u64,
-    /// Turns that are under way.
-    turns: AtomicUsize,
+    /// Turns that are under way, by counters of which few threads use the same.
+    turns: [Turns; COUNTERS],
     /// Whether the clock stands still.
     stopped: AtomicBool,
     engines: Mutex<Vec<EngineWeak>>,
@@ -51,7 +65,7 @@ impl Ticker {
         let ticker = Arc::new(Self {
             now: AtomicU64::new(0),
             slice: ticks(slice),
-            turns: AtomicUsize::new(0),
+            turns: [const { Turns(AtomicUsize::new(0)) }; COUNTERS],
             stopped: AtomicBool::new(false),
             engines: Mutex::new(Vec::new()),
             thread: OnceLock::new(),
@@ -61,11 +75,7 @@ impl Ticker {
             let mut quiet = 0;
             while let Some(ticker) = weak.upgrade() {
                 ticker.tick();
-                quiet = if ticker.turns.load(Relaxed) == 0 {
-                    quiet + 1
-                } else {
-                    0
-                };
+                quiet = if ticker.quiet(Relaxed) { quiet + 1 } else { 0 };
                 let stop = quiet >= STILL && ticker.stop();
                 drop(ticker);
                 if stop {
@@ -106,23 +116,26 @@ impl Ticker {
     fn stop(&self) -> bool {
         self.stopped.store(true, SeqCst);
         // Whoever begins the first turn after this sees that the clock is stopped, and starts it.
-        let stop = self.turns.load(SeqCst) == 0;
+        let stop = self.quiet(SeqCst);
         if !stop {
             self.stopped.store(false, SeqCst);
         }
         stop
     }
 
+    /// Whether no turn is under way.
+    fn quiet(&self, ordering: Ordering) -> bool {
+        self.turns.iter().all(|turns| turns.0.load(ordering) == 0)
+    }
+
     /// Begins a turn, and starts the clock if it is stopped.
     fn turn(&self) -> Turn<'_> {
         TURN.set(self.now());
-        if self.turns.fetch_add(1, SeqCst) == 0
-            && self.stopped.load(SeqCst)
-            && self.stopped.swap(false, SeqCst)
-        {
+        let turns = &self.turns[COUNTER.with(|counter| *counter)].0;
+        if turns.fetch_add(1, SeqCst) == 0 && self.stopped.load(SeqCst) && self.stopped.swap(false, SeqCst) {
             self.wake();
         }
-        Turn(self)
+        Turn(turns)
     }
 
     /// Ticks since the ticker was started, while guests ran.
@@ -206,10 +219,10 @@ impl fmt::Debug for Ticker {
 }
 
 /// A turn of a connection, which ends when this is dropped.
-struct Turn<'a>(&'a Ticker);
+struct Turn<'a>(&'a AtomicUsize);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.turns.fetch_sub(1, Release);
+        self.0.fetch_sub(1, Release);
     }
 }

@@ -6,18 +6,18 @@ mod migration;
 mod sessions;
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
+use wasmtime::Store;
 use wasmtime::component::InstancePre;
 
-use super::generation::Generation;
 use super::seat::Seat;
 use super::state::State;
 use crate::bindings::movable_session_service::inet::service::types as movable_session_service;
@@ -163,31 +163,53 @@ impl Fault {
 
 /// What a call of a guest comes to if that takes no longer than `max`, whether the guest works, waits for the host, or
 /// has to let others have their turn; `fault` says how it fails.
-async fn within<T>(
-    max: Option<Duration>,
-    call: impl Future<Output = wasmtime::Result<T>>,
-    fault: fn(wasmtime::Error) -> Fault,
-) -> Result<T, Fault> {
-    let mut call = pin!(call);
-    // Most calls are done before there is anything to wait for.
-    let mut timer: Option<Pin<Box<Sleep>>> = None;
-    poll_fn(|cx| match (call.as_mut().poll(cx), max) {
-        (Poll::Ready(answer), _) => Poll::Ready(answer.map_err(fault)),
-        (Poll::Pending, None) => Poll::Pending,
-        (Poll::Pending, Some(max)) => timer
-            .get_or_insert_with(|| Box::pin(sleep(max)))
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(Fault::Cpu(CpuLimit::Call))),
-    })
-    .await
+fn within<T, F>(max: Option<Duration>, call: F, fault: fn(wasmtime::Error) -> Fault) -> Within<F>
+where
+    F: Future<Output = wasmtime::Result<T>>,
+{
+    Within {
+        call,
+        max,
+        timer: None,
+        fault,
+    }
+}
+
+pin_project! {
+    // Not an `async fn`, which has room for what it is given twice: a call of a guest is large, and each connection has one.
+    struct Within<F> {
+        #[pin]
+        call: F,
+        max: Option<Duration>,
+        // Most calls are done before there is anything to wait for.
+        timer: Option<Pin<Box<Sleep>>>,
+        fault: fn(wasmtime::Error) -> Fault,
+    }
+}
+
+impl<T, F: Future<Output = wasmtime::Result<T>>> Future for Within<F> {
+    type Output = Result<T, Fault>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match (this.call.poll(cx), *this.max) {
+            (Poll::Ready(answer), _) => Poll::Ready(answer.map_err(*this.fault)),
+            (Poll::Pending, None) => Poll::Pending,
+            (Poll::Pending, Some(max)) => this
+                .timer
+                .get_or_insert_with(|| Box::pin(sleep(max)))
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(Fault::Cpu(CpuLimit::Call))),
+        }
+    }
 }
 
 /// A component that is ready to be instantiated, by its contract.
 pub(super) enum Prepared {
     Streams(ServicePre<State>),
-    Sessions(Sessions),
-    Cli(Command),
+    Sessions(Arc<Sessions>),
+    Cli(Arc<Command>),
 }
 
 impl Prepared {
@@ -199,8 +221,8 @@ impl Prepared {
     pub(super) fn new(contract: Contract, pre: InstancePre<State>) -> wasmtime::Result<Self> {
         Ok(match contract {
             Contract::Streams => Self::Streams(ServicePre::new(pre)?),
-            Contract::Sessions => Self::Sessions(Sessions::new(pre)?),
-            Contract::Cli => Self::Cli(Command::new(pre)?),
+            Contract::Sessions => Self::Sessions(Arc::new(Sessions::new(pre)?)),
+            Contract::Cli => Self::Cli(Arc::new(Command::new(pre)?)),
         })
     }
 
@@ -214,7 +236,7 @@ impl Prepared {
 
     /// Takes a core module that was linked, if it is a program.
     pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Option<Self> {
-        Command::of_module(pre).map(Self::Cli)
+        Command::of_module(pre).map(Arc::new).map(Self::Cli)
     }
 
     /// Makes an instance and drops it.
@@ -222,7 +244,7 @@ impl Prepared {
     /// # Errors
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
-    pub(super) async fn probe(&self, store: &mut wasmtime::Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
         match self {
             Self::Streams(pre) => pre.instantiate_async(store).await.map(drop),
             Self::Sessions(sessions) => sessions.probe(store).await,
@@ -244,36 +266,45 @@ impl Prepared {
     }
 }
 
-/// Serves one connection with a fresh instance in `store`.
-///
-/// `generation` is that of `seat`. It is kept no longer than the connection is served by it.
-pub(super) async fn serve<S, R, W>(
-    seat: &S,
-    generation: Arc<Generation>,
-    store: &mut wasmtime::Store<State>,
-    peer: &Peer,
-    inbound: &Half<R>,
-    outbound: &Half<W>,
-) -> Result<Served<R, W>, Fault>
+/// How a guest serves a connection. It is as large as its contract takes, and no larger for the others.
+type Serving<'a, R, W> = Pin<Box<dyn Future<Output = Result<Served<R, W>, Fault>> + Send + 'a>>;
+
+/// Serves one connection with a fresh instance of `prepared` in `store`.
+pub(super) fn serve<'a, S, R, W>(
+    seat: &'a S,
+    prepared: &Prepared,
+    mut store: Store<State>,
+    peer: &'a Peer,
+    inbound: &'a Half<R>,
+    outbound: &'a Half<W>,
+) -> Serving<'a, R, W>
 where
     S: Seat,
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
-    match &generation.prepared {
+    let started = || seat.started();
+    match prepared {
         Prepared::Streams(pre) => {
-            handler::serve(pre, store, peer, inbound, outbound, || seat.started()).await
+            let pre = pre.clone();
+            Box::pin(async move { handler::serve(&pre, &mut store, peer, inbound, outbound, started).await })
         }
         Prepared::Sessions(sessions) => {
-            let session = sessions.open(&mut *store, peer).await?;
-            drop(generation);
-            let end = sessions::serve(seat, session, store, peer, inbound, outbound).await?;
-            Ok(Served::Ended(end))
+            let sessions = Arc::clone(sessions);
+            Box::pin(async move {
+                let session = sessions.open(&mut store, peer).await?;
+                // The connection may move, and is then to keep nothing of what it came from.
+                drop(sessions);
+                let end = sessions::serve(seat, session, &mut store, peer, inbound, outbound).await?;
+                Ok(Served::Ended(end))
+            })
         }
         Prepared::Cli(command) => {
-            let started = || seat.started();
-            let end = command::serve(command, store, peer, inbound, outbound, started).await?;
-            Ok(Served::Ended(end))
+            let command = Arc::clone(command);
+            Box::pin(async move {
+                let end = command::serve(&command, &mut store, peer, inbound, outbound, started).await?;
+                Ok(Served::Ended(end))
+            })
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use crate::sandbox::seat::Seat;
 use crate::sandbox::state::State;
+use crate::seldom::seldom;
 
 /// A component that serves by sessions, ready to be instantiated.
 pub(in crate::sandbox) struct Sessions {
@@ -133,6 +134,7 @@ where
     let mut started = false;
     let mut ended = false;
     let mut happened = None;
+    let mut offer = pin!(seldom(seat.offer()));
     loop {
         let event = match &happened {
             None => Event::Opened,
@@ -177,11 +179,19 @@ where
                 let mut timer = pin!(timer.map(sleep));
                 let mut movable = true;
                 loop {
-                    match next(&mut reader, ended, timer.as_mut(), seat, movable).await {
-                        Awaited::Happened(happened) => break happened,
-                        Awaited::Offer(offer) => {
+                    let offered = offer.as_mut();
+                    match next(&mut reader, ended, timer.as_mut(), offered, movable).await {
+                        Awaited::Happened(happened) => {
+                            // It is not to hold the turn of others while the guest is at work.
+                            if offer.was_woken() {
+                                offer.set(seldom(seat.offer()));
+                            }
+                            break happened;
+                        }
+                        Awaited::Offer(offered) => {
+                            offer.set(seldom(seat.offer()));
                             // In a box, since it is large and seldom. One that is busy is asked again after the next event.
-                            let attempt = migration::attempt(seat, offer, &mut session, store, peer);
+                            let attempt = migration::attempt(seat, offered, &mut session, store, peer);
                             movable = Box::pin(attempt).await?;
                         }
                     }
@@ -192,13 +202,13 @@ where
 }
 
 /// Waits for the peer, which has nothing more to say once it has `ended`, for the timer, and for another generation.
-async fn next<'a, R: AsyncRead + Unpin, S: Seat>(
+async fn next<R: AsyncRead + Unpin, O>(
     reader: &mut Lent<R>,
     ended: bool,
     timer: Pin<&mut Option<Sleep>>,
-    seat: &'a S,
+    offer: impl Future<Output = O>,
     movable: bool,
-) -> Awaited<S::Offer<'a>> {
+) -> Awaited<O> {
     let peer = async {
         if ended {
             pending().await
@@ -216,7 +226,7 @@ async fn next<'a, R: AsyncRead + Unpin, S: Seat>(
         biased;
         read = peer => Awaited::Happened(received(read)),
         () = timer => Awaited::Happened(Happened::Woken),
-        offer = seat.offer(), if movable => Awaited::Offer(offer),
+        offer = offer, if movable => Awaited::Offer(offer),
     }
 }
 
