@@ -391,7 +391,7 @@ fn a_service_that_does_not_read_holds_the_peer_back() {
 
 #[test]
 fn limits_hold_for_all_parts_together() {
-    let alone = ["--max-memory", "256KiB"];
+    let alone = ["--max-memory", "512KiB"];
     Host::serving("copy", &alone).connect().echo("hello");
     let copy = guest("copy");
     let args = with(&["upper-case", "line-limit"], &alone);
