@@ -18,6 +18,8 @@ pub mod config;
 pub mod connection;
 pub mod conversation;
 pub mod cost;
+#[cfg(test)]
+mod counting_task;
 mod counts;
 mod deadlines;
 mod failpoint;

@@ -89,24 +89,8 @@ impl Wake for List {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::atomic::Ordering::Relaxed;
-
     use super::*;
-
-    #[derive(Default)]
-    struct Task(AtomicUsize);
-
-    impl Wake for Task {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
-
-    fn task() -> (Arc<Task>, Waker) {
-        let task = Arc::<Task>::default();
-        (Arc::clone(&task), Waker::from(task))
-    }
+    use crate::counting_task::counting_task as task;
 
     /// Has `waker` wait, and gives what the transport wakes.
     fn wait(waiters: &Waiters, waker: &Waker) -> Waker {
@@ -131,7 +115,7 @@ mod tests {
         let asked = wait(&waiters, Waker::noop());
         asked.wake_by_ref();
         asked.wake();
-        assert_eq!((one.0.load(Relaxed), two.0.load(Relaxed)), (1, 1));
+        assert_eq!((one.wakes(), two.wakes()), (1, 1));
     }
 
     #[test]
@@ -147,7 +131,7 @@ mod tests {
             }
             Poll::Ready(())
         });
-        assert!(polled.is_ready() && one.0.load(Relaxed) == 0);
+        assert!(polled.is_ready() && one.wakes() == 0);
     }
 
     #[test]
@@ -160,6 +144,6 @@ mod tests {
             assert!(waiters.list.wakers().others.len() <= MAX);
         }
         asked.wake();
-        assert!(tasks.iter().all(|(task, _)| task.0.load(Relaxed) == 1));
+        assert!(tasks.iter().all(|(task, _)| task.wakes() == 1));
     }
 }
