@@ -148,6 +148,93 @@ mod spin {
     }
 }
 
+/// A session is called on the stack of its thread as long as its calls may take only so long.
+mod spin_in_direct_calls {
+    use super::*;
+
+    #[test]
+    fn does_not_starve_its_neighbours_and_takes_few_threads() {
+        let args = ["--threads", "1", "--max-call-time", "1h", "--drain-timeout", "1s"];
+        let mut host = Host::serving("spin", &args);
+        let spinning: Vec<_> = (0..20).map(|_| host.connect()).collect();
+        for client in &spinning {
+            client.echo("hello");
+            client.send("!");
+        }
+        let neighbour = host.connect();
+        for _ in 0..100 {
+            neighbour.echo("still served");
+        }
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).unwrap();
+        let threads = tasks.count();
+        assert!(threads < 20, "{threads} threads");
+        // What ends a connection ends it in such a call too.
+        assert!(host.stop().success());
+        for _ in 0..21 {
+            assert_eq!(host.outcome(), "drained");
+        }
+    }
+
+    #[test]
+    fn is_interrupted_at_every_limit() {
+        for (limit, outcome) in [
+            (["--max-call-time", "300ms"], "cpu-limit"),
+            (["--max-lifetime", "300ms"], "lifetime"),
+            (["--idle-timeout", "300ms"], "idle-timeout"),
+        ] {
+            let mut args = vec!["--max-call-time", "1h"];
+            if limit[0] == args[0] {
+                args.clear();
+            }
+            args.extend(limit);
+            let host = Host::serving("spin", &args);
+            let client = host.connect();
+            client.echo("hello");
+            client.send("!");
+            client.expect_reset();
+            assert_eq!(host.outcome(), outcome);
+        }
+    }
+
+    #[test]
+    fn leaves_others_what_they_need_though_it_has_a_thread() {
+        // More than there are stacks for calls that cannot be made directly while it does.
+        const CONNECTIONS: usize = 1200;
+        let most = (CONNECTIONS + 2).to_string();
+        let args = [
+            "--threads",
+            "1",
+            "--max-call-time",
+            "4s",
+            "--max-connections",
+            &most,
+        ];
+        let host = Host::serving("spin", &args);
+        let spinning = host.connect();
+        spinning.echo("hello");
+        spinning.send("!");
+        let others: Vec<_> = (0..CONNECTIONS).map(|_| host.connect()).collect();
+        for client in &others {
+            client.send("hello");
+        }
+        for client in &others {
+            client.expect("hello");
+        }
+        assert_eq!(host.outcome(), "cpu-limit");
+        for client in &others {
+            client.echo("and again");
+        }
+        // All of them do.
+        for client in &others {
+            client.send("!");
+        }
+        for _ in 0..CONNECTIONS {
+            assert_eq!(host.outcome(), "cpu-limit");
+        }
+        host.connect().echo("still served");
+    }
+}
+
 mod restless {
     use super::*;
 

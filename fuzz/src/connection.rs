@@ -131,7 +131,7 @@ pub fn run(bytes: &[u8]) {
         heard: Arc::clone(&heard),
     };
     let mut polls = case.cut;
-    let cut = poll_fn(|cx| match &mut polls {
+    let cut = poll_fn(move |cx| match &mut polls {
         None => Poll::Pending,
         Some(0) => Poll::Ready(Outcome::Drained),
         Some(left) => {

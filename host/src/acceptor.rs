@@ -28,7 +28,7 @@ use crate::listener::{Accepted, Entrance, Listener};
 use crate::peer::{End, Peer};
 use crate::place::Place;
 use crate::record::Tape;
-use crate::roster::Open;
+use crate::roster::{Entry, Open};
 use crate::service::Service;
 use crate::socket::Stream;
 use crate::telemetry::{Ended, Trace};
@@ -295,31 +295,34 @@ where
             peer: peer.remote.clone(),
             listener: peer.listener.clone(),
             since: Instant::now(),
-            inbound: inbound.traffic(),
-            outbound: outbound.traffic(),
+            inbound: Arc::downgrade(&inbound.traffic()),
+            outbound: Arc::downgrade(&outbound.traffic()),
             seen: Default::default(),
             close: Notify::new(),
         })
     });
-    let cut = async {
-        let closed = async {
-            match &entry {
-                Some(entry) => entry.closed().await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            () = place.cut() => Outcome::Drained,
-            () = closed => Outcome::Closed,
-        }
-    };
-    let report = connection::serve(&**place, peer, inbound, outbound, limits, pin!(cut)).await;
+    let cut = cut(Arc::clone(place), entry.as_ref().map(Entry::closed));
+    let report = connection::serve(&**place, peer, inbound, outbound, limits, cut).await;
     let count = || service.counts().count(&report, &place.cost);
     match entry {
         Some(entry) => entry.leave(count),
         None => count(),
     }
     report
+}
+
+/// Waits until a connection is ended by whoever runs the host: with all of its generation, or as one that is `closed`.
+async fn cut(place: Arc<Place>, closed: Option<impl Future<Output = ()>>) -> Outcome {
+    let closed = async {
+        match closed {
+            Some(closed) => closed.await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = place.cut() => Outcome::Drained,
+        () = closed => Outcome::Closed,
+    }
 }
 
 /// Tells a collector of a connection that has ended, by a panic of the host where there is no report.

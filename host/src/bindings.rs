@@ -18,6 +18,16 @@ pub(crate) mod session_service {
     });
 }
 
+/// World `session-service`, called directly.
+pub(crate) mod direct_session_service {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "session-service",
+        ownership: Borrowing { duplicate_if_necessary: true },
+        with: { "inet:service/types": super::session_service::inet::service::types },
+    });
+}
+
 /// World `movable-session-service`, of which only interface `migration` is used.
 pub(crate) mod movable_session_service {
     wasmtime::component::bindgen!({

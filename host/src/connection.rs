@@ -3,7 +3,8 @@
 //! It knows nothing of sockets. A writer that is dropped before it was shut down resets the connection;
 //! that is the transport's part of the bargain.
 
-use std::pin::pin;
+mod outside;
+
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -12,11 +13,11 @@ use tracing::debug;
 
 use crate::buffer;
 use crate::config::Limits;
-use crate::deadlines::{self, Passed, moved};
+use crate::deadlines::{self, Passed};
 use crate::half::{Failure, Half};
 use crate::peer::Peer;
 use crate::sandbox::{self, End, Fault, Seat};
-use crate::seldom::seldom;
+use outside::Outside;
 
 /// How long a connection whose work is done waits for the peer's FIN, reading and dropping what comes.
 ///
@@ -146,7 +147,7 @@ pub async fn serve<S, R, W>(
     inbound: Half<R>,
     outbound: Half<W>,
     limits: &Limits,
-    cut: impl Future<Output = Outcome>,
+    cut: impl Future<Output = Outcome> + Send + 'static,
 ) -> Report
 where
     S: Seat,
@@ -154,21 +155,26 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let start = Instant::now();
-    let mut cut = pin!(seldom(cut));
+    let time = deadlines::time(*limits, start, inbound.traffic(), outbound.traffic());
+    let outside = Outside::new(time, cut);
     let mut status = None;
     let mut counts = true;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
         biased;
-        ended = sandbox::serve(seat, peer, &inbound, &outbound) => {
+        ended = sandbox::serve(seat, peer, &inbound, &outbound, outside.clone()) => {
             if let Ok(End::Exited(with)) = ended {
                 status = Some(with);
             }
             counts = ended.as_ref().err().is_none_or(Fault::counts);
-            judge(peer, ended, inbound.failure().or(outbound.failure()))
+            match outside.outcome() {
+                // The guest was interrupted by it.
+                Some(outcome) => (outcome, None),
+                None => judge(peer, ended, inbound.failure().or(outbound.failure())),
+            }
         }
-        passed = deadlines::passed(limits, start, &inbound, &outbound) => (passed.into(), None),
-        cut = cut.as_mut() => (cut, None),
+        passed = deadlines::bytes(&inbound, &outbound) => (passed.into(), None),
+        outcome = outside.ends() => (outcome, None),
     };
     let at_rest = outcome == Outcome::Finished || outbound.at_rest();
     match outcome {
@@ -181,10 +187,12 @@ where
             }
             tokio::select! {
                 () = linger(&inbound, LINGER) => {}
-                _ = cut => {}
+                () = outside.cut() => {}
             }
         }
-        Outcome::Drained | Outcome::Closed if at_rest && moved(&inbound, &outbound).elapsed() >= QUIET => {
+        Outcome::Drained | Outcome::Closed
+            if at_rest && inbound.moved().max(outbound.moved()).elapsed() >= QUIET =>
+        {
             finish(&outbound).await;
             linger(&inbound, LINGER_DRAINED).await;
         }

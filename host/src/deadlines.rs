@@ -1,14 +1,14 @@
 //! The limits of a connection that are watched from outside its guest: times, and bytes.
 
 use std::future::{pending, poll_fn};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Limits;
-use crate::half::Half;
-use crate::seldom::seldom;
+use crate::half::{Half, Traffic};
 
 /// Longer than any connection lives, and short enough to be added to any time.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -33,32 +33,30 @@ pub(crate) enum Passed {
     Bytes,
 }
 
-/// Waits until the connection that these halves are of, and that began at `start`, has come to one of `limits`.
-pub(crate) async fn passed<R, W>(
-    limits: &Limits,
-    start: Instant,
-    inbound: &Half<R>,
-    outbound: &Half<W>,
-) -> Passed {
-    // What passes a limit on bytes is done by the same task, which looks here each time.
-    let bytes = poll_fn(|_| {
+/// Waits until more bytes have come, or wanted to go, than may. It is woken by nobody: what passes the limit is done by the
+/// same task, which looks here each time.
+pub(crate) async fn bytes<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> Passed {
+    poll_fn(|_| {
         if inbound.exceeded() || outbound.exceeded() {
-            Poll::Ready(())
+            Poll::Ready(Passed::Bytes)
         } else {
             Poll::Pending
         }
-    });
-    tokio::select! {
-        biased;
-        () = bytes => Passed::Bytes,
-        passed = seldom(time(limits, start, inbound, outbound)) => passed,
-    }
+    })
+    .await
 }
 
-async fn time<R, W>(limits: &Limits, start: Instant, inbound: &Half<R>, outbound: &Half<W>) -> Passed {
+/// Waits until the connection with this traffic, which began at `start`, has come to one of the `limits` on its time.
+pub(crate) async fn time(
+    limits: Limits,
+    start: Instant,
+    inbound: Arc<dyn Traffic>,
+    outbound: Arc<dyn Traffic>,
+) -> Passed {
     loop {
         let now = Instant::now();
         let silent = inbound.bytes() == 0 && outbound.bytes() == 0;
+        let moved = inbound.moved().max(outbound.moved());
         let deadlines = [
             (Passed::Lifetime, Some(start), limits.max_lifetime),
             (
@@ -66,7 +64,7 @@ async fn time<R, W>(limits: &Limits, start: Instant, inbound: &Half<R>, outbound
                 silent.then_some(start),
                 limits.first_byte_timeout,
             ),
-            (Passed::Idle, Some(moved(inbound, outbound)), limits.idle_timeout),
+            (Passed::Idle, Some(moved), limits.idle_timeout),
             (Passed::Write, outbound.stalled_since(), limits.write_timeout),
         ];
         // One beyond all time never comes.
@@ -83,9 +81,4 @@ async fn time<R, W>(limits: &Limits, start: Instant, inbound: &Half<R>, outbound
             (None, None) => return pending().await,
         }
     }
-}
-
-/// When a byte moved last.
-pub(crate) fn moved<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> Instant {
-    inbound.moved().max(outbound.moved())
 }

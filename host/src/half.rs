@@ -10,7 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -144,12 +144,6 @@ impl<T> Half<T> {
         self.shared.stalled.load(Relaxed)
     }
 
-    /// Since when bytes wait to be written and the peer has not taken one.
-    pub fn stalled_since(&self) -> Option<Instant> {
-        let at = Duration::from_nanos(self.shared.stalled_at.load(Relaxed));
-        self.stalled().then(|| self.shared.start + at)
-    }
-
     /// Whether more bytes wanted to pass than may.
     pub fn exceeded(&self) -> bool {
         self.shared.exceeded.load(Relaxed)
@@ -184,6 +178,9 @@ pub trait Traffic: Send + Sync {
 
     /// When bytes passed last, or when the half was made.
     fn moved(&self) -> Instant;
+
+    /// Since when bytes wait to be written and the peer has not taken one.
+    fn stalled_since(&self) -> Option<Instant>;
 }
 
 impl<T: Send> Traffic for Shared<T> {
@@ -194,13 +191,17 @@ impl<T: Send> Traffic for Shared<T> {
     fn moved(&self) -> Instant {
         self.last()
     }
+
+    fn stalled_since(&self) -> Option<Instant> {
+        let at = Duration::from_nanos(self.stalled_at.load(Relaxed));
+        self.stalled.load(Relaxed).then(|| self.start + at)
+    }
 }
 
 impl<T: Send + 'static> Half<T> {
-    /// What passes through it, as long as it is there.
-    pub fn traffic(&self) -> Weak<dyn Traffic> {
-        let shared: Arc<dyn Traffic> = Arc::clone(&self.shared) as _;
-        Arc::downgrade(&shared)
+    /// What passes through it.
+    pub fn traffic(&self) -> Arc<dyn Traffic> {
+        Arc::clone(&self.shared) as _
     }
 }
 

@@ -96,9 +96,12 @@ async fn one(
         ..Peer::default()
     };
     let over = CancellationToken::new();
-    let cut = async {
-        over.cancelled().await;
-        Outcome::Drained
+    let cut = {
+        let over = over.clone();
+        async move {
+            over.cancelled().await;
+            Outcome::Drained
+        }
     };
     let inbound = Half::new(reader, limits.max_bytes_in);
     let outbound = Half::new(writer, limits.max_bytes_out);

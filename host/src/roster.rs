@@ -109,8 +109,9 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// Waits until somebody has the connection closed.
-    pub(crate) async fn closed(&self) {
-        self.open.close.notified().await;
+    pub(crate) fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let open = Arc::clone(&self.open);
+        async move { open.close.notified().await }
     }
 
     /// Takes the connection off, and counts what it has cost in the same moment, so that who looks finds that once.

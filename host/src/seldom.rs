@@ -3,13 +3,15 @@
 //! Whoever polls a `select!` polls all that stands in it. For each answer of a guest that was a timer, and locks that the connections of
 //! a service share, whose memory threads had to fetch from each other. A [`Seldom`] is asked only after something has woken it.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use pin_project_lite::pin_project;
+use tokio::task::unconstrained;
 
 /// Polls `future` only when it has been woken, and once at first.
 pub(crate) fn seldom<F: Future>(future: F) -> Seldom<F> {
@@ -76,13 +78,27 @@ impl<F> Seldom<F> {
 impl<F: Future> Future for Seldom<F> {
     type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.as_mut().project();
         if this.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
             // Before the bell is looked at: who has rung it for another task has done so by then.
             this.bell.task().clone_from(cx.waker());
             *this.task = Some(cx.waker().clone());
         }
+        self.poll_if_rung()
+    }
+}
+
+impl<F: Future> Seldom<F> {
+    /// Polls it from the midst of something else that its task does. Whom it wakes is who has polled it last, and it does not
+    /// matter how much of what tokio lets a task do in one turn is left.
+    pub(crate) fn glance(mut self: Pin<&mut Self>) -> Poll<F::Output> {
+        let future = unconstrained(poll_fn(|_| self.as_mut().poll_if_rung()));
+        pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn poll_if_rung(self: Pin<&mut Self>) -> Poll<F::Output> {
+        let this = self.project();
         if !this.bell.rung.load(Relaxed) || !this.bell.rung.swap(false, AcqRel) {
             return Poll::Pending;
         }
@@ -93,8 +109,6 @@ impl<F: Future> Future for Seldom<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-    use std::pin::pin;
     use std::sync::atomic::AtomicU32;
     use std::thread;
 
@@ -135,6 +149,24 @@ mod tests {
         }
         notify.notify_one();
         assert_eq!((first.wakes(), second.wakes()), (0, 1));
+    }
+
+    #[test]
+    fn a_glance_finds_it_ready_and_changes_not_whom_it_wakes() {
+        let notify = Notify::new();
+        let mut future = pin!(seldom(notify.notified()));
+        let (woken, waker) = task();
+        assert!(future.as_mut().glance().is_pending());
+        assert!(
+            future
+                .as_mut()
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        assert!(future.as_mut().glance().is_pending());
+        notify.notify_one();
+        assert_eq!(woken.wakes(), 1);
+        assert!(future.as_mut().glance().is_ready());
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Limits {
     /// Default 64 MiB. Growth beyond it fails, which the guest sees; an instance that would start above it is
     /// not made. Worst case in all: this times `max_connections`, or times the instances that connections share.
     pub max_memory: usize,
-    /// How long one connection may keep its thread before others have their turn.
+    /// How long one connection may keep its thread before others have their turn, on that thread or on another.
     ///
     /// Default 2 ms, and no finer than 1 ms.
     pub cpu_slice: Duration,

@@ -59,7 +59,7 @@ fn half<T>(io: T) -> Half<T> {
 async fn serve_with<F: Future<Output = ()>>(
     guest: &str,
     limits: Limits,
-    cut: impl Future<Output = Outcome>,
+    cut: impl Future<Output = Outcome> + Send + 'static,
     client: impl FnOnce(DuplexStream) -> F,
 ) -> Report {
     let generation = generation(guest).await;

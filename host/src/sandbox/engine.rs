@@ -10,8 +10,10 @@ use wasmtime::{
 use wasmtime_wasi::I32Exit;
 
 use super::diagnostics;
+use super::direct::Stacks;
 use super::grants::Granted;
-use super::needs::{Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
+use super::needs::{Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
+use super::never_waits;
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
@@ -21,6 +23,9 @@ const SPARE_INSTANCES: u32 = 2;
 
 /// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
 const SPARE_STACKS: u32 = 64;
+
+/// Stacks that connections have together whose guests are mostly called directly.
+const MAX_SHARED_STACKS: u32 = 1024;
 
 /// Core instances for each connection; these take no address space.
 const CORE_INSTANCES_PER_CONNECTION: u32 = 16;
@@ -75,6 +80,8 @@ pub(super) struct Engine {
     pub(super) granted: Arc<Granted>,
     /// `None` where instances are allocated on demand.
     pub(super) pool: Option<Pool>,
+    /// The stacks, where there are fewer than connections.
+    pub(super) stacks: Option<Arc<Stacks>>,
 }
 
 impl Engine {
@@ -87,7 +94,10 @@ impl Engine {
         let (engine, pool) = allocate(needs, limits)?;
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        match needs.calls {
+            Calls::Direct => never_waits::add_to_linker(&mut linker)?,
+            Calls::OnFibers => wasmtime_wasi::p2::add_to_linker_async(&mut linker)?,
+        }
         diagnostics::add_to_linker(&mut linker)?;
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
@@ -99,6 +109,7 @@ impl Engine {
             limits: *limits,
             granted: Arc::clone(granted),
             pool,
+            stacks: (needs.calls == Calls::Direct).then(|| Stacks::new(stacks(needs, instances(limits)))),
         })
     }
 
@@ -120,14 +131,18 @@ impl Engine {
         linker.instantiate_pre(module)
     }
 
-    /// Memory mappings of a connection whose instance has so many memories: a stack and what guards it, and for each
+    /// Memory mappings of a connection whose instance has so many memories: a stack and what guards it, if it has one, and for each
     /// memory what is in use, what is reserved beyond it, and, where images are mapped, the image and what is below it.
     pub(super) fn mappings(&self, memories: u32) -> u64 {
         let each = match self.needs.images {
             Images::Copied => 2,
             Images::Mapped => 4,
         };
-        2 + each * u64::from(memories)
+        let stack = match self.needs.calls {
+            Calls::Direct => 0,
+            Calls::OnFibers => 2,
+        };
+        stack + each * u64::from(memories)
     }
 
     /// What of the pool is in use.
@@ -151,11 +166,16 @@ impl Engine {
     }
 }
 
+/// Instances that there may be at once.
+fn instances(limits: &Limits) -> u32 {
+    let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
+    connections.saturating_add(SPARE_INSTANCES)
+}
+
 /// Makes an engine whose pool holds an instance for every connection or, where the address space for that
 /// cannot be had, as much of it as can, down to none.
 fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
-    let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
-    let instances = connections.saturating_add(SPARE_INSTANCES);
+    let instances = instances(limits);
     let pool = Pool {
         memories: instances.saturating_mul(needs.room.times(MEMORIES_PER_CONNECTION)),
         tables: instances.saturating_mul(needs.room.times(TABLES_PER_CONNECTION)),
@@ -173,8 +193,9 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
     }
     warn!(
         reason = format!("{failed:#}"),
-        "cannot reserve memory for {connections} connections at once: each instance is allocated on demand, \
-         which is slower; lower --max-connections, or raise the limit on address space (ulimit -v)"
+        "cannot reserve memory for {} connections at once: each instance is allocated on demand, \
+         which is slower; lower --max-connections, or raise the limit on address space (ulimit -v)",
+        limits.max_connections
     );
     let mut config = config(needs);
     // Without a pool's address space there is none for generous reservations either: memories take what they
@@ -193,13 +214,22 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
         .total_core_instances(instances.saturating_mul(needs.room.times(CORE_INSTANCES_PER_CONNECTION)))
         .total_memories(pool.memories)
         .total_tables(pool.tables)
-        .total_stacks(needs.room.times(instances).saturating_add(SPARE_STACKS))
+        .total_stacks(stacks(needs, instances).saturating_add(SPARE_STACKS))
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);
     let mut config = config(needs);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling));
     wasmtime::Engine::new(&config)
+}
+
+/// Stacks for the calls of so many instances.
+fn stacks(needs: Needs, instances: u32) -> u32 {
+    let stacks = needs.room.times(instances);
+    match needs.calls {
+        Calls::Direct => stacks.min(MAX_SHARED_STACKS),
+        Calls::OnFibers => stacks,
+    }
 }
 
 fn config(needs: Needs) -> Config {

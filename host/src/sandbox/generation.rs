@@ -20,11 +20,11 @@ use super::contract::{self, Contract, Prepared};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::load_error::{LoadError, Refusal};
-use super::needs::Needs;
+use super::needs::{Calls, Needs};
 use super::profile::Profile;
 use super::shared::Instances;
 use super::state::State;
-use crate::config::Isolation;
+use crate::config::{Isolation, Limits};
 use crate::cost::Cost;
 
 /// How long making the first instance may take.
@@ -130,10 +130,26 @@ impl Sandbox {
         }
     }
 
+    /// What a component needs of its engine. It is called on fibers, whatever it is, where not the guest alone decides what it waits
+    /// for and for how long.
+    fn needs(&self, bytes: &[u8]) -> Needs {
+        let mut needs = Needs::of(bytes);
+        let Limits {
+            max_call_time,
+            max_cpu_time,
+            ..
+        } = self.limits;
+        let bounded = max_call_time.is_some() && max_cpu_time.is_none();
+        if !bounded || self.granted.has_dirs() || self.profiling {
+            needs.calls = Calls::OnFibers;
+        }
+        needs
+    }
+
     /// Compiles a component for the engine that fits it.
     pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
         let engine = self
-            .engine(Needs::of(content.bytes()))
+            .engine(self.needs(content.bytes()))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {

@@ -53,6 +53,12 @@ pub enum Stays {
     Failed(Fault),
 }
 
+/// Whether a connection is to end, for who has its thread and cannot wait for that.
+pub trait Ending: Send + Sync {
+    /// Whether it is. Its outcome is then what has ended it, whatever its guest says.
+    fn has_come(&self) -> bool;
+}
+
 /// A generation from which no connection moves.
 impl Seat for Arc<Generation> {
     type Offer<'a> = Infallible;

@@ -11,14 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::contract::{self, CpuLimit, End, Fault, Served};
 use super::diagnostics::Speaker;
-use super::seat::Seat;
+use super::seat::{Ending, Seat};
 use super::shared;
 use crate::half::Half;
 use crate::peer::Peer;
 use crate::relay::relay;
 
 /// Serves one connection with a fresh instance of its generation, which is gone when this returns or is dropped; or with one
-/// that connections share, which has nothing of it any more then.
+/// that connections share, which has nothing of it any more then. A call that takes long looks at what is `ending` it from outside.
 ///
 /// # Errors
 ///
@@ -28,6 +28,7 @@ pub async fn serve<S, R, W>(
     peer: &Peer,
     inbound: &Half<R>,
     outbound: &Half<W>,
+    ending: Arc<dyn Ending>,
 ) -> Result<End, Fault>
 where
     S: Seat,
@@ -43,9 +44,10 @@ where
     let ticker = Arc::clone(&generation.engine.ticker);
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     let cost = seat.cost();
-    let store = generation
+    let mut store = generation
         .store(Speaker::Connection(peer.connection), None, Some(&cost))
         .map_err(Fault::Grant)?;
+    store.data_mut().ends_by(ending);
     // It is in a box, so that what a relay holds of it is gone with the instance.
     let guest = contract::serve(seat, &generation.prepared, store, peer, inbound, outbound);
     drop(generation);

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wasmtime::component::ResourceTable;
-use wasmtime::{ResourceLimiter, Store};
+use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::diagnostics::{Diagnostics, Logged, Speaker};
+use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
 use super::grants::Granted;
+use super::seat::Ending;
 use super::ticker::Ticker;
 use crate::cost::Cost;
 
@@ -43,6 +45,11 @@ pub(super) struct State {
     preview1: Option<Box<WasiP1Ctx>>,
     table: ResourceTable,
     memory: Memory,
+    /// `None` where calls are made on fibers.
+    direct: Option<Direct>,
+    /// Where there are fewer stacks than connections.
+    stacks: Option<Arc<Stacks>>,
+    stack: Option<Stack>,
 }
 
 /// What a program is.
@@ -93,6 +100,9 @@ impl State {
                 max: engine.limits.max_memory,
                 cost: cost.cloned(),
             },
+            direct: None,
+            stacks: engine.stacks.clone(),
+            stack: None,
         };
         if state.granted.has_dirs() && !is_program {
             let diagnostics = state.diagnostics();
@@ -102,9 +112,38 @@ impl State {
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(handles);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
-        store.epoch_deadline_callback(|store| Ok(store.data().ticker.interrupt()));
+        store.epoch_deadline_callback(|mut store| store.data_mut().interrupt());
         store.set_epoch_deadline(1);
         Ok(store)
+    }
+
+    /// Serves a connection that `ending` may end, by direct calls where they can be made.
+    pub(super) fn ends_by(&mut self, ending: Arc<dyn Ending>) {
+        // Without a limit on calls, long ones might have all the stacks.
+        if let Some(max) = self.max_call_time
+            && self.stacks.is_some()
+        {
+            self.direct = Direct::new(max, ending);
+        }
+    }
+
+    /// What there is to direct calls.
+    pub(super) fn direct(&mut self) -> Option<&mut Direct> {
+        self.direct.as_mut()
+    }
+
+    /// Takes a stack for a fiber, if it has none yet, and says whether it has one now.
+    pub(super) fn take_stack(&mut self) -> bool {
+        if let (None, Some(stacks)) = (&self.stack, &self.stacks) {
+            self.stack = stacks.take();
+        }
+        self.stack.is_some() || self.stacks.is_none()
+    }
+
+    fn interrupt(&mut self) -> wasmtime::Result<UpdateDeadline> {
+        let Self { direct, ticker, .. } = self;
+        let interrupted = direct.as_mut().and_then(|direct| direct.interrupt(ticker));
+        interrupted.unwrap_or_else(|| Ok(ticker.interrupt()))
     }
 
     /// Gives a program what it finds when it starts: its environment, its standard input and its standard output.

@@ -183,6 +183,11 @@ impl Ticker {
         self.slice_is_over(TURN.get())
     }
 
+    /// Ticks of a slice.
+    pub(super) fn slice(&self) -> u64 {
+        self.slice
+    }
+
     /// Whether a slice that began at the tick `since` is over.
     pub(super) fn slice_is_over(&self, since: u64) -> bool {
         self.now().saturating_sub(since) >= self.slice

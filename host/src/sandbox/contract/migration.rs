@@ -6,7 +6,7 @@ use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
-use super::sessions::{Session, Sessions};
+use super::session::{Session, Sessions};
 use super::{CpuLimit, Fault, within};
 use crate::bindings::movable_session_service::exports::inet::service::migration::{
     Guest, GuestIndices, Refusal, SavedStateParam, SavedStateResult,
@@ -19,7 +19,7 @@ use crate::sandbox::seat::{Offer, Seat, Stays};
 use crate::sandbox::state::State;
 
 /// The interface that a component exports for it.
-const INTERFACE: &str = "inet:service/migration@0.1.0";
+pub(in crate::sandbox) const INTERFACE: &str = "inet:service/migration@0.1.0";
 
 /// How long each call may take that moves a session, where --max-call-time does not say: others wait for their turn.
 const MAX_CALL: Duration = Duration::from_secs(10);
@@ -98,7 +98,7 @@ pub(super) async fn attempt<'a, S: Seat>(
     Ok(true)
 }
 
-fn movable(generation: &Generation) -> Option<(&Sessions, &Migration)> {
+fn movable(generation: &Generation) -> Option<(&Arc<Sessions>, &Migration)> {
     let sessions = generation.prepared.sessions()?;
     Some((sessions, sessions.migration()?))
 }
@@ -116,14 +116,14 @@ async fn snapshot(
 }
 
 async fn restore(
-    sessions: &Sessions,
+    sessions: &Arc<Sessions>,
     migration: &Migration,
     store: &mut Store<State>,
     peer: &Peer,
     state: &SavedStateResult,
 ) -> Result<Result<Session, Refusal>, Fault> {
     let max = store.data().max_call_time();
-    let (instance, service) = in_turn(max, sessions.instantiate(&mut *store), Fault::Start).await?;
+    let instance = in_turn(max, sessions.instantiate(&mut *store), Fault::Start).await?;
     let guest = migration.load(&mut *store, &instance).map_err(Fault::Start)?;
     let peer = types::Peer::from(peer);
     let state = SavedStateParam {
@@ -131,11 +131,7 @@ async fn restore(
         bytes: &state.bytes,
     };
     let restored = in_turn(max, guest.call_restore(store, peer, state), Fault::Trap).await?;
-    Ok(restored.map(|session| Session {
-        instance,
-        service,
-        session,
-    }))
+    Ok(restored.map(|session| sessions.session(instance, session)))
 }
 
 /// The same as [`within`] for a call that others wait for.

@@ -3,6 +3,7 @@
 mod command;
 pub(super) mod handler;
 mod migration;
+mod session;
 mod sessions;
 
 use std::fmt;
@@ -27,7 +28,8 @@ use crate::bindings::session_service::inet::service::types as session_service;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use command::Command;
-use sessions::Sessions;
+pub(super) use migration::INTERFACE as MIGRATION;
+use session::Sessions;
 
 /// The version of the package `inet:service` that this host serves.
 pub(super) const VERSION: &str = "0.1.0";
@@ -253,7 +255,7 @@ impl Prepared {
     }
 
     /// The component as one whose connections are sessions.
-    fn sessions(&self) -> Option<&Sessions> {
+    fn sessions(&self) -> Option<&Arc<Sessions>> {
         match self {
             Self::Streams(_) | Self::Cli(_) => None,
             Self::Sessions(sessions) => Some(sessions),
@@ -262,7 +264,7 @@ impl Prepared {
 
     /// Whether it exports what a session takes to move.
     pub(super) fn migrates(&self) -> bool {
-        self.sessions().is_some_and(Sessions::migrates)
+        self.sessions().is_some_and(|sessions| sessions.migrates())
     }
 }
 

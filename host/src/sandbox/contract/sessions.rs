@@ -4,18 +4,15 @@ use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Sleep, sleep};
 use wasmtime::Store;
-use wasmtime::component::{Instance, InstancePre, ResourceAny};
 
-use super::migration::{self, Migration};
-use super::{End, Fault, within};
-use crate::bindings::session_service::exports::inet::service::sessions::{Event, Next};
-use crate::bindings::session_service::inet::service::types::{self, ErrorCode};
-use crate::bindings::session_service::{SessionService, SessionServiceIndices};
+use super::migration;
+use super::session::{Happened, Next, Session};
+use super::{End, Fault};
 use crate::buffer::{self, Chunk};
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
@@ -23,86 +20,12 @@ use crate::sandbox::seat::Seat;
 use crate::sandbox::state::State;
 use crate::seldom::seldom;
 
-/// A component that serves by sessions, ready to be instantiated.
-pub(in crate::sandbox) struct Sessions {
-    pre: InstancePre<State>,
-    indices: SessionServiceIndices,
-    migration: Option<Migration>,
-}
-
-/// One session, in its store.
-pub(super) struct Session {
-    pub(super) instance: Instance,
-    pub(super) service: SessionService,
-    pub(super) session: ResourceAny,
-}
-
-impl Sessions {
-    pub(super) fn new(pre: InstancePre<State>) -> wasmtime::Result<Self> {
-        Ok(Self {
-            indices: SessionServiceIndices::new(&pre)?,
-            migration: Migration::find(&pre)?,
-            pre,
-        })
-    }
-
-    pub(super) fn migrates(&self) -> bool {
-        self.migration.is_some()
-    }
-
-    pub(super) fn migration(&self) -> Option<&Migration> {
-        self.migration.as_ref()
-    }
-
-    /// Makes an instance and drops it.
-    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
-        let (instance, _) = self.instantiate(&mut *store).await?;
-        if let Some(migration) = &self.migration {
-            migration.load(store, &instance)?;
-        }
-        Ok(())
-    }
-
-    /// Makes an instance.
-    pub(super) async fn instantiate(
-        &self,
-        store: &mut Store<State>,
-    ) -> wasmtime::Result<(Instance, SessionService)> {
-        let instance = self.pre.instantiate_async(&mut *store).await?;
-        let service = self.indices.load(store, &instance)?;
-        Ok((instance, service))
-    }
-
-    /// Makes an instance, and a session in it.
-    pub(super) async fn open(&self, store: &mut Store<State>, peer: &Peer) -> Result<Session, Fault> {
-        let (max, start) = (store.data().max_call_time(), Instant::now());
-        let (instance, service) = within(max, self.instantiate(&mut *store), Fault::Start).await?;
-        store.data().instantiated(start);
-        let peer = types::Peer::from(peer);
-        let sessions = service.inet_service_sessions().session();
-        let session = within(max, sessions.call_constructor(store, peer), Fault::Trap).await?;
-        Ok(Session {
-            instance,
-            service,
-            session,
-        })
-    }
-}
-
 /// What the host waits for between two calls.
 enum Wait {
     /// The peer, or the timer if there is one.
     Event(Option<Duration>),
     /// Nothing: the guest has more to say.
     Nothing,
-}
-
-/// What has happened, with the bytes that [`Event`] borrows.
-enum Happened {
-    Received(Chunk),
-    Written,
-    Woken,
-    Ended(Result<(), ErrorCode>),
 }
 
 /// What the wait for the next event may come to.
@@ -129,37 +52,28 @@ where
     let (Some(mut reader), Some(mut writer)) = (inbound.lend(), outbound.lend()) else {
         return Ok(End::Finished);
     };
-    let max = store.data().max_call_time();
     let ticker = Arc::clone(store.data().ticker());
     let mut started = false;
     let mut ended = false;
-    let mut happened = None;
+    let mut happened = Happened::Opened;
     let mut offer = pin!(seldom(seat.offer()));
     loop {
-        let event = match &happened {
-            None => Event::Opened,
-            Some(Happened::Received(chunk)) => Event::Received(chunk),
-            Some(Happened::Written) => Event::Written,
-            Some(Happened::Woken) => Event::Woken,
-            Some(Happened::Ended(result)) => Event::Ended(*result),
-        };
         ticker.take_turns().await;
         store.set_epoch_deadline(1);
         outbound.owe(true);
-        let sessions = session.service.inet_service_sessions().session();
-        let call = sessions.call_handle(&mut *store, session.session, event);
-        let answer = within(max, call, Fault::Trap).await?;
+        let answer = session.handle(store, &happened).await?;
         if !started {
             started = true;
             seat.started();
         }
-        match happened.take() {
-            Some(Happened::Ended(Err(_))) => return Ok(End::Finished),
-            Some(Happened::Ended(Ok(()))) => ended = true,
+        match &happened {
+            Happened::Ended(Err(_)) => return Ok(End::Finished),
+            Happened::Ended(Ok(())) => ended = true,
             _ => {}
         }
-        if let Next::Reset(code) = answer.next {
-            return Ok(code.into());
+        drop(happened);
+        if let Next::Reset(end) = answer.next {
+            return Ok(end);
         }
         let wrote = writer.write_all(&answer.send).await;
         drop(answer.send);
@@ -169,9 +83,9 @@ where
             Next::GoOn if ended => return Ok(End::Finished),
             Next::GoOn | Next::Reset(_) => Wait::Event(None),
             Next::WhenWritten => Wait::Nothing,
-            Next::WakeAfter(nanoseconds) => Wait::Event(Some(Duration::from_nanos(nanoseconds))),
+            Next::WakeAfter(time) => Wait::Event(Some(time)),
         };
-        happened = Some(match (wrote, wait) {
+        happened = match (wrote, wait) {
             (Err(error), _) => failed(&error),
             (Ok(()), Wait::Nothing) => Happened::Written,
             (Ok(()), Wait::Event(timer)) => {
@@ -197,7 +111,7 @@ where
                     }
                 }
             }
-        });
+        };
     }
 }
 
@@ -239,5 +153,5 @@ fn received(read: io::Result<Chunk>) -> Happened {
 }
 
 fn failed(error: &io::Error) -> Happened {
-    Happened::Ended(Err(Failure::from(error).into()))
+    Happened::Ended(Err(Failure::from(error)))
 }

@@ -1,0 +1,212 @@
+//! Calls on the stack of the thread that makes them.
+//!
+//! A call that can be put aside has a stack of its own, a fiber. To take one, to change to it and back is a tenth of what a short
+//! answer costs, and a stack for each connection takes half of the mappings that the kernel lets a process have. A guest that
+//! cannot wait for the host needs none while its calls are short, so it is called directly.
+//!
+//! A direct call that takes longer than a slice cannot be put aside. Instead its thread hands on what else it has to do to another
+//! thread, and goes on with this call alone, which the operating system then shares the processor with. There are only so many
+//! such calls at a time; while there are, calls are made on fibers, and so are the next ones of a session that took long. What
+//! ends a connection from outside is looked at from within the call.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Notify;
+use tokio::task::block_in_place;
+use wasmtime::{Store, UpdateDeadline};
+
+use super::contract::{CpuLimit, Fault};
+use super::seat::Ending;
+use super::state::State;
+use super::ticker::{TICK, Ticker};
+
+/// Calls of a session that are made on fibers after one that took long.
+const CALLS_ASIDE: u32 = 100;
+
+/// Direct calls of this process that have handed on what else their threads had to do.
+static LONG: AtomicUsize = AtomicUsize::new(0);
+
+/// Tells when one of them has ended, or a stack is free.
+static ROOM: Notify = Notify::const_new();
+
+/// The stacks of an engine that has fewer of them than connections.
+pub(super) struct Stacks(AtomicUsize);
+
+/// A stack. wasmtime keeps it with the store that has used one, so this goes with the store too.
+pub(super) struct Stack(Arc<Stacks>);
+
+impl Stacks {
+    pub(super) fn new(count: u32) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(count as usize)))
+    }
+
+    /// Takes one, if there is one.
+    pub(super) fn take(self: &Arc<Self>) -> Option<Stack> {
+        let less = |free: usize| free.checked_sub(1);
+        let taken = self.0.fetch_update(Relaxed, Relaxed, less);
+        taken.ok().map(|_| Stack(Arc::clone(self)))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Relaxed);
+        ROOM.notify_waiters();
+    }
+}
+
+/// What a store keeps whose guest may be called directly.
+pub(super) struct Direct {
+    /// Long calls beyond which none is begun.
+    max_long: usize,
+    max_call_time: Duration,
+    ending: Arc<dyn Ending>,
+    /// How many of the next calls are made on fibers.
+    aside: u32,
+    /// The call that is under way.
+    call: Option<Call>,
+}
+
+#[derive(Default)]
+struct Call {
+    /// Ticks that have met the guest at work. A thread that waits for the processor meets no more than one.
+    ticks: u64,
+    /// When the first of them was.
+    since: Option<Instant>,
+    long: Option<Long>,
+}
+
+/// A long call, until this is dropped.
+struct Long;
+
+impl Long {
+    fn begin() -> Self {
+        LONG.fetch_add(1, Relaxed);
+        Self
+    }
+}
+
+impl Drop for Long {
+    fn drop(&mut self) {
+        LONG.fetch_sub(1, Relaxed);
+        ROOM.notify_waiters();
+    }
+}
+
+/// Why a call was interrupted.
+#[derive(Debug, Error)]
+enum Interrupted {
+    #[error("a call has taken longer than --max-call-time")]
+    TooLong,
+    #[error("the connection ends")]
+    Ending,
+}
+
+impl Direct {
+    /// For a connection that `ending` may end; `None` on a runtime whose one thread has nobody to hand anything on to.
+    pub(super) fn new(max_call_time: Duration, ending: Arc<dyn Ending>) -> Option<Self> {
+        let runtime = Handle::current();
+        (runtime.runtime_flavor() == RuntimeFlavor::MultiThread).then(|| Self {
+            // Besides, each thread of the runtime may be in a call that becomes long.
+            max_long: runtime.metrics().num_workers(),
+            max_call_time,
+            ending,
+            aside: 0,
+            call: None,
+        })
+    }
+
+    fn begin(&mut self) -> bool {
+        if self.aside > 0 {
+            self.aside -= 1;
+            return false;
+        }
+        let direct = self.may_begin();
+        if direct {
+            self.call = Some(Call::default());
+        }
+        direct
+    }
+
+    fn may_begin(&self) -> bool {
+        LONG.load(Relaxed) < self.max_long
+    }
+
+    fn end(&mut self) {
+        if self.call.take().is_some_and(|call| call.long.is_some()) {
+            self.aside = CALLS_ASIDE;
+        }
+    }
+
+    /// What a guest in a direct call has to do at a tick; `None` if it is in none.
+    pub(super) fn interrupt(&mut self, ticker: &Ticker) -> Option<wasmtime::Result<UpdateDeadline>> {
+        let call = self.call.as_mut()?;
+        let since = *call.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= self.max_call_time {
+            return Some(Err(Interrupted::TooLong.into()));
+        }
+        if call.ticks < ticker.slice() {
+            call.ticks += 1;
+            return Some(Ok(UpdateDeadline::Continue(1)));
+        }
+        if self.ending.has_come() {
+            return Some(Err(Interrupted::Ending.into()));
+        }
+        if call.long.is_none() {
+            call.long = Some(Long::begin());
+            // What is handed on would come back if nobody had taken it by then.
+            block_in_place(|| thread::sleep(TICK));
+        }
+        Some(Ok(UpdateDeadline::Continue(1)))
+    }
+}
+
+/// Makes a call of the guest in `store` directly; `None` if it has to be made on a fiber.
+///
+/// # Errors
+///
+/// The call fails, or takes too long.
+pub(super) fn call<T>(
+    store: &mut Store<State>,
+    call: impl FnOnce(&mut Store<State>) -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
+    if !store.data_mut().direct().is_some_and(Direct::begin) {
+        return Ok(None);
+    }
+    let called = call(store);
+    if let Some(direct) = store.data_mut().direct() {
+        direct.end();
+    }
+    called.map(Some).map_err(|fault| match &fault {
+        Fault::Start(error) | Fault::Trap(error) => match error.downcast_ref() {
+            Some(Interrupted::TooLong) => Fault::Cpu(CpuLimit::Call),
+            _ => fault,
+        },
+        _ => fault,
+    })
+}
+
+/// Waits until a call that could not be made directly can be made: on a fiber, or directly after all, if this gives `false`.
+/// Long calls end in time, so the wait does too; what waits meanwhile is ended from outside as ever.
+pub(super) async fn fiber(store: &mut Store<State>) -> bool {
+    loop {
+        // From now on, so that none is missed that ends before it is waited for.
+        let room = ROOM.notified();
+        if store.data_mut().take_stack() {
+            return true;
+        }
+        match store.data_mut().direct() {
+            Some(direct) if direct.may_begin() => {
+                direct.aside = 0;
+                return false;
+            }
+            _ => room.await,
+        }
+    }
+}
