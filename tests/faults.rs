@@ -141,20 +141,23 @@ fn a_timeout_beyond_all_time_is_none() {
 fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
     let limit: usize = limit.trim().parse().unwrap();
-    let start = |connections: usize| {
-        Host::start(&[
-            "--listen",
-            "127.0.0.1:0",
-            "--max-connections",
-            &connections.to_string(),
-        ])
+    let start = |guest: &str, connections: usize| {
+        Host::serving(guest, &["--max-connections", &connections.to_string()])
     };
-    assert!(!start(1000).log().contains("max_map_count"));
+    assert!(!start("echo", 1000).log().contains("max_map_count"));
     // A system that allows far more than the usual 65,530 has no use for the warning here.
     if limit < 200_000 {
-        let host = start(limit / 4 + 1);
-        assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
-        host.connect().echo("hello");
+        // Those of sessions need no stacks of their own.
+        assert!(
+            !start("lines-session", limit / 4 + 1)
+                .log()
+                .contains("max_map_count")
+        );
+        for (guest, connections) in [("echo", limit / 4 + 1), ("lines-session", limit / 2 + 1)] {
+            let host = start(guest, connections);
+            assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
+            host.connect().echo("hello\n");
+        }
     }
 }
 

@@ -56,8 +56,8 @@ const OTHER_DESCRIPTORS: u64 = 200;
 /// The default of `--max-connections`.
 const DEFAULT_CONNECTIONS: u64 = 1024;
 
-/// Memory mappings that the host takes for a connection, and for itself.
-const MAPPINGS: (u64, u64) = (4, 500);
+/// Memory mappings that the host takes for itself, stacks that all sessions share included.
+const OWN_MAPPINGS: u64 = 3000;
 
 /// One measurement: named figures, of which the first is what contenders are compared by.
 pub(crate) type Figures = Vec<(&'static str, f64)>;
@@ -121,12 +121,14 @@ impl Workload {
     }
 
     /// Connections that a server has to be ready for: what the host is by default, where that is enough.
-    fn connections(self) -> Result<u64> {
+    fn connections(self, contender: &Contender) -> Result<u64> {
         Ok(match self {
             Self::Idle(connections) => (connections as u64 + 24).max(DEFAULT_CONNECTIONS),
             Self::IdleMax => {
-                let mappings = measure::mapping_limit()?.saturating_sub(MAPPINGS.1) / MAPPINGS.0;
-                measure::descriptor_limit()?.min(mappings)
+                let mappings = measure::mapping_limit()?.saturating_sub(OWN_MAPPINGS);
+                // A memory takes two, and a stack as many.
+                let each = if contender.name == "session" { 2 } else { 4 };
+                measure::descriptor_limit()?.min(mappings / each)
             }
             _ => DEFAULT_CONNECTIONS,
         })
@@ -141,7 +143,7 @@ impl Workload {
         if self == Self::Instance {
             return Ok(vec![("µs", instance(contender, places)?)]);
         }
-        let server = contender.start(places, self.connections()?, self == Self::StartCold)?;
+        let server = contender.start(places, self.connections(contender)?, self == Self::StartCold)?;
         if let Self::StartCold | Self::StartCached = self {
             return Ok(vec![("ms", server.listened_after.as_secs_f64() * 1e3)]);
         }

@@ -125,7 +125,8 @@ fn cache(here: &Path) -> Result<PathBuf> {
     Ok(guest_builder::target_dir(here)?.join("costs-cache"))
 }
 
-#[tokio::main(flavor = "current_thread")]
+// The runtime of the host, whose only worker has nothing to do: all of it runs in this thread.
+#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn run(guest: &str, operation: &str, count: u64) -> Result<()> {
     let (generation, limits) = load(guest).await?;
     let line = [[b'x'; 63].as_slice(), b"\n"].concat();

@@ -155,7 +155,7 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let start = Instant::now();
-    let time = deadlines::time(*limits, start, inbound.traffic(), outbound.traffic());
+    let time = deadlines::time(limits, start, inbound.traffic(), outbound.traffic());
     let outside = Outside::new(time, cut);
     let mut status = None;
     let mut counts = true;

@@ -46,39 +46,45 @@ pub(crate) async fn bytes<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> Passed
     .await
 }
 
-/// Waits until the connection with this traffic, which began at `start`, has come to one of the `limits` on its time.
-pub(crate) async fn time(
-    limits: Limits,
+/// Waits until the connection with this traffic, which began at `start`, has come to one of the `limits` on its time. No
+/// `async fn`, which would keep all limits twice.
+pub(crate) fn time(
+    limits: &Limits,
     start: Instant,
     inbound: Arc<dyn Traffic>,
     outbound: Arc<dyn Traffic>,
-) -> Passed {
-    loop {
-        let now = Instant::now();
-        let silent = inbound.bytes() == 0 && outbound.bytes() == 0;
-        let moved = inbound.moved().max(outbound.moved());
-        let deadlines = [
-            (Passed::Lifetime, Some(start), limits.max_lifetime),
-            (
-                Passed::FirstByte,
-                silent.then_some(start),
-                limits.first_byte_timeout,
-            ),
-            (Passed::Idle, Some(moved), limits.idle_timeout),
-            (Passed::Write, outbound.stalled_since(), limits.write_timeout),
-        ];
-        // One beyond all time never comes.
-        let deadlines = deadlines
-            .into_iter()
-            .filter_map(|(limit, since, length)| Some((since?.checked_add(length?)?, limit)));
-        let next = deadlines.min_by_key(|(at, _)| *at);
-        // A write that begins to wait while this sleeps is found in time.
-        let look = limits.write_timeout.and_then(|length| now.checked_add(length));
-        match (next, look) {
-            (Some((at, limit)), _) if at <= now => return limit,
-            (Some((at, _)), Some(look)) => sleep_until(at.min(look)).await,
-            (Some((at, _)), None) | (None, Some(at)) => sleep_until(at).await,
-            (None, None) => return pending().await,
+) -> impl Future<Output = Passed> + Send + 'static {
+    let Limits {
+        max_lifetime,
+        first_byte_timeout,
+        idle_timeout,
+        write_timeout,
+        ..
+    } = *limits;
+    async move {
+        loop {
+            let now = Instant::now();
+            let silent = inbound.bytes() == 0 && outbound.bytes() == 0;
+            let moved = inbound.moved().max(outbound.moved());
+            let deadlines = [
+                (Passed::Lifetime, Some(start), max_lifetime),
+                (Passed::FirstByte, silent.then_some(start), first_byte_timeout),
+                (Passed::Idle, Some(moved), idle_timeout),
+                (Passed::Write, outbound.stalled_since(), write_timeout),
+            ];
+            // One beyond all time never comes.
+            let deadlines = deadlines
+                .into_iter()
+                .filter_map(|(limit, since, length)| Some((since?.checked_add(length?)?, limit)));
+            let next = deadlines.min_by_key(|(at, _)| *at);
+            // A write that begins to wait while this sleeps is found in time.
+            let look = write_timeout.and_then(|length| now.checked_add(length));
+            match (next, look) {
+                (Some((at, limit)), _) if at <= now => return limit,
+                (Some((at, _)), Some(look)) => sleep_until(at.min(look)).await,
+                (Some((at, _)), None) | (None, Some(at)) => sleep_until(at).await,
+                (None, None) => return pending().await,
+            }
         }
     }
 }

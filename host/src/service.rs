@@ -22,6 +22,7 @@ use crate::place::Place;
 use crate::record::Recorder;
 use crate::roster::{Open, Roster};
 use crate::sandbox::{Generation, Sandbox, Source};
+use crate::system::Mappings;
 use crate::telemetry::Telemetry;
 
 /// What the connections of all services share.
@@ -88,8 +89,8 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// How many connections there can be, and mappings that each of them takes. What connections share is never so much.
-    pub(crate) fn mappings(&self) -> Option<(NonZeroUsize, u64)> {
+    /// How many connections there can be, and mappings that they take. Instances that connections share never take so many.
+    pub(crate) fn mappings(&self) -> Option<(NonZeroUsize, Mappings)> {
         let own = self.config.isolation == Isolation::Connection;
         own.then(|| (self.config.limits.max_connections, self.generation.mappings()))
     }

@@ -14,23 +14,34 @@ const DESCRIPTORS: u64 = 40;
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
 
+/// Memory mappings that the connections of a service take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mappings {
+    /// Each of them.
+    pub each: u64,
+    /// Whatever there are.
+    pub shared: u64,
+}
+
 /// Warns where the limit on mappings does not suffice for services that have so many connections each, of which each takes
 /// so many mappings.
-pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, u64)>) {
-    let (mut connections, mut need, mut most) = (0_u64, MAPPINGS, 1);
+pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings)>) {
+    let (mut connections, mut fixed, mut need, mut most) = (0_u64, MAPPINGS, 0_u64, 1);
     for (count, mappings) in services {
         let count = count.get() as u64;
         connections = connections.saturating_add(count);
-        need = need.saturating_add(count.saturating_mul(mappings));
-        most = most.max(mappings);
+        fixed = fixed.saturating_add(mappings.shared);
+        need = need.saturating_add(count.saturating_mul(mappings.each));
+        most = most.max(mappings.each);
     }
+    need = need.saturating_add(fixed);
     if let Some(limit) = max_map_count()
         && limit < need
     {
         warn!(
             "--max-connections {connections} can need {need} memory mappings and this system allows {limit}: \
              raise the limit (sysctl vm.max_map_count={need}) or lower --max-connections to {}",
-            limit.saturating_sub(MAPPINGS) / most
+            limit.saturating_sub(fixed) / most
         );
     }
 }

@@ -1,13 +1,13 @@
 //! Calls on the stack of the thread that makes them.
 //!
-//! A call that can be put aside has a stack of its own, a fiber. To take one, to change to it and back is a tenth of what a short
-//! answer costs, and a stack for each connection takes half of the mappings that the kernel lets a process have. A guest that
-//! cannot wait for the host needs none while its calls are short, so it is called directly.
+//! A call that can be put aside has a stack of its own, a fiber. To change to it and back is a twentieth of what a short answer
+//! costs, and a stack for each connection takes half of the mappings that the kernel lets a process have. A guest that cannot wait
+//! for the host needs none while its calls are short, so it is called directly.
 //!
 //! A direct call that takes longer than a slice cannot be put aside. Instead its thread hands on what else it has to do to another
 //! thread, and goes on with this call alone, which the operating system then shares the processor with. There are only so many
-//! such calls at a time; while there are, calls are made on fibers, and so are the next ones of a session that took long. What
-//! ends a connection from outside is looked at from within the call.
+//! such calls at a time; while there are, calls are made on fibers, and so are the next ones of a session that took long. If there is
+//! no stack for that either they wait for one or the other. What ends a connection from outside is looked at from within the call.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -162,6 +162,9 @@ impl Direct {
             call.long = Some(Long::begin());
             // What is handed on would come back if nobody had taken it by then.
             block_in_place(|| thread::sleep(TICK));
+        } else {
+            // Whoever waits for this processor goes first, as on a fiber.
+            thread::yield_now();
         }
         Some(Ok(UpdateDeadline::Continue(1)))
     }

@@ -17,6 +17,7 @@ use super::never_waits;
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
+use crate::system::Mappings;
 
 /// Instances beyond one for each connection: of a component that is tried while every connection is open.
 const SPARE_INSTANCES: u32 = 2;
@@ -131,18 +132,29 @@ impl Engine {
         linker.instantiate_pre(module)
     }
 
-    /// Memory mappings of a connection whose instance has so many memories: a stack and what guards it, if it has one, and for each
-    /// memory what is in use, what is reserved beyond it, and, where images are mapped, the image and what is below it.
-    pub(super) fn mappings(&self, memories: u32) -> u64 {
+    /// Memory mappings of connections whose instances have so many memories: for each memory what is in use, what is reserved beyond
+    /// it, and, where images are mapped, the image and what is below it; and for each stack what guards it too.
+    pub(super) fn mappings(&self, memories: u32) -> Mappings {
         let each = match self.needs.images {
             Images::Copied => 2,
             Images::Mapped => 4,
         };
-        let stack = match self.needs.calls {
-            Calls::Direct => 0,
-            Calls::OnFibers => 2,
-        };
-        stack + each * u64::from(memories)
+        let each = each * u64::from(memories);
+        let (instances, stacks) = (
+            instances(&self.limits),
+            stacks(self.needs, instances(&self.limits)),
+        );
+        if stacks < instances {
+            Mappings {
+                each,
+                shared: 2 * u64::from(stacks),
+            }
+        } else {
+            Mappings {
+                each: each + 2,
+                shared: 0,
+            }
+        }
     }
 
     /// What of the pool is in use.

@@ -26,6 +26,7 @@ use super::shared::Instances;
 use super::state::State;
 use crate::config::{Isolation, Limits};
 use crate::cost::Cost;
+use crate::system::Mappings;
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ pub struct Generation {
     profile: Option<Profile>,
     /// Its name, for itself.
     program: Arc<str>,
-    mappings: u64,
+    mappings: Mappings,
     digest: Digest,
 }
 
@@ -189,8 +190,8 @@ impl Generation {
         self.engine.pool_use()
     }
 
-    /// Memory mappings that a connection takes while its instance lives.
-    pub fn mappings(&self) -> u64 {
+    /// Memory mappings that its connections take while their instances live.
+    pub fn mappings(&self) -> Mappings {
         self.mappings
     }
 
