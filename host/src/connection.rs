@@ -5,6 +5,7 @@
 
 mod outside;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -140,15 +141,15 @@ pub struct Report {
 }
 
 /// Serves one connection with an instance of its own and returns when it is over. `cut` ends it from outside, as at the
-/// end of a drain, and says what its outcome is then: [`Outcome::Drained`] or [`Outcome::Closed`].
-pub async fn serve<S, R, W>(
+/// end of a drain, and says what its outcome is then: [`Outcome::Drained`] or [`Outcome::Closed`]. It counts from now on.
+pub fn serve<S, R, W>(
     seat: &S,
     peer: &Peer,
     inbound: Half<R>,
     outbound: Half<W>,
     limits: &Limits,
     cut: impl Future<Output = Outcome> + Send + 'static,
-) -> Report
+) -> impl Future<Output = Report>
 where
     S: Seat,
     R: AsyncRead + Unpin + Send + 'static,
@@ -156,7 +157,25 @@ where
 {
     let start = Instant::now();
     let time = deadlines::time(limits, start, inbound.traffic(), outbound.traffic());
+    // Not in an `async fn`, which would keep it twice.
     let outside = Outside::new(time, cut);
+    serve_until(seat, peer, inbound, outbound, start, outside)
+}
+
+/// Serves a connection that began at `start`, until it ends, or something ends it from `outside`.
+async fn serve_until<S, R, W>(
+    seat: &S,
+    peer: &Peer,
+    inbound: Half<R>,
+    outbound: Half<W>,
+    start: Instant,
+    outside: Arc<Outside>,
+) -> Report
+where
+    S: Seat,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
     let mut status = None;
     let mut counts = true;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.

@@ -175,3 +175,17 @@ impl streams::HostOutputStream for NeverWaits<'_> {
         at_once(waiting::HostOutputStream::drop(self.0, stream))?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[test]
+    fn what_would_wait_is_a_trap() {
+        assert_eq!(at_once(ready(7)).unwrap(), 7);
+        let error = at_once(pending::<()>()).unwrap_err();
+        assert!(error.to_string().contains("the guest waits"), "{error}");
+    }
+}
