@@ -56,8 +56,11 @@ const OTHER_DESCRIPTORS: u64 = 200;
 /// The default of `--max-connections`.
 const DEFAULT_CONNECTIONS: u64 = 1024;
 
-/// Memory mappings that the host takes for itself, stacks that all sessions share included.
-const OWN_MAPPINGS: u64 = 3000;
+/// Memory mappings that the host takes for a connection, a memory and a stack with what guards them, and for itself.
+const MAPPINGS: (u64, u64) = (4, 500);
+
+/// The same for sessions, whose stacks are shared.
+const MAPPINGS_OF_SESSIONS: (u64, u64) = (2, 3000);
 
 /// One measurement: named figures, of which the first is what contenders are compared by.
 pub(crate) type Figures = Vec<(&'static str, f64)>;
@@ -125,9 +128,12 @@ impl Workload {
         Ok(match self {
             Self::Idle(connections) => (connections as u64 + 24).max(DEFAULT_CONNECTIONS),
             Self::IdleMax => {
-                let mappings = measure::mapping_limit()?.saturating_sub(OWN_MAPPINGS);
-                // A memory takes two, and a stack as many.
-                let each = if contender.name == "session" { 2 } else { 4 };
+                let (each, own) = if contender.name == "session" {
+                    MAPPINGS_OF_SESSIONS
+                } else {
+                    MAPPINGS
+                };
+                let mappings = measure::mapping_limit()?.saturating_sub(own);
                 measure::descriptor_limit()?.min(mappings / each)
             }
             _ => DEFAULT_CONNECTIONS,
