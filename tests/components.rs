@@ -152,6 +152,31 @@ fn the_contract_with_other_types() {
 }
 
 #[test]
+fn the_contract_with_functions_of_other_types() {
+    let component = wat::parse_str(
+        r#"(component
+            (core module $m
+                (func (export "new") (result i32) i32.const 1)
+                (func (export "handle") (param i32)))
+            (core instance $i (instantiate $m))
+            (type $session (resource (rep i32)))
+            (func $new (result (own $session)) (canon lift (core func $i "new")))
+            (func $handle (param "self" (borrow $session)) (canon lift (core func $i "handle")))
+            (component $named
+                (import "session" (type $s (sub resource)))
+                (import "new" (func $new (result (own $s))))
+                (import "handle" (func $handle (param "self" (borrow $s))))
+                (export $session "session" (type $s))
+                (export "[constructor]session" (func $new) (func (result (own $session))))
+                (export "[method]session.handle" (func $handle) (func (param "self" (borrow $session)))))
+            (instance $sessions (instantiate $named
+                (with "session" (type $session)) (with "new" (func $new)) (with "handle" (func $handle))))
+            (export "inet:service/sessions@0.1.0" (instance $sessions)))"#,
+    );
+    refuses(&file("functions.wasm", component.unwrap()), &["type mismatch"]);
+}
+
+#[test]
 fn an_import_that_is_not_offered() {
     let component = wat::parse_str(
         r#"(component

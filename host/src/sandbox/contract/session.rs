@@ -76,9 +76,10 @@ impl Sessions {
         self.migration.as_ref()
     }
 
-    /// Makes an instance and drops it.
+    /// Makes an instance, looks at the types of what it exports, and drops it.
     pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
         let instance = self.instantiate(&mut *store).await?;
+        self.on_fiber.load(&mut *store, &instance)?;
         if let Some(migration) = &self.migration {
             migration.load(store, &instance)?;
         }
