@@ -130,21 +130,28 @@ fn fails_alone(guest: &str, contract: &str, reason: &str) {
     assert_eq!(neighbour.0.shutdown(Shutdown::Write).ok(), Some(()));
 }
 
+/// Sees that a connection is served while so many others keep their guests busy, and gives all of them.
+fn serves_beside(host: &Host, busy: usize) -> Vec<Client> {
+    let mut clients: Vec<_> = (0..busy).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.echo("hello");
+        client.send("!");
+    }
+    let neighbour = host.connect();
+    for _ in 0..100 {
+        neighbour.echo("still served");
+    }
+    clients.push(neighbour);
+    clients
+}
+
 mod spin {
     use super::*;
 
     #[test]
     fn does_not_starve_its_neighbours() {
         let host = Host::serving("spin", &["--threads", "1", "--max-call-time", "off"]);
-        let spinning: Vec<_> = (0..3).map(|_| host.connect()).collect();
-        for client in &spinning {
-            client.echo("hello");
-            client.send("!");
-        }
-        let neighbour = host.connect();
-        for _ in 0..100 {
-            neighbour.echo("still served");
-        }
+        serves_beside(&host, 3);
     }
 }
 
@@ -156,15 +163,7 @@ mod spin_in_direct_calls {
     fn does_not_starve_its_neighbours_and_takes_few_threads() {
         let args = ["--threads", "1", "--max-call-time", "1h", "--drain-timeout", "1s"];
         let mut host = Host::serving("spin", &args);
-        let spinning: Vec<_> = (0..20).map(|_| host.connect()).collect();
-        for client in &spinning {
-            client.echo("hello");
-            client.send("!");
-        }
-        let neighbour = host.connect();
-        for _ in 0..100 {
-            neighbour.echo("still served");
-        }
+        let _clients = serves_beside(&host, 20);
         let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).unwrap();
         let threads = tasks.count();
         assert!(threads < 20, "{threads} threads");
@@ -177,17 +176,15 @@ mod spin_in_direct_calls {
 
     #[test]
     fn is_interrupted_at_every_limit() {
-        for (limit, outcome) in [
-            (["--max-call-time", "300ms"], "cpu-limit"),
-            (["--max-lifetime", "300ms"], "lifetime"),
-            (["--idle-timeout", "300ms"], "idle-timeout"),
+        for (args, outcome) in [
+            (&["--max-call-time", "300ms"][..], "cpu-limit"),
+            (&["--max-call-time", "1h", "--max-lifetime", "300ms"], "lifetime"),
+            (
+                &["--max-call-time", "1h", "--idle-timeout", "300ms"],
+                "idle-timeout",
+            ),
         ] {
-            let mut args = vec!["--max-call-time", "1h"];
-            if limit[0] == args[0] {
-                args.clear();
-            }
-            args.extend(limit);
-            let host = Host::serving("spin", &args);
+            let host = Host::serving("spin", args);
             let client = host.connect();
             client.echo("hello");
             client.send("!");
@@ -241,15 +238,7 @@ mod restless {
     #[test]
     fn does_not_starve_its_neighbours_and_is_idle() {
         let host = Host::serving("restless", &["--threads", "1", "--idle-timeout", "2s"]);
-        let restless: Vec<_> = (0..3).map(|_| host.connect()).collect();
-        for client in &restless {
-            client.echo("hello");
-            client.send("!");
-        }
-        let neighbour = host.connect();
-        for _ in 0..100 {
-            neighbour.echo("still served");
-        }
+        let _clients = serves_beside(&host, 3);
         let mut idle = std::collections::BTreeSet::new();
         while idle.len() < 4 {
             let line = host.line("connection ended");

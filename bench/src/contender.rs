@@ -82,7 +82,7 @@ fn host(name: &'static str, guest: &'static str, about: &'static str) -> Contend
     }
 }
 
-/// The host with a guest that echoes until it is told to loop for ever, and with no limit on how long it may that matters here.
+/// The host with a guest that echoes until it is told to loop for ever, which it may for longer than anybody measures.
 pub(crate) fn looping() -> Contender {
     let mut contender = host("spin", "spin", "this host, `spin`");
     contender.command.extend(words("--max-call-time 1h"));

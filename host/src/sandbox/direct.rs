@@ -99,14 +99,10 @@ impl Drop for Long {
     }
 }
 
-/// Why a call was interrupted.
+/// A call was interrupted since its connection is to end.
 #[derive(Debug, Error)]
-enum Interrupted {
-    #[error("a call has taken longer than --max-call-time")]
-    TooLong,
-    #[error("the connection ends")]
-    Ending,
-}
+#[error("the connection ends")]
+struct Ended;
 
 impl Direct {
     /// For a connection that `ending` may end; `None` on a runtime whose one thread has nobody to hand anything on to.
@@ -149,14 +145,14 @@ impl Direct {
         let call = self.call.as_mut()?;
         let since = *call.since.get_or_insert_with(Instant::now);
         if since.elapsed() >= self.max_call_time {
-            return Some(Err(Interrupted::TooLong.into()));
+            return Some(Err(CpuLimit::Call.into()));
         }
         if call.ticks < ticker.slice() {
             call.ticks += 1;
             return Some(Ok(UpdateDeadline::Continue(1)));
         }
         if self.ending.has_come() {
-            return Some(Err(Interrupted::Ending.into()));
+            return Some(Err(Ended.into()));
         }
         if call.long.is_none() {
             call.long = Some(Long::begin());
@@ -188,8 +184,8 @@ pub(super) fn call<T>(
     }
     called.map(Some).map_err(|fault| match &fault {
         Fault::Start(error) | Fault::Trap(error) => match error.downcast_ref() {
-            Some(Interrupted::TooLong) => Fault::Cpu(CpuLimit::Call),
-            _ => fault,
+            Some(limit) => Fault::Cpu(*limit),
+            None => fault,
         },
         _ => fault,
     })

@@ -140,10 +140,8 @@ impl Engine {
             Images::Mapped => 4,
         };
         let each = each * u64::from(memories);
-        let (instances, stacks) = (
-            instances(&self.limits),
-            stacks(self.needs, instances(&self.limits)),
-        );
+        let instances = instances(&self.limits);
+        let stacks = stacks(self.needs, instances);
         if stacks < instances {
             Mappings {
                 each,

@@ -189,7 +189,6 @@ impl Session {
                 self.on_fiber.insert(service.map_err(Fault::Trap)?)
             }
         };
-        store.set_epoch_deadline(1);
         let sessions = service.inet_service_sessions().session();
         let call = sessions.call_handle(store, self.session, happened.into());
         Ok(within(max, call, Fault::Trap).await?.into())
