@@ -194,18 +194,52 @@ pub(super) fn call<T>(
 /// Waits until a call that could not be made directly can be made: on a fiber, or directly after all, if this gives `false`.
 /// Long calls end in time, so the wait does too; what waits meanwhile is ended from outside as ever.
 pub(super) async fn fiber(store: &mut Store<State>) -> bool {
-    loop {
-        // From now on, so that none is missed that ends before it is waited for.
-        let room = ROOM.notified();
+    when_there_is_room(|| {
         if store.data_mut().take_stack() {
-            return true;
+            return Some(true);
         }
-        match store.data_mut().direct() {
-            Some(direct) if direct.may_begin() => {
-                direct.aside = 0;
-                return false;
-            }
-            _ => room.await,
+        let direct = store.data_mut().direct()?;
+        direct.may_begin().then(|| {
+            direct.aside = 0;
+            false
+        })
+    })
+    .await
+}
+
+/// Waits until `take` takes something, which it tries again whenever a stack is free or a long call has ended.
+async fn when_there_is_room<T>(mut take: impl FnMut() -> Option<T>) -> T {
+    loop {
+        // From now on, so that none is missed that comes before it is waited for.
+        let room = ROOM.notified();
+        if let Some(taken) = take() {
+            return taken;
         }
+        room.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_stack_that_comes_free_while_it_is_looked_for_is_not_missed() {
+        let stacks = Stacks::new(1);
+        let mut held = stacks.take();
+        assert!(held.is_some() && stacks.take().is_none(), "there is only one");
+        let taken = when_there_is_room(|| {
+            let taken = stacks.take();
+            // Too late for this look, and before anybody waits.
+            held = None;
+            taken
+        });
+        let polled = pin!(taken).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(_)));
+        drop(polled);
+        assert!(stacks.take().is_some(), "it is back");
     }
 }
