@@ -26,8 +26,8 @@ use crate::harness::{
 /// Where a host can be looked at, as it says itself.
 fn admin_of(host: &Host) -> At {
     let log = host.log();
-    let said = log.split_once("to be looked at on ");
-    let (_, place) = said.unwrap_or_else(|| panic!("it cannot be looked at:\n{log}"));
+    let said = log.split_once("admin interface at ");
+    let (_, place) = said.unwrap_or_else(|| panic!("it has no admin interface:\n{log}"));
     At::parse(first_word(place))
 }
 
@@ -115,7 +115,7 @@ fn shares(admin: &At) -> Vec<(u64, String, u64)> {
 fn without_the_flag_there_is_nothing_to_look_at() {
     let host = Host::serving("echo", &[]);
     host.connect().echo("hello");
-    assert!(!host.log().contains("to be looked at"), "{}", host.log());
+    assert!(!host.log().contains("admin interface"), "{}", host.log());
     assert_eq!(listening(host.pid()), 1);
     let (host, _) = looked_at("echo", &[]);
     assert_eq!(listening(host.pid()), 2, "which could not be seen otherwise");
@@ -135,11 +135,7 @@ fn a_port_alone_is_one_of_the_loopback() {
 #[test]
 fn an_address_that_others_can_reach_is_warned_of() {
     let host = Host::serving("echo", &["--admin", "0.0.0.0:0"]);
-    assert!(
-        host.log().contains("is no address of the loopback"),
-        "{}",
-        host.log()
-    );
+    assert!(host.log().contains("is not a loopback address"), "{}", host.log());
     let admin = At::Tcp(SocketAddr::from(([127, 0, 0, 1], admin_of(&host).tcp().port())));
     assert_eq!(admin.get("/healthz").status, 200);
     // There it may have a name.
@@ -209,7 +205,7 @@ fn it_is_ready_when_it_serves_and_not_before_or_after() {
             .arg("--admin")
             .arg(format!("unix:{}", socket.display())),
     );
-    host.line("to be looked at on unix:");
+    host.line("admin interface at unix:");
     let admin = At::Unix(socket);
     let said = |path: &str| {
         let answer = admin.get(path);
@@ -307,9 +303,9 @@ fn a_file_can_say_it_too_and_a_change_of_it_takes_a_restart() {
     let token = fs::read_to_string(path.with_file_name("token")).unwrap();
     put(&path, "[admin]\nlisten = \"127.0.0.2:0\"\n");
     host.signal(HUP);
-    let line = host.line("takes a restart");
+    let line = host.line("requires a restart");
     assert!(line.contains("WARN") && line.contains("`admin`"), "{line}");
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     assert_eq!(admin.get("/readyz").body, "serving\n");
     assert_eq!(listening(host.pid()), 2);
     let drain = admin.request("POST", "/drain").bearing(token.trim()).answer();
@@ -335,7 +331,7 @@ fn a_service_that_comes_or_goes_is_shown_or_not() {
         "[admin]\nlisten = \"127.0.0.1:0\"\n[[service]]\nname = \"more\"\nlisten = [\"127.0.0.1:0\"]\n";
     put(&path, more);
     host.signal(HUP);
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     assert_eq!(names(), "\"more\" \"echo\"");
     let samples = |service: &str| {
         let metrics = openmetrics::parse(&admin.get("/metrics").body);
@@ -347,7 +343,7 @@ fn a_service_that_comes_or_goes_is_shown_or_not() {
     assert_eq!(samples("more"), samples("echo"));
     put(&path, "[admin]\nlisten = \"127.0.0.1:0\"\n");
     host.signal(HUP);
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     assert_eq!((names(), samples("more")), ("\"echo\"".to_owned(), 0));
     let metrics = openmetrics::parse(&admin.get("/metrics").body);
     let accepted = metrics.value("wasm_inetd_connections_accepted_total", &[("service", "echo")]);

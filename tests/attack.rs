@@ -101,7 +101,7 @@ fn a_panic_of_the_host_ends_one_connection() {
     let neighbour = host.connect();
     neighbour.echo("hello");
     host.connect().expect_reset();
-    assert!(host.line("panic").contains("made to panic at connection 2"));
+    assert!(host.line("panic").contains("failpoint: panic at connection 2"));
     let line = host.line("connection ended");
     for part in ["connection=2", "host-panic", "panics=1", "127.0.0.1"] {
         assert!(line.contains(part), "no {part} in {line}");

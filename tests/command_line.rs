@@ -44,8 +44,8 @@ fn help_shows_every_flag_with_its_default() {
 fn shells_complete_and_the_manual_has_a_page_for_each_command() {
     for (shell, mark) in [
         ("bash", "complete -F"),
-        ("zsh", "#compdef host"),
-        ("fish", "complete -c host"),
+        ("zsh", "#compdef wasm-inetd"),
+        ("fish", "complete -c wasm-inetd"),
     ] {
         let (status, script) = output(&["completions", shell]);
         assert_eq!(status, Some(0), "{shell}");
@@ -67,7 +67,7 @@ fn shells_complete_and_the_manual_has_a_page_for_each_command() {
         let (status, page) = output(&["man", command]);
         assert_eq!(status, Some(0), "{command}");
         assert!(
-            page.contains(".TH") && page.contains(&format!("host\\-{command}")),
+            page.contains(".TH") && page.contains(&format!("wasm\\-inetd\\-{command}")),
             "{page}"
         );
     }
@@ -82,7 +82,7 @@ fn shells_complete_and_the_manual_has_a_page_for_each_command() {
 fn version_is_that_of_the_package() {
     let (status, version) = output(&["--version"]);
     assert_eq!(status, Some(0));
-    assert_eq!(version, concat!("host ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(version, concat!("wasm-inetd ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
 #[test]

@@ -85,11 +85,11 @@ fn a_core_module_that_is_no_program() {
     for (text, why) in [
         (
             "(module (func (export \"run\")))",
-            "not a program for WASI preview 1 (it exports no function `_start`)",
+            "not a WASI preview 1 program (it exports no function `_start`)",
         ),
         (
             "(module (import \"env\" \"f\" (func)) (func (export \"_start\")))",
-            "not a program for WASI preview 1 (unknown import: `env::f`",
+            "not a WASI preview 1 program (unknown import: `env::f`",
         ),
     ] {
         refuses(&file("core.wasm", wat::parse_str(text).unwrap()), &[why]);
@@ -102,7 +102,7 @@ fn a_component_that_is_a_program_by_name_alone() {
     let component = wat::parse_str(text).unwrap();
     refuses(
         &file("no-program.wasm", component),
-        &["exports a contract whose functions have other types"],
+        &["exports a contract whose function types differ"],
     );
 }
 
@@ -148,7 +148,10 @@ fn another_version_of_the_contract() {
 fn the_contract_with_other_types() {
     let component =
         wat::parse_str(r#"(component (instance $i) (export "inet:service/sessions@0.1.0" (instance $i)))"#);
-    refuses(&file("types.wasm", component.unwrap()), &["other types", "wit/"]);
+    refuses(
+        &file("types.wasm", component.unwrap()),
+        &["function types differ", "wit/"],
+    );
 }
 
 #[test]
@@ -186,7 +189,7 @@ fn an_import_that_is_not_offered() {
     );
     refuses(
         &file("import.wasm", component.unwrap()),
-        &["acme:rocket/engine@1.0.0", "does not offer", "only WASI"],
+        &["acme:rocket/engine@1.0.0", "does not provide", "only WASI"],
     );
 }
 

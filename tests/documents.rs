@@ -1,65 +1,297 @@
-//! What the documents show is what there is.
+//! The documents say what is true: code, flags, outcomes, links and commands are compared with the
+//! program.
 
+mod commands;
+mod markdown;
+
+use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
+
+use markdown::Document;
+
+use crate::harness::fetched::client;
+use crate::harness::{command, scratch};
 
 fn document(path: &str) -> String {
     fs::read_to_string(guest_builder::workspace().join(path)).unwrap()
 }
 
 #[test]
-fn the_guests_in_the_readme_are_those_that_are_built() {
-    for guest in ["guest/src/lib.rs", "guest/upper/src/lib.rs"] {
+fn guests_that_documents_show_are_those_that_are_built() {
+    for (page, guest) in [
+        ("README.md", "guest/upper/src/lib.rs"),
+        ("docs/guests.md", "guest/src/lib.rs"),
+    ] {
         let source = document(guest);
         let (_, code) = source.split_once("\n\n").unwrap();
         assert!(
-            document("README.md").contains(&format!("```rust,ignore\n{code}```")),
+            document(page).contains(&format!("```rust,ignore\n{code}```")),
             "{code}"
         );
     }
 }
 
 #[test]
-fn the_readme_lists_every_guest() {
-    let readme = document("README.md");
+fn the_page_of_guests_lists_every_guest() {
+    let page = document("docs/guests.md");
     for guest in guest_builder::all(guest_builder::workspace()).unwrap() {
         let hostile = guest_builder::workspace()
             .join("guest/hostile")
             .join(&guest.name)
             .is_dir();
         assert!(
-            hostile || readme.contains(&format!("[`{}`]", guest.name)),
+            hostile || page.contains(&format!("[`{}`]", guest.name)),
             "{} is missing",
             guest.name
         );
     }
 }
 
-#[test]
-fn the_readme_lists_every_flag() {
-    let help = crate::harness::command().arg("--help").output().unwrap();
+/// Returns the flags that `--help` of a subcommand, or of the program, shows.
+fn flags(subcommand: Option<&str>) -> BTreeSet<String> {
+    let help = command().args(subcommand).arg("--help").output().unwrap();
+    assert!(help.status.success(), "{subcommand:?}");
     let help = String::from_utf8(help.stdout).unwrap();
-    let readme = document("README.md");
-    let flags = help
+    let flags: BTreeSet<_> = help
         .lines()
-        .filter_map(|line| line.trim_start().strip_prefix("--"));
-    let flags: Vec<&str> = flags.map(|flag| flag.split(' ').next().unwrap()).collect();
-    assert!(flags.len() > 5, "{help}");
+        .filter(|line| line.trim_start().starts_with('-'))
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.starts_with('-'))
+        .map(|word| word.trim_end_matches([',', '.']).to_owned())
+        .collect();
+    assert!(flags.contains("--help"), "{help}");
+    flags
+}
+
+#[test]
+fn the_page_of_flags_lists_every_flag() {
+    let page = document("docs/flags.md");
+    let flags = flags(None);
+    assert!(flags.len() > 50, "{flags:?}");
     for flag in flags {
-        assert!(readme.contains(&format!("--{flag}")), "--{flag} is missing");
+        // Each program has these two.
+        assert!(
+            ["-h", "--help", "-V", "--version"].contains(&flag.as_str()) || page.contains(&flag),
+            "{flag} is missing"
+        );
+    }
+}
+
+/// Returns the words that `as_str` of a type in a source file gives.
+fn words(source: &str) -> Vec<String> {
+    let source = document(source);
+    let (_, words) = source.split_once("pub fn as_str").unwrap();
+    let (words, _) = words.split_once("\n    }\n").unwrap();
+    let words: Vec<_> = words.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(words.len() > 5, "{words:?}");
+    words
+}
+
+#[test]
+fn the_page_of_limits_explains_every_outcome_and_refusal() {
+    let page = document("docs/limits.md");
+    let outcomes = words("host/src/connection.rs");
+    for word in outcomes.iter().chain(&words("host/src/admission.rs")) {
+        assert!(page.contains(&format!("`{word}`")), "{word} is missing");
+    }
+}
+
+/// Collects the names of properties in a JSON Schema.
+fn properties(schema: &serde_json::Value, names: &mut BTreeSet<String>) {
+    if let Some(properties) = schema.get("properties").and_then(|value| value.as_object()) {
+        names.extend(properties.keys().cloned());
+    }
+    match schema {
+        serde_json::Value::Object(fields) => fields.values().for_each(|value| properties(value, names)),
+        serde_json::Value::Array(values) => values.iter().for_each(|value| properties(value, names)),
+        _ => {}
     }
 }
 
 #[test]
-fn the_readme_explains_every_outcome() {
-    let readme = document("README.md");
-    let source = document("host/src/connection.rs");
-    let (_, words) = source.split_once("pub fn as_str").unwrap();
-    let (words, _) = words.split_once("\n    }\n").unwrap();
-    let words: Vec<&str> = words.split('"').skip(1).step_by(2).collect();
-    assert!(words.len() > 5, "{words:?}");
-    for word in words {
-        assert!(readme.contains(&format!("`{word}`")), "{word} is missing");
+fn the_pages_of_services_and_limits_name_every_key() {
+    let schema = command().args(["config", "--schema"]).output().unwrap();
+    let schema = serde_json::from_slice(&schema.stdout).unwrap();
+    let mut keys = BTreeSet::new();
+    properties(&schema, &mut keys);
+    assert!(keys.len() > 50, "{keys:?}");
+    let (services, limits) = (document("docs/services.md"), document("docs/limits.md"));
+    for key in keys {
+        assert!(
+            services.contains(&format!("`{key}`"))
+                || services.contains(&format!("[{key}]"))
+                || limits.contains(&format!("`--{key}`")),
+            "{key} is missing"
+        );
     }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for document in markdown::all() {
+        for link in &document.links {
+            if link.contains("://") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let at = format!("{}: {link}", document.path);
+            let here = guest_builder::workspace().join(&document.path);
+            let target = if path.is_empty() {
+                here
+            } else {
+                here.parent().unwrap().join(path)
+            };
+            assert!(target.exists(), "{at} does not exist");
+            if !anchor.is_empty() {
+                let target = target.canonicalize().unwrap();
+                let target = target.strip_prefix(guest_builder::workspace()).unwrap();
+                let target = Document::read(target.to_str().unwrap());
+                assert!(target.anchors.contains(anchor), "{at}: no such heading");
+            }
+        }
+    }
+}
+
+#[test]
+fn lines_of_documents_are_short() {
+    let measured = "<!-- what follows is written by";
+    for document in markdown::all() {
+        let lines = document
+            .text
+            .lines()
+            .take_while(|line| !line.starts_with(measured));
+        for (index, line) in lines.enumerate() {
+            let unbreakable = line.starts_with('|') || line.contains("://");
+            assert!(
+                unbreakable || line.chars().count() <= 100,
+                "{}:{} has more than 100 columns",
+                document.path,
+                index + 1
+            );
+        }
+    }
+    let readme = document("README.md");
+    assert!(readme.lines().count() <= 150, "{} lines", readme.lines().count());
+}
+
+/// Runs the commands of a document, at least `count` of them.
+fn commands_work(path: &str, count: usize) {
+    for (program, package) in [("nc", "netcat-openbsd"), ("openssl", "openssl"), ("curl", "curl")] {
+        if client(program, package).is_none() {
+            return;
+        }
+    }
+    let ran = commands::run(&Document::read(path));
+    assert!(ran >= count, "{path}: only {ran} commands were run");
+}
+
+#[test]
+fn commands_of_the_readme_work() {
+    commands_work("README.md", 5);
+}
+
+#[test]
+fn commands_of_the_page_of_guests_work() {
+    commands_work("docs/guests.md", 10);
+}
+
+#[test]
+fn commands_of_the_pages_of_programs_services_and_limits_work() {
+    commands_work("docs/programs.md", 2);
+    commands_work("docs/services.md", 4);
+    commands_work("docs/limits.md", 0);
+}
+
+#[test]
+fn commands_of_the_page_of_transports_work() {
+    commands_work("docs/transports.md", 5);
+}
+
+#[test]
+fn commands_of_the_page_of_reloading_work() {
+    commands_work("docs/reloading.md", 6);
+}
+
+#[test]
+fn commands_of_the_pages_of_observing_work() {
+    commands_work("docs/admin.md", 3);
+    commands_work("docs/tracing.md", 0);
+    commands_work("docs/performance.md", 0);
+}
+
+#[test]
+fn commands_can_be_typed() {
+    let program = flags(None);
+    let mut count = 0;
+    for document in markdown::all() {
+        let fences = document.fences.iter();
+        for fence in fences.filter(|fence| fence.info.starts_with("console")) {
+            let known = matches!(fence.info.as_str(), "console" | "console no_run");
+            assert!(known, "{}:{}: {}", document.path, fence.line, fence.info);
+            for shown in commands::commands(&fence.text, fence.line) {
+                let at = format!("{}:{}: {}", document.path, fence.line, shown.command);
+                assert!(
+                    !shown.command.starts_with("host "),
+                    "{at}: the program is wasm-inetd"
+                );
+                let ours = ["wasm-inetd", "cargo run -p host --"];
+                let Some(arguments) = ours.iter().find_map(|name| shown.command.strip_prefix(name)) else {
+                    continue;
+                };
+                let mut words = arguments.split_whitespace().peekable();
+                let subcommand = words.next_if(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+                let own = subcommand.map(|subcommand| flags(Some(subcommand)));
+                let words = words.take_while(|word| !["--", "#", "|", ">", "&"].contains(word));
+                for flag in words.filter(|word| word.starts_with('-')) {
+                    let flag = flag.split('=').next().unwrap();
+                    assert!(
+                        own.as_ref().unwrap_or(&program).contains(flag),
+                        "{at}: no flag {flag}"
+                    );
+                }
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 30, "only {count} commands were found");
+}
+
+#[test]
+fn the_guest_of_the_readme_builds_outside_this_repository() {
+    let readme = Document::read("README.md");
+    let fence = |info: &str| {
+        &readme
+            .fences
+            .iter()
+            .find(|fence| fence.info == info)
+            .unwrap()
+            .text
+    };
+    let manifest = fence("toml").replace("../wasm-inetd", guest_builder::workspace().to_str().unwrap());
+    assert_ne!(manifest, *fence("toml"));
+    // Outside the workspace, which would otherwise claim the package.
+    let dir = std::env::temp_dir().join(format!("wasm-inetd-outside-{}", std::process::id()));
+    fs::create_dir_all(dir.join("src")).unwrap();
+    fs::write(dir.join("Cargo.toml"), manifest).unwrap();
+    fs::write(dir.join("src/lib.rs"), fence("rust,ignore")).unwrap();
+    let kept = scratch("outside");
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip2"])
+        .env("CARGO_TARGET_DIR", &kept)
+        .current_dir(&dir)
+        .output()
+        .unwrap();
+    fs::remove_dir_all(&dir).unwrap();
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    let host = crate::harness::Host::with(&kept.join("wasm32-wasip2/release/upper.wasm"), &[]);
+    let client = host.connect();
+    client.send("hello\n");
+    client.expect("HELLO\n");
 }
 
 /// The source of a room, which is a file, or all files of a folder.

@@ -113,7 +113,7 @@ fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
     looping[1].send("half a li");
     replace(&component, fs::read(guest("sleep")).unwrap());
     host.signal(HUP);
-    host.line("a new generation serves");
+    host.line("component reloaded");
     let sleeping = clients(1);
     sleeping[0].echo("hello");
     sleeping[0].send("!");

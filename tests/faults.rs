@@ -102,10 +102,10 @@ fn running_out_of_descriptors_is_waited_out() {
     for client in &clients {
         client.send("hello");
     }
-    host.line("cannot accept connections for now");
+    host.line("cannot accept connections at the moment");
     let later = clients.split_off(30);
     drop(clients);
-    host.line("accepting again");
+    host.line("accepting connections again");
     for client in &later[..15] {
         client.expect("hello");
     }
@@ -183,7 +183,7 @@ fn errors_of_accept_are_survived() {
         let log = host.log();
         for (line, times) in [
             ("cannot accept", waits),
-            ("accepting again", waits),
+            ("accepting connections again", waits),
             ("WARN", waits),
         ] {
             assert_eq!(log.matches(line).count(), usize::from(times), "{error}: {log}");

@@ -86,7 +86,7 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     };
     assert_eq!(serves_lines(&component), contract);
     let said = host("replay", &[&folder(name), &component]);
-    assert_eq!(said, "2 conversations, no difference\n");
+    assert_eq!(said, "2 conversations, no differences\n");
 }
 
 /// Has `host new` make a guest, which builds as it is and passes its conversations. The folder that it is made from is
@@ -99,14 +99,14 @@ fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variab
     assert!(output.status.success(), "{output:?}");
     // As it says itself.
     let said = String::from_utf8(output.stdout).unwrap();
-    for next in ["./build.sh", "host replay . my-guest.wasm", contract] {
+    for next in ["./build.sh", "wasm-inetd replay . my-guest.wasm", contract] {
         assert!(said.contains(next), "{next} is missing in\n{said}");
     }
     let component = new.join("my-guest.wasm");
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
     if or_skip(built, required().iter().any(|one| one == name)).is_some() {
         let said = host("replay", &[&new, &component]);
-        assert_eq!(said, "2 conversations, no difference\n");
+        assert_eq!(said, "2 conversations, no differences\n");
     }
 }
 
@@ -283,7 +283,7 @@ fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
         (output.status.code(), said)
     };
     for (name, arguments, expected, why) in [
-        ("Guest", &[][..], 2, "cannot be the name of a guest"),
+        ("Guest", &[][..], 2, "cannot name a guest"),
         (
             "guest",
             &["--lang", "cobol"],
@@ -296,7 +296,7 @@ fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
             2,
             "expected sessions",
         ),
-        ("no/such/guest", &[], 1, "in a directory that is there"),
+        ("no/such/guest", &[], 1, "in an existing directory"),
     ] {
         let (status, said) = new(name, arguments);
         assert_eq!(status, Some(expected), "{said}");
@@ -308,14 +308,14 @@ fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
     fs::write(&readme, "mine").unwrap();
     let (status, said) = new("guest", &[]);
     assert_eq!(status, Some(1), "{said}");
-    assert!(said.contains("give NAME a path where nothing is yet"), "{said}");
+    assert!(said.contains("NAME must be a new path"), "{said}");
     assert_eq!(fs::read_to_string(readme).unwrap(), "mine");
 }
 
 #[test]
 fn every_folder_is_whole_and_has_a_test() {
     let source = include_str!("languages.rs");
-    let readme = fs::read_to_string(guest_builder::workspace().join("README.md")).unwrap();
+    let page = fs::read_to_string(guest_builder::workspace().join("docs/guests.md")).unwrap();
     let folders = fs::read_dir(folder("")).unwrap();
     let names: Vec<String> = folders
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -323,7 +323,7 @@ fn every_folder_is_whole_and_has_a_test() {
     for name in required() {
         assert!(
             names.contains(&name),
-            "WASM_INETD_LANGUAGES names {name}, of which there is no folder"
+            "WASM_INETD_LANGUAGES names {name}, but there is no such folder"
         );
     }
     assert!(names.len() > 2, "{names:?}");
@@ -333,8 +333,8 @@ fn every_folder_is_whole_and_has_a_test() {
             "{name} has no test"
         );
         assert!(
-            readme.contains(&format!("(guest/languages/{name}")),
-            "the README does not list {name}"
+            page.contains(&format!("(../guest/languages/{name})")),
+            "docs/guests.md does not list {name}"
         );
         for file in ["README.md", "build.sh"] {
             assert!(folder(&name).join(file).is_file(), "{name} has no {file}");

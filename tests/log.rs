@@ -99,9 +99,9 @@ fn lines_of_many_kinds() -> Vec<Value> {
     host.line("connection ended");
     place.replace("not WebAssembly");
     host.signal(HUP);
-    host.line("goes on serving");
+    host.line("keeps serving");
     host.signal(USR2);
-    host.line("gone back");
+    host.line("rolled back to");
     assert_eq!(host.stop().code(), Some(0));
     let mut log = host.log();
     // Where connections share an instance, it is the instance that says something and costs something.
@@ -132,9 +132,9 @@ fn json_lines_are_as_their_schema_has_them() {
     for message in [
         "connection ended",
         "connection refused",
-        "the guest says",
-        "a new generation serves",
-        "gone back to the last generation",
+        "guest output",
+        "component reloaded",
+        "rolled back to the previous generation",
         "drained",
     ] {
         assert!(told.contains(message), "{message} is missing in {told:?}");
@@ -147,7 +147,7 @@ fn json_lines_are_as_their_schema_has_them() {
             .unwrap()
             .clone()
     };
-    for message in ["connection ended", "connection refused", "the guest says", NEW] {
+    for message in ["connection ended", "connection refused", "guest output", NEW] {
         let line = of(message);
         for key in line.as_object().unwrap().keys() {
             let optional = [
@@ -245,7 +245,7 @@ fn no_guest_can_forge_a_line_of_json() {
         let line: Value = serde_json::from_str(line).unwrap();
         check(&schema, &line);
         assert_ne!(line["message"], "forged");
-        if line["message"] == "the guest says" {
+        if line["message"] == "guest output" {
             assert_eq!(line["connection"], 1);
             said.push(line["stderr"].as_str().unwrap().to_owned());
         }
@@ -264,14 +264,14 @@ fn guests_log_by_levels_of_their_own_within_the_same_bounds() {
     let client = host.connect();
     client.echo("it \x1b[31mburns\n");
     for level in ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "ERROR"] {
-        let line = host.line("the guest logs");
-        assert!(line.contains(&format!("{level} the guest logs")), "{line}");
+        let line = host.line("guest log");
+        assert!(line.contains(&format!("{level} guest log")), "{line}");
         assert!(line.contains("said=\"it \\u{1b}[31mburns\""), "{line}");
         assert_eq!(field(&line, "connection"), "1");
         assert_eq!(field(&line, "context"), "herald");
     }
     client.echo("5000\n");
-    host.line("no more are logged");
+    host.line("further lines are not logged");
     client.finish();
     client.rest();
     host.line("connection ended");
@@ -285,13 +285,13 @@ fn guests_log_by_levels_of_their_own_within_the_same_bounds() {
     }
     until("it is told what was left out", || {
         host.connect().echo("1\n");
-        host.log().contains("were not logged")
+        host.log().contains("lines were not logged")
     });
     host.stop();
     let log = host.log();
     assert_eq!(
         log.lines()
-            .filter(|line| line.contains("connection=1 ") && line.contains("the guest logs"))
+            .filter(|line| line.contains("connection=1 ") && line.contains("guest log"))
             .count(),
         1000
     );

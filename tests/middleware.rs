@@ -75,7 +75,7 @@ mod upper_case {
     fn stands_before_the_embedded_guest_too() {
         let host = Host::start(&with(&["upper-case"], &["--listen", "127.0.0.1:0"]));
         assert!(
-            host.log().contains("the embedded echo guest behind `"),
+            host.log().contains("the embedded echo guest behind middleware "),
             "{}",
             host.log()
         );

@@ -5,8 +5,8 @@ use std::thread;
 
 use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, until};
 
-const MOVED: &str = "the session has moved";
-const STAYS: &str = "the session stays where it is";
+const MOVED: &str = "session moved";
+const STAYS: &str = "session stays on its generation: the new guest refused it";
 
 /// The generation and the outcome of the connection that has ended next.
 fn ended(host: &Host) -> (String, String) {
@@ -67,7 +67,7 @@ fn a_session_in_the_middle_of_a_message_moves_after_it() {
     client.send("a\nb");
     client.expect("1 a\n");
     place.put("tally");
-    host.line("the session is busy");
+    host.line("session stays on its generation: it is busy");
     client.send("\n");
     client.expect("2 b\n");
     host.line(MOVED);
@@ -94,7 +94,7 @@ fn one_that_cannot_be_restored_stays_until_it_can() {
     // What does not move sessions, and a service by the other contract.
     for (other, answer) in [("lines-session", "3 (6) c\n"), ("echo", "4 (8) c\n")] {
         place.put(other);
-        host.line("the session cannot move");
+        host.line("session stays on its generation: a component does not support migration");
         client.send("c\n");
         client.expect(answer);
     }
@@ -157,8 +157,8 @@ fn a_generation_in_which_nothing_can_be_restored_is_gone_back_from() {
         client.expect("1 a\n");
     }
     place.put("stuck");
-    host.line("since the new guest fails");
-    let line = host.line("gone back");
+    host.line("session stays on its generation: the new guest failed");
+    let line = host.line("rolled back to");
     assert!(line.contains("failed 5 of its first 5 connections"), "{line}");
     for client in clients {
         client.send("b\n");
@@ -180,10 +180,10 @@ fn one_that_is_never_restored_does_not_keep_others_from_moving() {
     other.send("a\n");
     other.expect("1 a\n");
     place.put("stuck");
-    let failures = [(); 2].map(|()| host.line("since the new guest fails"));
+    let failures = [(); 2].map(|()| host.line("session stays on its generation: the new guest failed"));
     let late = failures
         .iter()
-        .filter(|line| field(line, "reason") == "a call that moves the session has taken longer than 10s");
+        .filter(|line| field(line, "reason") == "a call that moves the session took longer than 10s");
     assert_eq!(late.count(), 1, "{failures:?}");
     slow.send("c\n");
     slow.expect("3 c\n");

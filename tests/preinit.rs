@@ -98,7 +98,7 @@ fn what_cannot_be_initialised_is_refused_in_a_sentence() {
     for nothing in ["echo", "lines-session", "cat"] {
         let said = refusal(&guest(nothing));
         assert!(
-            said.contains("exports no function `wizer-initialize`") && said.contains("leave out --preinit"),
+            said.contains("exports no function `wizer-initialize`") && said.contains("omit --preinit"),
             "{said}"
         );
     }
@@ -112,7 +112,7 @@ fn what_cannot_be_initialised_is_refused_in_a_sentence() {
     let module = program("preinit-table.wasm", INITIALISE, table);
     let said = refusal(&module);
     assert!(
-        said.contains("cannot be made a snapshot of") && said.contains("table.grow"),
+        said.contains("cannot be snapshotted") && said.contains("table.grow"),
         "{said}"
     );
 }
@@ -150,7 +150,7 @@ fn what_it_has_come_to_has_to_be_in_its_memory() {
             "handle",
             room,
             "(drop (call $get))",
-            "it keeps handles of the host",
+            "it holds handles of the host",
         ),
         ("full", "(memory 1 1)", "", "its memory cannot grow by two pages"),
         (
@@ -161,12 +161,12 @@ fn what_it_has_come_to_has_to_be_in_its_memory() {
                 (i32.store8 (local.get $at) (i32.const 1))
                 (local.set $at (i32.add (local.get $at) (i32.const 3)))
                 (br_if $next (i32.lt_u (local.get $at) (i32.const 33554432))))",
-            "its memory falls into too many pieces",
+            "its memory has too many separate regions",
         ),
     ] {
         let said = refusal(&component(&format!("preinit-{name}.wasm"), memory, initialise));
         assert!(
-            said.contains("cannot be made a snapshot of") && said.contains(why),
+            said.contains("cannot be snapshotted") && said.contains(why),
             "{said}"
         );
     }
@@ -228,7 +228,7 @@ fn a_new_generation_is_initialised_too() {
     let host = place.serve(&["--preinit"]);
     place.replace(fs::read(bad).unwrap());
     host.signal(HUP);
-    let line = host.line("the generation before it goes on serving");
+    let line = host.line("the current generation keeps serving");
     assert!(line.contains("cannot be initialised"), "{line}");
     let client = host.connect();
     client.send("2\n");

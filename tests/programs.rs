@@ -133,7 +133,7 @@ fn a_directory_that_cannot_be_opened_is_no_fault_of_the_guest() {
             host.refuses();
             let line = host.line("connection ended");
             assert_eq!(field(&line, "outcome"), "grant-failed");
-            assert!(line.contains("of --dir cannot be opened"), "{line}");
+            assert!(line.contains("cannot open the --dir directory"), "{line}");
         }
         fs::create_dir(&dir).unwrap();
         let client = host.connect();
@@ -156,7 +156,7 @@ fn standard_error_goes_to_the_log_and_cannot_forge_it() {
         "complained"
     );
     for said in ["one", "ERROR \\u{1b}[31mforged"] {
-        let line = host.line("the guest says");
+        let line = host.line("guest output");
         assert!(
             line.contains("INFO") && line.contains(&format!("stderr=\"{said}\"")),
             "{line}"
@@ -176,12 +176,12 @@ fn a_guest_that_never_stops_talking_does_not_fill_the_log() {
     let client = host.connect();
     let lines = "x\\n".repeat(5000);
     assert_eq!(errand(&client, &format!("complain {lines}")), "complained");
-    host.line("no more are logged");
+    host.line("further lines are not logged");
     assert_eq!(errand(&client, "complain again"), "complained");
     client.finish();
     client.rest();
     host.line("connection ended");
-    assert_eq!(host.log().matches("the guest says").count(), 1000);
+    assert_eq!(host.log().matches("guest output").count(), 1000);
 }
 
 #[test]
@@ -257,12 +257,12 @@ fn what_is_granted_is_said_beforehand() {
     let said = check(&[]);
     assert!(said.contains("contract   cli\n"), "{said}");
     assert!(
-        said.contains("every use is refused") && said.contains("there is no directory"),
+        said.contains("denied; grant addresses") && said.contains("no directories; grant them"),
         "{said}"
     );
     let said = check(&["--dir", ".::/", "--allow-outbound", "127.0.0.1:1"]);
     assert!(
-        said.contains("the directories of --dir") && said.contains("--allow-outbound"),
+        said.contains("the directories granted with --dir") && said.contains("granted with --allow-outbound"),
         "{said}"
     );
 }

@@ -57,13 +57,13 @@ fn a_component_that_says_the_same_passes_and_another_is_shown_where_it_does_not(
         let (status, said) = replay(&dir, &guest(same));
         assert_eq!(
             (status, said.as_str()),
-            (Some(0), "1 conversations, no difference\n"),
+            (Some(0), "1 conversation, no differences\n"),
             "{same}"
         );
     }
     for (other, found) in [
         ("daytime", "+ < \""),
-        ("discard", "+ < \"\", and nothing more for 5s"),
+        ("discard", "+ < \"\", then nothing for 5s"),
         ("sink", "+ < \"ready\\n\""),
     ] {
         let (status, said) = replay(&dir, &guest(other));
@@ -95,7 +95,7 @@ fn a_conversation_can_be_written_by_hand() {
     fs::remove_file(dir.join("1.conversation")).unwrap();
     let (status, said) = replay(&dir, &guest("echo"));
     assert_eq!(status, Some(1));
-    assert!(said.contains("no conversation"), "{said}");
+    assert!(said.contains("no conversations in"), "{said}");
 }
 
 #[test]
@@ -115,11 +115,11 @@ fn what_does_not_pass_the_gate_does_not_serve() {
     client.echo("hello\n");
     put("daytime");
     host.signal(HUP);
-    let line = host.line("goes on serving");
+    let line = host.line("keeps serving");
     assert!(line.contains("does not pass --gate"), "{line}");
     put("lines");
     host.signal(HUP);
-    host.line("a new generation serves");
+    host.line("component reloaded");
     client.echo("still here\n");
     drop(client);
     host.connect().echo("hello\n");

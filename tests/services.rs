@@ -45,7 +45,7 @@ impl Services {
     fn reread(&self, host: &Host, text: &str) {
         self.put(text);
         host.signal(HUP);
-        host.line("the configuration was read again");
+        host.line("services reconfigured");
     }
 }
 
@@ -121,11 +121,11 @@ fn a_file_is_checked_without_being_run() {
     for (text, expected) in [
         (
             "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\nwacth = true\n",
-            ":4: service[0]: `wacth` is not known; did you mean `watch`?",
+            ":4: service[0]: unknown key `wacth`; did you mean `watch`?",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]\n",
-            ":3: service[0].listen[1]: 127.0.0.1:1 clashes with 127.0.0.1:1 of service `a`; choose another address",
+            ":3: service[0].listen[1]: 127.0.0.1:1 conflicts with 127.0.0.1:1 of service `a`; choose another address",
         ),
     ] {
         services.put(text);
@@ -194,7 +194,7 @@ fn services_come_change_and_go_while_others_serve() {
     let more = "[[service]]\nname = \"more\"\nlisten = [\"127.0.0.1:0\"]\n";
     reread(&format!("{more}{upper}{echo}"));
     let new = address(&host.line("listening on"));
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     Client::connect(new).unwrap().echo("new");
     assert!(is_upper(&Client::connect(changes).unwrap()));
     assert!(!is_upper(&Client::connect(stays).unwrap()));
@@ -203,7 +203,7 @@ fn services_come_change_and_go_while_others_serve() {
     of_lines.echo("after\n");
     // Two go, and with them their listeners. A connection that was open stays.
     reread(echo);
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     for gone in [new, changes] {
         assert_eq!(
             std::net::TcpStream::connect(gone).unwrap_err().kind(),
@@ -275,10 +275,10 @@ fn what_clashes_with_a_listener_that_is_open_is_named() {
     let host = Host::with_config(&services.file(), 1);
     services.put(&echo(&at("127.0.0.1")));
     host.signal(HUP);
-    let line = host.line("nothing changes");
+    let line = host.line("nothing changed");
     assert!(
         line.contains(&format!(
-            "127.0.0.1:{port} clashes with 0.0.0.0:{port}, where this host listens until it is restarted"
+            "127.0.0.1:{port} conflicts with 0.0.0.0:{port}, on which this host listens until a restart"
         )),
         "{line}"
     );
@@ -339,10 +339,10 @@ fn a_hang_up_while_it_starts_is_heard_when_it_has_started() {
     let mut lines = std::io::BufReader::new(stderr).lines().map(Result::unwrap);
     let mut wait = |text: &str| lines.find(|line| line.contains(text)).expect(text);
     // Another component is still to be compiled.
-    wait("serving with the embedded echo guest");
+    wait("serving the embedded echo guest");
     signal(&child, HUP);
     wait("listening on");
-    wait("the configuration was read again");
+    wait("services reconfigured");
     signal(&child, TERM);
     assert!(child.wait().unwrap().success());
 }
@@ -407,7 +407,7 @@ fn a_bad_file_changes_nothing() {
     ] {
         services.put(&bad);
         host.signal(HUP);
-        let line = host.line("nothing changes");
+        let line = host.line("nothing changed");
         assert!(line.contains(reason), "{line}");
         client.echo("as before");
         host.connect().echo("as before");
@@ -416,7 +416,7 @@ fn a_bad_file_changes_nothing() {
     // Where it comes back to what it was, all is as it was.
     services.put(echo);
     host.signal(HUP);
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     client.echo("as before");
     host.connect().echo("as before");
     host.line("connection ended");
@@ -450,7 +450,7 @@ fn no_connect_is_refused_while_the_file_is_read_again() {
                 100 + round % 3,
             ));
             host.signal(HUP);
-            host.line("the configuration was read again");
+            host.line("services reconfigured");
             let before = served.load(Ordering::Relaxed);
             until("connections are served", || {
                 served.load(Ordering::Relaxed) >= before + 20

@@ -109,10 +109,10 @@ fn a_trap_ends_the_connections_of_its_instance_and_no_other() {
         clients[number].echo("still here\n");
     }
     assert_eq!(answer(&host.connect(), "count"), "1");
-    host.line("an instance starts");
+    host.line("shared instance started");
     let log = host.log();
-    assert_eq!(log.matches("an instance starts").count(), 3, "{log}");
-    assert_eq!(log.matches("an instance has failed").count(), 1, "{log}");
+    assert_eq!(log.matches("shared instance started").count(), 3, "{log}");
+    assert_eq!(log.matches("shared instance failed").count(), 1, "{log}");
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn one_that_keeps_others_waiting_ends_with_its_instance_and_those_to_come_are_se
         client.echo("hello\n");
         neighbour.echo("hello\n");
         client.send(format!("{order}\n"));
-        let line = host.line("the guest says");
+        let line = host.line("guest output");
         assert_eq!(
             (field(&line, "stderr"), field(&line, "instance")),
             (says.into(), "1".into())
@@ -178,7 +178,7 @@ fn what_goes_on_without_connections_is_bounded_too() {
     let client = host.connect();
     client.echo("haunt\n");
     client.reset();
-    host.line("an instance has failed");
+    host.line("shared instance failed");
     assert_eq!(answer(&host.connect(), "count"), "1");
 }
 
@@ -285,13 +285,13 @@ fn a_room_of_the_generation_before_goes_on_and_another_opens() {
     ann.send("are we alone?\n");
     bob.expect("ann: are we alone?\n");
     drop((ann, bob));
-    host.line("an instance ends");
+    host.line("shared instance ended");
     drop(cy);
     // This one goes on without anybody.
     enter(&host, "dan", "nobody else");
     let log = host.log();
-    assert_eq!(log.matches("an instance ends").count(), 1, "{log}");
-    assert_eq!(log.matches("an instance starts").count(), 2, "{log}");
+    assert_eq!(log.matches("shared instance ended").count(), 1, "{log}");
+    assert_eq!(log.matches("shared instance started").count(), 2, "{log}");
 }
 
 #[test]
@@ -308,13 +308,13 @@ fn a_failure_counts_once_against_its_generation() {
             client.echo("hello\n");
         }
         let log = host.log();
-        assert!(!log.contains("gone back"), "in round {round}: {log}");
+        assert!(!log.contains("rolled back"), "in round {round}: {log}");
         clients[0].send("trap\n");
         for client in clients {
             client.expect_reset();
         }
     }
-    host.line("gone back to the last generation");
+    host.line("rolled back to the previous generation");
 }
 
 #[test]
@@ -323,10 +323,10 @@ fn what_fails_at_its_start_is_not_started_at_the_rate_at_which_connections_come(
     for _ in 0..5 {
         host.refuses();
     }
-    host.line("instances fail at their start: connections are refused");
+    host.line("breaker open: instances fail at start; connections are refused");
     host.refuses();
     let log = host.log();
-    assert!(log.matches("an instance starts").count() <= 6, "{log}");
+    assert!(log.matches("shared instance started").count() <= 6, "{log}");
 }
 
 #[test]
@@ -389,18 +389,22 @@ fn what_cannot_be_shared_is_refused_in_a_sentence() {
             assert!(refusal.message.contains(word), "{}", refusal.message);
         }
     }
-    for flags in [
-        &["--isolation", "service", "--component", "x", "--migrate"][..],
-        &["--isolation", "service", "--max-cpu-time", "1s"],
-        &["--instances", "2"],
+    for (flags, words) in [
+        (
+            &["--isolation", "service", "--component", "x", "--migrate"][..],
+            ["--migrate", "isolation is `service`"],
+        ),
+        (
+            &["--isolation", "service", "--max-cpu-time", "1s"],
+            ["--max-cpu-time", "isolation is `service`"],
+        ),
+        (&["--instances", "2"], ["--instances", "--isolation service"]),
     ] {
         let refusal = refused(flags);
         assert_eq!(refusal.status, Some(2), "{}", refusal.message);
-        assert!(
-            refusal.message.contains("--isolation service"),
-            "{}",
-            refusal.message
-        );
+        for word in words {
+            assert!(refusal.message.contains(word), "{}", refusal.message);
+        }
     }
 }
 

@@ -112,11 +112,26 @@ fn what_cannot_be_inherited_is_named() {
         return;
     }
     for (names, sockets, listen, expected) in [
-        ("web", "127.0.0.1", "inherited:mail", "there are 0 (web)"),
-        ("web", "127.0.0.1", "inherited:1", "there are 0 (web)"),
-        ("web:web", "127.0.0.1 127.0.0.1", "inherited:web", "2 sockets"),
-        ("web", "datagram", "inherited:web", "no stream socket"),
-        ("web", "file", "inherited:web", "no stream socket"),
+        (
+            "web",
+            "127.0.0.1",
+            "inherited:mail",
+            "the inherited sockets are 0 (web)",
+        ),
+        (
+            "web",
+            "127.0.0.1",
+            "inherited:1",
+            "the inherited sockets are 0 (web)",
+        ),
+        (
+            "web:web",
+            "127.0.0.1 127.0.0.1",
+            "inherited:web",
+            "2 inherited sockets",
+        ),
+        ("web", "datagram", "inherited:web", "not a stream socket"),
+        ("web", "file", "inherited:web", "not a stream socket"),
         ("web", "deaf", "inherited:web", "does not listen"),
     ] {
         let message = refused(names, sockets, &["--listen", listen]);
@@ -130,7 +145,10 @@ fn what_cannot_be_inherited_is_named() {
         "127.0.0.1",
         &["--listen", "inherited:web", "--listen", "inherited:0"],
     );
-    assert!(twice.contains("another listener has it"), "{twice}");
+    assert!(
+        twice.contains("another listener already uses this socket"),
+        "{twice}"
+    );
 }
 
 #[test]

@@ -530,7 +530,7 @@ fn metrics_are_those_that_can_be_looked_at() {
     let collector = Collector::new(Answers::Takes);
     let host = traced(&collector, "lines", &["--admin", "0"]);
     let line = host.log();
-    let (_, admin) = line.split_once("looked at on http://127.0.0.1:").unwrap();
+    let (_, admin) = line.split_once("admin interface at http://127.0.0.1:").unwrap();
     let admin: SocketAddr = format!("127.0.0.1:{}", admin.split('/').next().unwrap())
         .parse()
         .unwrap();
@@ -715,14 +715,14 @@ fn serves_in_spite_of(url: &str, reason: Option<&str>) {
         assert_eq!(host.outcome(), "finished");
     }
     if let Some(reason) = reason {
-        until("a warning", || host.log().contains("traces or metrics are lost"));
+        until("a warning", || host.log().contains("traces or metrics lost"));
         assert!(host.log().contains(reason), "{}", host.log());
     }
     let warned = Instant::now();
     assert_eq!(host.stop().code(), Some(0));
     // Unless this takes longer than it may be silent for.
     if warned.elapsed() < Duration::from_secs(30) {
-        let warnings = host.log().matches("are lost").count();
+        let warnings = host.log().matches("traces or metrics lost").count();
         assert_eq!(warnings, usize::from(reason.is_some()), "{}", host.log());
     }
 }
@@ -760,7 +760,7 @@ fn a_collector_that_never_answers_is_given_up() {
     let host = Host::spawn(command.env("OTEL_EXPORTER_OTLP_TIMEOUT", "50").args(args), &args);
     host.connect().echo("hello");
     assert!(
-        host.line("traces or metrics are lost")
+        host.line("traces or metrics lost")
             .contains("no answer within 50ms")
     );
     // It is tried again.
@@ -774,11 +774,11 @@ fn what_is_no_collector_is_refused() {
     for (args, message) in [
         (
             &["--otlp", "https://127.0.0.1:4318"][..],
-            "there is no TLS on this way; expected http://",
+            "TLS is not supported here; expected http://",
         ),
         (
             &["--otlp", "127.0.0.1:4318"],
-            "expected a URL as http://127.0.0.1:4318",
+            "expected a URL such as http://127.0.0.1:4318",
         ),
         (&["--otlp", "http://"], "expected a URL"),
         (&["--otlp", "http://user@127.0.0.1:4318"], "expected a URL"),
@@ -786,7 +786,7 @@ fn what_is_no_collector_is_refused() {
         (&["--otlp", "http://127.0.0.1:4318/?a"], "expected a URL"),
         (
             &["--otlp", "http://127.0.0.1:4318/v1/traces"],
-            "are added to it; leave that out",
+            "leave out `/v1/traces` and `/v1/metrics`; the host appends them",
         ),
         (&["--otlp-sample", "1"], "--otlp"),
         (
@@ -803,7 +803,7 @@ fn what_is_no_collector_is_refused() {
     let refusal = refused(&["--config", Path::new(&file).to_str().unwrap()]);
     assert_eq!(refusal.status, Some(2));
     assert!(
-        refusal.message.contains("there is no TLS on this way"),
+        refusal.message.contains("TLS is not supported here"),
         "{}",
         refusal.message
     );

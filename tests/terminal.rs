@@ -97,7 +97,10 @@ fn a_table_tells_what_is_served_and_a_line_below_the_log_how_it_goes() {
         (*service, *component, *contract),
         ("front", "embedded echo", "streams")
     );
-    assert_eq!(*limits, "77 connections, 64.0 MiB each, idle 9s");
+    assert_eq!(
+        *limits,
+        "77 connections, 64.0 MiB per connection, idle timeout 9s"
+    );
     let client = Client::connect(address.parse().unwrap()).unwrap();
     client.echo("hello\n");
     terminal.shows(&format!("{CLEAR}1 open, "));

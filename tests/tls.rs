@@ -358,7 +358,7 @@ fn certificates_are_read_again_when_they_change() {
     let mut old = client.connects(&host).unwrap();
     let first = shown(&client, &host);
     authority.issues(&["localhost"], &[]);
-    host.line("certificates were read again");
+    host.line("certificates reloaded");
     let second = shown(&client, &host);
     assert_ne!(first, second);
     echo(&mut old, b"still here");
@@ -367,10 +367,10 @@ fn certificates_are_read_again_when_they_change() {
     let other = authority.issues(&["other"], &[]);
     replace(&issued.key, fs::read(&other.key).unwrap());
     let line = host.line("does not belong");
-    assert!(line.contains("go on serving"), "{line}");
+    assert!(line.contains("stay in use"), "{line}");
     assert_eq!(shown(&client, &host), second);
     replace(&issued.certificate, fs::read(&other.certificate).unwrap());
-    host.line("certificates were read again");
+    host.line("certificates reloaded");
     assert!(client.connects(&host).is_err(), "it is for another name");
     assert_eq!(host.log().matches("does not belong").count(), 1, "{}", host.log());
 }
@@ -379,13 +379,13 @@ fn certificates_are_read_again_when_they_change() {
 fn certificates_are_read_again_when_that_is_asked_for() {
     let (authority, issued, host) = served("asked", "echo", &[]);
     host.signal(HUP);
-    host.line("certificates were read again");
+    host.line("certificates reloaded");
     let (kept, gone) = (fs::read(&issued.key).unwrap(), issued.key.with_extension("gone"));
     fs::rename(&issued.key, &gone).unwrap();
     host.line("cannot read");
     echo(&mut authority.client().connects(&host).unwrap(), b"hello");
     replace(&issued.key, kept);
-    host.line("certificates were read again");
+    host.line("certificates reloaded");
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn certificates_that_are_of_no_use_any_more_do_not_keep_a_file_from_being_read_a
     fs::remove_file(&issued.key).unwrap();
     put("limits = { max-connections = 9 }");
     host.signal(HUP);
-    host.line("the configuration was read again");
+    host.line("services reconfigured");
     echo(&mut authority.client().connects(&host).unwrap(), b"as before");
 }
 
@@ -422,22 +422,27 @@ fn what_cannot_be_used_is_named_at_the_start() {
     for (certificate, key, roots, expected) in [
         (&missing, &one.key, None, "cannot read"),
         (&one.certificate, &missing, None, "cannot read"),
-        (&empty, &one.key, None, "no certificate in"),
-        (&one.certificate, &empty, None, "no private key in"),
-        (&one.key, &one.key, None, "no certificate in"),
+        (&empty, &one.key, None, "contains no certificate"),
+        (&one.certificate, &empty, None, "contains no private key"),
+        (&one.key, &one.key, None, "contains no certificate"),
         (
             &one.certificate,
             &other.key,
             None,
             "does not belong to the certificate",
         ),
-        (&broken, &one.key, None, "no certificate that can be used"),
-        (&one.certificate, &one.key, Some(&empty), "no certificate in"),
+        (&broken, &one.key, None, "cannot use the certificate in"),
+        (
+            &one.certificate,
+            &one.key,
+            Some(&empty),
+            "contains no certificate",
+        ),
         (
             &one.certificate,
             &one.key,
             Some(&broken),
-            "no certificate that can be used",
+            "cannot use the certificate in",
         ),
     ] {
         let path = |path: &PathBuf| path.to_str().unwrap().to_owned();

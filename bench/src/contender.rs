@@ -71,7 +71,7 @@ impl Places {
 }
 
 fn host(name: &'static str, guest: &'static str, about: &'static str) -> Contender {
-    let command = "{programs}/host --quiet --listen {address} --cache {cache} --max-connections {connections} --component";
+    let command = "{programs}/wasm-inetd --quiet --listen {address} --cache {cache} --max-connections {connections} --component";
     Contender {
         name,
         about,
@@ -125,25 +125,25 @@ pub(crate) fn all() -> Vec<Contender> {
     };
     vec![
         host("session", "lines-session", "this host, `lines-session`"),
-        host("copy", "copy", "this host, `copy`: streams, copied by the guest"),
+        host("copy", "copy", "this host, `copy`: streams that the guest copies"),
         host(
             "streams",
             "lines",
-            "this host, `lines`: streams, cut into lines by the guest",
+            "this host, `lines`: streams that the guest splits into lines",
         ),
         host(
             "echo",
             "echo",
-            "this host, `echo`: streams, returned by the guest",
+            "this host, `echo`: streams that the guest hands to the host to relay",
         ),
         host(
             "program",
             "cat",
-            "this host, `cat`: a program with standard input and output",
+            "this host, `cat`: a WASI program on standard input and output",
         ),
-        own("native", "tokio, a runtime for each core, 64 KiB buffers"),
+        own("native", "tokio, one runtime per core, 64 KiB buffers"),
         own("textbook", "tokio, `#[tokio::main]`, spawn, `io::copy`"),
-        own("threads", "a thread for each connection"),
+        own("threads", "one thread per connection"),
         foreign(
             "haproxy",
             "HAProxy, a Lua service",
@@ -154,7 +154,7 @@ pub(crate) fn all() -> Vec<Contender> {
         ),
         foreign(
             "nginx",
-            "nginx, a njs stream filter",
+            "nginx, an njs stream filter",
             "apt-get install nginx libnginx-mod-stream-js",
             "-v",
             Some("nginx.conf"),
@@ -170,7 +170,7 @@ pub(crate) fn all() -> Vec<Contender> {
         ),
         foreign(
             "erlang",
-            "Erlang, a process for each connection",
+            "Erlang, one process per connection",
             "apt-get install erlang-base",
             "",
             None,
@@ -276,7 +276,7 @@ impl Contender {
             fs::write(places.scratch.join(name), fill_in(&template))?;
         }
         let words: Vec<String> = self.command.iter().map(|word| fill_in(word)).collect();
-        let (program, args) = words.split_first().context("no command")?;
+        let (program, args) = words.split_first().context("the contender has no command")?;
         let log = places.scratch.join(format!("{}.log", self.name));
         let output = File::create(&log)?;
         let since = Instant::now();
@@ -289,7 +289,7 @@ impl Contender {
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("starting {program}"))?;
+            .with_context(|| format!("cannot start {program}"))?;
         let mut server = Server {
             child,
             polite: matches!(self.kind, Kind::Foreign { .. }),
@@ -305,7 +305,7 @@ impl Contender {
             let ended = server.child.try_wait()?;
             ensure!(
                 ended.is_none() && since.elapsed() < PATIENCE,
-                "{} does not listen: {}",
+                "{} does not listen; its output: {}",
                 self.name,
                 fs::read_to_string(&server.log).unwrap_or_default()
             );

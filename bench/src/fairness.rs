@@ -22,7 +22,10 @@ const LENGTH: Duration = Duration::from_secs(10);
 /// The host does not start, or does not answer.
 pub(crate) fn measure(places: &Places) -> Result<()> {
     let loops = 2 * thread::available_parallelism()?.get();
-    println!("64 bytes to and fro every {PERIOD:?} for {LENGTH:?}, while other connections loop for ever:\n");
+    println!(
+        "64-byte round trips every {PERIOD:?} for {LENGTH:?}, while guests of other connections loop \
+         forever:\n"
+    );
     println!("| looping connections | p50 ms | p99 ms | max ms |\n|---:|---:|---:|---:|");
     for loops in [0, loops] {
         let server = contender::looping().start(places, 100, false)?;

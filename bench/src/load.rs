@@ -85,7 +85,7 @@ pub(crate) fn ping_pong(
     let mut last = start;
     while last < end {
         poll.poll(&mut events, Some(PATIENCE))?;
-        ensure!(!events.is_empty(), "the server is silent");
+        ensure!(!events.is_empty(), "the server sent nothing for {PATIENCE:?}");
         for event in &events {
             let Some(client) = clients.get_mut(event.token().0) else {
                 continue;
@@ -93,10 +93,10 @@ pub(crate) fn ping_pong(
             let message = &messages[client.message];
             while client.received < message.len() {
                 match client.socket.read(&mut buffer) {
-                    Ok(0) => bail!("the server has closed a connection"),
+                    Ok(0) => bail!("the server closed a connection"),
                     Ok(count) => client.received += count,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error).context("reading"),
+                    Err(error) => return Err(error).context("cannot read from the server"),
                 }
             }
             if client.received == message.len() {
@@ -151,7 +151,7 @@ pub(crate) fn bulk(
     let mut last = start;
     while last < end {
         poll.poll(&mut events, Some(PATIENCE))?;
-        ensure!(!events.is_empty(), "the server is silent");
+        ensure!(!events.is_empty(), "the server sent nothing for {PATIENCE:?}");
         for event in &events {
             let Some((socket, at)) = sockets.get_mut(event.token().0) else {
                 continue;
@@ -162,13 +162,13 @@ pub(crate) fn bulk(
                 match socket.write(&chunk[*at..]) {
                     Ok(count) => *at = (*at + count) % chunk.len(),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => blocked += 1,
-                    Err(error) => return Err(error).context("writing"),
+                    Err(error) => return Err(error).context("cannot write to the server"),
                 }
                 match socket.read(&mut buffer) {
-                    Ok(0) => bail!("the server has closed a connection"),
+                    Ok(0) => bail!("the server closed a connection"),
                     Ok(count) => run.count += count as u64,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => blocked += 1,
-                    Err(error) => return Err(error).context("reading"),
+                    Err(error) => return Err(error).context("cannot read from the server"),
                 }
                 if blocked == 2 || Instant::now() >= end {
                     break;
@@ -196,7 +196,7 @@ pub(crate) fn connect_and_close(address: SocketAddr, message: &[u8], time: Durat
     let mut last = start;
     while last < end {
         poll.poll(&mut events, Some(PATIENCE))?;
-        ensure!(!events.is_empty(), "the server is silent");
+        ensure!(!events.is_empty(), "the server sent nothing for {PATIENCE:?}");
         for event in &events {
             let index = event.token().0;
             let Some(slot) = clients.get_mut(index) else {
@@ -204,10 +204,10 @@ pub(crate) fn connect_and_close(address: SocketAddr, message: &[u8], time: Durat
             };
             let Some(client) = slot else { continue };
             match client.socket.read(&mut buffer[client.received..]) {
-                Ok(0) => bail!("the server has closed a connection"),
+                Ok(0) => bail!("the server closed a connection"),
                 Ok(count) => client.received += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error).context("reading"),
+                Err(error) => return Err(error).context("cannot read from the server"),
             }
             if client.received == message.len() {
                 run.latency
@@ -259,7 +259,8 @@ fn spoken_once(address: SocketAddr, message: &[u8]) -> anyhow::Result<std::net::
 /// Connects. Ports of connections that were closed a moment ago are used again, as Linux allows on the loopback
 /// interface (`net.ipv4.tcp_tw_reuse`).
 fn connect(address: SocketAddr) -> anyhow::Result<std::net::TcpStream> {
-    let socket = std::net::TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    let socket =
+        std::net::TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
     socket.set_nodelay(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -16,7 +16,7 @@ pub(crate) fn describe(contenders: &[&Contender]) -> Vec<String> {
             thread::available_parallelism().map_or(1, usize::from),
             processor()
         ),
-        format!("our programs: {}", versions()),
+        format!("libraries of this host: {}", versions()),
     ];
     lines.extend(contenders.iter().filter_map(|contender| contender.version()));
     lines

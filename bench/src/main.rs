@@ -12,11 +12,11 @@ mod load;
 mod machine;
 mod measure;
 mod plot;
+mod reloads;
 mod report;
 mod service;
 mod starts;
 mod summary;
-mod swaps;
 mod table;
 mod workload;
 
@@ -34,38 +34,38 @@ use report::Report;
 use summary::Measured;
 use workload::{Figures, Workload};
 
-/// Measures the host beside what its users would pick instead.
+/// Benchmarks the host against the servers that its users would otherwise choose
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Rounds after the warm-up
+    /// Number of rounds after the warm-up
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
 
-    /// Length of one measurement
+    /// Duration of one measurement
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     time: Duration,
 
-    /// Contenders to measure, by name; all that are installed if not given
+    /// Names of the contenders to measure, separated by commas [default: all that are installed]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     contenders: Vec<String>,
 
-    /// Workloads to measure, by name; all if not given
+    /// Names of the workloads to measure, separated by commas [default: all]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     workloads: Vec<String>,
 
-    /// Measure instead how long a connection waits while others loop for ever
+    /// Only measure how long a connection waits while guests of other connections loop forever
     #[arg(long)]
     fairness: bool,
 
-    /// Measure instead what a service under load notices of a thousand swaps of its component
+    /// Only measure how a thousand component reloads affect a service under load
     #[arg(long)]
-    swaps: bool,
+    reloads: bool,
 
-    /// Measure instead what a connection waits for at its start, with and without `--preinit`
+    /// Only measure the time to the first answer of a connection, with and without `--preinit`
     #[arg(long)]
     starts: bool,
 
-    /// Put the tables and a plot into the documentation too
+    /// Also write the tables and a plot into the documentation
     #[arg(long)]
     publish: bool,
 }
@@ -80,10 +80,9 @@ fn main() -> Result<()> {
     if cli.fairness {
         return fairness::measure(&places);
     }
-    if cli.swaps {
-        return swaps::measure(&places);
+    if cli.reloads {
+        return reloads::measure(&places);
     }
-
     if cli.starts {
         return starts::measure(&places);
     }
@@ -96,7 +95,7 @@ fn main() -> Result<()> {
             continue;
         }
         match contender.missing(&places) {
-            Some(install) => eprintln!("{} is absent: {install}", contender.name),
+            Some(install) => eprintln!("{} is not installed; install it with: {install}", contender.name),
             None => contenders.push(contender),
         }
     }
@@ -109,7 +108,7 @@ fn main() -> Result<()> {
         }
     }
     let how = format!(
-        "{} rounds after a warm-up, {} for each measurement, interleaved; client and server on the same machine",
+        "{} interleaved rounds after a warm-up, {} per measurement; client and server on one machine",
         cli.rounds,
         humantime::format_duration(cli.time)
     );
@@ -134,7 +133,7 @@ fn places(program: &Path, target_dir: &Path) -> Result<Places> {
     Ok(Places {
         programs: program
             .parent()
-            .context("a program is in a directory")?
+            .context("the directory of this program is unknown")?
             .to_owned(),
         guests: target_dir.join("guests"),
         sources: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("contenders"),
@@ -164,7 +163,7 @@ fn measure<'a>(workload: Workload, contenders: &[&'a Contender], places: &Places
                 Ok(_) => {}
                 Err(error) => {
                     eprintln!(
-                        "\r{} is left out of {}: {error:#}",
+                        "\r{} failed in {} and is left out: {error:#}",
                         contender.name,
                         workload.name()
                     );
@@ -216,9 +215,9 @@ fn build_servers(target_dir: &Path, release: bool) -> Result<()> {
     if release {
         cargo.arg("--release");
     } else {
-        eprintln!("this is no release build: its figures say little");
+        eprintln!("warning: this is not a release build; its figures mean little");
     }
-    let status = cargo.status().context("running cargo to build the servers")?;
+    let status = cargo.status().context("cannot run cargo to build the servers")?;
     ensure!(status.success(), "building the servers failed ({status})");
     Ok(())
 }

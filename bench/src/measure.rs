@@ -29,7 +29,7 @@ pub(crate) fn descriptor_limit() -> Result<u64> {
         .find_map(|line| line.strip_prefix("Max open files"));
     let soft = line.and_then(|line| line.split_whitespace().next());
     soft.and_then(|soft| soft.parse().ok())
-        .context("no limit on open files in /proc/self/limits")
+        .context("/proc/self/limits shows no limit on open files")
 }
 
 /// How many memory mappings a process may have.
@@ -105,6 +105,8 @@ fn of_one(pid: u32) -> Result<Usage> {
 /// The fields of `/proc/PID/stat` from the third on; the second may hold anything.
 fn stat(pid: u32) -> Result<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(')').context("a line of another form")?;
+    let (_, fields) = stat
+        .rsplit_once(')')
+        .context("/proc/PID/stat has an unexpected format")?;
     Ok(fields.split_whitespace().map(str::to_owned).collect())
 }

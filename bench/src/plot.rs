@@ -26,7 +26,7 @@ const RANGE: RGBColor = RGBColor(219, 109, 40);
 /// The plotting library fails.
 pub(crate) fn bars(title: &str, note: &str, rows: &[Row]) -> Result<String> {
     let mut svg = String::new();
-    draw(&mut svg, title, note, rows).map_err(|error| anyhow!("drawing {title}: {error}"))?;
+    draw(&mut svg, title, note, rows).map_err(|error| anyhow!("cannot draw the plot {title:?}: {error}"))?;
     Ok(svg)
 }
 

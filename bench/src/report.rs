@@ -55,16 +55,20 @@ impl<'a> Report<'a> {
     pub(crate) fn publish(&self, workspace: &Path) -> Result<()> {
         let place = workspace.join("docs/performance.md");
         let text = fs::read_to_string(&place)?;
-        let (kept, _) = text.split_once(MARK).context("docs/performance.md has no mark")?;
+        let (kept, _) = text
+            .split_once(MARK)
+            .with_context(|| format!("docs/performance.md does not contain the line {MARK:?}"))?;
         fs::write(place, format!("{kept}{MARK}\n{}", self.tables()))?;
 
         let place = workspace.join("README.md");
         let text = fs::read_to_string(&place)?;
-        let (before, rest) = text.split_once(README.0).context("README.md has no mark")?;
+        let (before, rest) = text
+            .split_once(README.0)
+            .with_context(|| format!("README.md does not contain the line {:?}", README.0))?;
         let (_, after) = rest
             .split_once(README.1)
-            .context("README.md has no second mark")?;
-        let overview = table::overview(self.all);
+            .with_context(|| format!("README.md does not contain the line {:?}", README.1))?;
+        let overview = table::readme(self.all);
         fs::write(
             place,
             format!("{before}{}\n{overview}\n{}{after}", README.0, README.1),
@@ -140,13 +144,13 @@ impl<'a> Report<'a> {
 /// A plot of the first figure of a workload.
 fn plot(measured: &Measured<'_>) -> Result<String> {
     let better = if measured.workload.less_is_better() {
-        "less is better"
+        "lower is better"
     } else {
-        "more is better"
+        "higher is better"
     };
     let figures = measured.figures();
     let first = figures.first().copied().unwrap_or_default();
-    let note = format!("{first}, {better}; median, and the least and the greatest of all rounds");
+    let note = format!("{first}, {better}; median, with minimum and maximum of all rounds");
     plot::bars(&measured.workload.title(), &note, &measured.rows(0))
 }
 

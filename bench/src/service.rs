@@ -32,14 +32,14 @@ impl Service {
     ///
     /// It does not come to listen.
     pub(crate) fn start(places: &Places, component: &Path, args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(places.programs.join("host"))
+        let mut child = Command::new(places.programs.join("wasm-inetd"))
             .args(["--listen", "127.0.0.1:0", "--cache", &places.cache, "--component"])
             .arg(component)
             .args(args)
             .stderr(Stdio::piped())
             .spawn()
-            .context("starting the host")?;
-        let stderr = child.stderr.take().context("it has a log")?;
+            .context("cannot start the host")?;
+        let stderr = child.stderr.take().context("the host has no standard error")?;
         let (sender, log) = channel();
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
@@ -55,8 +55,13 @@ impl Service {
             log: log.into(),
         };
         let line = service.line("listening on ")?;
-        let (_, address) = line.split_once("listening on ").context("an address")?;
-        let address = address.split_whitespace().next().context("an address")?;
+        let (_, address) = line
+            .split_once("listening on ")
+            .context("the log line names no address")?;
+        let address = address
+            .split_whitespace()
+            .next()
+            .context("the log line names no address")?;
         service.address = address.parse()?;
         Ok(service)
     }
@@ -67,11 +72,11 @@ impl Service {
     ///
     /// None comes, or one that warns.
     pub(crate) fn line(&self, text: &str) -> Result<String> {
-        let log = self.log.lock().map_err(|_| anyhow!("a panic"))?;
+        let log = self.log.lock().map_err(|_| anyhow!("another thread panicked"))?;
         loop {
             let line = log
                 .recv_timeout(PATIENCE)
-                .with_context(|| format!("waiting for {text:?} in the log"))?;
+                .with_context(|| format!("no line with {text:?} in the log of the host"))?;
             ensure!(!line.contains("WARN") && !line.contains("ERROR"), "{line}");
             if line.contains(text) {
                 return Ok(line);

@@ -28,10 +28,8 @@ const INTERPRETER: &str = "guest/languages/python-preinit/lines.wasm";
 ///
 /// A guest does not answer.
 pub(crate) fn measure(places: &Places) -> Result<()> {
-    println!(
-        "Medians of {CONNECTIONS} connections, one after the other, with the least and the most, in milliseconds.\n"
-    );
-    let python = PathBuf::from(std::env::var_os("HOME").context("HOME is set")?).join(PYTHON);
+    println!("Milliseconds: median of {CONNECTIONS} sequential connections, with minimum and maximum.\n");
+    let python = PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(PYTHON);
     if python.is_file() {
         let mut here = Vec::new();
         let mut bare = Vec::new();
@@ -47,31 +45,31 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
             interruptible.extend(alone(places, &["--interruptible"], &python, &SAY)?);
         }
         let instance = alone(places, &[], &python, &[])?;
-        println!("| CPython, from the start to its first word | ms |\n|---|---:|");
+        println!("| CPython, from the start to the first output | ms |\n|---|---:|");
         println!("| in wasmtime alone, without a connection | {} |", row(&mut bare));
         println!(
-            "| the same, of code that can be interrupted | {} |",
+            "| the same, with interruptible code | {} |",
             row(&mut interruptible)
         );
-        println!("| in this host, from connecting | {} |", row(&mut here));
+        println!("| in this host, from the connect | {} |", row(&mut here));
         println!("| ratio of the medians | {:.2} |", median(&here) / median(&bare));
         println!(
-            "| an instance alone | {:.3} |\n",
-            instance.first().context("a figure")?
+            "| one instance alone | {:.3} |\n",
+            instance.first().context("`instances` printed no figure")?
         );
     } else {
-        eprintln!("CPython is absent: cargo test --test service -- programs");
+        eprintln!("CPython is not installed; install it with: cargo test --test service -- programs");
     }
-    println!("| first line | without | with `--preinit` |\n|---|---:|---:|");
+    println!("| first answer | without `--preinit` | with `--preinit` |\n|---|---:|---:|");
     let interpreter = guest_builder::workspace().join(INTERPRETER);
     let primes = places.guests.join("primes.wasm");
     for (name, component, line) in [
         ("`primes`", &primes, &b"1000\n"[..]),
-        ("an interpreter for Python", &interpreter, b"hello\n"),
+        ("a Python interpreter", &interpreter, b"hello\n"),
     ] {
         if !component.is_file() {
             eprintln!(
-                "{name} is absent: {}",
+                "{name} is not built; build it with: {}",
                 component.with_file_name("build.sh").display()
             );
             continue;
@@ -105,7 +103,7 @@ fn first_answer(service: &Service, line: &[u8]) -> Result<f64> {
     let mut heard = [0; 64];
     let count = client.read(&mut heard)?;
     let took = start.elapsed();
-    ensure!(count > 0, "the guest ends without a word");
+    ensure!(count > 0, "the guest ended without an answer");
     // What it still does is not to be the next one's burden.
     client.shutdown(Shutdown::Write)?;
     std::io::copy(&mut client, &mut std::io::sink())?;

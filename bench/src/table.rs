@@ -77,3 +77,57 @@ pub(crate) fn overview(all: &[Measured<'_>]) -> String {
     text.push('\n');
     text
 }
+
+/// The rows of [`readme`]: a contender, and what the README calls it.
+const README_ROWS: [(&str, &str); 5] = [
+    ("session", "guest of the sessions contract"),
+    ("copy", "guest of the streams contract"),
+    ("textbook", "tokio's echo example, no sandbox"),
+    ("haproxy", "HAProxy with a Lua service"),
+    ("nginx", "nginx with a njs filter"),
+];
+
+/// The figures of [`readme`], as in [`OVERVIEW`].
+const README_FIGURES: [(Workload, usize, &str); 3] = [
+    (Workload::PingPong(50), 0, "answers/s"),
+    (Workload::PingPong(50), 1, "CPU µs per answer"),
+    (Workload::Connect, 1, "CPU µs per connection"),
+];
+
+/// The short table of the README. A figure that was not measured is a dash.
+pub(crate) fn readme(all: &[Measured<'_>]) -> String {
+    let mut text = "| server |".to_owned();
+    for (_, _, head) in README_FIGURES {
+        let _ = write!(text, " {head} |");
+    }
+    let _ = write!(text, "\n|---|{}", "---:|".repeat(README_FIGURES.len()));
+    for (name, about) in README_ROWS {
+        let _ = write!(text, "\n| {about} |");
+        for (workload, figure, _) in README_FIGURES {
+            let measured = all.iter().find(|measured| measured.workload == workload);
+            let rows = measured.map(|measured| measured.rows(figure)).unwrap_or_default();
+            let row = rows.iter().find(|row| row.name == name);
+            let _ = write!(text, " {} |", short(row.map_or(f64::NAN, |row| row.median)));
+        }
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_of_the_readme_has_the_rows_and_columns_that_it_shows() {
+        let readme = std::fs::read_to_string(guest_builder::workspace().join("README.md")).unwrap();
+        let (_, table) = readme.split_once("<!-- measured -->\n\n").unwrap();
+        let names = |text: &str| -> Vec<String> {
+            text.lines()
+                .take_while(|line| line.starts_with('|'))
+                .map(|line| line.split('|').nth(1).unwrap().trim().to_owned())
+                .collect()
+        };
+        let written = super::readme(&[]);
+        assert_eq!(names(table), names(&written));
+        assert_eq!(table.lines().next(), written.lines().next());
+    }
+}

@@ -84,19 +84,19 @@ impl Workload {
     /// What it is, for people.
     pub(crate) fn title(self) -> String {
         match self {
-            Self::PingPong(1) => "64 bytes to and fro, 1 connection".to_owned(),
-            Self::PingPong(connections) => format!("64 bytes to and fro, {connections} connections"),
+            Self::PingPong(1) => "64-byte round trips, 1 connection".to_owned(),
+            Self::PingPong(connections) => format!("64-byte round trips, {connections} connections"),
             Self::Lines(connections) => {
-                format!("Lines of 1 to 1,000 bytes to and fro, {connections} connections")
+                format!("Round trips of lines of 1 to 1,000 bytes, {connections} connections")
             }
-            Self::Bulk(1) => "Bulk both ways, 1 connection".to_owned(),
-            Self::Bulk(connections) => format!("Bulk both ways, {connections} connections"),
-            Self::Connect => "Connect, 64 bytes to and fro, close; 8 at a time".to_owned(),
-            Self::Idle(connections) => format!("{connections} idle connections that have spoken once"),
-            Self::IdleMax => "Idle connections up to the limit on descriptors".to_owned(),
-            Self::StartCold => "From start to the first connection, nothing kept".to_owned(),
-            Self::StartCached => "From start to the first connection, with the cache".to_owned(),
-            Self::Instance => "Making and dropping an instance".to_owned(),
+            Self::Bulk(1) => "Bulk in both directions, 1 connection".to_owned(),
+            Self::Bulk(connections) => format!("Bulk in both directions, {connections} connections"),
+            Self::Connect => "Connect, one 64-byte round trip, close; 8 at a time".to_owned(),
+            Self::Idle(connections) => format!("{connections} idle connections after one round trip each"),
+            Self::IdleMax => "Idle connections up to the descriptor limit".to_owned(),
+            Self::StartCold => "Start to first connection, without a cache".to_owned(),
+            Self::StartCached => "Start to first connection, with the cache".to_owned(),
+            Self::Instance => "Create and drop one instance".to_owned(),
         }
     }
 
@@ -223,7 +223,7 @@ fn each(server: &Server, before: measure::Usage, connections: usize) -> Result<F
 
 /// Microseconds for an instance, measured inside a program of its own: from outside it cannot be seen.
 fn instance(contender: &Contender, places: &Places) -> Result<f64> {
-    let guest = contender.guest().context("it has no guest")?;
+    let guest = contender.guest().context("the contender has no guest")?;
     let output = Command::new(places.programs.join("instances"))
         .arg(places.guests.join(guest).with_extension("wasm"))
         .output()?;
@@ -235,7 +235,7 @@ fn instance(contender: &Contender, places: &Places) -> Result<f64> {
     );
     text.trim()
         .parse()
-        .with_context(|| format!("a number of microseconds, not {text:?}"))
+        .with_context(|| format!("expected a number of microseconds, got {text:?}"))
 }
 
 /// A line of `length` bytes.

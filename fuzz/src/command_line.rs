@@ -129,7 +129,7 @@ fn pick(number: u8, units: &[(&'static str, u64)]) -> (&'static str, u64) {
 }
 
 fn config(flag: &str, value: &str) -> Result<Config, String> {
-    match Cli::try_parse_from(["host".to_owned(), format!("{flag}={value}")]) {
+    match Cli::try_parse_from(["wasm-inetd".to_owned(), format!("{flag}={value}")]) {
         Ok(cli) => match Command::from(cli) {
             Command::Serve(Given::Flags(config)) => Ok(*config),
             other => panic!("{flag}={value}: {other:?}"),

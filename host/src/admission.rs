@@ -159,9 +159,7 @@ impl Admission {
             let mut paced = false;
             while let Err(at) = bucket.take(*rate, Instant::now()) {
                 if !paced && !self.paced {
-                    info!(
-                        "as many connections have come as --max-rate allows; further ones wait in the backlog"
-                    );
+                    info!("max-rate is reached; further connections wait in the backlog");
                 }
                 paced = true;
                 sleep_until(at).await;

@@ -75,7 +75,7 @@ impl Breaker {
                 pause,
                 refused,
             } if *until <= now => {
-                info!(refused, "trying whether instances start again");
+                info!(refused, "breaker half-open: trying one instance");
                 tries = true;
                 *state = State::Trying {
                     since: now,
@@ -101,7 +101,7 @@ impl Breaker {
     fn started(&self) {
         let mut state = self.state();
         if let State::Open { refused, .. } | State::Trying { refused, .. } = *state {
-            info!(refused, "instances start again: connections are served");
+            info!(refused, "breaker closed: instances start again");
         }
         *state = State::Closed { failures: 0 };
     }
@@ -121,7 +121,7 @@ impl Breaker {
         warn!(
             pause = %humantime::format_duration(pause),
             refused,
-            "instances fail at their start: connections are refused"
+            "breaker open: instances fail at start; connections are refused"
         );
         *state = State::Open {
             until: Instant::now() + pause,

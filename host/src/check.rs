@@ -26,15 +26,15 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
     };
     line("component", &path.display().to_string());
     for (index, path) in terms.middleware.iter().enumerate() {
-        let key = if index == 0 { "behind" } else { "" };
+        let key = if index == 0 { "middleware" } else { "" };
         line(key, &path.display().to_string());
     }
     line("contract", facts.contract.as_str());
     if facts.migrates {
-        line("migration", "its sessions can move to another generation");
+        line("migration", "sessions can move to another generation");
     }
     line("size", &ByteSize(content.size()).to_string());
-    line("memory", &format!("{} at the start", ByteSize(facts.memory)));
+    line("memory", &format!("{} at instantiation", ByteSize(facts.memory)));
     line("compiled", &format!("in {} ms", facts.took.as_millis()));
     for (index, import) in facts.imports.iter().enumerate() {
         let key = if index == 0 { "imports" } else { "" };

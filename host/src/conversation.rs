@@ -78,13 +78,13 @@ impl Conversation {
             let (side, rest) = match line.split_at_checked(1) {
                 Some((">", rest)) => (Side::Peer, rest.trim()),
                 Some(("<", rest)) => (Side::Guest, rest.trim()),
-                _ => bail!("line {number} begins with neither `>` nor `<` nor `#`"),
+                _ => bail!("line {number}: expected `>` (peer), `<` (guest) or `#` (comment) at the start"),
             };
             let step = match rest {
                 "end" => Step::Ends,
                 "reset" => Step::Resets,
                 quoted => Step::Says(unquote(quoted).with_context(|| {
-                    format!("line {number} has neither `end` nor `reset` nor a text in quotes behind its `>` or `<`")
+                    format!("line {number}: expected `end`, `reset` or a quoted text after `>` or `<`")
                 })?),
             };
             conversation.add(number, side, step);
@@ -111,7 +111,8 @@ impl Conversation {
         paths.sort();
         if paths.is_empty() {
             bail!(
-                "there is no conversation in `{}`: expected files `*.{EXTENSION}`, as `host record` writes them",
+                "no conversations in `{}`: expected files `*.{EXTENSION}`, such as those that \
+                 `wasm-inetd record` writes",
                 dir.display()
             );
         }
@@ -119,7 +120,7 @@ impl Conversation {
             let text = std::fs::read_to_string(&path).map_err(anyhow::Error::from);
             let conversation = text.and_then(|text| Self::parse(&text));
             let conversation =
-                conversation.with_context(|| format!("`{}` is no conversation", path.display()))?;
+                conversation.with_context(|| format!("cannot read the conversation `{}`", path.display()))?;
             Ok((path, conversation))
         };
         paths.into_iter().map(read).collect()

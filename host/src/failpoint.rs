@@ -15,6 +15,6 @@ pub(crate) fn serve(number: u64) {
         && let Ok(chosen) = std::env::var("WASM_INETD_PANIC_AT")
         && chosen == number.to_string()
     {
-        panic!("made to panic at connection {number}");
+        panic!("failpoint: panic at connection {number}");
     }
 }

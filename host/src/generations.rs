@@ -185,7 +185,7 @@ impl Generations {
             generation = number,
             contract,
             replaces = replaced.number,
-            "a new generation serves"
+            "component reloaded"
         );
         self.retire(&replaced);
         past.previous = Some(replaced);
@@ -210,7 +210,7 @@ impl Generations {
                     service = self.service,
                     generation = current.number,
                     reason,
-                    "there is no generation to go back to"
+                    "there is no generation to roll back to"
                 );
             }
             return false;
@@ -226,7 +226,7 @@ impl Generations {
             generation = previous.number,
             leaves = current.number,
             reason,
-            "gone back to the last generation"
+            "rolled back to the previous generation"
         );
         self.retire(&current);
         true
@@ -262,7 +262,7 @@ impl Generations {
                 sleep(drain).await;
                 info!(
                     service,
-                    generation, "the time of an old generation is over: its connections are closed"
+                    generation, "old generation reached --drain-generations; its connections are closed"
                 );
                 cut.cancel();
             });

@@ -1,8 +1,9 @@
-//! A host for network services in WebAssembly components: inetd, with a sandbox in place of a process.
+//! Serves network connections with WebAssembly components, one sandboxed instance per connection.
 //!
-//! The program `host` is this library behind a command line. `ARCHITECTURE.md` says what is where and why.
+//! The program `wasm-inetd` is this library behind a command line. `ARCHITECTURE.md` maps the source
+//! files, and `docs/decisions/` explains the design.
 
-// Where it is allowed, it is argued for.
+// The one exception states its argument.
 #![deny(unsafe_code)]
 
 mod acceptor;

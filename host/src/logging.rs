@@ -73,7 +73,7 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
         error!(
             location,
             "panic: {}",
-            panic.payload_as_str().unwrap_or("of unknown kind")
+            panic.payload_as_str().unwrap_or("(no message)")
         );
     }));
     Ok((guard, shown))

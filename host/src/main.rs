@@ -48,8 +48,8 @@ fn main() -> ExitCode {
             runtime.shutdown_timeout(LAST);
             outcome
         }
-        (Err(error), _) => Err(error).context("cannot start"),
-        (_, Err(error)) => Err(anyhow!("cannot start the log: {error}")),
+        (Err(error), _) => Err(error).context("cannot start the async runtime"),
+        (_, Err(error)) => Err(anyhow!("cannot set up logging: {error}")),
     };
     match outcome {
         Ok(status) => status,
@@ -120,7 +120,10 @@ async fn run(
         // It was done above.
         Command::Serve(_) => String::new(),
         Command::CheckConfig(path) => match configuration(&Given::File(path)) {
-            Ok(config) => format!("{} services, nothing wrong\n", config.services.len()),
+            Ok(config) => match config.services.len() {
+                1 => "1 service, no errors\n".to_owned(),
+                count => format!("{count} services, no errors\n"),
+            },
             Err(refused) => return Ok(refused),
         },
         Command::Print(given) => match configuration(&given) {
@@ -132,7 +135,10 @@ async fn run(
         Command::Manual(of) => match cli::manual(of.as_deref()) {
             Some(page) => page,
             None => {
-                error!("there is no command {}; see host --help", of.unwrap_or_default());
+                error!(
+                    "there is no command `{}`; `wasm-inetd --help` lists the commands",
+                    of.unwrap_or_default()
+                );
                 return Ok(ExitCode::from(USAGE));
             }
         },
@@ -157,7 +163,10 @@ async fn run(
             let source = Source::new(Some(file), terms.middleware);
             let generation = sandbox.load(&source.read()?).await?;
             match replay(&generation, &terms.limits, &conversations).await {
-                Ok(()) => format!("{} conversations, no difference\n", conversations.len()),
+                Ok(()) => match conversations.len() {
+                    1 => "1 conversation, no differences\n".to_owned(),
+                    count => format!("{count} conversations, no differences\n"),
+                },
                 Err(difference) => {
                     io::stdout().write_all(format!("{difference}\n").as_bytes())?;
                     return Ok(ExitCode::FAILURE);

@@ -159,7 +159,7 @@ impl Offer for Move<'_> {
         *now = Now::at(&self.next);
         drop(now);
         let (connection, generation) = (self.place.connection, self.next.number);
-        debug!(connection, generation, from, "the session has moved");
+        debug!(connection, generation, from, "session moved");
         // It counts beside those that the new guest fails at.
         self.place.generations.ended(&self.next, false);
     }
@@ -173,11 +173,17 @@ impl Offer for Move<'_> {
             (self.place.connection, now.serving.number, self.next.number);
         drop(now);
         match reason {
-            Stays::Busy => debug!(connection, generation, "the session is busy and moves later"),
-            Stays::Unable => debug!(connection, generation, "the session cannot move"),
+            Stays::Busy => debug!(
+                connection,
+                generation, "session stays on its generation: it is busy; retrying after its next event"
+            ),
+            Stays::Unable => debug!(
+                connection,
+                generation, "session stays on its generation: a component does not support migration"
+            ),
             Stays::Refused(reason) => info!(
                 connection,
-                generation, declined, reason, "the session stays where it is"
+                generation, declined, reason, "session stays on its generation: the new guest refused it"
             ),
             // Which is no fault of the guest.
             Stays::Failed(fault @ Fault::Grant(_)) => warn!(
@@ -185,7 +191,7 @@ impl Offer for Move<'_> {
                 generation,
                 declined,
                 reason = fault.reason(),
-                "the session stays where it is, since the new guest cannot be given what is granted"
+                "session stays on its generation: the new guest's grants are unavailable"
             ),
             Stays::Failed(fault) => {
                 warn!(
@@ -193,7 +199,7 @@ impl Offer for Move<'_> {
                     generation,
                     declined,
                     reason = fault.reason(),
-                    "the session stays where it is, since the new guest fails"
+                    "session stays on its generation: the new guest failed"
                 );
                 self.place.generations.ended(&self.next, true);
             }

@@ -48,25 +48,34 @@ pub async fn profile(
     let looks = generation.looks();
     if looks == 0 {
         bail!(
-            "the guest was never found at work in {rounds} rounds of {}: it has done too little; give --time more, or \
-             conversations that ask more of it",
+            "no samples: the guest did too little work in {} of the conversations in `{}`; raise \
+             --time, or use conversations that need more work",
+            count(rounds, "round"),
             dir.display()
         );
     }
-    let said = || format!("the profile cannot be written to `{}`", to.display());
+    let said = || format!("cannot write the profile to `{}`", to.display());
     let mut output = BufWriter::new(File::create(to).with_context(said)?);
     generation.write_profile(&mut output).with_context(said)?;
     output.flush().with_context(said)?;
     let size = std::fs::metadata(to).map_or(0, |metadata| metadata.len());
     let mut text = format!(
-        "{} conversations, {rounds} times in {took:.1?}; the guest was found at work {looks} times, a tick of 1ms apart\n\
-         {}, {}: open it with https://profiler.firefox.com\n",
-        conversations.len(),
+        "{}, {} in {took:.1?}: {}, one per 1 ms tick in which the guest ran\n\
+         wrote `{}` ({}): open it at https://profiler.firefox.com\n",
+        count(conversations.len() as u64, "conversation"),
+        count(rounds, "round"),
+        count(looks, "sample"),
         to.display(),
         ByteSize::b(size).display().iec(),
     );
     if looks < FEW {
-        text.push_str("that is few to tell much: --time gives it more\n");
+        text.push_str("too few samples for a reliable profile: raise --time\n");
     }
     Ok(text)
+}
+
+/// A number with its noun.
+fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }

@@ -44,19 +44,19 @@ pub enum Client {
 #[derive(Debug, Error)]
 pub enum Refusal {
     /// It is no header.
-    #[error("it is not a header of the PROXY protocol")]
+    #[error("the connection does not begin with a PROXY protocol header")]
     Malformed,
     /// A header of version 1 that says what cannot be.
-    #[error("the header of version 1 is malformed: {0}")]
+    #[error("malformed PROXY protocol header, version 1: {0}")]
     V1(v1::BinaryParseError),
     /// A header of version 2 that says what cannot be.
-    #[error("the header of version 2 is malformed: {0}")]
+    #[error("malformed PROXY protocol header, version 2: {0}")]
     V2(v2::ParseError),
     /// It has more bytes than a header may have.
-    #[error("the header has {0} bytes, and may have {MAX}")]
+    #[error("the PROXY protocol header has {0} bytes; the limit is {MAX}")]
     TooLong(usize),
     /// The peer was gone before its end.
-    #[error("the header ends too early: {0}")]
+    #[error("the connection ended before the PROXY protocol header was complete: {0}")]
     Lost(#[from] io::Error),
 }
 

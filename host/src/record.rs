@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -35,9 +35,9 @@ impl Recorder {
         let before = std::fs::create_dir_all(dir)
             .map_err(anyhow::Error::from)
             .and_then(|()| Conversation::last_number(dir))
-            .with_context(|| {
-                format!(
-                    "cannot record into the directory `{}`; give --to another",
+            .map_err(|error| {
+                anyhow!(
+                    "cannot record to `{}` ({error:#}): give --to a writable directory",
                     dir.display()
                 )
             })?;
@@ -55,7 +55,7 @@ impl Recorder {
             if kept.bytes > MAX {
                 warn!(
                     connection = number,
-                    "a conversation of more than {MAX} bytes is not recorded"
+                    "conversation not recorded: it has more than {MAX} bytes"
                 );
                 return;
             }
@@ -72,7 +72,7 @@ impl Recorder {
             if let Err(error) = std::fs::write(&path, text) {
                 warn!(
                     connection = number,
-                    "cannot record a conversation in `{}`: {error}",
+                    "cannot write the recorded conversation `{}`: {error}",
                     path.display()
                 );
             }

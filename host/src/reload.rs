@@ -87,7 +87,7 @@ impl Reloader {
         if let Some(Err(error)) = &watching {
             warn!(
                 service = self.config.name,
-                "changes of the component are seen within {LOOK:?} and not at once: {error:#}"
+                "cannot watch the component files: {error:#}; polling them every {LOOK:?} instead"
             );
         }
         // It may have changed since it was read at the start.
@@ -144,7 +144,7 @@ impl Reloader {
             Ok(Err(error)) => (io::ErrorKind::Other, anyhow!(error)),
             Err(_) => (
                 io::ErrorKind::TimedOut,
-                anyhow!("reading {} takes longer than {READ:?}", self.source),
+                anyhow!("reading {} took longer than {READ:?}", self.source),
             ),
         };
         self.refuse(Unfit::Unreadable(kind), why, &error);
@@ -161,7 +161,7 @@ impl Reloader {
             if why == Why::Asked {
                 info!(
                     service = self.config.name,
-                    "the component is the same as before: nothing changes"
+                    "component unchanged; nothing to reload"
                 );
             }
             return true;
@@ -171,7 +171,7 @@ impl Reloader {
         }
         if self.generations.was_left(&digest) {
             let error = anyhow!(
-                "{} was gone back from and is not taken again until it changes",
+                "{} was rolled back and is not loaded again until it changes",
                 content.name
             );
             self.refuse(Unfit::Content(digest), why, &error);
@@ -221,7 +221,7 @@ impl Reloader {
         };
         let generation = timeout(max, loading)
             .await
-            .with_context(|| format!("{name} takes longer than {max:?} to load"))???;
+            .with_context(|| format!("loading {name} took longer than {max:?}"))???;
         if self.config.isolation == Isolation::Connection {
             system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
         }
@@ -234,12 +234,12 @@ impl Reloader {
         let (service, generation) = (&self.config.name, self.generations.current().number);
         if self.unfit == Some(unfit) && why == Why::Changed {
             // It is the same file, looked at again.
-            debug!(service, generation, "not taken: {error:#}");
+            debug!(service, generation, "reload failed again: {error:#}");
         } else {
             self.generations.counts.rejected.one_more();
             warn!(
                 service,
-                generation, "{error:#}; the generation before it goes on serving"
+                generation, "reload failed: {error:#}; the current generation keeps serving"
             );
         }
         self.unfit = Some(unfit);

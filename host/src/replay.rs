@@ -39,10 +39,7 @@ impl Difference {
     /// The same, for a log.
     pub fn in_one_line(&self) -> String {
         let (file, line) = (self.file.display(), self.line);
-        format!(
-            "in {file}:{line} there is {}, and it has {}",
-            self.expected, self.found
-        )
+        format!("{file}:{line}: expected {}, found {}", self.expected, self.found)
     }
 }
 
@@ -129,10 +126,7 @@ async fn one(
             }
             played = match timeout(PATIENCE, player.play(*side, step)).await {
                 Ok(played) => played,
-                Err(_) => Err(format!(
-                    "{}, and nothing more for {PATIENCE:?}",
-                    shown(&player.said)
-                )),
+                Err(_) => Err(format!("{}, then nothing for {PATIENCE:?}", shown(&player.said))),
             }
             .map_err(|found| (*line, expected(*side, step), found));
             if played.is_err() {
@@ -157,7 +151,7 @@ async fn one(
     let reset = report.outcome == Outcome::GuestReset || report.outcome.is_the_guests_fault();
     match ending {
         Some((line, step)) if reset != (step == Step::Resets) => {
-            let found = report.outcome.as_str().to_owned();
+            let found = format!("outcome {}", report.outcome.as_str());
             Err(difference((line, expected(Side::Guest, &step), found)))
         }
         _ => Ok(()),
@@ -193,7 +187,7 @@ impl Player {
                 let count = bytes.len().min(self.said.len());
                 if self.said[..count] != bytes[..count] || count < bytes.len() {
                     let end = if self.ended && count < bytes.len() {
-                        ", and the end"
+                        ", then end"
                     } else {
                         ""
                     };
@@ -245,7 +239,7 @@ impl Player {
 
 fn expected(side: Side, step: &Step) -> String {
     match (side, step) {
-        (Side::Peer, _) => "the guest takes what the peer says".to_owned(),
+        (Side::Peer, _) => "the guest reads the peer's data".to_owned(),
         (Side::Guest, Step::Says(bytes)) => shown(bytes),
         (Side::Guest, Step::Ends) => "< end".to_owned(),
         (Side::Guest, Step::Resets) => "< reset".to_owned(),

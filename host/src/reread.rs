@@ -55,11 +55,20 @@ pub(crate) async fn plan(
     entrances: &[Vec<Arc<Entrance>>],
 ) -> anyhow::Result<Plan> {
     let config = file::read(path)?;
-    if (config.threads, config.log, &config.admin, &config.otlp)
-        != (now.threads, now.log, &now.admin, &now.otlp)
-    {
+    let fixed = [
+        ("`threads`", config.threads != now.threads),
+        ("`log`", config.log != now.log),
+        ("`admin`", config.admin != now.admin),
+        ("`otlp`", config.otlp != now.otlp),
+    ];
+    let changed: Vec<&str> = fixed
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect();
+    if !changed.is_empty() {
         warn!(
-            "what the file says of `threads`, `log`, `admin` and `otlp` takes a restart; until then they stay as they are"
+            "changing {} requires a restart; the previous value stays in use",
+            changed.join(", ")
         );
     }
     system::raise_descriptors(&config.services);
@@ -81,16 +90,18 @@ pub(crate) async fn plan(
                 let mut all = now.services.iter().flat_map(|before| &before.listen);
                 if let Some(before) = all.find(|before| excludes(before, listen)) {
                     let (address, before) = (&listen.address, &before.address);
-                    bail!("{address} clashes with {before}, where this host listens until it is restarted");
+                    bail!("{address} conflicts with {before}, on which this host listens until a restart");
                 }
-                return Listener::prepare(listen).map(Listening::New);
+                return Listener::prepare(listen)
+                    .map(|prepared| Listening::New(prepared.asked_for_by("the key `listen`")));
             };
             taken.push((of, number));
             let before = &now.services[of].listen[number];
             if !can_be_set(before, listen) {
                 warn!(
                     service = service.name,
-                    "what the file says of the socket of {} takes a restart; until then it stays as it is",
+                    "changing the socket options of {} requires a restart; the previous ones stay in \
+                     use",
                     listen.address
                 );
             }

@@ -87,7 +87,7 @@ impl Running {
         } else {
             info!(
                 service = self.service.config.name,
-                "asked to load the component again, and there is no file: it is the embedded one"
+                "nothing to reload: the embedded echo guest has no file"
             );
         }
     }
@@ -95,9 +95,7 @@ impl Running {
     /// Accepts no more connections, until it is told to `accept` again.
     pub(crate) async fn pause(&mut self) -> anyhow::Result<Acceptor> {
         self.stop.cancel();
-        (&mut self.acceptor)
-            .await
-            .context("a task that accepts connections has failed")
+        (&mut self.acceptor).await.context("an accept loop failed")
     }
 
     /// Accepts connections again, by `acceptor`.

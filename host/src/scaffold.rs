@@ -19,7 +19,8 @@ const WIT: &str = "wit";
 /// What cannot be written, since a name is also that of a package.
 #[derive(Debug, Error)]
 #[error(
-    "`{0}` cannot be the name of a guest: expected a path that ends in letters, digits and `-`, a small letter first"
+    "`{0}` cannot name a guest: the last part of the path must start with a lowercase letter and \
+     consist of ASCII letters, digits and `-`"
 )]
 pub struct BadName(String);
 
@@ -217,7 +218,7 @@ pub fn template(language: &str, contract: Option<&str>) -> anyhow::Result<&'stat
     }
     let contracts: Vec<&str> = of_language().map(|template| template.contract).collect();
     bail!(
-        "--lang {language} has no guest by --contract {}: expected {}",
+        "--lang {language} has no template for --contract {}: expected {}",
         contract.unwrap_or("any"),
         contracts.join(" or ")
     );
@@ -248,7 +249,8 @@ pub fn make(template: &Template, dir: &Path) -> anyhow::Result<String> {
     let name = name(dir)?;
     if let Err(error) = fs::create_dir(dir) {
         bail!(
-            "cannot make the directory `{}` ({error}): give NAME a path where nothing is yet, in a directory that is there",
+            "cannot create the directory `{}` ({error}): NAME must be a new path in an existing \
+             directory",
             dir.display()
         );
     }
@@ -295,13 +297,13 @@ fn next(template: &Template, name: &str, dir: &Path) -> String {
     } = template;
     let tools = tools.replace('\n', "\n$ ");
     format!(
-        "# A guest in {language} by the contract {contract}. What it takes, if it is not here:\n\
+        "# A guest in {language} for the contract {contract}. Install missing tools:\n\
          $ {tools}\n\
-         # To build it, to have it take part in its conversations, and to serve with it:\n\
+         # Build the guest, replay its conversations, and serve it:\n\
          $ cd '{}'\n\
          $ ./build.sh\n\
-         $ host replay . {name}.wasm\n\
-         $ host --component {name}.wasm --watch\n",
+         $ wasm-inetd replay . {name}.wasm\n\
+         $ wasm-inetd --component {name}.wasm --watch\n",
         dir.display()
     )
 }
@@ -345,7 +347,7 @@ mod tests {
         let error = template("js", Some("cli")).unwrap_err().to_string();
         assert_eq!(
             error,
-            "--lang js has no guest by --contract cli: expected sessions"
+            "--lang js has no template for --contract cli: expected sessions"
         );
     }
 }

@@ -53,7 +53,7 @@ pub async fn serve(
     file: Option<PathBuf>,
     terminal: Option<Terminal>,
 ) -> anyhow::Result<Drained> {
-    let (mut server, mut signals) = Server::start(config, terminal.is_some()).await?;
+    let (mut server, mut signals) = Server::start(config, terminal.is_some(), file.is_some()).await?;
     server.ready();
     let process = Arc::clone(&server.process);
     let measuring = process.telemetry.as_ref().and_then(|telemetry| {
@@ -97,7 +97,7 @@ impl Server {
                 match &mut planning {
                     Some(planning) => planning
                         .await
-                        .context("reading the configuration has failed")
+                        .context("the task that reads the services file failed")
                         .flatten(),
                     None => pending().await,
                 }
@@ -105,7 +105,7 @@ impl Server {
             tokio::select! {
                 notice = signals.next() => match (notice, &file) {
                     (Notice::Stop(signal), _) => {
-                        info!(signal, "asked to stop");
+                        info!(signal, "stop requested");
                         service_manager::stopping(self.process.connections.len());
                         break;
                     }
@@ -125,12 +125,14 @@ impl Server {
                 plan = planned => {
                     match plan {
                         Ok(plan) => self.change(plan).await?,
-                        Err(error) => warn!("{error:#}; nothing changes"),
+                        Err(error) => warn!("reconfiguration failed: {error:#}; nothing changed"),
                     }
                     self.ready();
                     planning = file.as_ref().filter(|_| mem::take(&mut again)).map(|file| self.plan(file));
                 }
-                () = self.failed() => bail!("no more connections can be accepted; earlier messages say why"),
+                () = self.failed() => bail!(
+                    "an accept loop failed and the host stops; earlier log lines show the cause"
+                ),
             }
         }
         self.process.draining.store(true, Relaxed);
@@ -148,15 +150,21 @@ impl Server {
             drained = drain(&self.process, self.config.drain_timeout) => drained,
             signal = signals.stop() => {
                 let connections = self.process.connections.len();
-                warn!(signal, connections, "asked again to stop: not waiting any longer");
+                warn!(signal, connections, "second signal: stopping at once");
                 Drained::Quit
             }
         })
     }
 
-    async fn start(config: Config, watched: bool) -> anyhow::Result<(Self, Signals)> {
+    /// Loads, binds and starts the services of `config`, which is `from_file` or from flags.
+    async fn start(config: Config, watched: bool, from_file: bool) -> anyhow::Result<(Self, Signals)> {
+        let (listen, admin_listen) = if from_file {
+            ("the key `listen`", "the key `listen` of `[admin]`")
+        } else {
+            ("--listen", "--admin")
+        };
         // They are no reason to end, whatever is being loaded.
-        let changes = Changes::new().context("cannot handle signals")?;
+        let changes = Changes::new().context("cannot install the signal handlers")?;
         system::raise_descriptors(&config.services);
         let telemetry = config.otlp.as_ref().map(Telemetry::start);
         // Metrics are of connections that are open too.
@@ -164,7 +172,7 @@ impl Server {
         let process = Arc::new(Process::new(observed, telemetry));
         // First, so that it can be asked whether the host is ready.
         if let Some(admin) = &config.admin {
-            admin::start(admin, &process)?;
+            admin::start(admin, admin_listen, &process)?;
         }
         let several = config.services.len() > 1;
         let mut loaded = Vec::new();
@@ -178,7 +186,12 @@ impl Server {
         }
         system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
         let all = config.services.iter().map(|service| &service.listen);
-        let all = all.map(|listen| listen.iter().map(Listener::prepare).collect());
+        let all = all.map(|addresses| {
+            let prepared = addresses.iter().map(Listener::prepare);
+            prepared
+                .map(|prepared| prepared.map(|prepared| prepared.asked_for_by(listen)))
+                .collect()
+        });
         let prepared: Vec<Vec<_>> = all.collect::<Result<_, _>>()?;
         let mut acceptors = Vec::new();
         for (service, prepared) in config.services.iter().zip(prepared) {
@@ -187,7 +200,7 @@ impl Server {
             acceptors.push(Acceptor::new(admission, listeners.collect::<Result<_, _>>()?));
         }
         // Until here a signal to stop ends the host at once, as it does by default.
-        let signals = Signals::new(changes).context("cannot handle signals")?;
+        let signals = Signals::new(changes).context("cannot install the signal handlers")?;
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
             let listeners = addresses(acceptor.listeners());
             (Running::start(loaded, None, acceptor, &process), listeners)
@@ -238,7 +251,7 @@ impl Server {
 
     fn go_back(&self) {
         for running in &self.running {
-            running.service.generations.go_back("asked to by SIGUSR2");
+            running.service.generations.go_back("requested by SIGUSR2");
         }
     }
 
@@ -310,10 +323,10 @@ impl Server {
                             old.end();
                             info!(
                                 service,
-                                generation, "the service has changed, for the connections to come"
+                                generation, "service changed; new connections use the new settings"
                             );
                         }
-                        None => info!(service, "a new service"),
+                        None => info!(service, "service added"),
                     }
                     running
                 }
@@ -325,15 +338,12 @@ impl Server {
         }
         for gone in before.into_iter().flatten() {
             let service = &gone.service.config.name;
-            info!(
-                service,
-                "the service is gone; its connections that are open go on"
-            );
+            info!(service, "service removed; its open connections continue");
             gone.end();
         }
         self.config = plan.config;
         self.show();
-        info!(services = self.running.len(), "the configuration was read again");
+        info!(services = self.running.len(), "services reconfigured");
         Ok(())
     }
 }
@@ -365,7 +375,7 @@ async fn drain(process: &Process, limit: Duration) -> Drained {
     info!(
         connections = process.connections.len(),
         timeout = %humantime::format_duration(limit),
-        "draining: no more connections are accepted"
+        "draining: new connections are no longer accepted"
     );
     if tokio::time::timeout(limit, process.connections.wait())
         .await
@@ -382,9 +392,12 @@ async fn drain(process: &Process, limit: Duration) -> Drained {
     {
         warn!(
             connections = process.connections.len(),
-            "connections are stuck and end with the process"
+            "some connections did not close in time; they end with the process"
         );
     }
-    info!(closed, "drained: what was left at --drain-timeout was closed");
+    info!(
+        closed,
+        "drained: connections still open at the drain timeout were closed"
+    );
     Drained::Done
 }

@@ -102,7 +102,8 @@ impl Loaded {
     /// The component cannot serve, what is granted is not there, `--gate` could not be passed by any, or conversations cannot be recorded.
     pub(crate) async fn new(config: Config, cache: &CacheDir) -> anyhow::Result<Self> {
         if let Some(gate) = &config.gate {
-            Conversation::read_all(gate).context("nothing could pass --gate")?;
+            Conversation::read_all(gate)
+                .context("cannot read the conversations of the gate (--gate, or the key `gate`)")?;
         }
         let source = Source::new(config.component.clone(), config.middleware.clone());
         let sandbox = Sandbox::new(&config.limits, &config.grants, cache)
@@ -111,7 +112,7 @@ impl Loaded {
             .isolation(config.isolation);
         let generation = sandbox.load(&source.read()?).await?;
         let contract = generation.contract().as_str();
-        info!(service = config.name, contract, "serving with {source}");
+        info!(service = config.name, contract, "serving {source}");
         Ok(Self {
             recorder: config.record.as_deref().map(Recorder::new).transpose()?,
             config,

@@ -25,6 +25,6 @@ pub fn stopping(connections: usize) {
 /// Says it, if anybody listens. Whom it does not reach has no say in whether connections are served.
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        debug!(%error, "the service manager cannot be told");
+        debug!(%error, "cannot notify the service manager");
     }
 }

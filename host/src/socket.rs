@@ -59,7 +59,7 @@ impl Stream {
 fn to_be_reset(socket: &TcpStream) {
     // With no time to linger close(2) drops what is unsent and sends RST.
     if let Err(error) = SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
-        debug!(%error, "cannot reset a connection; it is closed instead");
+        debug!(%error, "cannot reset the connection; it is closed instead");
     }
 }
 

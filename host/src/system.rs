@@ -39,8 +39,9 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
         && limit < need
     {
         warn!(
-            "--max-connections {connections} can need {need} memory mappings and this system allows {limit}: \
-             raise the limit (sysctl vm.max_map_count={need}) or lower --max-connections to {}",
+            "{connections} connections (max-connections) can need {need} memory mappings, but the \
+             system allows {limit} per process; raise the limit with \
+             `sysctl -w vm.max_map_count={need}`, or lower max-connections to {}",
             limit.saturating_sub(fixed) / most
         );
     }
@@ -75,11 +76,12 @@ pub fn raise_descriptors(services: &[Service]) {
         },
     );
     match outcome {
-        Ok(()) if raised >= need => debug!(from = soft, to = raised, "raised the limit on descriptors"),
+        Ok(()) if raised >= need => debug!(from = soft, to = raised, "raised the limit on open files"),
         _ => warn!(
-            "--max-connections {connections} needs {need} descriptors and this process may have {}: raise the \
-             limit (ulimit -n {need}, or LimitNOFILE= of the service) or lower --max-connections; what has no \
-             descriptor waits in the backlog",
+            "{connections} connections (max-connections) need {need} file descriptors, but this \
+             process may open {}; raise the limit (`ulimit -n {need}`, or `LimitNOFILE={need}` in \
+             the systemd unit) or lower max-connections; connections beyond the limit wait in the \
+             backlog",
             if outcome.is_ok() { raised } else { soft }
         ),
     }

@@ -194,14 +194,20 @@ fn limits(config: &Config) -> String {
     let limits = &config.limits;
     let memory = ByteSize::b(limits.max_memory as u64).display().iec();
     let idle = limits.idle_timeout.map_or_else(
-        || "idle for ever".to_owned(),
-        |time| format!("idle {}", humantime::format_duration(time)),
+        || "no idle timeout".to_owned(),
+        |time| format!("idle timeout {}", humantime::format_duration(time)),
     );
     let each = match config.isolation {
-        Isolation::Connection => "each",
-        Isolation::Service { .. } => "shared",
+        Isolation::Connection => "per connection",
+        Isolation::Service { .. } => "per shared instance",
     };
-    format!("{} connections, {memory} {each}, {idle}", limits.max_connections)
+    let max = limits.max_connections;
+    let noun = if max.get() == 1 {
+        "connection"
+    } else {
+        "connections"
+    };
+    format!("{max} {noun}, {memory} {each}, {idle}")
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ const MAX_BUFFER: usize = 1 << 30;
 
 /// An address to listen at.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
-    let expected = "expected ADDRESS:PORT with a numeric address, as 127.0.0.1:8080 or [::1]:8080, or unix:PATH, or \
-                    inherited:NAME";
+    let expected = "expected ADDRESS:PORT with a numeric address (such as 127.0.0.1:8080 or \
+                    [::1]:8080), unix:PATH or inherited:NAME";
     let refused = || expected.to_owned();
     if let Some(path) = text.strip_prefix("unix:") {
         return socket_path(path).map(Address::Unix);
@@ -52,19 +52,20 @@ pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
     }
     match address(text) {
         Ok(address @ (Address::Tcp(_) | Address::Unix(_))) => Ok(address),
-        Ok(Address::Inherited(_)) | Err(_) => Err(
-            "expected PORT for 127.0.0.1:PORT, or ADDRESS:PORT with a numeric address, or unix:PATH"
-                .to_owned(),
-        ),
+        Ok(Address::Inherited(_)) | Err(_) => {
+            Err("expected PORT (on 127.0.0.1), numeric ADDRESS:PORT, or unix:PATH".to_owned())
+        }
     }
 }
 
 /// Where traces and metrics are sent.
 pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
-    let refused = || "expected a URL as http://127.0.0.1:4318".to_owned();
+    let refused = || "expected a URL such as http://127.0.0.1:4318".to_owned();
     if text.starts_with("https:") {
         return Err(
-            "there is no TLS on this way; expected http://, as to a collector on this machine that goes on by TLS".to_owned(),
+            "TLS is not supported here; expected http:// (for TLS, send to a collector on this \
+             machine that forwards over TLS)"
+                .to_owned(),
         );
     }
     let url: Uri = text.parse().map_err(|_| refused())?;
@@ -85,7 +86,7 @@ pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
     }
     let path = url.path().trim_end_matches('/');
     if path.ends_with("/v1/traces") || path.ends_with("/v1/metrics") {
-        return Err("`/v1/traces` and `/v1/metrics` are added to it; leave that out".to_owned());
+        return Err("leave out `/v1/traces` and `/v1/metrics`; the host appends them".to_owned());
     }
     Ok(Endpoint {
         host: host.to_owned(),
@@ -97,7 +98,7 @@ pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
 /// A part of all.
 pub(crate) fn ratio(text: &str) -> Result<Ratio, String> {
     let ratio = text.parse().ok().and_then(Ratio::new);
-    ratio.ok_or_else(|| "expected a number from 0 to 1, as 0.01".to_owned())
+    ratio.ok_or_else(|| "expected a number from 0 to 1, such as 0.01".to_owned())
 }
 
 /// Bytes that the path of a socket may have: the kernel keeps it in 108, with a zero at the end.
@@ -105,7 +106,7 @@ pub(crate) const SOCKET_PATH: usize = 107;
 
 /// What is wrong with the path of a socket that has so many bytes.
 pub(crate) fn too_long(length: usize) -> String {
-    format!("the path has {length} bytes, and a socket's can have {SOCKET_PATH}; choose a shorter one")
+    format!("the socket path has {length} bytes; the limit is {SOCKET_PATH}; choose a shorter path")
 }
 
 /// The path of a socket.
@@ -113,6 +114,7 @@ fn socket_path(path: &str) -> Result<PathBuf, String> {
     match path.len() {
         0 => Err("expected a path after `unix:`".to_owned()),
         1..=SOCKET_PATH if !path.contains('\0') => Ok(PathBuf::from(path)),
+        1..=SOCKET_PATH => Err("a socket path cannot contain a NUL byte".to_owned()),
         length => Err(too_long(length)),
     }
 }
@@ -122,13 +124,14 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let parsed = text
         .parse::<IpNet>()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let network = parsed
-        .map_err(|_| "expected a network or an address, as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned())?;
+    let network = parsed.map_err(|_| {
+        "expected a network or an address, such as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned()
+    })?;
     if network.addr() == network.network() {
         Ok(canonical(network))
     } else {
         Err(format!(
-            "the address has bits beyond its prefix; expected {}, or the single address {}",
+            "the address has bits set after the prefix; expected the network {} or the address {}",
             network.trunc(),
             network.addr()
         ))
@@ -150,7 +153,7 @@ fn canonical(network: IpNet) -> IpNet {
 pub(crate) fn mode(text: &str) -> Result<Mode, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 && text.bytes().all(|digit| digit.is_ascii_digit()) => Ok(Mode(mode)),
-        _ => Err("expected the mode of a file in octal, as 0660".to_owned()),
+        _ => Err("expected an octal file mode, such as 0660".to_owned()),
     }
 }
 
@@ -165,7 +168,7 @@ pub(crate) fn owner(text: &str) -> Result<String, String> {
     if fine {
         Ok(text.to_owned())
     } else {
-        Err("expected USER, USER:GROUP or :GROUP, by names or numbers".to_owned())
+        Err("expected USER, USER:GROUP or :GROUP, as names or numbers".to_owned())
     }
 }
 
@@ -197,7 +200,7 @@ pub(crate) fn backlog(text: &str) -> Result<u32, String> {
 /// A time above zero.
 pub(crate) fn deadline(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err("nothing would ever be served; expected a time above zero".to_owned()),
+        Duration::ZERO => Err("expected a time above zero".to_owned()),
         time => Ok(time),
     }
 }
@@ -220,9 +223,7 @@ pub(crate) fn buffer(text: &str) -> Result<Option<usize>, String> {
             .ok()
             .filter(|size| (MIN_BUFFER..=MAX_BUFFER).contains(size))
             .map(Some)
-            .ok_or_else(|| {
-                "expected a size from 4KiB to 1GiB, or `off` for what the system thinks best".to_owned()
-            }),
+            .ok_or_else(|| "expected a size from 4KiB to 1GiB, or `off` for the default".to_owned()),
     }
 }
 
@@ -230,7 +231,7 @@ pub(crate) fn buffer(text: &str) -> Result<Option<usize>, String> {
 pub(crate) fn protocol(text: &str) -> Result<String, String> {
     match text.len() {
         1..=255 => Ok(text.to_owned()),
-        _ => Err("expected the name of a protocol, of 1 to 255 bytes".to_owned()),
+        _ => Err("expected a protocol name of 1 to 255 bytes".to_owned()),
     }
 }
 
@@ -263,14 +264,14 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
 pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
     let (host, guest) = text
         .split_once("::")
-        .ok_or("expected HOST::GUEST, as ./data::/data, or HOST::GUEST:rw")?;
+        .ok_or("expected HOST::GUEST or HOST::GUEST:rw, such as ./data::/data")?;
     let (guest, writable) = match (guest.strip_suffix(":rw"), guest.strip_suffix(":ro")) {
         (Some(guest), _) => (guest, true),
         (None, Some(guest)) => (guest, false),
         (None, None) => (guest, false),
     };
     if guest.is_empty() {
-        return Err("expected the guest's name for the directory after `::`".to_owned());
+        return Err("expected the path of the directory in the guest after `::`".to_owned());
     }
     Ok(GrantedDir {
         host: PathBuf::from(host),
@@ -284,7 +285,7 @@ pub(crate) fn destination(text: &str) -> Result<String, String> {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
             Ok(text.to_owned())
         }
-        _ => Err("expected HOST:PORT, as 192.0.2.7:5432 or [2001:db8::7]:5432".to_owned()),
+        _ => Err("expected HOST:PORT, such as 192.0.2.7:5432 or [2001:db8::7]:5432".to_owned()),
     }
 }
 
@@ -297,7 +298,7 @@ pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; expected a number with a unit, as 500ms, 30s or 5m"))
+        .map_err(|error| format!("{error}; expected a number with a unit, such as 500ms, 30s or 5m"))
 }
 
 pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
@@ -305,9 +306,7 @@ pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
         return Ok(None);
     }
     match duration(text)? {
-        Duration::ZERO => {
-            Err("nothing would ever be served; expected a time above zero, or `off`".to_owned())
-        }
+        Duration::ZERO => Err("expected a time above zero, or `off`".to_owned()),
         limit => Ok(Some(limit)),
     }
 }
@@ -325,7 +324,7 @@ pub(crate) fn bytes(text: &str) -> Result<Option<u64>, String> {
     if text == OFF {
         return Ok(None);
     }
-    let expected = "expected a number of bytes above zero with a unit, as 512KiB or 10GiB, or `off`";
+    let expected = "expected a size above zero with a unit, such as 512KiB or 10GiB, or `off`";
     let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
     match size.as_u64() {
         0 => Err(expected.to_owned()),
@@ -360,14 +359,14 @@ pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {
             per: Duration::from_secs(seconds),
         })),
         _ => Err(format!(
-            "expected a number from 1 to {MAX_RATE}, by itself for connections a second or with a unit, as 100/s, 30/m or \
-             500/h, or `off`"
+            "expected N, N/s, N/m or N/h with N from 1 to {MAX_RATE}, such as 100/s (N alone means \
+             per second), or `off`"
         )),
     }
 }
 
 pub(crate) fn size(text: &str) -> Result<usize, String> {
-    let expected = "expected a number of bytes with a unit, as 512KiB or 64MiB, up to 4GiB";
+    let expected = "expected a size with a unit, such as 512KiB or 64MiB, up to 4GiB";
     let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
     usize::try_from(size.as_u64())
         .ok()

@@ -243,7 +243,7 @@ fn a_connection_is_seen_found_and_closed_by_a_click() {
 
     // Another component, while a connection keeps what it has.
     place.put("lines-session");
-    browser.click("button[data-action=swap][data-service=front]");
+    browser.click("button[data-action=reload][data-service=front]");
     host.line(NEW);
     until("two generations are seen", || {
         browser.rows("generation") == [1, 2]
@@ -255,7 +255,7 @@ fn a_connection_is_seen_found_and_closed_by_a_click() {
     });
     second.echo("still here\n");
     browser.click("button[data-action=rollback][data-service=front]");
-    host.line("gone back");
+    host.line("rolled back to");
     until("that is seen", || {
         browser.text("tr[data-generation='2']").contains("ending")
     });
@@ -323,7 +323,7 @@ fn a_drain_is_asked_for_twice() {
     drop(client);
     assert_eq!(host.wait().code(), Some(0));
     until("the page says that nobody answers", || {
-        browser.text("#live").starts_with("connecting")
+        browser.text("#live").starts_with("reconnecting")
     });
 }
 

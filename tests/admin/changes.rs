@@ -5,7 +5,7 @@ use super::*;
 /// Everything that can be changed, for a host whose service is `guest` and whose first connection is open.
 const CHANGES: [&str; 4] = [
     "/connections/1/close",
-    "/services/guest/swap",
+    "/services/guest/reload",
     "/services/guest/rollback",
     "/drain",
 ];
@@ -35,7 +35,7 @@ fn has_not_changed(host: &Host, admin: &At, client: &Client) {
     assert_eq!(admin.get("/readyz").body, "serving\n");
     let expected = [(1, "previous".to_owned(), 1), (2, "current".to_owned(), 0)];
     assert_eq!(shares(admin), expected);
-    assert!(!host.log().contains("asked to"), "{}", host.log());
+    assert!(!host.log().contains("requested"), "{}", host.log());
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_component_is_swapped_and_gone_back_from() {
     let host = place.serve(&["--admin", "0", "--admin-token", token.path()]);
     let admin = admin_of(&host);
     place.put("lines-session");
-    change(&admin, "/services/guest/swap", &token);
+    change(&admin, "/services/guest/reload", &token);
     assert_eq!(field(&host.line(NEW), "generation"), "2");
     let shown = || {
         shares(&admin)
@@ -189,7 +189,7 @@ fn a_component_is_swapped_and_gone_back_from() {
     };
     assert_eq!(shown(), [(1, "previous".to_owned()), (2, "current".to_owned())]);
     change(&admin, "/services/guest/rollback", &token);
-    let line = host.line("gone back");
+    let line = host.line("rolled back to");
     assert_eq!(
         (field(&line, "generation"), field(&line, "leaves")),
         ("1".into(), "2".into())
@@ -202,17 +202,17 @@ fn a_component_is_swapped_and_gone_back_from() {
         .answer();
     assert_eq!(again.status, 409, "{again:?}");
     for path in [
-        "/services/other/swap",
+        "/services/other/reload",
         "/services/other/rollback",
-        "/services/%FF/swap",
+        "/services/%FF/reload",
     ] {
         let answer = admin.request("POST", path).bearing(&token.text).answer();
         assert_eq!(answer.status, 404, "{path}");
     }
     // What cannot serve is told in the log, and changes nothing.
     place.replace("not WebAssembly");
-    change(&admin, "/services/guest/swap", &token);
-    host.line("goes on serving");
+    change(&admin, "/services/guest/reload", &token);
+    host.line("keeps serving");
     host.connect().echo("no line");
 }
 
@@ -227,7 +227,7 @@ fn the_embedded_guest_cannot_be_swapped() {
         "--admin-token",
         token.path(),
     ]);
-    let request = admin_of(&host).request("POST", "/services/echo/swap");
+    let request = admin_of(&host).request("POST", "/services/echo/reload");
     assert_eq!(request.bearing(&token.text).answer().status, 409);
 }
 

@@ -88,7 +88,7 @@ fn connections_that_finish_are_counted_with_all_that_they_took() {
             ("guest_traps_total", &[], 0.0),
             ("generation", &[], 1.0),
             ("generations_alive", &[], 1.0),
-            ("swaps_total", &[], 0.0),
+            ("reloads_total", &[], 0.0),
             ("accept_errors_total", &[], 0.0),
         ],
     );
@@ -252,12 +252,12 @@ fn swaps_rollbacks_and_rejected_files_are_counted() {
     let place = Place::new("admin-counted", "echo");
     let host = place.serve(&["--admin", "0"]);
     let admin = admin_of(&host);
-    let counts = |swaps: f64, rollbacks: f64, rejected: f64, generation: f64| {
+    let counts = |reloads: f64, rollbacks: f64, rejected: f64, generation: f64| {
         expect(
             &admin,
             "guest",
             &[
-                ("swaps_total", &[], swaps),
+                ("reloads_total", &[], reloads),
                 ("rollbacks_total", &[], rollbacks),
                 ("rejected_components_total", &[], rejected),
                 ("generation", &[], generation),
@@ -274,15 +274,15 @@ fn swaps_rollbacks_and_rejected_files_are_counted() {
     assert_eq!(of(&metrics(&admin), "guest", "generations_alive", &[]), 2.0);
     place.replace("not WebAssembly");
     host.signal(HUP);
-    host.line("goes on serving");
+    host.line("keeps serving");
     counts(1.0, 0.0, 1.0, 2.0);
     host.signal(USR2);
-    host.line("gone back");
+    host.line("rolled back to");
     counts(1.0, 1.0, 1.0, 1.0);
     // What was gone back from is not taken again.
     place.put("lines-session");
     host.signal(HUP);
-    host.line("was gone back from");
+    host.line("was rolled back");
     counts(1.0, 1.0, 2.0, 1.0);
     old.echo("still here");
 }
@@ -371,18 +371,20 @@ fn no_counter_ever_falls_when_a_connection_ends() {
     });
 }
 
-/// The rows of the table in a document whose head begins with `first`, each by its cells.
-fn table(document: &str, first: &str) -> Vec<Vec<String>> {
-    let mut lines = document
-        .lines()
-        .skip_while(|line| !line.starts_with(&format!("| {first} |")));
-    lines.next().expect("there is no such table");
-    let rows = lines.skip(1).take_while(|line| line.starts_with('|'));
-    rows.map(|row| {
-        let cells = row.trim_matches('|').split(" | ");
-        cells.map(|cell| cell.trim().to_owned()).collect()
-    })
-    .collect()
+/// The type and the labels of each metric that a document lists. An item of the list has the form
+/// "- `NAME` (TYPE; `LABEL`, `LABEL`): MEANING".
+fn listed(document: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut metrics = BTreeMap::new();
+    for item in document.split("\n- `wasm_inetd_").skip(1) {
+        let (name, rest) = item.split_once("` (").expect(item);
+        let (head, meaning) = rest.split_once("):").expect(item);
+        assert_ne!(meaning.trim(), "", "{name} has no meaning");
+        let kind = head.split(';').next().unwrap_or_default().to_owned();
+        let labels = head.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let twice = metrics.insert(format!("wasm_inetd_{name}"), (kind, labels));
+        assert_eq!(twice, None, "{name} is listed twice");
+    }
+    metrics
 }
 
 #[test]
@@ -390,16 +392,9 @@ fn the_document_names_all_metrics_and_no_others() {
     let (host, admin) = looked_at("lines-session", &[]);
     host.connect().echo("hello\n");
     let document = fs::read_to_string(guest_builder::workspace().join("docs/admin.md")).unwrap();
-    let rows: BTreeSet<Vec<String>> = table(&document, "metric")
-        .into_iter()
-        .map(|mut row| {
-            assert_eq!(row.len(), 5, "{row:?}");
-            assert_ne!(row.pop().unwrap(), "", "{row:?} has no meaning");
-            row
-        })
-        .collect();
     let metrics = metrics(&admin);
-    let families: BTreeSet<Vec<String>> = metrics
+    // The unit is part of the name.
+    let families: BTreeMap<String, (String, BTreeSet<String>)> = metrics
         .families()
         .iter()
         .map(|family| {
@@ -408,26 +403,18 @@ fn the_document_names_all_metrics_and_no_others() {
                 "info" => "_info",
                 _ => "",
             };
-            let labels: BTreeSet<_> = family
+            let labels = family
                 .samples
                 .iter()
                 .flat_map(|sample| sample.labels.keys())
-                .collect();
-            // Where a bucket ends is how histograms are written, and told once for all of them.
-            let labels: Vec<_> = labels
-                .into_iter()
+                // The bound of a bucket; every histogram has it.
                 .filter(|label| *label != "le")
-                .map(|label| format!("`{label}`"))
+                .cloned()
                 .collect();
-            vec![
-                format!("`{}{after}`", family.name),
-                family.kind.clone(),
-                family.unit.clone().unwrap_or_default(),
-                labels.join(", "),
-            ]
+            (format!("{}{after}", family.name), (family.kind.clone(), labels))
         })
         .collect();
-    assert_eq!(rows, families);
+    assert_eq!(listed(&document), families);
     // And each value of each label that is not a name.
     for sample in metrics.samples() {
         for (label, value) in &sample.labels {

@@ -159,7 +159,7 @@ fn a_swap_and_the_way_back_are_shown_while_traffic_moves() {
         assert_eq!(started(0), before.0);
         until("the old one has what it keeps", || shares(&admin)[0].2 == 1);
         host.signal(USR2);
-        host.line("gone back");
+        host.line("rolled back to");
         let before = started(0);
         until("the old one has new connections", || started(0) > before + 10);
         let states: Vec<_> = shares(&admin)
@@ -231,8 +231,8 @@ fn events_tell_all_that_there_is_to_see_again_and_again() {
             "open",
             "refused",
             "rejected",
-            "rollbacks",
-            "swaps"
+            "reloads",
+            "rollbacks"
         ]
     );
     assert_eq!(

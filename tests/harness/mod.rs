@@ -24,7 +24,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 pub const DEADLINE: Duration = Duration::from_secs(240);
 
 /// The program under test.
-pub const HOST: &str = env!("CARGO_BIN_EXE_host");
+pub const HOST: &str = env!("CARGO_BIN_EXE_wasm-inetd");
 
 static GUESTS: LazyLock<PathBuf> = LazyLock::new(|| {
     let target_dir = guest_builder::target_dir(Path::new(HOST)).unwrap();
@@ -96,7 +96,7 @@ pub fn scratch(name: &str) -> PathBuf {
 }
 
 /// The line that says that a new generation serves.
-pub const NEW: &str = "a new generation serves";
+pub const NEW: &str = "component reloaded";
 
 /// A directory of its own for one test, with a component in it that changes.
 pub struct Place(pub PathBuf);
@@ -301,7 +301,7 @@ impl Host {
 
     /// Waits for a line that the guest writes to standard error.
     pub fn said(&self) -> String {
-        field(&self.line("the guest says"), "stderr")
+        field(&self.line("guest output"), "stderr")
     }
 
     /// Waits for the line of a connection that ended, and gives its outcome.

@@ -44,15 +44,15 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&module],
             &echo,
             &module,
-            &["is no middleware", "is a core module"],
+            &["is not a middleware", "is a core module"],
         ),
         (
             vec![&upper_case, &guest("copy")],
             &echo,
             &guest("copy"),
             &[
-                "is no middleware",
-                "imports `inet:service/types@0.1.0` of that package",
+                "is not a middleware",
+                "imports `inet:service/types@0.1.0` from `inet:service`",
                 handler,
                 "--component",
             ],
@@ -61,20 +61,20 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&guest("lines-session")],
             &echo,
             &guest("lines-session"),
-            &["is no middleware", "exports `inet:service/sessions@0.1.0`"],
+            &["is not a middleware", "exports `inet:service/sessions@0.1.0`"],
         ),
         (
             vec![&other_version],
             &echo,
             &other_version,
-            &["is no middleware", "imports `inet:service/handler@0.9.0`"],
+            &["is not a middleware", "imports `inet:service/handler@0.9.0`"],
         ),
         (
             vec![&upper_case],
             &guest("lines-session"),
             &guest("lines-session"),
             &[
-                "cannot stand behind a middleware",
+                "cannot serve behind a middleware",
                 "exports `inet:service/sessions@0.1.0`",
                 handler,
             ],
@@ -83,13 +83,13 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&upper_case],
             &guest("cat"),
             &guest("cat"),
-            &["cannot stand behind a middleware", "exports `wasi:cli/run"],
+            &["cannot serve behind a middleware", "exports `wasi:cli/run"],
         ),
         (
             vec![&upper_case],
             &module,
             &module,
-            &["cannot stand behind a middleware", "is a core module"],
+            &["cannot serve behind a middleware", "is a core module"],
         ),
         (
             vec![&upper_case],
@@ -107,7 +107,7 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&imports_more, &upper_case],
             &echo,
             &imports_more,
-            &["does not offer", "acme:rocket/engine@1.0.0"],
+            &["does not provide", "acme:rocket/engine@1.0.0"],
         ),
     ] {
         let flags = middlewares
@@ -154,9 +154,9 @@ fn a_middleware_that_changes_is_taken() {
     old.expect("TWO\n");
     // What does not fit changes nothing.
     place.put("echo");
-    let line = host.line("goes on serving");
+    let line = host.line("keeps serving");
     assert!(
-        line.contains("is no middleware") && line.contains(place.file().to_str().unwrap()),
+        line.contains("is not a middleware") && line.contains(place.file().to_str().unwrap()),
         "{line}"
     );
     assert_eq!(says(&host), "hello");
@@ -189,7 +189,7 @@ fn without_a_watch_a_signal_has_all_parts_read_again() {
     let place = Place::new("middleware-signal", "upper-case");
     let host = behind_a_place(&place, &[]);
     host.signal(HUP);
-    host.line("the component is the same");
+    host.line("component unchanged");
     place.replace(again("upper-case", 1));
     host.signal(HUP);
     host.line(NEW);

@@ -32,10 +32,13 @@ async fn main() -> Result<()> {
     let interruptible = args.first().is_some_and(|arg| arg == "--interruptible");
     if interruptible || args.first().is_some_and(|arg| arg == "--bare") {
         args.remove(0);
-        let file = args.first().context("the program to run")?.clone();
+        let file = args
+            .first()
+            .context("expected the file of a program to run")?
+            .clone();
         return bare(Path::new(&file), &args, interruptible).await;
     }
-    let file = args.first().context("the component to make instances of")?;
+    let file = args.first().context("expected the file of a component")?;
     let sandbox = Sandbox::new(&Limits::default(), &Grants::default(), &CacheDir::Off)?;
     let generation = sandbox.load(&Origin::File(PathBuf::from(file)).read()?).await?;
     let mut best = Duration::MAX;
@@ -71,7 +74,7 @@ async fn bare(file: &Path, args: &[String], interruptible: bool) -> Result<()> {
         let start_function = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
         // It may end with an exit status, which is an error here.
         let _ = start_function.call_async(&mut store, ()).await;
-        let came = first.0.get().context("the program says nothing")?;
+        let came = first.0.get().context("the program wrote no output")?;
         println!("{:.2}", came.duration_since(start).as_secs_f64() * 1e6);
     }
     Ok(())

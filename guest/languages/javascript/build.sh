@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the component: build.sh [OUT], where OUT is `lines.wasm` beside this script unless it is given.
+# Builds the component: build.sh [OUT]. OUT is `lines.wasm` beside this script by default.
 #
-# COMPONENTIZE_QJS is the command that makes a component of JavaScript: `componentize-qjs` in PATH unless it is set.
+# COMPONENTIZE_QJS: the componentize-qjs to use (default: `componentize-qjs` in PATH).
 
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,14 +9,17 @@ out=${1:-$here/lines.wasm}
 tool=${COMPONENTIZE_QJS:-componentize-qjs}
 
 if ! command -v "$tool" >/dev/null; then
-    echo "build.sh: cannot find \`$tool\`, which \`npm install --global componentize-qjs@0.4.5\` installs" >&2
+    echo "$tool not found: install it with \`npm install --global componentize-qjs@0.4.5\`," \
+        "or set COMPONENTIZE_QJS." >&2
     exit 127
 fi
 
-# The contract stands beside this script where the folder was copied, and at the root of the repository otherwise.
+# The contract is in `wit` beside this script, or else in `wit` at the root of the repository.
 wit=$here/wit
 [ -d "$wit" ] || wit=$here/../../../wit
 
-# This service asks for no clock, no random number and no file. So nothing of WASI is imported (--stub-wasi). The sessions
-# contract has no asynchronous function, and the engine without them starts faster (--sync).
-"$tool" --wit "$wit" --world session-service --js "$here/lines.js" --stub-wasi --sync --output "$out"
+# --stub-wasi: import nothing from WASI, because the guest needs no clock, random numbers or files.
+# --sync: leave out asynchronous functions. The sessions contract has none, and the engine starts
+# faster without them.
+"$tool" --wit "$wit" --world session-service --js "$here/lines.js" \
+    --stub-wasi --sync --output "$out"

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Builds the component: build.sh [OUT], where OUT is `lines.wasm` beside this script unless it is given.
+# Builds the component: build.sh [OUT]. OUT is `lines.wasm` beside this script by default.
 #
-# COMPONENTIZE_PY is the command that makes a component of Python: `componentize-py` in PATH unless it is set. Where pip has
-# installed it by --target DIR it is DIR/bin/componentize-py, with PYTHONPATH=DIR in the environment.
+# COMPONENTIZE_PY: the componentize-py to use (default: `componentize-py` in PATH). If pip installed
+# it with --target DIR, set COMPONENTIZE_PY=DIR/bin/componentize-py and PYTHONPATH=DIR.
 
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -10,19 +10,21 @@ out=${1:-$here/lines.wasm}
 tool=${COMPONENTIZE_PY:-componentize-py}
 
 if ! command -v "$tool" >/dev/null; then
-    echo "build.sh: cannot find \`$tool\`, which \`pip install componentize-py==0.25.1\` installs" >&2
+    echo "$tool not found: install it with \`pip install componentize-py==0.25.1\`," \
+        "or set COMPONENTIZE_PY." >&2
     exit 127
 fi
 
-# The contract stands beside this script where the folder was copied, and at the root of the repository otherwise.
+# The contract is in `wit` beside this script, or else in `wit` at the root of the repository.
 wit=$here/wit
 [ -d "$wit" ] || wit=$here/../../../wit
 
-# Python leaves its byte code beside the source, so that is copied first.
+# Python writes its byte code beside the source: build from a copy of the source.
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
 cp "$here/lines.py" "$temporary"
 
-# This service asks for no clock, no random number and no file. So nothing of WASI is imported.
-"$tool" --wit-path "$wit" --world service componentize --stub-wasi --python-path "$temporary" --output "$out" lines
+# --stub-wasi: import nothing from WASI, because the guest needs no clock, random numbers or files.
+"$tool" --wit-path "$wit" --world service \
+    componentize --stub-wasi --python-path "$temporary" --output "$out" lines

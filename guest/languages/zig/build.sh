@@ -1,8 +1,9 @@
 #!/bin/sh
-# Builds lines.zig as a module for WASI preview 1: build.sh [OUT]
+# Builds lines.zig as a core module for WASI preview 1: build.sh [OUT].
+# OUT is `lines.wasm` beside this script by default.
 #
-# ZIG is Zig's compiler, if it is not the `zig` in PATH. It has to be of version 0.16: the standard library changes with
-# each.
+# ZIG: the Zig compiler to use (default: `zig` in PATH). It must be version 0.16, because Zig's
+# standard library changes with each version.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/lines.wasm}
@@ -14,12 +15,13 @@ trap 'exit 1' HUP INT TERM
 case $("$zig" version 2>/dev/null || true) in
 0.16.*) ;;
 *)
-    echo "$zig is not Zig 0.16: install it with \`pip install --target DIR ziglang==0.16.0\` and set ZIG to DIR/ziglang/zig." >&2
+    echo "$zig is not Zig 0.16: install it with \`pip install --target DIR ziglang==0.16.0\`" \
+        "and set ZIG to DIR/ziglang/zig." >&2
     exit 127
     ;;
 esac
 
-# The stack is part of the memory, of which every connection has its own.
+# The stack is part of the linear memory, and each connection has its own: keep the stack small.
 "$zig" build-exe -target wasm32-wasi -O ReleaseSmall --stack 65536 --cache-dir "$work" \
     "-femit-bin=$work/lines.wasm" "$here/lines.zig"
 mv "$work/lines.wasm" "$out"

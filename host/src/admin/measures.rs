@@ -70,33 +70,33 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
     };
 
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    out.push("build", "The version of the host", None, Values::Info(version));
+    out.push("build", "Version of the host", None, Values::Info(version));
     let uptime = process.started.elapsed().as_secs_f64();
     out.one_gauge(
         "uptime",
-        "Time since the host was started",
+        "Time since the host started",
         Some(Unit::Seconds),
         uptime,
     );
     let draining = u64::from(process.draining.load(Relaxed));
-    out.one_gauge("draining", "1 while the host drains", None, draining);
+    out.one_gauge("draining", "1 while the host drains, 0 otherwise", None, draining);
     let panics = process.panics.load(Relaxed);
     out.push(
         "host_panics",
-        "Connections that a panic of the host has ended",
+        "Connections ended by a panic in the host",
         None,
         Values::Counters(vec![(Vec::new(), panics.into())]),
     );
 
     out.counter(
         "connections_accepted",
-        "Connections that were accepted",
+        "Accepted connections, including refused ones",
         None,
         |s| s.counts().accepted.get(),
     );
     out.by(
         "connections_refused",
-        "Connections that may not come in",
+        "Refused connections, by reason",
         "reason",
         |s| {
             Refused::ALL
@@ -106,7 +106,7 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
     );
     out.by(
         "connections_ended",
-        "Connections that have come in and have ended",
+        "Ended connections, by outcome; refused connections are not included",
         "outcome",
         |s| {
             Outcome::ALL
@@ -114,90 +114,106 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
                 .to_vec()
         },
     );
-    out.gauge("connections_open", "Connections that are open", None, |s| {
-        sum(s).open
-    });
-    out.counter("received", "Bytes that peers have sent", Some(Unit::Bytes), |s| {
-        sum(s).bytes_in
-    });
+    out.gauge("connections_open", "Open connections", None, |s| sum(s).open);
+    out.counter(
+        "received",
+        "Bytes received from clients, including open connections",
+        Some(Unit::Bytes),
+        |s| sum(s).bytes_in,
+    );
     out.counter(
         "sent",
-        "Bytes that were handed to the transport",
+        "Bytes handed to the transport, including open connections",
         Some(Unit::Bytes),
         |s| sum(s).bytes_out,
     );
 
     out.histogram(
         "connection_duration",
-        "From when a connection has come in to its close",
+        "Time from admission to close, of ended connections",
         |counts| counts.duration.seen(),
     );
     out.histogram(
         "first_byte",
-        "From when a connection has come in to the first byte sent",
+        "Time from admission to the first byte sent, of ended connections",
         |counts| counts.first_byte.seen(),
     );
-    out.histogram("instantiation", "Making an instance", |counts| {
-        counts.instantiation.seen()
-    });
+    out.histogram(
+        "instantiation",
+        "Time to create the instance, of ended connections with an instance of their own",
+        |counts| counts.instantiation.seen(),
+    );
 
     out.counter(
         "guest_cpu",
-        "Time of the guests' turns",
+        "Wall-clock time that guests ran, including open connections",
         Some(Unit::Seconds),
         |s| view::guests(s, &sum(s)).0.as_secs_f64(),
     );
     out.gauge(
         "guest_memory",
-        "Most memory of the instances that live",
+        "Sum of the peak memory of each live instance",
         Some(Unit::Bytes),
         |s| view::guests(s, &sum(s)).1,
     );
-    out.counter("guest_traps", "Connections whose guest has trapped", None, |s| {
+    out.counter("guest_traps", "Connections ended by a guest trap", None, |s| {
         s.counts().ended(Outcome::GuestTrap).get()
     });
     out.by(
         "limit_hits",
-        "Connections that a limit has ended or refused",
+        "Connections that hit a limit, by limit",
         "limit",
         |s| limits(s.counts()),
     );
 
-    out.gauge("generation", "The generation in service", None, |s| {
-        s.generations.current().number
-    });
+    out.gauge(
+        "generation",
+        "Number of the generation that serves new connections",
+        None,
+        |s| s.generations.current().number,
+    );
     out.gauge(
         "generations_alive",
-        "Generations that have connections or may get some",
+        "Generations that serve connections or are kept for new ones or a rollback",
         None,
         |s| s.generations.known().0.len() as u64,
     );
-    out.counter("swaps", "Generations that have replaced another", None, |s| {
-        s.counts().swaps.get()
-    });
-    out.counter("rollbacks", "Generations that were gone back from", None, |s| {
-        s.counts().rollbacks.get()
-    });
+    out.counter(
+        "reloads",
+        "Successful reloads, each of which started a new generation",
+        None,
+        |s| s.counts().swaps.get(),
+    );
+    out.counter(
+        "rollbacks",
+        "Rollbacks to the previous generation, manual or automatic",
+        None,
+        |s| s.counts().rollbacks.get(),
+    );
     out.counter(
         "rejected_components",
-        "Components that were not taken",
+        "Failed reloads, after which the current generation kept serving",
         None,
         |s| s.counts().rejected.get(),
     );
-    out.counter("accept_errors", "Errors of accept", None, |s| {
+    out.counter("accept_errors", "Failed calls of accept", None, |s| {
         s.counts().accept_errors.get()
     });
 
-    out.pool("pool_used", "What of the pool of instances is in use", |pool| {
-        [
-            ("instances", pool.instances),
-            ("memories", pool.memories),
-            ("tables", pool.tables),
-            ("stacks", pool.stacks),
-        ]
-        .to_vec()
-    });
-    out.pool("pool_size", "What the pool of instances has room for", |pool| {
+    out.pool(
+        "pool_used",
+        "Slots of the instance pool in use, by kind",
+        |pool| {
+            [
+                ("instances", pool.instances),
+                ("memories", pool.memories),
+                ("tables", pool.tables),
+                ("stacks", pool.stacks),
+            ]
+            .to_vec()
+        },
+    );
+    out.pool("pool_size", "Slots in the instance pool, by kind", |pool| {
         [
             ("instances", pool.most_instances),
             ("memories", pool.most_memories),

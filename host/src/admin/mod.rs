@@ -57,7 +57,7 @@ struct Admin {
     loopback: bool,
 }
 
-/// Listens as `config` says, and answers until the runtime ends.
+/// Listens as `config` says, and answers until the runtime ends. The address was chosen by `flag`.
 ///
 /// # Errors
 ///
@@ -66,24 +66,27 @@ struct Admin {
 /// # Panics
 ///
 /// Outside of a runtime.
-pub(crate) fn start(config: &Config, process: &Arc<Process>) -> anyhow::Result<()> {
+pub(crate) fn start(config: &Config, flag: &'static str, process: &Arc<Process>) -> anyhow::Result<()> {
     let token = config.token.as_deref().map(Token::load).transpose()?;
     let mut listen = Listen::at(config.address.clone());
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);
     }
-    let listener = Listener::prepare(&listen)?.asked_for_by("--admin").bind()?;
+    let listener = Listener::prepare(&listen)?.asked_for_by(flag).bind()?;
     let local = listener.local();
     let loopback = match &local {
         End::Tcp(address) => address.ip().is_loopback(),
         End::Path(_) | End::Process(_) => true,
     };
     if !loopback {
-        warn!("{local} is no address of the loopback: whoever reaches it sees who is connected");
+        warn!(
+            "{local} is not a loopback address: every machine that can reach it can see the \
+             connected clients"
+        );
     }
     match &local {
-        End::Tcp(address) => info!(target: READY, "to be looked at on http://{address}/"),
-        other => info!(target: READY, "to be looked at on {other}"),
+        End::Tcp(address) => info!(target: READY, "admin interface at http://{address}/"),
+        other => info!(target: READY, "admin interface at {other}"),
     }
     let admin = Arc::new(Admin {
         process: Arc::clone(process),
@@ -117,7 +120,7 @@ async fn accept(mut listener: Listener, admin: Arc<Admin>) {
                 Err(_) => Ok(()),
             };
             if let Err(error) = served {
-                debug!(%error, "a request to look at the host has failed");
+                debug!(%error, "a connection to the admin interface failed");
             }
             drop(permit);
         });

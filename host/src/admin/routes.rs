@@ -67,7 +67,7 @@ impl<'a> Route<'a> {
             "/drain" => Self::Change(Change::Drain),
             other => match other.strip_prefix('/')?.split('/').collect::<Vec<_>>().as_slice() {
                 ["connections", number, "close"] => Self::Change(Change::Close(number.parse().ok()?)),
-                ["services", name, "swap"] => Self::Change(Change::Swap(name)),
+                ["services", name, "reload"] => Self::Change(Change::Swap(name)),
                 ["services", name, "rollback"] => Self::Change(Change::Rollback(name)),
                 _ => return None,
             },
@@ -82,13 +82,13 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let Some(route) = Route::of(request.uri().path()) else {
-        return Ok(refused(StatusCode::NOT_FOUND, "there is nothing here; see /"));
+        return Ok(refused(StatusCode::NOT_FOUND, "no such path; see /"));
     };
     let (method, headers) = (request.method(), request.headers());
     // A name could be one that another site has pointed here, for its page to look at what it must not.
     let by_scraper = matches!(route, Route::Metrics | Route::Alive | Route::Ready);
     if admin.loopback && !by_scraper && !host(&request).is_none_or(is_no_name) {
-        let why = "the request names this host by a name; expected an address, or localhost";
+        let why = "the Host header is a domain name; use an IP address or localhost";
         return Ok(refused(StatusCode::MISDIRECTED_REQUEST, why));
     }
     let changes = matches!(route, Route::Change(_));
@@ -97,9 +97,9 @@ pub(super) async fn answer(
         Method::GET | Method::HEAD if !changes => {}
         _ => {
             let (why, allowed) = if changes {
-                ("it changes something: it takes POST", "POST")
+                ("this path makes a change; use POST", "POST")
             } else {
-                ("it can only be looked at: it takes GET", "GET, HEAD")
+                ("this path is read-only; use GET", "GET, HEAD")
             };
             return Ok(and(refused(StatusCode::METHOD_NOT_ALLOWED, why), ALLOW, allowed));
         }
@@ -109,7 +109,7 @@ pub(super) async fn answer(
         Route::Events => look(admin, watches),
         Route::Metrics => match metrics::encode(&admin.process) {
             Ok(text) => whole(StatusCode::OK, metrics::CONTENT_TYPE, text),
-            Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
+            Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics"),
         },
         Route::Alive => text(StatusCode::OK, "alive\n"),
         Route::Ready => {
@@ -175,11 +175,12 @@ fn may_change(
         at.is_some() && at == host
     });
     if !site || !origin {
-        let why = "the request comes from another site; use the page at /";
+        let why = "the request comes from another site; use the page of this host at /";
         return Err((StatusCode::FORBIDDEN, why));
     }
     let Some(token) = &admin.token else {
-        let why = "nothing can be changed: the host was started without --admin-token";
+        let why = "changes are disabled; start the host with --admin-token, or set `token` in \
+                   `[admin]`";
         return Err((StatusCode::FORBIDDEN, why));
     };
     let given = of(AUTHORIZATION.as_str()).and_then(|value| {
@@ -190,8 +191,8 @@ fn may_change(
         return Ok(());
     }
     let why = match given {
-        None => "it takes the token of --admin-token: Authorization: Bearer TOKEN",
-        Some(_) => "the token is not that of --admin-token",
+        None => "a change needs the admin token; send the header `Authorization: Bearer TOKEN`",
+        Some(_) => "the admin token is wrong",
     };
     Err((StatusCode::UNAUTHORIZED, why))
 }
@@ -205,7 +206,7 @@ fn make(admin: &Admin, change: &Change<'_>) -> Answer {
         let name = percent_decode_str(name).decode_utf8().ok()?;
         services.iter().find(|service| service.config.name == name)
     };
-    let no_service = || refused(StatusCode::NOT_FOUND, "there is no service of that name");
+    let no_service = || refused(StatusCode::NOT_FOUND, "there is no service with this name");
     match *change {
         Change::Close(connection)
             if process
@@ -213,34 +214,38 @@ fn make(admin: &Admin, change: &Change<'_>) -> Answer {
                 .as_ref()
                 .is_some_and(|roster| roster.close(connection)) =>
         {
-            info!(connection, "asked to close a connection");
+            info!(connection, "connection close requested");
             done("closing")
         }
         Change::Close(_) => refused(
             StatusCode::NOT_FOUND,
-            "there is no connection of that number any more",
+            "there is no open connection with this number",
         ),
         Change::Swap(name) => match service(name).map(|service| (&service.config.name, &service.reload)) {
             None => no_service(),
             Some((_, None)) => {
-                let why = "its component is the embedded one: there is no file to be loaded again";
+                let why = "nothing to reload: the embedded echo guest has no file";
                 refused(StatusCode::CONFLICT, why)
             }
             Some((service, Some(reload))) => {
-                info!(service, "asked to load the component again");
+                info!(service, "reload requested");
                 reload.notify_one();
-                done("loading")
+                done("reloading")
             }
         },
         Change::Rollback(name) => match service(name) {
             None => no_service(),
-            Some(service) if service.generations.go_back("asked to by who looks at the host") => {
-                done("gone back")
+            Some(service)
+                if service
+                    .generations
+                    .go_back("requested through the admin interface") =>
+            {
+                done("rolled back")
             }
-            Some(_) => refused(StatusCode::CONFLICT, "there is no generation to go back to"),
+            Some(_) => refused(StatusCode::CONFLICT, "there is no generation to roll back to"),
         },
         Change::Drain => {
-            info!("asked to drain");
+            info!("drain requested");
             process.drain.notify_one();
             done("draining")
         }
@@ -258,7 +263,10 @@ fn done(what: &str) -> Answer {
 
 fn page() -> Answer {
     let Ok(nonce) = token::random::<16>() else {
-        return refused(StatusCode::INTERNAL_SERVER_ERROR, "there are no random numbers");
+        return refused(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the system provides no random numbers",
+        );
     };
     let page = whole(
         StatusCode::OK,
@@ -276,7 +284,7 @@ fn page() -> Answer {
 /// What there is to see, again and again.
 fn look(admin: &Admin, watches: &AtomicBool) -> Answer {
     let Ok(place) = Arc::clone(&admin.watchers).try_acquire_owned() else {
-        let why = "as many look at the host as may; close another page";
+        let why = "too many readers of /events; close another page";
         return refused(StatusCode::SERVICE_UNAVAILABLE, why);
     };
     watches.store(true, Relaxed);
@@ -307,7 +315,7 @@ mod tests {
             Some(Route::Change(Change::Close(17)))
         );
         assert_eq!(
-            Route::of("/services/a%20b/swap"),
+            Route::of("/services/a%20b/reload"),
             Some(Route::Change(Change::Swap("a%20b")))
         );
         for path in [

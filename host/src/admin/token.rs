@@ -26,28 +26,30 @@ impl Token {
     ///
     /// It cannot be read or made, others than its owner may read it, or it is too short.
     pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
-        let said = || format!("the token in `{}`", path.display());
+        let reading = || format!("cannot read the token file `{}`", path.display());
         let mut file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Self::make(path).with_context(said);
+                return Self::make(path)
+                    .with_context(|| format!("cannot create the token file `{}`", path.display()));
             }
-            opened => opened.with_context(said)?,
+            opened => opened.with_context(reading)?,
         };
-        let mode = file.metadata().with_context(said)?.mode() & 0o7777;
+        let mode = file.metadata().with_context(reading)?.mode() & 0o7777;
         if mode & 0o077 != 0 {
             bail!(
-                "{} can be used by others than its owner (its mode is {mode:04o}): chmod 600 {}",
-                said(),
+                "the token file `{0}` is accessible to other users (mode {mode:04o}); restrict it \
+                 with chmod 600 {0}",
                 path.display()
             );
         }
         let mut text = String::new();
-        file.read_to_string(&mut text).with_context(said)?;
+        file.read_to_string(&mut text).with_context(reading)?;
         let token = text.trim();
         if token.len() < MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             bail!(
-                "{} is not one: expected at least {MIN} visible characters of ASCII; without the file one is made",
-                said()
+                "the token in `{}` is not valid: expected at least {MIN} visible ASCII characters; \
+                 without the file, the host creates one with a random token",
+                path.display()
             );
         }
         Ok(Self::of(token))
@@ -87,7 +89,7 @@ pub(super) fn random<const N: usize>() -> anyhow::Result<String> {
     rustls::crypto::ring::default_provider()
         .secure_random
         .fill(&mut bytes)
-        .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+        .map_err(|_| anyhow::anyhow!("the system provides no random numbers"))?;
     Ok(hex(&bytes))
 }
 

@@ -43,7 +43,7 @@ struct ServiceView {
     guest_cpu_seconds: f64,
     guest_memory_bytes: u64,
     first_byte_seconds: Option<Quantiles>,
-    swaps: u64,
+    reloads: u64,
     rollbacks: u64,
     rejected: u64,
     generation: u64,
@@ -246,7 +246,7 @@ pub(super) fn status(process: &Process, before: &mut Before) -> Status {
                 .quantile(0.5)
                 .zip(lately.quantile(0.99))
                 .map(|(p50, p99)| Quantiles { p50, p99 }),
-            swaps: counts.swaps.get(),
+            reloads: counts.swaps.get(),
             rollbacks: counts.rollbacks.get(),
             rejected: counts.rejected.get(),
             generation: service.generations.current().number,

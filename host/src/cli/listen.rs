@@ -15,27 +15,35 @@ use crate::values;
 /// Where connections come from. What is said here holds for every listener.
 #[derive(Debug, Args)]
 pub(super) struct ListenFlags {
-    /// Address to listen on, as ADDRESS:PORT, unix:PATH or inherited:NAME; may be repeated; port 0 picks a free one
+    /// Address to listen on: ADDRESS:PORT, unix:PATH or inherited:NAME; repeatable
+    ///
+    /// Port 0 picks a free port. `inherited:NAME` uses a socket that the service manager opened.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = values::address, help_heading = "Service")]
     listen: Vec<Address>,
 
-    /// Network whose connections may come in; may be repeated; the narrowest that fits counts [default: every one]
+    /// Network to accept connections from; repeatable [default: every network]
+    ///
+    /// The most specific network in `--allow` and `--deny` decides.
     #[arg(long, value_name = "NET", value_parser = values::network, help_heading = "Access")]
     allow: Vec<IpNet>,
 
-    /// Network whose connections are refused; may be repeated
+    /// Network to refuse connections from; repeatable
     #[arg(long, value_name = "NET", value_parser = values::network, help_heading = "Access")]
     deny: Vec<IpNet>,
 
-    /// Network of balancers that say for whom they connect, by the PROXY protocol; may be repeated; others are refused
+    /// Network of load balancers that send the PROXY protocol; repeatable
+    ///
+    /// The listener refuses connections from other networks.
     #[arg(long, value_name = "NET", value_parser = values::network, help_heading = "Access")]
     proxy_protocol_from: Vec<IpNet>,
 
-    /// How long the header of the PROXY protocol may take
+    /// How long the PROXY protocol header may take
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::deadline, help_heading = "Access")]
     proxy_protocol_timeout: Duration,
 
-    /// Certificate to serve TLS with, and those that lead to its root, in PEM; read again when it changes
+    /// TLS certificate chain, in PEM
+    ///
+    /// The host reloads the file when it changes.
     #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
     tls_certificate: Option<PathBuf>,
 
@@ -43,51 +51,53 @@ pub(super) struct ListenFlags {
     #[arg(long, value_name = "FILE", requires = "tls_certificate", help_heading = "TLS")]
     tls_key: Option<PathBuf>,
 
-    /// Protocol to offer by ALPN; may be repeated, the preferred first
+    /// Application protocol (ALPN) to offer; repeatable, preferred first
     #[arg(long, value_name = "NAME", value_parser = values::protocol, requires = "tls_certificate", help_heading = "TLS")]
     tls_alpn: Vec<String>,
 
-    /// Roots that certificates of clients have to lead to, in PEM; clients without one are refused
+    /// Root certificates that client certificates must chain to, in PEM
+    ///
+    /// The host refuses clients without a certificate unless `--tls-client-optional` is given.
     #[arg(long, value_name = "FILE", requires = "tls_certificate", help_heading = "TLS")]
     tls_client_ca: Option<PathBuf>,
 
-    /// Clients without a certificate may come in too
+    /// Accept clients without a certificate too
     #[arg(long, requires = "tls_client_ca", help_heading = "TLS")]
     tls_client_optional: bool,
 
-    /// How long a handshake may take
+    /// How long a TLS handshake may take
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::deadline, help_heading = "TLS")]
     tls_timeout: Duration,
 
-    /// Connections that the kernel keeps until they are accepted
+    /// Connections that the kernel queues until the host accepts them
     #[arg(long, value_name = "N", default_value = "4096", value_parser = values::backlog, help_heading = "Sockets")]
     backlog: u32,
 
-    /// Whether answers go out at once (TCP_NODELAY)
+    /// Send small answers immediately (TCP_NODELAY)
     #[arg(long, value_name = "ON|OFF", value_enum, default_value_t = Switch::On, help_heading = "Sockets")]
     nodelay: Switch,
 
-    /// Silence after which the kernel asks whether the peer is still there, or `off`
+    /// Idle time before the kernel sends keepalive probes, or `off`
     #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::keepalive), help_heading = "Sockets")]
     keepalive: Off<Duration>,
 
-    /// What the kernel keeps of what a peer sends, or `off` for what it thinks best
+    /// Receive buffer of the kernel for each connection, or `off` for its default
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::buffer), help_heading = "Sockets")]
     receive_buffer: Off<usize>,
 
-    /// What the kernel keeps of what a peer is sent, or `off` for what it thinks best
+    /// Send buffer of the kernel for each connection, or `off` for its default
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::buffer), help_heading = "Sockets")]
     send_buffer: Off<usize>,
 
-    /// Whether an IPv6 listener takes connections over IPv4 too [default: what the system says]
+    /// Accept IPv4 connections on IPv6 listeners too [default: system setting]
     #[arg(long, value_name = "ON|OFF", value_enum, help_heading = "Sockets")]
     dual_stack: Option<Switch>,
 
-    /// Mode of sockets in the file system, in octal [default: by the umask]
+    /// Mode of Unix socket files, in octal [default: from the umask]
     #[arg(long, value_name = "MODE", value_parser = values::mode, help_heading = "Sockets")]
     socket_mode: Option<Mode>,
 
-    /// Owner of sockets in the file system, as USER, USER:GROUP or :GROUP
+    /// Owner of Unix socket files: USER, USER:GROUP or :GROUP
     #[arg(long, value_name = "OWNER", value_parser = values::owner, help_heading = "Sockets")]
     socket_owner: Option<String>,
 }

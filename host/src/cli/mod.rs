@@ -17,15 +17,21 @@ use service::{GrantFlags, LimitFlags, ServiceFlags};
 
 /// inetd for WebAssembly components.
 ///
-/// Listens on TCP and on Unix sockets, with TLS or without, and hands every connection to a fresh, sandboxed instance of a
-/// component, which has no socket, no file and no environment of its own.
+/// Listens on TCP and Unix sockets, with or without TLS, and hands each connection to a fresh,
+/// sandboxed instance of a component. The instance has no socket, no file and no environment.
 #[derive(Debug, Parser)]
-#[command(name = "host", version, max_term_width = 100, after_help = AFTER, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "wasm-inetd",
+    version,
+    max_term_width = 80,
+    after_help = AFTER,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Verb>,
 
-    /// File that describes any number of services, in place of all other flags; SIGHUP reads it again
+    /// Services file, in place of all other flags; SIGHUP reloads it
     #[arg(long, value_name = "FILE", exclusive = true)]
     config: Option<PathBuf>,
 
@@ -35,99 +41,101 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Say what a component is, and whether it could serve; or whether a configuration file is in order
+    /// Check a component or a services file without serving
     Check {
-        /// The component
+        /// Component to check
         #[arg(value_name = "FILE", required_unless_present = "config")]
         file: Option<PathBuf>,
 
-        /// File of services to be checked in place of a component; nothing is loaded, and nothing bound
+        /// Services file to check, in place of a component
+        ///
+        /// The check loads no component and binds no address.
         #[arg(long, value_name = "FILE", exclusive = true)]
         config: Option<PathBuf>,
 
         #[command(flatten)]
         terms: TermFlags,
     },
-    /// Print the configuration that is in force with these flags, or with this file, as a configuration file
+    /// Print flags as a services file, or the schema of services files
     Config {
-        /// Print it, which is what is done without --schema too
+        /// Print the services file that is equivalent to the other flags; this is the default
         #[arg(long, conflicts_with = "schema")]
         print: bool,
 
-        /// Print the schema of configuration files, by JSON Schema, for editors
+        /// Print the JSON Schema of services files, for editors
         #[arg(long, exclusive = true)]
         schema: bool,
 
-        /// File of services, in place of the flags that describe one
+        /// Services file to print with all its defaults, in place of flags
         #[arg(long, value_name = "FILE", conflicts_with_all = service::ids())]
         config: Option<PathBuf>,
 
         #[command(flatten)]
         service: Box<ServiceFlags>,
     },
-    /// Serve, and write down what peers and guests say to each other
+    /// Serve, and record what peers and guests send as conversations
     Record {
-        /// Directory for the conversations, a file for each connection
+        /// Directory for the conversations, one file per connection
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
 
         #[command(flatten)]
         service: Box<ServiceFlags>,
     },
-    /// Make a guest to begin with, which builds and passes its conversations as it is
+    /// Create a guest project with a build script and conversations
     New {
-        /// Directory to make; its last part is the guest's name
+        /// Directory to create; its last part is the name of the guest
         #[arg(value_name = "NAME", value_parser = new_name)]
         dir: PathBuf,
 
-        /// What the guest serves by [default: the first that its language has]
+        /// Contract of the guest [default: the first that its language supports]
         #[arg(long, value_name = "CONTRACT", value_enum)]
         contract: Option<ContractArg>,
 
-        /// What it is written in
+        /// Language of the guest
         #[arg(long, value_name = "LANGUAGE", value_enum, default_value_t = Language::Rust)]
         lang: Language,
     },
-    /// Print what a shell completes commands and flags by
+    /// Print the completion script of a shell
     Completions {
-        /// The shell
+        /// Shell to complete for
         #[arg(value_name = "SHELL")]
         shell: Shell,
     },
-    /// Print a page of the manual, as for `host man | man -l -`
+    /// Print a manual page: wasm-inetd man | man -l -
     Man {
-        /// The command that it is about [default: host itself]
+        /// Subcommand to describe [default: the program itself]
         #[arg(value_name = "COMMAND")]
         of: Option<String>,
     },
-    /// Have a component take part in recorded conversations again and again, and write down where its time goes
+    /// Replay conversations repeatedly and write a CPU profile of the component
     Profile {
-        /// The component
+        /// Component to profile
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
-        /// Directory of conversations
+        /// Directory of conversations to replay
         #[arg(value_name = "DIR")]
         dir: PathBuf,
 
-        /// File for the profile, which the profiler of Firefox opens
+        /// File to write the profile to, for the Firefox Profiler
         #[arg(long, value_name = "FILE", default_value = "profile.json")]
         to: PathBuf,
 
-        /// How long to go on
+        /// How long to keep replaying
         #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::duration)]
         time: Duration,
 
         #[command(flatten)]
         terms: TermFlags,
     },
-    /// Have a component take part in recorded conversations, and show where it says something else
+    /// Replay conversations against a component and show the first difference
     Replay {
-        /// Directory of conversations
+        /// Directory of conversations to replay
         #[arg(value_name = "DIR")]
         dir: PathBuf,
 
-        /// The component
+        /// Component to test
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
@@ -139,11 +147,11 @@ enum Verb {
 /// On what terms a component is tried.
 #[derive(Debug, Args)]
 struct TermFlags {
-    /// Component that stands between the peer and it; may be repeated, the first is nearest the peer
+    /// Middleware between the peer and the component; repeatable, the first is nearest the peer
     #[arg(long, value_name = "FILE")]
     middleware: Vec<PathBuf>,
 
-    /// Initialise the component first, by the function `wizer-initialize` that it exports
+    /// Initialise the component first with the function `wizer-initialize` that it exports
     #[arg(long)]
     preinit: bool,
 
@@ -166,11 +174,11 @@ impl From<TermFlags> for Terms {
 }
 
 impl Cli {
-    /// The same, if its flags can be had together.
+    /// Returns the command line if its flags do not contradict each other.
     ///
     /// # Errors
     ///
-    /// They cannot.
+    /// Fails if two flags contradict each other in a way that clap does not check.
     pub fn checked(self) -> Result<Self, clap::Error> {
         let service = match &self.command {
             None => &self.service,
@@ -186,7 +194,7 @@ impl Cli {
         };
         if service.has_instances_for_nothing() {
             let conflict =
-                "--instances is for --isolation service, and each connection has an instance of its own";
+                "--instances requires --isolation service: otherwise each connection has its own instance";
             return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
         }
         Ok(self)
@@ -304,18 +312,28 @@ pub fn manual(of: Option<&str>) -> Option<String> {
 
 const AFTER: &str = "\
 Examples:
-  host                                           echo on 127.0.0.1:8080
-  host --component guest.wasm --watch            serve with a file, whatever it becomes
-  host --component guest.wasm --admin 9090       and be looked at on http://127.0.0.1:9090/
-  host --component python.wasm -- -c 'print(1)'  any WASI program, behind each connection
-  host --config services.toml                    any number of services
+  Echo on 127.0.0.1:8080
+      wasm-inetd
+  Serve a component and reload it when its file changes
+      wasm-inetd --component guest.wasm --watch
+  Serve any WASI program, one process-like instance per connection
+      wasm-inetd --component python.wasm -- -c 'print(1)'
+  Observe the host on http://127.0.0.1:9090/
+      wasm-inetd --component guest.wasm --admin 9090
+  Run the services that a file describes
+      wasm-inetd --config services.toml
 
-Times are numbers with a unit (500ms, 30s, 5m, 1h), sizes too (64KiB, 64MiB, 1GiB).
-SIGINT and SIGTERM drain: no more connections are accepted and those that are open may finish. A second one ends
-the host at once. SIGHUP reads the configuration file, certificates and components again for the connections to come,
-SIGUSR2 goes back to the components before.
+Times take a unit (500ms, 30s, 5m, 1h), and so do sizes (64KiB, 64MiB, 1GiB).
 
-Exit status: 0 after a drain, 1 if something failed, 2 for a command line or a configuration that cannot be understood.";
+Signals:
+  SIGINT, SIGTERM  drain: stop accepting and let open connections finish;
+                   a second signal ends the host at once
+  SIGHUP           reload the services file, the certificates and the
+                   components for new connections
+  SIGUSR2          roll back to the previous components
+
+Exit status: 0 after a drain, 1 after a failure, 2 for a command line or a
+services file that is not valid.";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ContractArg {
@@ -369,5 +387,7 @@ fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
     Ok(dir)
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

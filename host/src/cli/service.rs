@@ -17,50 +17,69 @@ use crate::values;
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("files").multiple(true)))]
 pub(super) struct ServiceFlags {
-    /// What the log calls the service [default: the name of the component's file]
+    /// Name of the service in the log and in metrics [default: the component's file name]
     #[arg(long, value_name = "NAME", value_parser = values::name, help_heading = "Service")]
     pub(super) name: Option<String>,
 
-    /// Component to serve with; without it an embedded guest echoes
+    /// Component that serves connections [default: an embedded echo guest]
     #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
     pub(super) component: Option<PathBuf>,
 
-    /// Component that stands between the peer and the one that serves; may be repeated, the first is nearest the peer
+    /// Middleware between the peer and the component; repeatable
+    ///
+    /// The host composes the middlewares with the component when it loads them. The first one is
+    /// nearest the peer.
     #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
     pub(super) middleware: Vec<PathBuf>,
 
-    /// Initialise the component once, when it is loaded, by the function `wizer-initialize` that it exports
+    /// Initialise the component once, when the host loads it
+    ///
+    /// The host calls the function `wizer-initialize` that the component exports. Each connection
+    /// starts from the resulting memory.
     #[arg(long, requires = "component", help_heading = "Service")]
     pub(super) preinit: bool,
 
-    /// Load the component again when its file or that of a middleware changes, as SIGHUP does; connections that are open keep what they have
+    /// Reload when the file of the component or of a middleware changes
+    ///
+    /// New connections use the new component. Open connections keep theirs. SIGHUP reloads too.
     #[arg(long, requires = "files", help_heading = "Service")]
     pub(super) watch: bool,
 
-    /// What has an instance of its own: each connection, or the service, whose connections can meet then
+    /// Give each connection an instance, or share instances in the service
+    ///
+    /// Connections that share an instance can exchange data, and fail together.
     #[arg(long, value_name = "OF", value_enum, default_value_t = IsolationArg::Connection, help_heading = "Service")]
     pub(super) isolation: IsolationArg,
 
-    /// Instances of a service by `--isolation service`, or `cores` for one per core [default: 1]
+    /// Number of shared instances, or `cores` for one per core [default: 1]
+    ///
+    /// Requires `--isolation service`.
     #[arg(long, value_name = "N", value_parser = values::instances, help_heading = "Service")]
     pub(super) instances: Option<NonZeroUsize>,
 
-    /// Have idle sessions move to a new generation, if both components export `migration`; others keep what they have
+    /// Move idle sessions to a new component after a reload
+    ///
+    /// Both components must export the interface `migration`. Other connections keep their
+    /// component.
     #[arg(long, requires = "component", help_heading = "Service")]
     pub(super) migrate: bool,
 
-    /// Directory that keeps compiled components for the next start, or `off` [default: in the user's cache directory]
+    /// Directory for compiled components, or `off` [default: wasm-inetd in the user's cache
+    /// directory]
     #[arg(long, value_name = "DIR", help_heading = "Service")]
     pub(super) cache: Option<String>,
 
     #[command(flatten)]
     pub(super) listeners: ListenFlags,
 
-    /// Threads that serve connections [default: one per core]
+    /// Number of threads that serve connections [default: one per core]
     #[arg(long, value_name = "N", value_parser = values::threads, help_heading = "Service")]
     pub(super) threads: Option<NonZeroUsize>,
 
-    /// Directory of conversations that a component has to pass before it replaces another, as `host record` writes them
+    /// Directory of conversations that a new component must pass
+    ///
+    /// A reload replays them and keeps the current component if one differs. `wasm-inetd record`
+    /// writes such files.
     #[arg(long, value_name = "DIR", help_heading = "Service")]
     pub(super) gate: Option<PathBuf>,
 
@@ -70,39 +89,47 @@ pub(super) struct ServiceFlags {
     #[command(flatten)]
     pub(super) limits: LimitFlags,
 
-    /// How long connections may go on when another generation has replaced theirs, or `off`
+    /// How long a connection may outlive the reload of its component, or `off`
     #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) drain_generations: Off<Duration>,
 
-    /// How long connections may go on after SIGINT or SIGTERM before they are closed
+    /// How long open connections may continue after SIGINT or SIGTERM
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration, help_heading = "Limits")]
     pub(super) drain_timeout: Duration,
 
-    /// Address at which the host can be looked at by HTTP, as PORT of the loopback, ADDRESS:PORT or unix:PATH: /metrics, a page at /
+    /// Address of the admin interface: PORT, ADDRESS:PORT or unix:PATH
+    ///
+    /// Serves a live page at `/` and Prometheus metrics at `/metrics` over HTTP. PORT alone listens
+    /// on the loopback address.
     #[arg(long, value_name = "ADDR", value_parser = values::admin_address, help_heading = "Admin")]
     pub(super) admin: Option<Address>,
 
-    /// File of the token by which connections can be closed, components swapped, and a drain begun; made if it is not there
+    /// File with the token that authorises changes over the admin interface
+    ///
+    /// The token allows a client to close connections, reload, roll back and drain. The host
+    /// creates a missing file.
     #[arg(long, value_name = "FILE", requires = "admin", help_heading = "Admin")]
     pub(super) admin_token: Option<PathBuf>,
 
-    /// Collector that traces and metrics are sent to by OTLP over HTTP, as http://127.0.0.1:4318
+    /// OpenTelemetry collector that receives traces and metrics
+    ///
+    /// The host sends OTLP over HTTP. Example: `http://127.0.0.1:4318`.
     #[arg(long, value_name = "URL", value_parser = values::endpoint, help_heading = "Telemetry")]
     pub(super) otlp: Option<Endpoint>,
 
-    /// Part of all connections that are traced, from 0 to 1 [default: 1]
+    /// Fraction of connections to trace, from 0 to 1 [default: 1]
     #[arg(long, value_name = "RATIO", value_parser = values::ratio, requires = "otlp", help_heading = "Telemetry")]
     pub(super) otlp_sample: Option<Ratio>,
 
-    /// Connections that have a line in the log when they end: all, those that failed, or none
+    /// Which connections are logged when they end
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = Connections::All, help_heading = "Log")]
     pub(super) log_connections: Connections,
 
-    /// Form of the lines on standard error
+    /// Format of the log on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, help_heading = "Log")]
     pub(super) log_format: Format,
 
-    /// Log more: reasons (-v), everything (-vv)
+    /// Log more: debug messages (-v), everything (-vv)
     #[arg(short, long, action = ArgAction::Count, help_heading = "Log")]
     pub(super) verbose: u8,
 
@@ -114,15 +141,17 @@ pub(super) struct ServiceFlags {
 /// What guests may use beyond their connection.
 #[derive(Debug, Args)]
 pub(super) struct GrantFlags {
-    /// Variable for the environment of guests; may be repeated
+    /// Environment variable for guests; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::variable, help_heading = "Grants")]
     pub(super) env: Vec<(String, String)>,
 
-    /// Directory for guests, to be read, or with :rw to be written too; may be repeated
+    /// Directory for guests, read-only unless :rw is given; repeatable
     #[arg(long = "dir", value_name = "HOST::GUEST[:rw]", value_parser = existing_directory, help_heading = "Grants")]
     pub(super) dirs: Vec<GrantedDir>,
 
-    /// Destination that guests may connect to by TCP; may be repeated; names are resolved at the start
+    /// TCP destination that guests may connect to; repeatable
+    ///
+    /// The host resolves names once, at start.
     #[arg(long, value_name = "HOST:PORT", value_parser = values::destination, help_heading = "Grants")]
     pub(super) allow_outbound: Vec<String>,
 
@@ -134,51 +163,69 @@ pub(super) struct GrantFlags {
 /// What connections may take.
 #[derive(Debug, Args)]
 pub(super) struct LimitFlags {
-    /// Connections served at once; further ones wait in the backlog
+    /// Connections served at the same time; others wait in the backlog
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, help_heading = "Limits")]
     pub(super) max_connections: NonZeroUsize,
 
-    /// Connections of one source served at once, or `off`; further ones are refused; IPv6 sources count by their /64
+    /// Connections served per source at the same time, or `off`; others are refused
+    ///
+    /// A source is an IPv4 address, an IPv6 /64 network, or a user on a Unix socket.
     #[arg(long, value_name = "N", default_value = "off", value_parser = off(values::count), help_heading = "Limits")]
     pub(super) max_connections_per_source: Off<NonZeroUsize>,
 
-    /// Connections accepted in a second (or N/m, N/h), or `off`; further ones wait in the backlog
+    /// Connections accepted per second, or `off`; others wait in the backlog
+    ///
+    /// `30/m` is a rate per minute, `500/h` per hour.
     #[arg(long, value_name = "RATE", default_value = "off", value_parser = off(values::rate), help_heading = "Limits")]
     pub(super) max_rate: Off<Rate>,
 
-    /// Connections of one source in a second (or N/m, N/h), or `off`; further ones are refused
+    /// Connections accepted per second from one source, or `off`; others are refused
+    ///
+    /// `30/m` is a rate per minute, `500/h` per hour.
     #[arg(long, value_name = "RATE", default_value = "off", value_parser = off(values::rate), help_heading = "Limits")]
     pub(super) max_rate_per_source: Off<Rate>,
 
-    /// Memory of one connection: all linear memories and tables of its instance together; growth beyond it fails
+    /// Memory of one instance: its linear memories and tables together
+    ///
+    /// Growth beyond the limit fails, which the guest can handle.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = values::size, help_heading = "Limits")]
     pub(super) max_memory: usize,
 
-    /// How long one connection may keep its thread before others have their turn
+    /// How long a guest computes before other connections get its thread
     #[arg(long, value_name = "TIME", default_value = "2ms", value_parser = values::slice, help_heading = "Limits")]
     pub(super) cpu_slice: Duration,
 
-    /// How long the start of a guest, and each call of a session, may take before the connection is reset, or `off`
+    /// Longest start of a guest, and longest call of a session, or `off`
+    ///
+    /// The host resets the connection after that time. In a shared instance the limit is the time
+    /// for which one connection may keep the others waiting.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) max_call_time: Off<Duration>,
 
-    /// Time on the processor that the guest of one connection may take in all before it is reset, or `off`
+    /// CPU time of one connection's guest in total, or `off`
+    ///
+    /// The host resets the connection after that time.
     #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) max_cpu_time: Off<Duration>,
 
-    /// Silence in both directions from the accept on after which a connection is closed, or `off`
+    /// How long a new connection may stay silent, or `off`
+    ///
+    /// The host closes a connection on which no byte was sent or received for that time after
+    /// accept.
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) first_byte_timeout: Off<Duration>,
 
-    /// Silence in both directions after which a connection is closed, or `off`
+    /// How long a connection may stay silent in both directions, or `off`
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) idle_timeout: Off<Duration>,
 
-    /// How long a peer may take no byte of what waits for it before it is reset, or `off`
+    /// How long a peer may accept none of the bytes that wait for it, or `off`
+    ///
+    /// The host resets the connection after that time.
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) write_timeout: Off<Duration>,
 
-    /// How long a connection may live, or `off`
+    /// Longest duration of a connection, or `off`
     #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) max_lifetime: Off<Duration>,
 

@@ -9,7 +9,10 @@ fn service(args: &[&str]) -> Result<Service, clap::Error> {
 }
 
 fn config(args: &[&str]) -> Result<Config, clap::Error> {
-    match Cli::try_parse_from([&["host"], args].concat())?.checked()?.into() {
+    match Cli::try_parse_from([&["wasm-inetd"], args].concat())?
+        .checked()?
+        .into()
+    {
         Command::Serve(Given::Flags(config)) => Ok(*config),
         other => panic!("{other:?}"),
     }
@@ -33,7 +36,7 @@ fn defaults_are_those_of_the_limits() {
 
 #[test]
 fn a_file_stands_in_place_of_all_flags() {
-    let parse = |args: &[&str]| Cli::try_parse_from([&["host"], args].concat()).map(Command::from);
+    let parse = |args: &[&str]| Cli::try_parse_from([&["wasm-inetd"], args].concat()).map(Command::from);
     let file = Given::File("services.toml".into());
     assert_eq!(
         parse(&["--config", "services.toml"]).unwrap(),

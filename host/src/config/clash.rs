@@ -41,7 +41,7 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
                 service: index,
                 at: At::Key("name"),
                 what: format!(
-                    "there is a service `{}` already; choose another name",
+                    "another service is already named `{}`; choose a different name",
                     service.name
                 ),
             });
@@ -63,7 +63,7 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
                     service: index,
                     at: At::Listener(number),
                     what: format!(
-                        "{} clashes with {} of service `{}`; choose another address",
+                        "{} conflicts with {} of service `{}`; choose another address",
                         listen.address, taken.address, other.name
                     ),
                 });
@@ -81,13 +81,14 @@ fn contradiction(service: &Service) -> Option<(At, &'static str)> {
     } else if service.migrate {
         Some((
             At::Key("migrate"),
-            "it is for sessions, which have instances of their own, and not for `--isolation service`",
+            "only a session with its own instance can move to another generation, but isolation is \
+             `service`; remove one of the two settings",
         ))
     } else if service.limits.max_cpu_time.is_some() {
         Some((
             At::Limit("max-cpu-time"),
-            "it is for one connection's instance, and not for `--isolation service`: what one connection takes of an \
-             instance that many share cannot be told",
+            "the CPU time of one connection cannot be measured in a shared instance, but isolation is \
+             `service`; remove one of the two settings",
         ))
     } else {
         None

@@ -29,7 +29,7 @@ impl Builder<'_> {
             return Err(self.problem(
                 0..0,
                 "service",
-                "there is none; expected at least one table [[service]]",
+                "no service is defined; expected at least one [[service]] table",
             ));
         }
         let mut services = Vec::new();
@@ -94,14 +94,14 @@ impl Builder<'_> {
         let migrate = table.migrate.or(defaults.migrate).unwrap_or_default();
         // What the defaults say is for services that it can be said of.
         let takes_a_file = [
-            (table.preinit, component.is_some(), "preinit"),
-            (table.watch, has_files, "watch"),
-            (table.migrate, component.is_some(), "migrate"),
+            (table.preinit, component.is_some(), "preinit", "`component`"),
+            (table.watch, has_files, "watch", "`component` or `middleware`"),
+            (table.migrate, component.is_some(), "migrate", "`component`"),
         ];
-        for (said, has_one, name) in takes_a_file {
+        for (said, has_one, name, needed) in takes_a_file {
             if said == Some(true) && !has_one {
-                let message = "it takes a `component`, and there is none";
-                return Err(self.problem(at, &format!("{key}.{name}"), message));
+                let message = format!("requires {needed} to be set");
+                return Err(self.problem(at, &format!("{key}.{name}"), &message));
             }
         }
         let has_component = component.is_some();
@@ -109,7 +109,7 @@ impl Builder<'_> {
             return Err(self.problem(
                 at,
                 &format!("{key}.listen"),
-                "it is empty; expected at least one address",
+                "the list is empty; expected at least one address",
             ));
         }
         let sockets = table.socket.or(defaults.socket.unwrap_or_default());
@@ -132,8 +132,8 @@ impl Builder<'_> {
             isolation: match (table.isolation.or(defaults.isolation), table.instances) {
                 (None | Some(Isolation::Connection), None) => config::Isolation::Connection,
                 (None | Some(Isolation::Connection), Some(_)) => {
-                    let message =
-                        "it takes `isolation = \"service\"`, and each connection has an instance of its own";
+                    let message = "requires `isolation = \"service\"`; otherwise each connection \
+                                   has its own instance";
                     return Err(self.problem(at, &format!("{key}.instances"), message));
                 }
                 (Some(Isolation::Service), instances) => config::Isolation::Service {
@@ -165,7 +165,7 @@ impl Builder<'_> {
         let proxy_protocol = match table.proxy_protocol {
             Some(table) if table.from.is_empty() => {
                 let key = format!("{key}.proxy-protocol.from");
-                let message = "it is empty; expected the networks whose word is taken";
+                let message = "the list is empty; expected the networks of the trusted proxies";
                 return Err(self.problem(span, &key, message));
             }
             other => other.map(|table| config::ProxyProtocol {
@@ -177,7 +177,7 @@ impl Builder<'_> {
             && tls.client_optional
             && tls.client_ca.is_none()
         {
-            let message = "it takes `client-ca`, and there is none";
+            let message = "requires `client-ca` to be set";
             return Err(self.problem(span, &format!("{key}.tls.client-optional"), message));
         }
         let address = match table.address.0 {

@@ -40,69 +40,69 @@ macro_rules! table {
     };
 }
 
-/// The file.
+/// The services file of wasm-inetd.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct File {
-    /// Threads that serve connections; one per core, if it is left out.
+    /// Number of threads that serve connections. Default: one per core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) threads: Option<Word<Threads>>,
-    /// How long connections may go on after SIGINT or SIGTERM before they are closed.
+    /// How long open connections may continue after SIGINT or SIGTERM. Default: `10s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) drain_timeout: Option<Word<Time>>,
-    /// Directory that keeps compiled components, or `off`.
+    /// Directory for compiled components, or `off`. Default: in the user's cache directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cache: Option<String>,
-    /// What is logged, and how.
+    /// The log on standard error.
     #[serde(default)]
     pub(super) log: LogTable,
-    /// Where the host can be looked at, and told what to do.
+    /// The admin interface. Without this table there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) admin: Option<AdminTable>,
-    /// Where traces and metrics are sent.
+    /// The OpenTelemetry collector that receives traces and metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) otlp: Option<OtlpTable>,
-    /// What services have that do not say otherwise.
+    /// Defaults for all services; a service overrides them key by key.
     #[serde(default, skip_serializing)]
     pub(super) defaults: DefaultsTable,
-    /// The services.
+    /// The services; at least one.
     #[serde(rename = "service")]
     pub(super) services: Vec<ServiceTable>,
 }
 
-/// Where the host can be looked at, and told what to do.
+/// The admin interface. Without this table there is none.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct AdminTable {
-    /// A port of the loopback, ADDRESS:PORT, or unix:PATH.
+    /// Address of the interface: a port on 127.0.0.1, `ADDRESS:PORT` or `unix:PATH`.
     pub(super) listen: Word<AdminAddress>,
-    /// File of the token by which anything can be changed; made if it is not there.
+    /// File with the token that authorises changes. The host creates a missing file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) token: Option<PathBuf>,
 }
 
-/// Where traces and metrics are sent, by OTLP over HTTP.
+/// The OpenTelemetry collector that receives traces and metrics as OTLP over HTTP.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct OtlpTable {
-    /// The collector, as http://127.0.0.1:4318.
+    /// URL of the collector, such as `http://127.0.0.1:4318`.
     pub(super) endpoint: Word<Collector>,
-    /// Part of all connections that are traced, from 0 to 1; all, if it is left out.
+    /// Fraction of connections to trace, from 0 to 1. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sample: Option<Word<Sample>>,
 }
 
 table! {
-    /// The log.
+    /// The log on standard error.
     LogTable {
-        /// Form of the lines.
+        /// Format of the lines. Default: `text`.
         format: LogFormat,
-        /// Which lines are written.
+        /// Level of detail. Default: `info`.
         level: LogLevel,
     }
 }
 
-/// The form of a line of the log.
+/// Format of the log lines.
 #[derive(Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum LogFormat {
@@ -110,7 +110,7 @@ pub(super) enum LogFormat {
     Json,
 }
 
-/// Which lines are written.
+/// Level of detail of the log, from least to most.
 #[derive(Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum LogLevel {
@@ -121,7 +121,7 @@ pub(super) enum LogLevel {
     Trace,
 }
 
-/// What has an instance of its own.
+/// Which connections share an instance: none, or those of the service.
 #[derive(Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Isolation {
@@ -129,7 +129,7 @@ pub(super) enum Isolation {
     Service,
 }
 
-/// Which connections have a line in the log.
+/// Which connections are logged: all, those that failed or were refused, or none.
 #[derive(Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum LogConnections {
@@ -139,156 +139,156 @@ pub(super) enum LogConnections {
 }
 
 table! {
-    /// What services have that do not say otherwise.
+    /// Defaults for all services; a service overrides them key by key.
     DefaultsTable {
-        /// The component is initialised once, when it is loaded.
+        /// Initialise the component once, when the host loads it. Default: false.
         preinit: bool,
-        /// The component is loaded again when its file changes.
+        /// Reload when the file of the component or of a middleware changes. Default: false.
         watch: bool,
-        /// Idle sessions move to a new generation.
+        /// Move idle sessions to a new generation after a reload. Default: false.
         migrate: bool,
-        /// What has an instance of its own: each connection, or the service.
+        /// Instance per connection, or shared in the service. Default: `connection`.
         isolation: Isolation,
-        /// How long connections may go on when another generation has replaced theirs, or `off`.
+        /// How long a connection may outlive the reload of its component. Default: `off`.
         drain_generations: Word<Timeout>,
-        /// Connections that have a line in the log when they end.
+        /// Which connections are logged when they end. Default: `all`.
         log_connections: LogConnections,
-        /// What guests may use beyond their connection.
+        /// Resources that guests may use besides their connection.
         grants: GrantsTable,
-        /// Whose connections may come in.
+        /// The networks whose connections the service accepts.
         access: AccessTable,
-        /// How the sockets of listeners are set.
+        /// Options of the listening sockets.
         socket: SocketTable,
-        /// What connections may take.
+        /// Limits on connections and their guests.
         limits: LimitsTable,
     }
 }
 
-/// A service.
+/// One service: where it listens, and the component that serves its connections.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ServiceTable {
-    /// What the log calls it.
+    /// Name of the service in the log and in metrics.
     #[schemars(with = "Word<Name>")]
     pub(super) name: Spanned<Word<Name>>,
-    /// Where it listens: addresses, or tables that say more.
+    /// Where the service listens: addresses, or tables with more settings.
     #[schemars(with = "Vec<ListenEntry>")]
     pub(super) listen: Vec<Spanned<ListenEntry>>,
-    /// The component to serve with; without it an embedded guest echoes.
+    /// Component that serves connections. Default: an embedded echo guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) component: Option<PathBuf>,
-    /// Components that stand between the peer and that one; the first is nearest the peer.
+    /// Middleware between the peer and the component; the first one is nearest the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) middleware: Vec<PathBuf>,
     /// Arguments for guests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) args: Vec<String>,
-    /// Directory of conversations that a component has to pass before it replaces another.
+    /// Directory of conversations that a new component must pass before it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gate: Option<PathBuf>,
-    /// Directory that conversations are recorded in.
+    /// Directory in which the host records conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) record: Option<PathBuf>,
-    /// The component is initialised once, when it is loaded.
+    /// Initialise the component once, when the host loads it. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) preinit: Option<bool>,
-    /// The component is loaded again when its file changes.
+    /// Reload when the file of the component or of a middleware changes. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) watch: Option<bool>,
-    /// Idle sessions move to a new generation.
+    /// Move idle sessions to a new generation after a reload. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) migrate: Option<bool>,
-    /// What has an instance of its own: each connection, or the service.
+    /// Instance per connection, or shared in the service. Default: `connection`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) isolation: Option<Isolation>,
-    /// Instances of a service whose connections share them, or `cores` for one per core.
+    /// Shared instances (`isolation = "service"`), or `cores` for one per core. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) instances: Option<Word<Instances>>,
-    /// How long connections may go on when another generation has replaced theirs, or `off`.
+    /// How long a connection may outlive the reload of its component. Default: `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) drain_generations: Option<Word<Timeout>>,
-    /// Connections that have a line in the log when they end.
+    /// Which connections are logged when they end. Default: `all`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) log_connections: Option<LogConnections>,
-    /// What guests may use beyond their connection.
+    /// Resources that guests may use besides their connection.
     #[serde(default)]
     pub(super) grants: GrantsTable,
-    /// Whose connections may come in.
+    /// The networks whose connections the service accepts.
     #[serde(default)]
     pub(super) access: AccessTable,
-    /// How the sockets of its listeners are set.
+    /// Options of the sockets of all listeners of the service.
     #[serde(default, skip_serializing)]
     pub(super) socket: SocketTable,
-    /// What connections may take.
+    /// Limits on connections and their guests.
     #[serde(default)]
     pub(super) limits: LimitsTable,
 }
 
 table! {
-    /// What guests may use beyond their connection.
+    /// Resources that guests may use besides their connection.
     GrantsTable {
-        /// Variables for the environment of guests.
+        /// Environment variables for guests.
         env: BTreeMap<String, String>,
-        /// Directories for guests, as `HOST::GUEST`, or `HOST::GUEST:rw` to be written too.
+        /// Directories for guests: `HOST::GUEST`, or `HOST::GUEST:rw` if they may write.
         dirs: Vec<Word<Directory>>,
-        /// Destinations that guests may connect to by TCP, as `HOST:PORT`.
+        /// TCP destinations that guests may connect to, as `HOST:PORT`.
         allow_outbound: Vec<Word<Destination>>,
     }
 }
 
 table! {
-    /// Whose connections may come in. The narrowest network that fits counts.
+    /// Networks to accept or refuse. The most specific network that contains an address decides.
     AccessTable {
-        /// Networks that may; if there are any, others may not.
+        /// Networks to accept connections from. Default: every network.
         allow: Vec<Word<Network>>,
-        /// Networks that may not.
+        /// Networks to refuse connections from.
         deny: Vec<Word<Network>>,
     }
 }
 
 table! {
-    /// How the sockets of a listener are set.
+    /// Options of the sockets of a listener.
     SocketTable {
-        /// Connections that the kernel keeps until they are accepted.
+        /// Connections that the kernel queues until the host accepts them. Default: 4096.
         backlog: Word<Backlog>,
-        /// Answers go out at once (`TCP_NODELAY`).
+        /// Send small answers immediately (`TCP_NODELAY`). Default: true.
         nodelay: bool,
-        /// Silence after which the kernel asks whether the peer is still there, or `off`.
+        /// Idle time before the kernel sends keepalive probes, or `off`. Default: `off`.
         keepalive: Word<Keepalive>,
-        /// What the kernel keeps of what a peer sends, or `off` for what it thinks best.
+        /// Receive buffer of the kernel for each connection, or `off` for the system default.
         receive_buffer: Word<Buffer>,
-        /// What the kernel keeps of what a peer is sent, or `off` for what it thinks best.
+        /// Send buffer of the kernel for each connection, or `off` for the system default.
         send_buffer: Word<Buffer>,
-        /// Whether an IPv6 listener takes connections over IPv4 too.
+        /// Accept IPv4 connections on an IPv6 listener too. Default: the system setting.
         dual_stack: bool,
-        /// Mode of a socket in the file system, in octal.
+        /// Mode of the socket file of a Unix listener, in octal. Default: from the umask.
         mode: Word<SocketMode>,
-        /// Owner of a socket in the file system, as `USER`, `USER:GROUP` or `:GROUP`.
+        /// Owner of the socket file of a Unix listener: `USER`, `USER:GROUP` or `:GROUP`.
         owner: Word<Owner>,
     }
 }
 
-/// A listener that says more than its address.
+/// A listener: its address and further settings.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ListenTable {
-    /// The address, as `ADDRESS:PORT`, `unix:PATH` or `inherited:NAME`.
+    /// The address: `ADDRESS:PORT`, `unix:PATH` or `inherited:NAME`.
     pub(super) address: Word<ListenAddress>,
-    /// What guests are told as its name, in place of the address.
+    /// Name of the listener, for the log and for guests. Default: its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
-    /// How its sockets are set.
+    /// Options of its sockets; they override those of the service.
     #[serde(default)]
     pub(super) socket: SocketTable,
-    /// Peers say first on whose behalf they connect.
+    /// Expect a PROXY protocol header on each connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) proxy_protocol: Option<ProxyProtocolTable>,
-    /// Connections are encrypted.
+    /// Serve TLS on this listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tls: Option<TlsTable>,
 }
 
-/// A listener: its address, or a table that says more.
+/// A listener: its address, or a table with further settings.
 #[derive(Serialize, JsonSchema)]
 #[serde(transparent)]
 pub(super) struct ListenEntry(#[schemars(with = "AddressOrTable")] pub(super) ListenTable);
@@ -314,7 +314,7 @@ impl<'de> Visitor<'de> for ListenReader {
     type Value = ListenTable;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an address, as \"127.0.0.1:8080\", or a table with the key `address`")
+        f.write_str("an address such as \"127.0.0.1:8080\", or a table with the key `address`")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ListenTable, E> {
@@ -332,38 +332,38 @@ impl<'de> Visitor<'de> for ListenReader {
     }
 }
 
-/// What the PROXY protocol takes.
+/// Settings of the PROXY protocol.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ProxyProtocolTable {
-    /// Networks whose word is taken; connections from elsewhere are refused.
+    /// Networks of the trusted proxies. Connections from other networks are refused.
     pub(super) from: Vec<Word<Network>>,
-    /// How long the header may take.
+    /// How long the header may take. Default: `5s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<Word<Deadline>>,
 }
 
-/// What TLS takes.
+/// Settings of TLS.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct TlsTable {
-    /// The certificate, and those that lead to its root, in PEM.
+    /// File of the certificate chain, in PEM format.
     pub(super) certificate: PathBuf,
-    /// The private key of the certificate, in PEM.
+    /// File of the private key of the certificate, in PEM format.
     pub(super) key: PathBuf,
-    /// Further certificates, to be chosen from by the name that a client asks for.
+    /// More certificates. A client gets the first one that matches the server name it requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) more: Vec<IdentityTable>,
-    /// Protocols to offer by ALPN, the preferred first.
+    /// Application protocols (ALPN) to offer, preferred first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) alpn: Vec<Word<Protocol>>,
-    /// Roots that certificates of clients have to lead to, in PEM.
+    /// File of the root certificates that client certificates must chain to, in PEM format.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) client_ca: Option<PathBuf>,
-    /// Clients without a certificate may come in too.
+    /// Accept clients without a certificate too. Requires `client-ca`. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) client_optional: bool,
-    /// How long a handshake may take.
+    /// How long a handshake may take. Default: `10s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<Word<Deadline>>,
 }
@@ -372,42 +372,42 @@ pub(super) struct TlsTable {
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct IdentityTable {
-    /// The certificate, and those that lead to its root, in PEM.
+    /// File of the certificate chain, in PEM format.
     pub(super) certificate: PathBuf,
-    /// Its private key, in PEM.
+    /// File of the private key of the certificate, in PEM format.
     pub(super) key: PathBuf,
 }
 
 table! {
-    /// What connections may take.
+    /// Limits on connections and their guests.
     LimitsTable {
-        /// Connections served at once; further ones wait in the backlog.
+        /// Connections served at the same time; others wait in the backlog. Default: 1024.
         max_connections: Word<Connections>,
-        /// Connections of one source served at once, or `off`; further ones are refused.
+        /// Connections served at the same time per source; others are refused. Default: `off`.
         max_connections_per_source: Word<Count>,
-        /// Connections accepted in a second (or `N/m`, `N/h`), or `off`; further ones wait in the backlog.
+        /// Connections accepted per second (`N`, `N/m`, `N/h`); others wait. Default: `off`.
         max_rate: Word<MaxRate>,
-        /// Connections of one source in a second (or `N/m`, `N/h`), or `off`; further ones are refused.
+        /// Connections accepted per second and source; others are refused. Default: `off`.
         max_rate_per_source: Word<MaxRate>,
-        /// Memory of one connection.
+        /// Memory of one instance: its linear memories and tables together. Default: `64MiB`.
         max_memory: Word<Size>,
-        /// How long one connection may keep its thread before others have their turn.
+        /// How long a guest computes before other connections get its thread. Default: `2ms`.
         cpu_slice: Word<Slice>,
-        /// How long the start of a guest, and each call of a session, may take, or `off`.
+        /// Longest start of a guest, and longest call of a session, or `off`. Default: `1s`.
         max_call_time: Word<Timeout>,
-        /// Time on the processor that the guest of one connection may take in all, or `off`.
+        /// CPU time of one connection's guest in total, or `off`. Default: `off`.
         max_cpu_time: Word<Timeout>,
-        /// Silence in both directions from the accept on after which a connection is closed, or `off`.
+        /// How long a new connection may stay silent in both directions, or `off`. Default: `1m`.
         first_byte_timeout: Word<Timeout>,
-        /// Silence in both directions after which a connection is closed, or `off`.
+        /// How long a connection may stay silent in both directions, or `off`. Default: `5m`.
         idle_timeout: Word<Timeout>,
-        /// How long a peer may take no byte of what waits for it before it is reset, or `off`.
+        /// How long a peer may accept none of the bytes that wait for it, or `off`. Default: `1m`.
         write_timeout: Word<Timeout>,
-        /// How long a connection may live, or `off`.
+        /// Longest duration of a connection, or `off`. Default: `off`.
         max_lifetime: Word<Timeout>,
-        /// Bytes that a peer may send on one connection, or `off`.
+        /// Bytes that a peer may send on one connection, or `off`. Default: `off`.
         max_bytes_in: Word<Bytes>,
-        /// Bytes that a guest may send on one connection, or `off`.
+        /// Bytes that a guest may send on one connection, or `off`. Default: `off`.
         max_bytes_out: Word<Bytes>,
     }
 }

@@ -66,7 +66,7 @@ pub fn read(path: &Path) -> Result<Config, FileError> {
 fn read_text(path: &Path) -> io::Result<String> {
     let size = fs::metadata(path)?.len();
     if size > MAX_FILE {
-        return Err(io::Error::other("it is larger than 16 MiB"));
+        return Err(io::Error::other("the file is larger than 16 MiB"));
     }
     fs::read_to_string(path)
 }

@@ -26,7 +26,7 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
             CacheDir::Off => Some(OFF.to_owned()),
             CacheDir::At(dir) => Some(
                 dir.to_str()
-                    .context("the path of the cache is not UTF-8")?
+                    .context("the path of the cache directory is not valid UTF-8")?
                     .to_owned(),
             ),
         },
@@ -54,7 +54,7 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
         defaults: DefaultsTable::default(),
         services: config.services.iter().map(service).collect(),
     };
-    toml::to_string(&file).context("the configuration cannot be written as TOML")
+    toml::to_string(&file).context("cannot write the configuration as TOML")
 }
 
 fn service(service: &Service) -> ServiceTable {

@@ -67,10 +67,10 @@ impl Problem {
         let inner = error.inner();
         let message = inner.message();
         let message = match unknown(message) {
-            Some((found, known)) => {
+            Some((kind, found, known)) => {
                 // Its own name comes last.
                 path.pop_if(|last| last == found);
-                unknown_key(found, &known)
+                unknown_word(kind, found, &known)
             }
             None => in_one_line(&message.replacen("missing field", "missing key", 1)),
         };
@@ -78,26 +78,27 @@ impl Problem {
     }
 }
 
-/// What a message of serde's about an unknown key names: the key, and those that are known.
-fn unknown(message: &str) -> Option<(&str, Vec<&str>)> {
-    let names = message
-        .strip_prefix("unknown field ")
-        .or_else(|| message.strip_prefix("unknown variant "))?;
+/// Parses serde's message about an unknown key or value: the kind, the word, and the known words.
+fn unknown(message: &str) -> Option<(&'static str, &str, Vec<&str>)> {
+    let (kind, names) = match message.strip_prefix("unknown field ") {
+        Some(names) => ("key", names),
+        None => ("value", message.strip_prefix("unknown variant ")?),
+    };
     let mut names = names.split('`').skip(1).step_by(2);
-    Some((names.next()?, names.collect()))
+    Some((kind, names.next()?, names.collect()))
 }
 
-fn unknown_key(found: &str, known: &[&str]) -> String {
+fn unknown_word(kind: &str, found: &str, known: &[&str]) -> String {
     let near = known
         .iter()
         .map(|known| (strsim::jaro_winkler(found, known), known))
         .filter(|(alike, _)| *alike >= ALIKE)
         .max_by(|(one, _), (other, _)| one.total_cmp(other));
     match near {
-        Some((_, near)) => format!("`{found}` is not known; did you mean `{near}`?"),
+        Some((_, near)) => format!("unknown {kind} `{found}`; did you mean `{near}`?"),
         None => {
             let known: Vec<String> = known.iter().map(|known| format!("`{known}`")).collect();
-            format!("`{found}` is not known; expected one of {}", known.join(", "))
+            format!("unknown {kind} `{found}`; expected one of {}", known.join(", "))
         }
     }
 }

@@ -112,70 +112,70 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ("", "1: missing key `service`"),
         (
             "service = []",
-            "1: service: there is none; expected at least one table [[service]]",
+            "1: service: no service is defined; expected at least one [[service]] table",
         ),
         ("[[service]\n", "1: unclosed array table, expected `]`"),
         (
             "thread = 1\nservice = []",
-            "1: `thread` is not known; did you mean `threads`?",
+            "1: unknown key `thread`; did you mean `threads`?",
         ),
         (
             &format!("{service}limits = {{ max-memroy = \"1MiB\" }}"),
-            "4: service[0].limits: `max-memroy` is not known; did you mean `max-memory`?",
+            "4: service[0].limits: unknown key `max-memroy`; did you mean `max-memory`?",
         ),
         (
             &format!("{service}[service.access]\nxyz = []"),
-            "5: service[0].access: `xyz` is not known; expected one of `allow`, `deny`",
+            "5: service[0].access: unknown key `xyz`; expected one of `allow`, `deny`",
         ),
         (
             &format!("{service}limits = {{ max-memory = \"lots\" }}"),
-            "4: service[0].limits.max-memory: `lots` is refused: expected a number of bytes with a unit, as 512KiB or \
-             64MiB, up to 4GiB",
+            "4: service[0].limits.max-memory: invalid value `lots`: expected a size with a unit, such as \
+             512KiB or 64MiB, up to 4GiB",
         ),
         (
             &format!("{service}limits = {{ idle-timeout = 5 }}"),
-            "4: service[0].limits.idle-timeout: invalid type: integer `5`, expected a string, as \"30s\"",
+            "4: service[0].limits.idle-timeout: invalid type: integer `5`, expected a string such as \"30s\"",
         ),
         (
             &format!("log = {{ level = \"inof\" }}\n{service}"),
-            "1: log.level: `inof` is not known; did you mean `info`?",
+            "1: log.level: unknown value `inof`; did you mean `info`?",
         ),
         (
             &format!("{service}watch = true"),
-            "2: service[0].watch: it takes a `component`, and there is none",
+            "2: service[0].watch: requires `component` or `middleware` to be set",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = []",
-            "2: service[0].listen: it is empty; expected at least one address",
+            "2: service[0].listen: the list is empty; expected at least one address",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = [\"localhost\"]",
-            "3: service[0].listen[0]: `localhost` is refused: expected ADDRESS:PORT with a numeric address, as \
-             127.0.0.1:8080 or [::1]:8080, or unix:PATH, or inherited:NAME",
+            "3: service[0].listen[0]: invalid value `localhost`: expected ADDRESS:PORT with a numeric \
+             address (such as 127.0.0.1:8080 or [::1]:8080), unix:PATH or inherited:NAME",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = [{ adress = \"127.0.0.1:1\" }]",
-            "3: service[0].listen[0]: `adress` is not known; did you mean `address`?",
+            "3: service[0].listen[0]: unknown key `adress`; did you mean `address`?",
         ),
         (
             &format!("{service}{service}"),
-            "5: service[1].name: there is a service `a` already; choose another name",
+            "5: service[1].name: another service is already named `a`; choose a different name",
         ),
         (
             &format!("{service}{}", service.replace("\"a\"", "\"b\"")),
-            "6: service[1].listen[0]: 127.0.0.1:1 clashes with 127.0.0.1:1 of service `a`; choose another address",
+            "6: service[1].listen[0]: 127.0.0.1:1 conflicts with 127.0.0.1:1 of service `a`; choose another address",
         ),
         (
             &format!("{service}isolation = \"service\"\nlimits = {{ max-cpu-time = \"1s\" }}"),
-            "2: service[0].limits.max-cpu-time: it is for one connection's instance, and not for `--isolation service`: what one \
-             connection takes of an instance that many share cannot be told",
+            "2: service[0].limits.max-cpu-time: the CPU time of one connection cannot be measured in a \
+             shared instance, but isolation is `service`; remove one of the two settings",
         ),
         (
             &format!(
                 "[[service]]\nname = \"a\"\nlisten = [\"unix:{}\"]",
                 "x".repeat(103)
             ),
-            "3: service[0].listen[0]: the path has 108 bytes, and a socket's can have 107; choose a shorter one",
+            "3: service[0].listen[0]: the socket path has 108 bytes; the limit is 107; choose a shorter path",
         ),
         (
             &format!("{service}grants = {{ dirs = [\"nowhere::/x\"] }}"),

@@ -50,16 +50,16 @@ impl<K: Kind> Visitor<'_> for Reader<K> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if K::NUMBERS && K::EXAMPLE.parse::<u64>().is_ok() {
-            write!(f, "a number, as {}", K::EXAMPLE)
+            write!(f, "a number such as {}", K::EXAMPLE)
         } else if K::NUMBERS {
-            write!(f, "a number, or a string, as \"{}\"", K::EXAMPLE)
+            write!(f, "a number, or a string such as \"{}\"", K::EXAMPLE)
         } else {
-            write!(f, "a string, as \"{}\"", K::EXAMPLE)
+            write!(f, "a string such as \"{}\"", K::EXAMPLE)
         }
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Word<K>, E> {
-        let refused = |expected| E::custom(format_args!("`{text}` is refused: {expected}"));
+        let refused = |expected| E::custom(format_args!("invalid value `{text}`: {expected}"));
         K::parse(text).map(Word).map_err(refused)
     }
 

@@ -44,10 +44,9 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow:
     let options = &config.socket;
     match &config.address {
         Address::Tcp(address) => {
-            let (socket, local) = tcp(*address, options).with_context(|| {
-                format!(
-                    "cannot listen on {address}; choose another address with {flag}, or stop what uses it"
-                )
+            let (socket, local) = tcp(*address, options).map_err(|error| {
+                let advice = advice(&error, flag);
+                anyhow!(error).context(format!("cannot listen on {address}; {advice}"))
             })?;
             Ok(Bound {
                 socket: super::Socket::Tcp(socket, local),
@@ -60,6 +59,21 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow:
         Address::Inherited(name) => {
             inherited(name, options).with_context(|| format!("cannot listen on {}", config.address))
         }
+    }
+}
+
+/// What to do about an address that cannot be bound. Another could be chosen by `flag`.
+fn advice(error: &io::Error, flag: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("stop the process that uses it, or choose another address with {flag}")
+        }
+        io::ErrorKind::AddrNotAvailable => format!("choose an address of this machine with {flag}"),
+        io::ErrorKind::PermissionDenied => format!(
+            "a port below 1024 may need CAP_NET_BIND_SERVICE; grant it, or choose another port with \
+             {flag}"
+        ),
+        _ => format!("choose another address with {flag}"),
     }
 }
 
@@ -110,14 +124,14 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     if let Some((user, group)) = owner {
         chown(&path, user, group).with_context(|| {
             format!(
-                "its owner cannot be made `{}` (--socket-owner)",
+                "cannot set the owner of the socket to `{}`",
                 options.owner.as_deref().unwrap_or_default()
             )
         })?;
     }
     if let Some(Mode(mode)) = options.mode {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-            .with_context(|| format!("its mode cannot be made {mode:04o} (--socket-mode)"))?;
+            .with_context(|| format!("cannot set the mode of the socket to {mode:04o}"))?;
     }
     set(&socket, options)?;
     socket.set_nonblocking(true)?;
@@ -169,7 +183,7 @@ fn unix_socket(path: &Path, flag: &str) -> anyhow::Result<(Socket, SocketFile)> 
 fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
-            bail!("there is something else than a socket; choose another path with {flag}, or move it away")
+            bail!("the path is not a socket; remove the file, or choose another path with {flag}")
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -180,21 +194,23 @@ fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<(
     client.set_nonblocking(true)?;
     match client.connect(address) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            debug!(path = %path.display(), "a socket is replaced that nobody listens at");
+            debug!(path = %path.display(), "replacing a stale socket");
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(anyhow!(error).context("a socket that was left behind cannot be removed"))
+                    Err(anyhow!(error).context("cannot remove the stale socket"))
                 }
                 _ => Ok(()),
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(()) => bail!("another process listens there; choose another path with {flag}, or stop it"),
+        Ok(()) => {
+            bail!("another process listens there; stop it, or choose another path with {flag}")
+        }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("another process listens there; choose another path with {flag}, or stop it")
+            bail!("another process listens there; stop it, or choose another path with {flag}")
         }
         Err(error) => {
-            Err(anyhow!(error).context("there is a socket, and whether anybody listens cannot be found out"))
+            Err(anyhow!(error).context("cannot find out whether a process listens on the existing socket"))
         }
     }
 }
@@ -226,7 +242,7 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|now| now == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            debug!(path = %self.path.display(), %error, "a socket cannot be removed");
+            debug!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
 }
@@ -251,7 +267,7 @@ pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
         name => Some(match name.parse() {
             Ok(number) => number,
             Err(_) => User::from_name(name)?
-                .with_context(|| format!("there is no user `{name}` (--socket-owner)"))?
+                .with_context(|| format!("there is no user `{name}` to own the socket"))?
                 .uid
                 .as_raw(),
         }),
@@ -261,7 +277,7 @@ pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
         Some(name) => Some(match name.parse() {
             Ok(number) => number,
             Err(_) => Group::from_name(name)?
-                .with_context(|| format!("there is no group `{name}` (--socket-owner)"))?
+                .with_context(|| format!("there is no group `{name}` to own the socket"))?
                 .gid
                 .as_raw(),
         }),

@@ -60,12 +60,12 @@ fn take(descriptors: &mut ListenFd, index: usize) -> Result<OwnedFd, String> {
         Ok(Some(socket)) => Socket::from(socket),
         _ => match descriptors.take_unix_listener(index) {
             Ok(Some(socket)) => Socket::from(socket),
-            _ => return Err("it is no stream socket".to_owned()),
+            _ => return Err("the inherited descriptor is not a stream socket".to_owned()),
         },
     };
     match socket.is_listener() {
         Ok(true) => Ok(socket.into()),
-        Ok(false) => Err("it does not listen".to_owned()),
+        Ok(false) => Err("the inherited socket does not listen".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -98,14 +98,16 @@ pub(super) fn lease(name: &str) -> anyhow::Result<(Socket, Lease)> {
             .ok_or_else(|| anyhow!("{}", Found(inherited)))?,
         ([], Err(_)) => bail!("{}", Found(inherited)),
         (several, _) => bail!(
-            "{} sockets were inherited by that name; take them by number, as inherited:0",
+            "{} inherited sockets have this name; select one by number, such as inherited:0",
             several.len()
         ),
     };
     let socket = one.socket.as_ref().map_err(|why| anyhow!("{why}"))?;
-    let socket = socket.try_clone().context("its descriptor cannot be copied")?;
+    let socket = socket
+        .try_clone()
+        .context("cannot duplicate the inherited descriptor")?;
     if one.taken.swap(true, Relaxed) {
-        bail!("another listener has it");
+        bail!("another listener already uses this socket");
     }
     Ok((Socket::from(socket), Lease(&one.taken)))
 }
@@ -117,13 +119,13 @@ impl fmt::Display for Found<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str(
-                "no socket was inherited; have the host started by a socket unit of systemd, or what speaks its protocol \
-                 (LISTEN_FDS, LISTEN_PID)",
+                "no socket was inherited; start the host from a systemd socket unit, or from a \
+                 program that sets LISTEN_FDS and LISTEN_PID",
             );
         }
-        f.write_str("no such socket was inherited; there are")?;
+        f.write_str("no inherited socket has this name or number; the inherited sockets are")?;
         for (index, one) in self.0.iter().enumerate() {
-            let name = one.name.as_deref().unwrap_or("no name");
+            let name = one.name.as_deref().unwrap_or("unnamed");
             write!(f, "{} {index} ({name})", if index > 0 { "," } else { "" })?;
         }
         Ok(())

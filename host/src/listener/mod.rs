@@ -250,7 +250,7 @@ impl Listener {
             match self.socket.accept().await {
                 Ok(accepted) => {
                     if self.pause.take().is_some() {
-                        info!(listener = self.name(), "accepting again");
+                        info!(listener = self.name(), "accepting connections again");
                     }
                     return self.entrance.admit(accepted);
                 }
@@ -258,7 +258,7 @@ impl Listener {
                     errors.one_more();
                     match remedy(&error) {
                         Remedy::Next if skipped < MAX_SKIPPED => {
-                            debug!(listener = self.name(), %error, "a connection was gone before it was accepted");
+                            debug!(listener = self.name(), %error, "connection closed before accept");
                             skipped += 1;
                         }
                         Remedy::Next | Remedy::BackOff => {
@@ -267,8 +267,9 @@ impl Listener {
                                 warn!(
                                     listener = self.name(),
                                     %error,
-                                    "cannot accept connections for now; they wait in the backlog \
-                                     (is the limit on descriptors, ulimit -n, too low for --max-connections?)"
+                                    "cannot accept connections at the moment; they wait in the \
+                                     backlog (the limit on open files, `ulimit -n`, may be too low \
+                                     for max-connections)"
                                 );
                             }
                             let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
@@ -326,7 +327,7 @@ impl Iterator for Closing {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) if remedy(&error) == Remedy::Next => {}
                 Err(error) => {
-                    warn!(listener = self.entrance.name, %error, "connections in the backlog cannot be accepted");
+                    warn!(listener = self.entrance.name, %error, "cannot accept the rest of the backlog");
                     return None;
                 }
             }

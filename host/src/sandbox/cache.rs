@@ -60,15 +60,21 @@ impl Cache {
             CacheDir::At(dir) => Self::open(dir)
                 .inspect_err(|error| {
                     warn!(
-                        "not keeping compiled components in `{}` of --cache: {error}; give a directory of your own, or `off`",
+                        "cannot cache compiled components in `{}`: {error}; give --cache a directory \
+                         that only you can write to, or `off`",
                         dir.display()
                     );
                 })
                 .ok(),
             CacheDir::OfUser => {
-                let dir = etcetera::base_strategy::choose_base_strategy().ok()?.cache_dir().join(NAME);
+                let dir = etcetera::base_strategy::choose_base_strategy()
+                    .ok()?
+                    .cache_dir()
+                    .join(NAME);
                 Self::open(&dir)
-                    .inspect_err(|error| debug!(dir = %dir.display(), %error, "not keeping compiled components"))
+                    .inspect_err(
+                        |error| debug!(dir = %dir.display(), %error, "cannot cache compiled components"),
+                    )
                     .ok()
             }
         }
@@ -83,10 +89,12 @@ impl Cache {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let metadata = fs::metadata(dir)?;
         if metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::other("it belongs to another user"));
+            return Err(io::Error::other("the directory belongs to another user"));
         }
         if metadata.mode() & 0o022 != 0 {
-            return Err(io::Error::other("others may write to it (chmod go-w)"));
+            return Err(io::Error::other(
+                "other users can write to the directory (run `chmod go-w` on it)",
+            ));
         }
         Ok(Self { dir: dir.to_owned() })
     }
@@ -102,11 +110,13 @@ impl Cache {
         match find(engine, &path, content) {
             Ok(Some(code)) => return Ok((code, false)),
             Ok(None) => {}
-            Err(error) => debug!(path = %path.display(), %error, "compiling again, since the cache fails"),
+            Err(error) => {
+                debug!(path = %path.display(), %error, "cannot use the cache entry; compiling again")
+            }
         }
         let code = Code::compile(engine, content)?;
         if let Err(error) = self.keep(&path, content, &code) {
-            debug!(path = %path.display(), %error, "cannot keep compiled code");
+            debug!(path = %path.display(), %error, "cannot write the cache entry");
         }
         Ok((code, true))
     }
@@ -195,11 +205,11 @@ fn find(engine: &Engine, path: &Path, content: &Content) -> io::Result<Option<Co
         entry => entry?,
     };
     let Some((found, code)) = entry.split_at_checked(DIGEST) else {
-        return Err(io::Error::other("it is cut off"));
+        return Err(io::Error::other("the entry is truncated"));
     };
     if *found != digest(content, code) {
         return Err(io::Error::other(
-            "it is damaged, or of what the guest came to another time",
+            "the entry is damaged, or belongs to another snapshot of the guest",
         ));
     }
     let code = deserialize(engine, code).map_err(io::Error::other)?;

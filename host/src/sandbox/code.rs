@@ -32,7 +32,8 @@ impl Code {
         if large {
             let size = ByteSize::b(bytes.len() as u64).display().iec();
             info!(
-                "compiling {name} of {size}, which takes a while; where compiled code is kept it is done once"
+                "compiling {name} ({size}), which takes a while; with a cache, it is compiled \
+                 only once"
             );
         }
         let start = Instant::now();

@@ -61,10 +61,10 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
     }
     let handler = graph
         .alias_instance_export(instance, HANDLER)
-        .map_err(|error| impossible(content, "each other", &error))?;
+        .map_err(|error| impossible(content, "its middleware", &error))?;
     graph
         .export(handler, HANDLER)
-        .map_err(|error| impossible(content, "each other", &error))?;
+        .map_err(|error| impossible(content, "its middleware", &error))?;
     // What comes out is validated where it is compiled.
     let options = EncodeOptions {
         validate: false,
@@ -72,7 +72,7 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
     };
     let bytes = graph
         .encode(options)
-        .map_err(|error| impossible(content, "each other", &error))?;
+        .map_err(|error| impossible(content, "its middleware", &error))?;
     Ok(content.composed(service.stage != Stage::AsRead, bytes))
 }
 
@@ -134,7 +134,7 @@ fn no_middleware(graph: &CompositionGraph, package: PackageId) -> Option<String>
     let ours: Vec<&str> = imports(graph, package)
         .filter(|name| name.starts_with(PACKAGE))
         .collect();
-    (!ours.contains(&HANDLER)).then(|| format!("imports {} of that package", list(&ours)))
+    (!ours.contains(&HANDLER)).then(|| format!("imports {} from `inet:service`", list(&ours)))
 }
 
 fn exports(graph: &CompositionGraph, package: PackageId) -> impl Iterator<Item = &str> {

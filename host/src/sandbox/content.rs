@@ -111,7 +111,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
     if size > MAX_FILE {
         let limit = ByteSize(MAX_FILE);
-        return Err(io::Error::other(format!("it is larger than {limit}")));
+        return Err(io::Error::other(format!("the file is larger than {limit}")));
     }
     Ok(bytes)
 }
@@ -283,8 +283,8 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.component)?;
         for (index, path) in self.middleware.iter().enumerate() {
-            let before = if index == 0 { " behind" } else { "," };
-            write!(f, "{before} `{}`", path.display())?;
+            let before = if index == 0 { " behind middleware" } else { "," };
+            write!(f, "{before} {}", path.display())?;
         }
         Ok(())
     }
@@ -294,7 +294,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded => f.write_str("the embedded echo guest"),
-            Self::File(path) => write!(f, "`{}`", path.display()),
+            Self::File(path) => write!(f, "component {}", path.display()),
         }
     }
 }

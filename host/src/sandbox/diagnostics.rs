@@ -98,7 +98,7 @@ impl Lines {
         };
         // As a field, so that control characters are escaped and no line of the host can be forged.
         let line = String::from_utf8_lossy(line.trim_ascii_end());
-        info!(connection, instance, stderr = &*line, "the guest says");
+        info!(connection, instance, stderr = &*line, "guest output");
     }
 }
 
@@ -116,7 +116,7 @@ fn may_be_logged(speaker: Speaker, Logged(logged): &Logged) -> Option<(Option<u6
     if logged.fetch_add(1, Relaxed) == MAX_LINES {
         warn!(
             connection,
-            instance, "the guest writes more than {MAX_LINES} lines to standard error: no more are logged"
+            instance, "the guest wrote more than {MAX_LINES} lines; further lines are not logged"
         );
         return None;
     }
@@ -156,7 +156,10 @@ impl Pace {
                 lines: 0,
             };
             if left_out > 0 {
-                warn!("guests write more than {MAX_RATE} lines in a second: {left_out} were not logged");
+                warn!(
+                    "guests wrote more than {MAX_RATE} lines in a second; {left_out} lines were \
+                     not logged"
+                );
             }
         }
         second.lines = second.lines.saturating_add(1);
@@ -217,13 +220,7 @@ fn say(level: Level, (connection, instance): (Option<u64>, Option<u64>), context
     // As fields, so that control characters are escaped and no line of the host can be forged.
     macro_rules! say {
         ($say:ident) => {
-            $say!(
-                connection,
-                instance,
-                context,
-                said = message,
-                "the guest logs"
-            )
+            $say!(connection, instance, context, said = message, "guest log")
         };
     }
     match level {

@@ -101,7 +101,7 @@ impl Drop for Long {
 
 /// A call was interrupted since its connection is to end.
 #[derive(Debug, Error)]
-#[error("the connection ends")]
+#[error("interrupted: the connection is being closed")]
 struct Ended;
 
 impl Direct {

@@ -82,33 +82,33 @@ fn granted(import: &str, grants: &Granted, contract: Contract) -> &'static str {
         ("inet:service", _) => "types of the contract",
         ("wasi:clocks", _) => "granted",
         ("wasi:random", _) => "granted",
-        ("wasi:io", _) => "granted, for what else is",
-        ("wasi:filesystem", _) if !grants.has_dirs() => "there is no directory",
-        ("wasi:filesystem", _) => "the directories of --dir",
-        ("wasi:sockets", _) if !grants.has_outbound() => "every use is refused",
-        ("wasi:sockets", _) => "connecting to --allow-outbound, and nothing else",
-        (_, "wasi:cli/environment") if program => "arguments, the peer's address, and --env",
-        (_, "wasi:cli/environment") => "arguments and --env",
-        (_, "wasi:cli/stdin") if program => "what the peer sends",
-        (_, "wasi:cli/stdin") => "it is empty",
-        (_, "wasi:cli/stdout") if program => "what the peer gets",
-        (_, "wasi:cli/stdout") => "it goes nowhere",
-        (_, "wasi:cli/stderr") | ("wasi:logging", _) => "it goes to the log",
-        (_, "wasi:cli/exit") if program => "it ends the connection, with FIN",
-        (_, "wasi:cli/exit") => "it ends the connection, with a reset",
-        _ => "there is nothing behind it",
+        ("wasi:io", _) => "granted; other granted interfaces use it",
+        ("wasi:filesystem", _) if !grants.has_dirs() => "no directories; grant them with --dir",
+        ("wasi:filesystem", _) => "the directories granted with --dir",
+        ("wasi:sockets", _) if !grants.has_outbound() => "denied; grant addresses with --allow-outbound",
+        ("wasi:sockets", _) => "connections to the addresses granted with --allow-outbound only",
+        (_, "wasi:cli/environment") if program => "arguments, the peer's address, and the variables of --env",
+        (_, "wasi:cli/environment") => "arguments and the variables of --env",
+        (_, "wasi:cli/stdin") if program => "the bytes that the peer sends",
+        (_, "wasi:cli/stdin") => "empty",
+        (_, "wasi:cli/stdout") if program => "the bytes that are sent to the peer",
+        (_, "wasi:cli/stdout") => "discarded",
+        (_, "wasi:cli/stderr") | ("wasi:logging", _) => "written to the log",
+        (_, "wasi:cli/exit") if program => "ends the connection with FIN",
+        (_, "wasi:cli/exit") => "ends the connection with a reset",
+        _ => "present, but without effect",
     }
 }
 
 /// What a module gets from a function of WASI preview 1.
 fn granted_to_module(function: &str, grants: &Granted) -> &'static str {
     match function.split('_').next().unwrap_or_default() {
-        "args" | "environ" => "arguments, the peer's address, and --env",
-        "path" if !grants.has_dirs() => "there is no directory",
-        "path" => "the directories of --dir",
-        "fd" => "what the peer sends and gets, the log, and what else is granted",
-        "proc" => "it ends the connection, with FIN",
-        "sock" => "there are no sockets",
+        "args" | "environ" => "arguments, the peer's address, and the variables of --env",
+        "path" if !grants.has_dirs() => "no directories; grant them with --dir",
+        "path" => "the directories granted with --dir",
+        "fd" => "the connection, the log, and the granted directories",
+        "proc" => "ends the connection with FIN",
+        "sock" => "denied; a module has no sockets",
         _ => "granted",
     }
 }
@@ -123,7 +123,10 @@ mod tests {
         let granted = |import| granted(import, &grants, Contract::Streams);
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.2.6"), "granted");
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.3.0"), "granted");
-        assert_eq!(granted("wasi:cli/stdin@0.2.6"), "it is empty");
-        assert_eq!(granted("wasi:sockets/tcp@0.2.6"), "every use is refused");
+        assert_eq!(granted("wasi:cli/stdin@0.2.6"), "empty");
+        assert_eq!(
+            granted("wasi:sockets/tcp@0.2.6"),
+            "denied; grant addresses with --allow-outbound"
+        );
     }
 }

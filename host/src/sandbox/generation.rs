@@ -89,7 +89,7 @@ impl Sandbox {
         match timeout(PROBE, generation.try_in(store)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
-            Err(_) => return Err(refused(Refusal::Start(format!("it takes longer than {PROBE:?}")))),
+            Err(_) => return Err(refused(Refusal::Start(format!("it took longer than {PROBE:?}")))),
         }
         warn_of_small_pool(&generation.engine, &generation.code);
         Ok(Arc::new(generation))
@@ -159,7 +159,7 @@ impl Sandbox {
         };
         let (code, compiled) = code.map_err(|error| content.refused(Refusal::Invalid(line(&error))))?;
         let duration_ms = start.elapsed().as_millis() as u64;
-        debug!(compiled, duration_ms, "the component's code is ready");
+        debug!(compiled, duration_ms, "component code ready");
         Ok((engine, code))
     }
 }
@@ -367,8 +367,8 @@ fn warn_of_small_pool(engine: &Engine, code: &Code) {
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
-            "each instance of the component takes {} memories and {} tables, so that {fit} fit into the pool at \
-             once, and --max-connections is {connections}: lower it to {fit}",
+            "an instance of the component takes {} memories and {} tables, so the pool has room for \
+             {fit} instances, but --max-connections is {connections}: lower it to {fit}",
             required.memories, required.tables
         );
     }

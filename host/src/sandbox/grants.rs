@@ -33,7 +33,7 @@ impl Granted {
         for destination in &grants.outbound {
             let addresses = destination.to_socket_addrs().map_err(|error| {
                 io::Error::other(format!(
-                    "`{destination}` of --allow-outbound has no address ({error})"
+                    "cannot resolve the --allow-outbound destination `{destination}`: {error}"
                 ))
             })?;
             outbound.extend(addresses);
@@ -109,10 +109,7 @@ impl Granted {
                 FsPerms::ReadOnly
             };
             wasi.preopened_dir(host, guest, perms).map_err(|error| {
-                error.context(format!(
-                    "the directory `{}` of --dir cannot be opened",
-                    host.display()
-                ))
+                error.context(format!("cannot open the --dir directory `{}`", host.display()))
             })?;
         }
         Ok(wasi)

@@ -36,11 +36,12 @@ pub enum LoadError {
 #[derive(Debug, Error)]
 pub enum Refusal {
     /// There is nothing in it.
-    #[error("is empty: expected a WebAssembly component; build it again, or copy it whole")]
+    #[error("is empty: expected a WebAssembly component; rebuild it, or copy the complete file")]
     Empty,
     /// It is something else altogether.
     #[error(
-        "is not WebAssembly (it begins with {found}): expected a component, as `cargo guests` builds them"
+        "is not WebAssembly (it starts with {found}): expected a component, for example a Rust \
+         guest built for wasm32-wasip2"
     )]
     NotWasm {
         /// Its first bytes.
@@ -48,16 +49,17 @@ pub enum Refusal {
     },
     /// It is a core module, and no program.
     #[error(
-        "is a core WebAssembly module and not a program for WASI preview 1 ({0}): build it for wasm32-wasip2, or turn it \
-         into a component with `wasm-tools component new`"
+        "is a core WebAssembly module, but not a WASI preview 1 program ({0}): build it for \
+         wasm32-wasip2, or convert it to a component with `wasm-tools component new`"
     )]
     NoProgram(String),
     /// It is damaged, or uses what this version of wasmtime does not know.
-    #[error("is not a valid component ({0}): build it again, or copy it whole")]
+    #[error("is not a valid component ({0}): rebuild it, or copy the complete file")]
     Invalid(String),
     /// It speaks another version of the contract.
     #[error(
-        "exports `{found}`, but this host serves version {expected} of that package: build it against the `wit/` of this host"
+        "exports `{found}`, but this host serves version {expected} of that package: build it \
+         against the `wit/` of this host"
     )]
     OtherVersion {
         /// The export that was found.
@@ -67,7 +69,8 @@ pub enum Refusal {
     },
     /// It exports no contract.
     #[error(
-        "exports {found}: expected `{streams}`, `{sessions}` or `{cli}`; build it against world `service` or `session-service` of `wit/`, or as a program"
+        "exports {found}: expected `{streams}`, `{sessions}` or `{cli}`; build it against the \
+         world `service` or `session-service` in `wit/`, or as a WASI program"
     )]
     NoContract {
         /// What it exports.
@@ -81,14 +84,15 @@ pub enum Refusal {
     },
     /// It is a middleware that nothing was composed with.
     #[error(
-        "imports `{0}`, as a middleware does, and nothing stands behind it: give it by --middleware and a service by \
-         --component, or compose them first, as with `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
+        "imports `{0}`, so it is a middleware, and there is no service behind it: pass it with \
+         --middleware and a service with --component, or compose the two first with \
+         `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
     )]
     Middleware(&'static str),
     /// It is named as a middleware, and is none.
     #[error(
-        "is no middleware, which imports and exports `{handler}` (it {found}): build it against world `middleware` of \
-         `wit/`, or give it by --component if it is a service"
+        "is not a middleware (it {found}; a middleware imports and exports `{handler}`): build it \
+         against the world `middleware` in `wit/`, or pass it with --component if it is a service"
     )]
     NoMiddleware {
         /// What it does instead.
@@ -98,8 +102,8 @@ pub enum Refusal {
     },
     /// It is named behind middlewares, and serves by another contract than theirs.
     #[error(
-        "cannot stand behind a middleware, which calls `{handler}` (it {found}): build it against world `service` of \
-         `wit/`, or leave out --middleware"
+        "cannot serve behind a middleware (it {found}; a middleware calls `{handler}`): build it \
+         against the world `service` in `wit/`, or omit --middleware"
     )]
     NotCallable {
         /// How it serves.
@@ -117,35 +121,39 @@ pub enum Refusal {
     },
     /// It imports what the host does not have.
     #[error(
-        "imports what the host does not offer ({0}): only WASI is offered; leave that import out, or compose the component with one that exports it"
+        "has an import that the host does not provide ({0}): only WASI is provided; remove the \
+         import, or compose the component with one that exports it"
     )]
     Import(String),
     /// It exports the contract by name, with other types.
     #[error(
-        "exports a contract whose functions have other types than in `wit/`, or than WASI has for a program ({0}): build it against the `wit/` of this host, or for WASI 0.2 or 0.3"
+        "exports a contract whose function types differ from those in `wit/`, or, for a program, \
+         from those of WASI ({0}): build it against the `wit/` of this host, or for WASI 0.2 or 0.3"
     )]
     Types(String),
     /// It exports nothing to initialise it by.
     #[error(
-        "exports no function `{0}`, by which --preinit initialises a guest: export one that takes and gives nothing, or leave \
-         out --preinit"
+        "exports no function `{0}`, which --preinit calls to initialise a guest: export it without \
+         parameters or results, or omit --preinit"
     )]
     NoInitialiser(&'static str),
     /// It could not be initialised.
     #[error(
-        "cannot be initialised for --preinit ({0}): mend what it does in that function, or leave out --preinit"
+        "cannot be initialised for --preinit ({0}): fix its function `wizer-initialize`, or omit \
+         --preinit"
     )]
     Initialise(String),
     /// No snapshot can be made of it.
     #[error(
-        "cannot be made a snapshot of for --preinit ({0}): its state has to be in memories and globals alone; build it \
-         without what is named there, or leave out --preinit"
+        "cannot be snapshotted for --preinit ({0}): a snapshot holds memories and globals only; \
+         keep all state there, or omit --preinit"
     )]
     Snapshot(String),
     /// Its connections cannot share instances.
     #[error(
-        "exports `{contract}`, and --isolation service is for `{streams}` alone, by which a guest can serve many connections at \
-         once: build it against world `service` of `wit/`, or leave out --isolation"
+        "exports `{contract}`, but --isolation service requires `{streams}`, with which one \
+         instance can serve many connections: build it against the world `service` in `wit/`, or \
+         omit --isolation"
     )]
     NotShared {
         /// The contract by which it serves.
@@ -155,7 +163,8 @@ pub enum Refusal {
     },
     /// It could not be instantiated.
     #[error(
-        "cannot start ({0}): mend what it does at its start, or raise --max-memory if memory is what it lacks"
+        "cannot start ({0}): fix its start-up code, or raise --max-memory if it ran out of \
+         memory"
     )]
     Start(String),
 }

@@ -45,7 +45,7 @@ fn at_once<T>(future: impl Future<Output = T>) -> wasmtime::Result<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Ok(output),
         Poll::Pending => Err(wasmtime::format_err!(
-            "the guest waits, of which nothing was to be seen in its imports"
+            "the guest waits in a host call, although none of its imports can wait"
         )),
     }
 }

@@ -57,14 +57,16 @@ impl Sandbox {
         // The crate panics where it meets what it does not know.
         let snapshot = match timeout(MAX, AssertUnwindSafe(snapshot).catch_unwind()).await {
             Ok(Ok(snapshot)) => snapshot?,
-            Ok(Err(_)) => return Err(content.refused(Refusal::Snapshot("its form is not known".to_owned()))),
+            Ok(Err(_)) => {
+                return Err(content.refused(Refusal::Snapshot("its structure is not supported".to_owned())));
+            }
             Err(_) => {
-                let refusal = Refusal::Initialise(format!("it takes longer than {MAX:?}"));
+                let refusal = Refusal::Initialise(format!("it took longer than {MAX:?}"));
                 return Err(content.refused(refusal));
             }
         };
         let duration_ms = start.elapsed().as_millis() as u64;
-        debug!(duration_ms, size = snapshot.len(), "the component is initialised");
+        debug!(duration_ms, size = snapshot.len(), "component initialised");
         Ok(content.initialised(snapshot))
     }
 
@@ -182,8 +184,8 @@ struct Initialised<I> {
 
 /// What is said of an instance that no snapshot can be made of.
 const HANDLES: &str =
-    "it keeps handles of the host, as of a file or of standard output, which would stand for nothing";
-const PIECES: &str = "its memory falls into too many pieces";
+    "it holds handles of the host, such as a file or standard output, which a snapshot cannot keep";
+const PIECES: &str = "its memory has too many separate regions of non-zero bytes";
 const NO_ROOM: &str = "its memory cannot grow by two pages";
 
 /// Stretches of bytes other than 0 that a memory may have. Each is noted by itself before those with little between become one.
@@ -234,7 +236,7 @@ impl InstanceState for Initialised<Instance> {
             Some(Val::F32(value)) => SnapshotVal::F32(value),
             Some(Val::F64(value)) => SnapshotVal::F64(value),
             Some(Val::V128(value)) => SnapshotVal::V128(value.as_u128()),
-            other => panic!("the global `{name}` is {other:?}"),
+            other => panic!("the global `{name}` has the unexpected value {other:?}"),
         }
     }
 

@@ -169,7 +169,7 @@ async fn live(
     guard: Guard,
 ) {
     let instance = guard.number;
-    debug!(instance, "an instance starts, for connections to share");
+    debug!(instance, "shared instance started");
     let ticker = Arc::clone(store.data().ticker());
     let ran = ticker
         .run_at(&cost, run(&pre, &mut store, &pulse, arrivals))
@@ -177,13 +177,13 @@ async fn live(
     match ran {
         Ok(()) => debug!(
             instance,
-            "an instance ends: it has no connections, and gets no more"
+            "shared instance ended: it has no connections and will get no more"
         ),
         Err(fault) => {
             warn!(
                 instance,
                 reason = fault.reason(),
-                "an instance has failed, and its connections with it: the next one starts another"
+                "shared instance failed, with its connections; the next connection starts another"
             );
             debug!(instance, "the guest failed: {}", fault.trace());
             guard.end.fail(Failure::Fault(Arc::new(fault)));
@@ -243,7 +243,7 @@ where
         debug!(
             connection,
             instance = number,
-            "the connection has joined an instance"
+            "connection joined a shared instance"
         );
         // An instance that has ended takes no more, and says so below.
         let _ = instance.arrivals.send(arrival);
@@ -268,7 +268,7 @@ where
             (Some(served @ Served::Returned(..)), _) => return Ok(served),
             (Some(served), _) if outbound.ended() => return Ok(served),
             // The hook for panics has said what happened.
-            (_, Failure::Panic) => resume_unwind(Box::new("the task of its instance has panicked")),
+            (_, Failure::Panic) => resume_unwind(Box::new("the task of the shared instance panicked")),
             // Nothing has come of it, and the next instance may do better.
             (_, Failure::Fault(fault)) if !link.taken() && !matches!(**fault, Fault::Start(_)) => {}
             (_, Failure::Fault(fault)) => {

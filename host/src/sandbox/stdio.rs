@@ -293,7 +293,9 @@ impl<W: AsyncWrite + Unpin> Output<W> {
         } else if self.waiting.len() + bytes.len() <= MAX_WAITING {
             self.waiting.extend_from_slice(&bytes);
         } else {
-            return Err(StreamError::trap("it writes by too many handles at once"));
+            return Err(StreamError::trap(
+                "the guest writes through too many handles of standard output at once",
+            ));
         }
         let _ = self.poll_room(&nobody());
         Ok(())
@@ -345,7 +347,9 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Pollable for Stdout<W> {
 impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         let Some(left) = self.permit.checked_sub(bytes.len()) else {
-            return Err(StreamError::trap("it writes more than it was permitted to"));
+            return Err(StreamError::trap(
+                "the guest wrote more than `check-write` permitted",
+            ));
         };
         self.permit = left;
         let mut output = self.output();

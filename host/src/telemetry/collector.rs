@@ -71,15 +71,15 @@ enum Unsent {
     Connect(io::Error),
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
-    #[error("the connection has failed: {0}")]
+    #[error("the connection failed: {0}")]
     Http(#[from] hyper::Error),
-    #[error("the request cannot be made: {0}")]
+    #[error("cannot build the request: {0}")]
     Request(#[from] hyper::http::Error),
-    #[error("the answer cannot be read: {0}")]
+    #[error("cannot read the answer: {0}")]
     Answer(Box<dyn std::error::Error + Send + Sync>),
-    #[error("the answer is {0}")]
+    #[error("the collector answered {0}")]
     Status(StatusCode),
-    #[error("{0} of them were rejected: {1}")]
+    #[error("the collector rejected {0} spans or data points: {1}")]
     Rejected(i64, String),
 }
 
@@ -163,7 +163,7 @@ impl Collector {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                debug!(%error, "a connection to the collector has failed");
+                debug!(%error, "a connection to the collector failed");
             }
         });
         Ok(sender)
@@ -199,7 +199,7 @@ impl Collector {
         let endpoint = &self.endpoint;
         warn!(
             failed,
-            "traces or metrics are lost, since they could not be sent to {endpoint}: {unsent}"
+            "traces or metrics lost: cannot send them to {endpoint}: {unsent}"
         );
     }
 

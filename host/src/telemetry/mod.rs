@@ -64,7 +64,7 @@ impl Telemetry {
             .build();
         info!(
             sample = config.sample.get(),
-            "traces and metrics are sent to {}", config.endpoint
+            "sending traces and metrics to {}", config.endpoint
         );
         Self {
             tracer: provider.tracer(NAME),

@@ -154,7 +154,9 @@ impl Telemetry {
         whole.set_attribute(KeyValue::new("error.type", reason.as_str()));
         // All others are what somebody has asked for, or the client's doing.
         if reason == Refused::Failing {
-            whole.set_status(Status::error("the component fails at its start, again and again"));
+            whole.set_status(Status::error(
+                "instances of the component repeatedly fail at start",
+            ));
         }
         spans.steps(trace, None);
         spans.end();
@@ -394,7 +396,9 @@ impl SpanExporter for Exporter {
         match sending.await {
             Ok(true) => Ok(()),
             // Why is in the log, or the runtime is gone.
-            Ok(false) | Err(_) => Err(OTelSdkError::InternalFailure("it could not be sent".to_owned())),
+            Ok(false) | Err(_) => Err(OTelSdkError::InternalFailure(
+                "cannot send the spans to the collector".to_owned(),
+            )),
         }
     }
 

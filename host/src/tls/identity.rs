@@ -30,7 +30,7 @@ pub enum Unusable {
         error: io::Error,
     },
     /// Something that should be in it is not.
-    #[error("there is no {what} in `{}`; expected one in PEM", path.display())]
+    #[error("`{}` contains no {what}; expected one in PEM format", path.display())]
     Missing {
         /// What.
         what: &'static str,
@@ -38,7 +38,7 @@ pub enum Unusable {
         path: PathBuf,
     },
     /// What is in it cannot be used.
-    #[error("what is in `{}` is no {what} that can be used: {error}", path.display())]
+    #[error("cannot use the {what} in `{}`: {error}", path.display())]
     Unfit {
         /// What it should be.
         what: &'static str,
@@ -207,7 +207,7 @@ pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     match x509_cert::Certificate::from_der(certificate) {
         Ok(certificate) => Some(certificate.tbs_certificate().subject().to_string()),
         Err(error) => {
-            debug!(%error, "the subject of a certificate cannot be read");
+            debug!(%error, "cannot read the subject of a client certificate");
             None
         }
     }

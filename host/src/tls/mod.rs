@@ -174,10 +174,13 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         match spawn_blocking(move || identity::read(&config)).await {
             Ok(Ok(read)) => {
                 server.current.store(Arc::new(read));
-                info!(listener, "certificates were read again");
+                info!(listener, "certificates reloaded");
             }
-            Ok(Err(error)) => warn!(listener, "{error}; the certificates from before go on serving"),
-            Err(error) => debug!(listener, %error, "certificates could not be read"),
+            Ok(Err(error)) => warn!(
+                listener,
+                "certificate reload failed: {error}; the previous certificates stay in use"
+            ),
+            Err(error) => debug!(listener, %error, "the certificate reload task failed"),
         }
     }
 }

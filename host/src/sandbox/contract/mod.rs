@@ -101,16 +101,16 @@ pub(super) enum Served<R, W> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CpuLimit {
     /// On one call.
-    #[error("a call has taken longer than --max-call-time")]
+    #[error("a guest call took longer than --max-call-time")]
     Call,
     /// On the whole connection.
-    #[error("the guest has used its --max-cpu-time")]
+    #[error("the guest used more time than --max-cpu-time")]
     Total,
     /// On keeping an instance to one connection, while others that share it wait.
-    #[error("the guest has kept the connections of its instance waiting for longer than --max-call-time")]
+    #[error("the guest kept other connections of its instance waiting longer than --max-call-time")]
     Turn,
     /// On one call that moves a session, where there is none on calls.
-    #[error("a call that moves the session has taken longer than {0:?}")]
+    #[error("a call that moves the session took longer than {0:?}")]
     Move(Duration),
 }
 
@@ -158,7 +158,7 @@ impl Fault {
             Self::Grant(error) | Self::Start(error) | Self::Trap(error) => write!(f, "{error:?}"),
             Self::Cpu(limit) => write!(f, "{limit}"),
             // Which is said once, when it fails.
-            Self::Shared { instance, .. } => write!(f, "with instance {instance}"),
+            Self::Shared { instance, .. } => write!(f, "in shared instance {instance}"),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What a service under load notices of its component being swapped.
+//! What a service under load notices of reloads of its component.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use crate::contender::Places;
 use crate::load::{self, Run};
 use crate::service::Service;
 
-const SWAPS: usize = 1000;
+const RELOADS: usize = 1000;
 const CONNECTIONS: usize = 50;
 
 /// The guests that take turns, and what each answers to a line that is `quit`.
@@ -23,13 +23,14 @@ const GUESTS: [(&str, &[u8]); 2] = [("echo", b"quit\n"), ("lines-session", b"")]
 /// How long the load is measured at a time.
 const LENGTH: Duration = Duration::from_secs(5);
 
-/// Swaps a component while connections talk without a pause, and prints what they notice.
+/// Reloads a component while connections talk without a pause, and prints what they notice.
 ///
 /// # Errors
 ///
-/// A connection is lost, a byte is, or a new connection does not get what the log says.
+/// A connection or a byte is lost, or a new connection does not get the component that the log
+/// reports.
 pub(crate) fn measure(places: &Places) -> Result<()> {
-    let component = places.scratch.join("swapped.wasm");
+    let component = places.scratch.join("reloaded.wasm");
     put(places, GUESTS[0].0, &component)?;
     let service = Service::start(places, &component, &[])?;
     let mut message = vec![b's'; 63];
@@ -45,12 +46,12 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
     let without = load()?;
     let done = AtomicBool::new(false);
     let (with, took) = thread::scope(|scope| {
-        let swapping = scope.spawn(|| {
+        let reloading = scope.spawn(|| {
             let start = Instant::now();
-            let swapped =
-                (1..=SWAPS).try_for_each(|number| swap(&service, places, &component, GUESTS[number % 2]));
+            let reloaded =
+                (1..=RELOADS).try_for_each(|number| reload(&service, places, &component, GUESTS[number % 2]));
             done.store(true, Ordering::Relaxed);
-            swapped.map(|()| start.elapsed())
+            reloaded.map(|()| start.elapsed())
         });
         let mut with = load()?;
         while !done.load(Ordering::Relaxed) {
@@ -59,16 +60,18 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
             with.elapsed += more.elapsed;
             with.latency.add(&more.latency)?;
         }
-        let took = swapping.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        let took = reloading
+            .join()
+            .map_err(|_| anyhow::anyhow!("the reloading thread panicked"))??;
         anyhow::Ok((with, took))
     })?;
     println!(
-        "{SWAPS} swaps in {:.1} s under {CONNECTIONS} connections: no connection lost, no byte lost, every new connection \
-         after a swap got the new behaviour\n",
+        "{RELOADS} reloads in {:.1} s with {CONNECTIONS} busy connections. No connection and no byte was \
+         lost, and every new connection got the new component.\n",
         took.as_secs_f64()
     );
     println!("| | ops/s | p50 µs | p99 µs | p99.9 µs |\n|---|---:|---:|---:|---:|");
-    for (name, run) in [("without swaps", &without), ("during swaps", &with)] {
+    for (name, run) in [("without reloads", &without), ("during reloads", &with)] {
         print_row(name, run);
     }
     Ok(())
@@ -85,11 +88,16 @@ fn print_row(name: &str, run: &Run) {
     );
 }
 
-/// Has the service swap its component, and looks whether that shows.
-fn swap(service: &Service, places: &Places, component: &Path, (guest, answer): (&str, &[u8])) -> Result<()> {
+/// Has the service reload its component, and checks that a new connection gets it.
+fn reload(
+    service: &Service,
+    places: &Places,
+    component: &Path,
+    (guest, answer): (&str, &[u8]),
+) -> Result<()> {
     put(places, guest, component)?;
     service.hang_up()?;
-    service.line("a new generation serves")?;
+    service.line("component reloaded")?;
     let mut client = TcpStream::connect(service.address)?;
     client.set_read_timeout(Some(Duration::from_secs(10)))?;
     client.write_all(b"quit\n")?;
@@ -98,7 +106,7 @@ fn swap(service: &Service, places: &Places, component: &Path, (guest, answer): (
     client.read_to_end(&mut heard)?;
     ensure!(
         heard == answer,
-        "after a swap to {guest} a new connection hears {}",
+        "after a reload to `{guest}`, a new connection received \"{}\"",
         heard.escape_ascii()
     );
     Ok(())
