@@ -32,7 +32,11 @@ fn help_shows_every_flag_with_its_default() {
         let (_, after) = help
             .split_once(flag)
             .unwrap_or_else(|| panic!("{flag} is missing in\n{help}"));
-        let entry = after.split_once("\n  -").map_or(after, |(entry, _)| entry);
+        // Up to the next flag.
+        let mut lines = after.lines();
+        let first = lines.next().unwrap();
+        let rest = lines.take_while(|line| !line.trim_start().starts_with('-'));
+        let entry = [first].into_iter().chain(rest).collect::<Vec<_>>().join(" ");
         assert!(
             entry.contains(default),
             "the default {default} of {flag} is missing in\n{entry}"
