@@ -1,10 +1,12 @@
 //! Peers and systems that do not behave.
 
+use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Host, field};
+use crate::harness::{HOST, Host, TERM, field, guest, scratch, with_cache};
 
 #[test]
 fn a_peer_that_resets_while_the_guest_writes() {
@@ -189,4 +191,72 @@ fn errors_of_accept_are_survived() {
             assert_eq!(log.matches(line).count(), usize::from(times), "{error}: {log}");
         }
     }
+}
+
+#[test]
+fn a_write_beyond_the_limit_on_the_size_of_files_fails_and_ends_nothing() {
+    let (dir, talks) = (scratch("file-size"), scratch("file-size-talks"));
+    fs::create_dir_all(&dir).unwrap();
+    let errands = guest("errands");
+    let grant = format!("{}::/data:rw", dir.display());
+    let mut host = Host::below_shell(
+        "ulimit -f 0",
+        &[
+            "record",
+            "--to",
+            talks.to_str().unwrap(),
+            "--listen",
+            "127.0.0.1:0",
+            // The cache of compiled code cannot be written either.
+            "--cache",
+            dir.join("cache").to_str().unwrap(),
+            "--component",
+            errands.to_str().unwrap(),
+            "--dir",
+            &grant,
+        ],
+    );
+    let client = host.connect();
+    client.send("write /data/file\n");
+    // WASI has no name for the error.
+    let answer = client.line();
+    assert!(answer.starts_with("refused: I/O error"), "{answer}");
+    client.send("list /data\n");
+    // The file that stayed empty, and the cache.
+    assert_eq!(client.line(), "2");
+    drop(client);
+    let line = host.line("cannot write the recorded conversation");
+    assert!(line.contains("File too large"), "{line}");
+    assert!(host.stop().success());
+}
+
+#[test]
+fn signals_that_ask_for_nothing_end_nothing() {
+    let mut host = Host::serving("echo", &[]);
+    for name in [
+        "ALRM", "IO", "PIPE", "PROF", "TTIN", "TTOU", "USR1", "VTALRM", "WINCH", "XFSZ",
+    ] {
+        let kill = Command::new("kill")
+            .args([&format!("-{name}"), &host.pid().to_string()])
+            .status();
+        assert!(kill.unwrap().success(), "{name}");
+        host.connect().echo("hello\n");
+    }
+    assert!(host.stop().success());
+}
+
+#[test]
+fn signals_that_the_parent_has_blocked_are_heard() {
+    let trap = guest("trap");
+    let mut command = with_cache(Command::new("env"));
+    let arguments = ["--listen", "127.0.0.1:0", "--component", trap.to_str().unwrap()];
+    command.arg("--block-signal").arg(HOST).args(arguments);
+    let mut host = Host::spawn(&mut command, &arguments);
+    // A trap of compiled code is a signal that the host handles.
+    let client = host.connect();
+    client.send("!");
+    client.expect_reset();
+    assert_eq!(host.outcome(), "guest-trap");
+    host.signal(TERM);
+    assert!(host.wait().success());
 }

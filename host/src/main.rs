@@ -19,12 +19,16 @@ use host::replay::replay;
 use host::sandbox::{Sandbox, Source};
 use host::server::Drained;
 use host::terminal::Terminal;
-use host::{cli, file, listener, logging, scaffold, server};
+use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
 
 fn main() -> ExitCode {
-    // While there is one thread, which is when the environment may be changed.
+    // While there is one thread: other threads inherit the mask, and could read the environment.
+    if let Err(error) = shutdown::set_mask() {
+        eprintln!("error: cannot set the signal mask: {error}");
+        return ExitCode::FAILURE;
+    }
     listener::inherit();
     let command = Command::from(Cli::parse().checked().unwrap_or_else(|error| error.exit()));
     let serve = match &command {

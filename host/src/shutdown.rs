@@ -2,7 +2,41 @@
 
 use std::io;
 
+use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Signals that would end or stop the host by default, although nothing has asked it to end.
+///
+/// They are blocked, and so stay pending for ever. The call that caused one fails instead: a write
+/// beyond the limit on the size of a file with `EFBIG`, a write to a closed pipe with `EPIPE`. A
+/// write to the terminal from the background succeeds.
+///
+/// SIGQUIT and SIGTSTP keep their defaults, because people send them at a terminal. So does SIGXCPU,
+/// because it enforces a limit on CPU time that the operator has set.
+const BLOCKED: [Number; 9] = [
+    Number::SIGALRM,
+    Number::SIGIO,
+    Number::SIGPIPE,
+    Number::SIGPROF,
+    Number::SIGTTIN,
+    Number::SIGTTOU,
+    Number::SIGUSR1,
+    Number::SIGVTALRM,
+    Number::SIGXFSZ,
+];
+
+/// Sets which signals are blocked, whatever the parent process had blocked.
+///
+/// A parent can leave SIGTERM blocked, so that the host could not be stopped, or SIGSEGV, so that the
+/// trap of a guest would end the host. Threads inherit the mask: call this before any is started.
+///
+/// # Errors
+///
+/// Fails if the system refuses the mask.
+pub fn set_mask() -> io::Result<()> {
+    let blocked = BLOCKED.into_iter().collect::<SigSet>();
+    Ok(blocked.thread_set_mask()?)
+}
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
