@@ -238,7 +238,7 @@ mod primes {
             assert_eq!(client.line(), "error: a number from 1 to 348513 is expected");
         }
         client.send("1".repeat(21));
-        assert_eq!(client.rest(), b"error: a line may have 20 bytes\n");
+        assert_eq!(client.rest(), b"error: a line may have at most 20 bytes\n");
     }
 }
 

@@ -1,4 +1,4 @@
-%% An echo server for Erlang: a process for each connection, which is told of bytes as they come.
+%% An echo server in Erlang. Each connection has a process, which receives bytes as messages.
 -module(echo).
 -export([main/1]).
 

@@ -1,4 +1,4 @@
--- An echo service for HAProxy: each line that comes is sent back.
+-- An echo service for HAProxy: sends back each line that it receives.
 core.register_service("echo", "tcp", function(applet)
   while true do
     local bytes = applet:getline()

@@ -1,4 +1,4 @@
-// An echo server for Node.js: every socket is piped into itself.
+// An echo server for Node.js: pipes each socket into itself.
 import net from "node:net";
 
 const [host, port] = process.argv[2].split(":");

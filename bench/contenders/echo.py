@@ -1,4 +1,4 @@
-"""An echo server for Python's asyncio: a protocol that writes what it is given."""
+"""An echo server with Python's asyncio: a protocol that writes all data that it receives."""
 
 import asyncio
 import sys

@@ -1,4 +1,5 @@
-// An echo service for nginx: what comes from the client is sent back as if the upstream had sent it.
+// An echo service for nginx: sends the client's bytes back to the client, as if the upstream server
+// had sent them.
 function echo(s) {
   s.on("upload", (data, flags) => {
     if (data.length > 0) {
@@ -10,7 +11,7 @@ function echo(s) {
   });
 }
 
-// What an upstream that says nothing does.
+// An upstream server that sends nothing.
 function hold(s) {
   s.on("upload", () => {});
 }

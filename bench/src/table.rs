@@ -80,8 +80,8 @@ pub(crate) fn overview(all: &[Measured<'_>]) -> String {
 
 /// The rows of [`readme`]: a contender, and what the README calls it.
 const README_ROWS: [(&str, &str); 5] = [
-    ("session", "guest of the sessions contract"),
-    ("copy", "guest of the streams contract"),
+    ("session", "guest, sessions contract"),
+    ("copy", "guest, streams contract"),
     ("textbook", "tokio's echo example, no sandbox"),
     ("haproxy", "HAProxy with a Lua service"),
     ("nginx", "nginx with a njs filter"),
@@ -116,18 +116,53 @@ pub(crate) fn readme(all: &[Measured<'_>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn the_table_of_the_readme_has_the_rows_and_columns_that_it_shows() {
-        let readme = std::fs::read_to_string(guest_builder::workspace().join("README.md")).unwrap();
-        let (_, table) = readme.split_once("<!-- measured -->\n\n").unwrap();
-        let names = |text: &str| -> Vec<String> {
-            text.lines()
-                .take_while(|line| line.starts_with('|'))
-                .map(|line| line.split('|').nth(1).unwrap().trim().to_owned())
-                .collect()
+    use super::{README_FIGURES, README_ROWS, readme};
+
+    fn document(path: &str) -> String {
+        std::fs::read_to_string(guest_builder::workspace().join(path)).unwrap()
+    }
+
+    /// The cells of each row of the first table of a text.
+    fn rows(text: &str) -> Vec<Vec<String>> {
+        let table = text.lines().skip_while(|line| !line.starts_with('|'));
+        let cells = |line: &str| -> Vec<String> {
+            let cells = line.trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
         };
-        let written = super::readme(&[]);
-        assert_eq!(names(table), names(&written));
-        assert_eq!(table.lines().next(), written.lines().next());
+        table
+            .take_while(|line| line.starts_with('|'))
+            .map(cells)
+            .collect()
+    }
+
+    #[test]
+    fn the_readme_has_the_rows_and_columns_that_publishing_writes() {
+        let document = document("README.md");
+        let (_, table) = document.split_once("<!-- measured -->\n").unwrap();
+        let (shown, written) = (rows(table), rows(&readme(&[])));
+        assert_eq!(shown[0], written[0]);
+        let names = |rows: &[Vec<String>]| -> Vec<String> { rows.iter().map(|row| row[0].clone()).collect() };
+        assert_eq!(names(&shown), names(&written));
+    }
+
+    #[test]
+    fn the_figures_of_the_readme_are_those_of_the_tables() {
+        let (readme, tables) = (document("README.md"), document("docs/performance.md"));
+        let (_, shown) = readme.split_once("<!-- measured -->\n").unwrap();
+        let shown = rows(shown);
+        for (column, (workload, figure, _)) in README_FIGURES.iter().enumerate() {
+            let title = format!("\n### {}\n", workload.title());
+            let (_, table) = tables.split_once(&title).unwrap_or_else(|| panic!("no{title}"));
+            let table = rows(table);
+            for (row, (name, _)) in README_ROWS.iter().enumerate() {
+                let measured = table
+                    .iter()
+                    .find(|row| row[0].starts_with(&format!("**{name}**")));
+                let measured = &measured.unwrap_or_else(|| panic!("no {name} in{title}"))[figure + 1];
+                // The median stands before the range.
+                let median = measured.split(' ').next().unwrap();
+                assert_eq!(shown[row + 2][column + 1], median, "{name} in{title}");
+            }
+        }
     }
 }

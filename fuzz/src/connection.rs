@@ -24,7 +24,7 @@ use tokio::runtime::{Builder, Runtime};
 const MAX_LINE: usize = 4096;
 
 /// What the guests say of a longer one.
-const TOO_LONG: &[u8] = b"error: a line may have 4096 bytes\n";
+const TOO_LONG: &[u8] = b"error: a line may have at most 4096 bytes\n";
 
 #[derive(Debug)]
 struct Case {

@@ -133,7 +133,7 @@ impl Arrival {
             }
             Ok(Client::Unknown) => Ok(()),
             Err(refusal) => {
-                debug!(peer = %self.remote, "PROXY protocol header rejected: {refusal}");
+                debug!(peer = %self.remote, "connection rejected: {refusal}");
                 if let Some(trace) = &mut self.trace {
                     trace.fails(refusal.to_string());
                 }

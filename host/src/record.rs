@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use anyhow::anyhow;
+use bytesize::ByteSize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -55,7 +56,8 @@ impl Recorder {
             if kept.bytes > MAX {
                 warn!(
                     connection = number,
-                    "conversation not recorded: it has more than {MAX} bytes"
+                    "conversation not recorded: it has more than {}",
+                    ByteSize::b(MAX as u64)
                 );
                 return;
             }

@@ -297,7 +297,7 @@ fn next(template: &Template, name: &str, dir: &Path) -> String {
     } = template;
     let tools = tools.replace('\n', "\n$ ");
     format!(
-        "# A guest in {language} for the contract {contract}. Install missing tools:\n\
+        "# A guest for the {contract} contract, in {language}. Install missing tools:\n\
          $ {tools}\n\
          # Build the guest, replay its conversations, and serve it:\n\
          $ cd '{}'\n\

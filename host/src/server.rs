@@ -375,7 +375,7 @@ async fn drain(process: &Process, limit: Duration) -> Drained {
     info!(
         connections = process.connections.len(),
         timeout = %humantime::format_duration(limit),
-        "draining: new connections are no longer accepted"
+        "draining: the listeners are closed"
     );
     if tokio::time::timeout(limit, process.connections.wait())
         .await
@@ -392,12 +392,12 @@ async fn drain(process: &Process, limit: Duration) -> Drained {
     {
         warn!(
             connections = process.connections.len(),
-            "some connections did not close in time; they end with the process"
+            "connections that do not close end with the process"
         );
     }
     info!(
         closed,
-        "drained: connections still open at the drain timeout were closed"
+        "drained: the drain timeout ended the remaining connections"
     );
     Drained::Done
 }

@@ -298,7 +298,7 @@ pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; expected a number with a unit, such as 500ms, 30s or 5m"))
+        .map_err(|_| "expected a number with a unit, such as 500ms, 30s or 5m".to_owned())
 }
 
 pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {

@@ -8,20 +8,22 @@
 //! - A command that serves runs until the document ends or shows another one. The lines that follow
 //!   it are lines of its log, in that order, perhaps with others between.
 //! - A line of a log behind another command is waited for.
-//! - `cargo run -p host` is the program under test, and `cargo guests` builds the guests.
+//! - `cargo run -p host` is the program under test. `cargo guests` is not run, since the guests are
+//!   built already; its output is not compared.
 //! - Ports that documents name are replaced by free ones. Times, sizes and durations may differ.
 
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use regex::Regex;
 
 use super::markdown::Document;
-use crate::harness::{HOST, Host, guest, scratch, with_cache};
+use crate::harness::{DEADLINE, HOST, Host, guest, scratch, with_cache};
 
 /// A command of a fence, with the output shown.
 pub struct Shown {
@@ -85,12 +87,9 @@ impl<'a> Session<'a> {
             fs::copy(guest(name), dir.join(file)).unwrap();
         }
         symlink(guest_builder::workspace().join("docs"), dir.join("docs")).unwrap();
-        // Bound at the same time, so that they differ.
-        let listeners = ["8080", "9090"].map(|port| (port, TcpListener::bind("127.0.0.1:0").unwrap()));
-        let ports = listeners
-            .iter()
-            .map(|(shown, listener)| (*shown, listener.local_addr().unwrap().port().to_string()))
-            .collect();
+        let ports = ["8080", "9090"]
+            .map(|port| (port, free_port().to_string()))
+            .into();
         Self {
             document,
             dir,
@@ -110,7 +109,7 @@ impl<'a> Session<'a> {
             command = command.replace(port, free);
         }
         if command == "cargo guests" {
-            assert!(shown.output.is_empty(), "{}", self.at(shown));
+            assert_eq!(shown.output, ["..."], "{}", self.at(shown));
         } else if ASSIGNMENT.is_match(&command) {
             self.assignments.push(command);
         } else if serves(&command) {
@@ -138,7 +137,7 @@ impl<'a> Session<'a> {
                 .map_or(command.len(), |(at, _)| at);
             command.insert_str(at, &format!(" --listen 127.0.0.1:{}", self.ports[0].1));
         }
-        let host = Host::spawn(&mut self.shell(&format!("exec {command}")), &[]);
+        let host = Host::spawn(&mut self.shell("bash", &[], &format!("exec {command}")), &[]);
         let log: Vec<_> = host.log().lines().map(|line| self.comparable(line)).collect();
         let mut rest = log.iter();
         for line in shown.output.iter().filter(|line| *line != "...") {
@@ -156,7 +155,10 @@ impl<'a> Session<'a> {
     /// Runs a command to its end.
     fn finish(&mut self, command: &str, shown: &Shown) {
         static LOGGED: LazyLock<Regex> = LazyLock::new(|| regex(r"^(\S+Z +)?(INFO|WARN|ERROR) "));
-        let output = self.shell(command).stdin(Stdio::null()).output().unwrap();
+        // A client that is never answered must not keep the test for ever.
+        let seconds = DEADLINE.as_secs().to_string();
+        let mut limited = self.shell("timeout", &[&seconds, "bash"], command);
+        let output = limited.stdin(Stdio::null()).output().unwrap();
         let both = [output.stdout, output.stderr].concat();
         let both = String::from_utf8_lossy(&both).into_owned();
         assert!(
@@ -188,13 +190,15 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Prepares a shell that runs `command` in the directory of this session.
-    fn shell(&self, command: &str) -> Command {
+    /// Prepares a shell that runs `command` in the directory of this session. The shell is `program`
+    /// with these arguments first.
+    fn shell(&self, program: &str, before: &[&str], command: &str) -> Command {
         let script = [&self.assignments.join("\n"), command].join("\n");
-        let mut shell = with_cache(Command::new("bash"));
+        let mut shell = with_cache(Command::new(program));
         let program = Path::new(HOST).parent().unwrap();
         let path = std::env::var("PATH").unwrap();
         shell
+            .args(before)
             .args(["-o", "pipefail", "-c", &script])
             .current_dir(&self.dir)
             .env("PATH", format!("{}:{path}", program.display()));
@@ -243,6 +247,18 @@ fn matches(expected: &[String], found: &[String]) -> bool {
         None => found.is_empty(),
         Some((any, rest)) if any == "..." => (0..=found.len()).any(|at| matches(rest, &found[at..])),
         Some((line, rest)) => found.first() == Some(line) && matches(rest, &found[1..]),
+    }
+}
+
+/// Finds a port that nothing uses, below those that the kernel gives to the sockets of other tests.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(process::id() % 10_000).unwrap();
+    loop {
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub fn serves_lines(component: &Path) -> String {
     client.send([b"x", longest.as_slice()].concat());
     assert_eq!(
         client.rest(),
-        b"error: a line may have 4096 bytes\n",
+        b"error: a line may have at most 4096 bytes\n",
         "{name} on an over-long line"
     );
     assert_eq!(host.outcome(), "finished");
@@ -49,7 +49,10 @@ pub fn serves_lines(component: &Path) -> String {
     // It needs no end to be too long, and the lines before it are answered.
     let client = host.connect();
     client.send([b"short\n", &longest[..4096], b"x"].concat());
-    assert_eq!(client.rest(), b"short\nerror: a line may have 4096 bytes\n");
+    assert_eq!(
+        client.rest(),
+        b"short\nerror: a line may have at most 4096 bytes\n"
+    );
 
     // Many lines of any bytes, which fall across whatever the guest reads at once, as do their ends.
     let client = host.connect();

@@ -1,23 +1,25 @@
-// Echoes line by line, by the sessions contract: each event of a connection is answered by a call that returns at once.
+// Echoes each line that the client sends, with the sessions contract.
 //
-// `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+// The host calls `handle` once for each event of a connection. `quit` ends the connection. A line
+// of more than 4,096 bytes also ends it, after an error message.
 
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-// Made of the contract by wit-bindgen, as build.sh has it.
+// Generated from the contract by wit-bindgen; see build.sh.
 #include "session_service.h"
 
-// The longest line, in bytes before its `\n`.
+// The maximum length of a line in bytes, without the `\n` at its end.
 #define MAX_LINE 4096
 
 #define TEXT(value) #value
 #define NUMBER(macro) TEXT(macro)
 
-static const char too_long[] = "error: a line may have " NUMBER(MAX_LINE) " bytes\n";
+static const char too_long[] = "error: a line may have at most " NUMBER(MAX_LINE) " bytes\n";
 
-// A connection: what has come of a line that is not whole.
+// The state of one connection: the bytes after the last `\n`, which are the start of an incomplete
+// line.
 struct exports_sessions_session_t {
     size_t count;
     uint8_t held[MAX_LINE];
@@ -26,7 +28,7 @@ struct exports_sessions_session_t {
 typedef exports_sessions_session_t session_t;
 typedef exports_sessions_answer_t answer_t;
 
-// Where there is no memory there is no answer: a trap resets the connection.
+// Allocates memory, or traps if there is none. A trap resets the connection.
 static void *allocate(size_t size) {
     void *memory = malloc(size);
     if (memory == NULL) {
@@ -39,7 +41,7 @@ static bool is_space(uint8_t byte) {
     return memchr(" \t\n\f\r", byte, 5) != NULL;
 }
 
-// Whether a line is `quit`, whatever white space is around it.
+// Reports whether a line is `quit`, with any whitespace around it.
 static bool is_quit(const uint8_t *line, const uint8_t *end) {
     while (line < end && is_space(*line)) {
         line++;
@@ -50,9 +52,9 @@ static bool is_quit(const uint8_t *line, const uint8_t *end) {
     return end - line == 4 && memcmp(line, "quit", 4) == 0;
 }
 
-// Has `length` bytes at `bytes` be what is sent. They come from `allocate`, and the bindings free them once the host
-// has them; but not where there are none, so that is done here.
-static void send(answer_t *answer, uint8_t *bytes, size_t length) {
+// Puts `length` bytes at `bytes` into the answer. `bytes` must come from `allocate`. The bindings
+// free it after the host has copied the bytes. They do not if `length` is 0, so this function does.
+static void set_send(answer_t *answer, uint8_t *bytes, size_t length) {
     if (length == 0) {
         free(bytes);
         bytes = NULL;
@@ -65,14 +67,14 @@ static void finish(answer_t *answer) {
     answer->next.tag = EXPORTS_SESSIONS_NEXT_FINISH;
 }
 
-// Answers a chunk, which may be a part of a line, or many lines.
+// Answers a chunk of bytes: a part of a line, one line, or several lines.
 static void received(session_t *session, const uint8_t *chunk, size_t length, answer_t *answer) {
-    // What was held and what has come, with room for the last words behind it.
+    // The held bytes and the chunk, with room for the error message after them.
     uint8_t *text = allocate(session->count + length + sizeof too_long);
     memcpy(text, session->held, session->count);
     memcpy(text + session->count, chunk, length);
 
-    // The lines that are whole lie one behind the other, so the text up to `rest` answers them all.
+    // The complete lines are adjacent, so the text up to `rest` answers them all.
     uint8_t *rest = text;
     uint8_t *end = text + session->count + length;
     for (;;) {
@@ -95,20 +97,20 @@ static void received(session_t *session, const uint8_t *chunk, size_t length, an
         }
         rest = newline + 1;
     }
-    send(answer, text, (size_t)(rest - text));
+    set_send(answer, text, (size_t)(rest - text));
 }
 
-// Answers the end of what the peer says: a last line that has no end is given back.
+// Answers the end of the client's half: echoes a last line that has no `\n`.
 static void ended(const session_t *session, answer_t *answer) {
-    // One byte more, since none may be given no memory.
+    // Allocate one byte more, because `malloc(0)` may return NULL.
     uint8_t *text = allocate(session->count + 1);
     memcpy(text, session->held, session->count);
-    send(answer, text, session->count);
+    set_send(answer, text, session->count);
     finish(answer);
 }
 
 exports_sessions_own_session_t exports_sessions_constructor_session(exports_sessions_peer_t *peer) {
-    // What a function is given is its own, and nothing here asks who is there.
+    // The function owns its arguments. This guest does not use the peer, so free it.
     exports_sessions_peer_free(peer);
     session_t *session = allocate(sizeof *session);
     session->count = 0;
@@ -119,7 +121,8 @@ void exports_sessions_session_destructor(session_t *session) {
     free(session);
 }
 
-void exports_sessions_method_session_handle(session_t *session, exports_sessions_event_t *event, answer_t *answer) {
+void exports_sessions_method_session_handle(
+    session_t *session, exports_sessions_event_t *event, answer_t *answer) {
     memset(answer, 0, sizeof *answer);
     answer->next.tag = EXPORTS_SESSIONS_NEXT_GO_ON;
     switch (event->tag) {
@@ -130,7 +133,7 @@ void exports_sessions_method_session_handle(session_t *session, exports_sessions
         ended(session, answer);
         break;
     default:
-        // `opened` needs no answer, and nothing else was asked for.
+        // `opened` needs no answer. The guest never asks for `written` or `woken`.
         break;
     }
     exports_sessions_event_free(event);

@@ -1,6 +1,7 @@
-// Echoes line by line: a program that reads standard input, which is what the peer sends, and writes standard output.
+// Echoes each line that the client sends.
 //
-// `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+// The program reads from the client on standard input, and writes to it on standard output. `quit`
+// ends the connection. A line of more than 4,096 bytes also ends it, after an error message.
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -8,16 +9,17 @@
 #include <string.h>
 #include <unistd.h>
 
-// The longest line, in bytes before its `\n`.
+// The maximum length of a line in bytes, without the `\n` at its end.
 #define MAX_LINE 4096
 
 #define TEXT(value) #value
 #define NUMBER(macro) TEXT(macro)
 
-static const char too_long[] = "error: a line may have " NUMBER(MAX_LINE) " bytes\n";
+static const char too_long[] = "error: a line may have at most " NUMBER(MAX_LINE) " bytes\n";
 
-// Writes all of it, in as many pieces as the peer takes. `write` and not `fwrite`: nothing waits in a buffer.
-static bool say(const char *bytes, size_t count) {
+// Writes all bytes, in as many calls as it takes. `write` does not buffer, so the client receives
+// each answer at once.
+static bool write_all(const char *bytes, size_t count) {
     while (count > 0) {
         ssize_t written = write(STDOUT_FILENO, bytes, count);
         if (written < 0) {
@@ -34,7 +36,7 @@ static bool is_space(char byte) {
     return memchr(" \t\n\f\r", byte, 5) != NULL;
 }
 
-// Whether a line is `quit`, whatever white space is around it.
+// Reports whether a line is `quit`, with any whitespace around it.
 static bool is_quit(const char *line, const char *end) {
     while (line < end && is_space(*line)) {
         line++;
@@ -45,43 +47,43 @@ static bool is_quit(const char *line, const char *end) {
     return end - line == 4 && memcmp(line, "quit", 4) == 0;
 }
 
-// Serves the connection to its end, and tells whether all that there was to say could be said.
+// Serves the connection until it ends. Returns false if a read or a write fails.
 static bool serve(void) {
-    // What has come and is not answered. It has room for the longest line and its end: if it is full and no line ends in
-    // it, the line is too long.
-    static char held[MAX_LINE + 1];
+    // The bytes that are not answered yet. The buffer has room for a line of the maximum length and
+    // its `\n`. If it is full and contains no `\n`, the line is too long.
+    static char buffer[MAX_LINE + 1];
     size_t count = 0;
 
     for (;;) {
-        // Gives what has arrived, which may be a part of a line, or many lines.
-        ssize_t got = read(STDIN_FILENO, held + count, sizeof held - count);
+        // `read` returns the bytes that have arrived: a part of a line, one line, or several lines.
+        ssize_t got = read(STDIN_FILENO, buffer + count, sizeof buffer - count);
         if (got < 0) {
             perror("cannot read");
             return false;
         }
         if (got == 0) {
-            return say(held, count);
+            return write_all(buffer, count);
         }
         count += (size_t)got;
 
-        const char *rest = held;
-        const char *end = held + count;
+        const char *rest = buffer;
+        const char *end = buffer + count;
         const char *newline;
         while ((newline = memchr(rest, '\n', (size_t)(end - rest))) != NULL) {
             if (is_quit(rest, newline)) {
-                return say(held, (size_t)(rest - held));
+                return write_all(buffer, (size_t)(rest - buffer));
             }
             rest = newline + 1;
         }
-        // The lines that are whole lie one behind the other, so one write answers them all.
-        if (!say(held, (size_t)(rest - held))) {
+        // The complete lines are adjacent, so one write answers them all.
+        if (!write_all(buffer, (size_t)(rest - buffer))) {
             return false;
         }
         count = (size_t)(end - rest);
-        if (count == sizeof held) {
-            return say(too_long, sizeof too_long - 1);
+        if (count == sizeof buffer) {
+            return write_all(too_long, sizeof too_long - 1);
         }
-        memmove(held, rest, count);
+        memmove(buffer, rest, count);
     }
 }
 

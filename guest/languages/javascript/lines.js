@@ -1,18 +1,23 @@
-// Echoes line by line, by the sessions contract.
+// Echoes each line that the client sends, with the sessions contract.
 //
-// `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+// The host calls `handle` once for each event of a connection. `quit` ends the connection. A line
+// of more than 4,096 bytes also ends it, after an error message.
 
-// The longest line, in bytes before its line feed.
+// The maximum length of a line in bytes, without the line feed at its end.
 const MAX_LINE = 4096;
 
 const LINE_FEED = 0x0a;
 const NOTHING = new Uint8Array();
-const TOO_LONG = Uint8Array.from(`error: a line may have ${MAX_LINE} bytes\n`, (char) => char.charCodeAt(0));
+const TOO_LONG = Uint8Array.from(
+  `error: a line may have at most ${MAX_LINE} bytes\n`,
+  (char) => char.charCodeAt(0),
+);
 
 const answer = (send, next) => ({ send, next: { tag: next } });
 
+// The state of one connection.
 class Session {
-  // What came behind the last line feed: at most `MAX_LINE` bytes.
+  // The bytes after the last line feed: the start of an incomplete line, at most `MAX_LINE` bytes.
   #rest = NOTHING;
 
   handle(event) {
@@ -26,10 +31,11 @@ class Session {
     }
   }
 
-  // A chunk is not a message: a line may come in many chunks, and a chunk may hold many lines.
+  // A chunk is not a message: a line can arrive in several chunks, and a chunk can contain several
+  // lines.
   #received(chunk) {
     const bytes = concat(this.#rest, chunk);
-    // Everything before `start` is lines to echo.
+    // The bytes before `start` are complete lines, to be echoed.
     let start = 0;
     for (;;) {
       const end = bytes.indexOf(LINE_FEED, start);
@@ -38,7 +44,7 @@ class Session {
         return answer(concat(bytes.subarray(0, start), TOO_LONG), "finish");
       }
       if (end < 0) {
-        // A copy, since a view would keep the whole chunk.
+        // Copy the bytes: a view would keep the whole chunk in memory.
         this.#rest = line.slice();
         return answer(bytes.subarray(0, start), "go-on");
       }
@@ -57,7 +63,8 @@ function concat(head, tail) {
   return bytes;
 }
 
-// Lines are bytes, which need not be text. So each byte becomes one character, and only ASCII's whitespace is trimmed.
+// Reports whether a line is `quit`, with any ASCII whitespace around it. A line need not be valid
+// text, so each byte is converted to one character.
 function isQuit(line) {
   return /^[ \t\f\r]*quit[ \t\f\r]*$/.test(String.fromCharCode(...line));
 }

@@ -1,27 +1,31 @@
-"""Echoes line by line.
+"""Echoes each line that the client sends.
 
-`quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+`quit` ends the connection. A line of more than 4,096 bytes also ends it, after an error message.
 """
 
-# The longest line, in bytes before its line feed.
+# The maximum length of a line in bytes, without the line feed at its end.
 MAX_LINE = 4096
 
-TOO_LONG = b"error: a line may have %d bytes\n" % MAX_LINE
+TOO_LONG = b"error: a line may have at most %d bytes\n" % MAX_LINE
 
 WHITESPACE = b" \t\f\r"
 
 
 class Session:
-    """A connection. What it answers is what is sent, and whether that is the end."""
+    """The state of one connection.
+
+    Each method returns the bytes to send, and whether the connection ends after them.
+    """
 
     def __init__(self):
-        # What came behind the last line feed: at most `MAX_LINE` bytes.
+        # The bytes after the last line feed: an incomplete line of at most `MAX_LINE` bytes.
         self.rest = b""
 
     def received(self, chunk):
-        # A chunk is not a message: a line may come in many chunks, and a chunk may hold many lines.
+        # A chunk is not a message: a line can arrive in several chunks, and a chunk can contain
+        # several lines.
         data = self.rest + chunk
-        # Everything before `start` is lines to echo.
+        # The bytes before `start` are complete lines, to be echoed.
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             if end - start > MAX_LINE:

@@ -1,6 +1,6 @@
-"""Echoes line by line, by the streams contract.
+"""Echoes each line that the client sends, with the streams contract.
 
-`quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+`quit` ends the connection. A line of more than 4,096 bytes also ends it, after an error message.
 """
 
 import componentize_py_async_support
@@ -11,14 +11,14 @@ from componentize_py_types import Err, Ok, Result
 from wit_world import exports
 from wit_world.imports.types import ErrorCode, Peer
 
-# The longest line, in bytes before its line feed.
+# The maximum length of a line in bytes, without the line feed at its end.
 MAX_LINE = 4096
 
-TOO_LONG = b"error: a line may have %d bytes\n" % MAX_LINE
+TOO_LONG = b"error: a line may have at most %d bytes\n" % MAX_LINE
 
 WHITESPACE = b" \t\f\r"
 
-# How much is read at once, in bytes.
+# The size of a read, in bytes.
 CHUNK = 16 * 1024
 
 type End = Result[None, ErrorCode]
@@ -29,30 +29,37 @@ class Handler(exports.Handler):
         self, peer: Peer, inbound: ByteStreamReader, inbound_end: FutureReader[End]
     ) -> tuple[ByteStreamReader, FutureReader[End]]:
         writer, outbound = wit_world.byte_stream()
-        end, outbound_end = wit_world.result_unit_types_error_code_future(lambda: Err(ErrorCode.INTERNAL_ERROR))
-        # Nothing is sent before `handle` has returned, so the work goes on beside it.
+        end, outbound_end = wit_world.result_unit_types_error_code_future(
+            lambda: Err(ErrorCode.INTERNAL_ERROR)
+        )
+        # The host sends nothing before `handle` returns, so serve the connection in a task that
+        # outlives the call.
         componentize_py_async_support.spawn(serve(inbound, inbound_end, writer, end))
         return outbound, outbound_end
 
 
 async def serve(
-    inbound: ByteStreamReader, inbound_end: FutureReader[End], outbound: ByteStreamWriter, end: FutureWriter[End]
+    inbound: ByteStreamReader,
+    inbound_end: FutureReader[End],
+    outbound: ByteStreamWriter,
+    end: FutureWriter[End],
 ) -> None:
     with inbound, inbound_end, end:
-        # The writing end is dropped before the end is told.
+        # Drop the writing end of the stream before resolving the future.
         with outbound:
             by_guest = await echo(inbound, outbound)
         await end.write(Ok(None) if by_guest else await inbound_end.read())
 
 
 async def echo(inbound: ByteStreamReader, outbound: ByteStreamWriter) -> bool:
-    """Echoes until the end, and tells whether it was the guest that ended the connection."""
-    # What came behind the last line feed: at most `MAX_LINE` bytes.
+    """Echoes lines until the connection ends. Returns whether the guest ended it."""
+    # The bytes after the last line feed: an incomplete line of at most `MAX_LINE` bytes.
     rest = b""
     while not inbound.writer_dropped and not outbound.reader_dropped:
-        # A chunk is not a message: a line may come in many chunks, and a chunk may hold many lines.
+        # A chunk is not a message: a line can arrive in several chunks, and a chunk can contain
+        # several lines.
         data = rest + await inbound.read(CHUNK)
-        # Everything before `start` is lines to echo.
+        # The bytes before `start` are complete lines, to be echoed.
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             if end - start > MAX_LINE:

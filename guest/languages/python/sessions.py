@@ -1,6 +1,7 @@
-"""Echoes line by line, by the sessions contract.
+"""Echoes each line that the client sends, with the sessions contract.
 
-`quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+The host calls `handle` once for each event of a connection. `quit` ends the connection. A line
+of more than 4,096 bytes also ends it, after an error message.
 """
 
 from wit_world.exports.sessions import (
@@ -14,17 +15,19 @@ from wit_world.exports.sessions import (
 )
 from wit_world.imports.types import Peer
 
-# The longest line, in bytes before its line feed.
+# The maximum length of a line in bytes, without the line feed at its end.
 MAX_LINE = 4096
 
-TOO_LONG = b"error: a line may have %d bytes\n" % MAX_LINE
+TOO_LONG = b"error: a line may have at most %d bytes\n" % MAX_LINE
 
 WHITESPACE = b" \t\f\r"
 
 
 class Session(Contract):
+    """The state of one connection."""
+
     def __init__(self, peer: Peer) -> None:
-        # What came behind the last line feed: at most `MAX_LINE` bytes.
+        # The bytes after the last line feed: an incomplete line of at most `MAX_LINE` bytes.
         self.rest = b""
 
     def handle(self, event: Event) -> Answer:
@@ -37,9 +40,10 @@ class Session(Contract):
                 return Answer(b"", Next_GoOn())
 
     def received(self, chunk: bytes) -> Answer:
-        # A chunk is not a message: a line may come in many chunks, and a chunk may hold many lines.
+        # A chunk is not a message: a line can arrive in several chunks, and a chunk can contain
+        # several lines.
         data = self.rest + chunk
-        # Everything before `start` is lines to echo.
+        # The bytes before `start` are complete lines, to be echoed.
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             if end - start > MAX_LINE:

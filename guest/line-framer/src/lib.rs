@@ -1,17 +1,17 @@
-//! Cuts chunks of bytes, as they come from a connection, into lines.
+//! Splits chunks of bytes, as they arrive on a connection, into lines of bounded length.
 //!
-//! A chunk is not a message: a line may come in many chunks, and a chunk may hold many lines. [`Framer`] keeps
-//! no more than one unfinished line of bounded length.
+//! A chunk is not a message: a line can arrive in several chunks, and a chunk can contain several
+//! lines. [`Framer`] buffers at most one incomplete line.
 
 #![forbid(unsafe_code)]
 
 use std::ops::ControlFlow;
 
-/// A line was longer than the bound of its [`Framer`].
+/// The error for a line that is longer than the limit of its [`Framer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong;
 
-/// Gathers lines out of chunks.
+/// Assembles lines from chunks.
 #[derive(Debug)]
 pub struct Framer {
     max: usize,
@@ -19,7 +19,7 @@ pub struct Framer {
 }
 
 impl Framer {
-    /// A framer for lines of at most `max` bytes, not counting the `\n` at their end.
+    /// Creates a framer for lines of at most `max` bytes, not counting the `\n` at their end.
     pub const fn new(max: usize) -> Self {
         Self {
             max,
@@ -27,12 +27,14 @@ impl Framer {
         }
     }
 
-    /// Adds a chunk and calls `line` with each line that it completes, `\n` included, until there is none left
-    /// or `line` breaks; what is left of the chunk is then dropped.
+    /// Adds a chunk, and calls `line` with each line that it completes, including the `\n`.
+    ///
+    /// If `line` breaks, the rest of the chunk is dropped.
     ///
     /// # Errors
     ///
-    /// [`TooLong`] as soon as a line is known to be, after the lines before it were handed out.
+    /// Returns [`TooLong`] as soon as a line exceeds the limit. The lines before it have then been
+    /// passed to `line`.
     pub fn feed<B>(
         &mut self,
         mut chunk: &[u8],
@@ -63,7 +65,8 @@ impl Framer {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The bytes after the last `\n`: at the end of the input, a last line without one.
+    /// Returns the bytes after the last `\n`. At the end of the input, they are a last line without
+    /// `\n`.
     pub fn rest(&self) -> &[u8] {
         &self.partial
     }
@@ -73,7 +76,7 @@ impl Framer {
 mod tests {
     use super::*;
 
-    /// The lines that a framer of bound `max` makes of `chunks`, and whether it refused a line.
+    /// Returns the lines in `chunks`, the rest, and whether a line had more than `max` bytes.
     fn lines(max: usize, chunks: &[&[u8]]) -> (Vec<Vec<u8>>, Vec<u8>, bool) {
         let mut framer = Framer::new(max);
         let mut lines = Vec::new();

@@ -1,6 +1,7 @@
-//! Echoes line by line, by the sessions contract: the same service as `lines`.
+//! Echoes each line that the peer sends, with the sessions contract: the same service as `lines`.
 //!
-//! `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+//! `quit` ends the connection. A line of more than 4,096 bytes also ends it, after an error
+//! message.
 
 wit_bindgen::generate!({ path: "../../wit", world: "session-service" });
 
@@ -10,7 +11,7 @@ use std::ops::ControlFlow;
 use exports::inet::service::sessions::{Answer, Event, Guest, GuestSession, Next, Peer};
 use line_framer::Framer;
 
-/// The longest line, in bytes before its `\n`.
+/// The maximum length of a line in bytes, without the `\n` at its end.
 const MAX_LINE: usize = 4096;
 
 struct Lines;
@@ -56,7 +57,8 @@ fn answer(framer: &mut Framer, chunk: &[u8]) -> Answer {
         ControlFlow::Continue(())
     });
     if fed.is_err() {
-        send.extend_from_slice(format!("error: a line may have {MAX_LINE} bytes\n").as_bytes());
+        let error = format!("error: a line may have at most {MAX_LINE} bytes\n");
+        send.extend_from_slice(error.as_bytes());
     }
     let next = match fed {
         Ok(ControlFlow::Continue(())) => Next::GoOn,

@@ -1,6 +1,7 @@
-//! Echoes line by line, by the streams contract.
+//! Echoes each line that the peer sends, with the streams contract.
 //!
-//! `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+//! `quit` ends the connection. A line of more than 4,096 bytes also ends it, after an error
+//! message.
 
 wit_bindgen::generate!({ path: "../../wit", world: "service" });
 
@@ -10,10 +11,10 @@ use exports::inet::service::handler::{ErrorCode, Guest, Peer};
 use line_framer::Framer;
 use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter};
 
-/// The longest line, in bytes before its `\n`.
+/// The maximum length of a line in bytes, without the `\n` at its end.
 const MAX_LINE: usize = 4096;
 
-/// How much is read at once, in bytes.
+/// The capacity of the read buffer, in bytes.
 const CHUNK: usize = 16 * 1024;
 
 struct Lines;
@@ -26,10 +27,11 @@ impl Guest for Lines {
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (writer, outbound) = wit_stream::new();
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        // `handle` returns at once, and the work goes on beside the host.
+        // The host sends nothing before `handle` returns, so serve the connection in a task that
+        // outlives the call.
         background::spawn(async move {
             let result = serve(inbound, inbound_end, writer).await;
-            // Fails only where the connection is gone, which leaves nobody to tell.
+            // This fails only if the connection is gone. There is nobody left to inform.
             let _ = end.write(result).await;
         });
         (outbound, outbound_end)
@@ -54,7 +56,8 @@ async fn serve(
             ControlFlow::Continue(())
         });
         if fed.is_err() {
-            reply.extend_from_slice(format!("error: a line may have {MAX_LINE} bytes\n").as_bytes());
+            let error = format!("error: a line may have at most {MAX_LINE} bytes\n");
+            reply.extend_from_slice(error.as_bytes());
         }
         let ended = status == StreamResult::Dropped;
         if ended {

@@ -114,7 +114,7 @@ impl GuestSession for Session {
         let next = if fed.is_ok() {
             Next::GoOn
         } else {
-            send += &format!("error: a line may have {MAX_LINE} bytes\n");
+            send += &format!("error: a line may have at most {MAX_LINE} bytes\n");
             Next::Finish
         };
         Answer {

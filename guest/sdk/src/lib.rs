@@ -1,7 +1,12 @@
-//! Guests in Rust, with less to write than by `wit-bindgen` alone and nothing in the way of it: what is here is a thin
-//! layer over the bindings, which are there too, in [`streams::bindings`] and [`sessions::bindings`].
+//! A library for guests in Rust: network services that wasm-inetd runs as WebAssembly components.
 //!
-//! A guest by the streams contract is a [`streams::Service`], an `async` function that reads and writes:
+//! The crate is a thin layer over the bindings that `wit-bindgen` generates. Guests can also use
+//! the bindings directly: see [`streams::bindings`] and [`sessions::bindings`].
+//!
+//! # Streams
+//!
+//! A guest of the streams contract implements [`streams::Service`], with an `async` function that
+//! reads from a connection and writes to it:
 //!
 //! ```ignore
 //! use inet_guest::streams::{Connection, ErrorCode, Service, export};
@@ -21,7 +26,10 @@
 //! export!(Upper);
 //! ```
 //!
-//! A guest by the sessions contract is a [`sessions::Session`], a state machine that answers events:
+//! # Sessions
+//!
+//! A guest of the sessions contract implements [`sessions::Session`], a state machine that answers
+//! events:
 //!
 //! ```ignore
 //! use inet_guest::sessions::{Answer, Peer, Session, export};
@@ -41,7 +49,9 @@
 //! export!(Upper);
 //! ```
 //!
-//! Either stands in a crate of type `cdylib`, built for `wasm32-wasip2`.
+//! # Building
+//!
+//! A guest is a crate of type `cdylib`, built for the target `wasm32-wasip2`.
 
 #![warn(missing_docs)]
 

@@ -1,4 +1,6 @@
-//! The sessions contract: a session answers what happens on its connection.
+//! The sessions contract: a state machine that answers the events of a connection.
+//!
+//! Implement [`Session`] and pass the type to [`export!`](export).
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -8,7 +10,7 @@ use bindings::exports::inet::service::sessions::{self, Event, Guest, GuestSessio
 
 pub use bindings::inet::service::types::{ErrorCode, Peer};
 
-/// What `wit-bindgen` makes of world `session-service`.
+/// The bindings that `wit-bindgen` generates for the world `session-service`.
 #[allow(missing_docs)]
 pub mod bindings {
     wit_bindgen::generate!({
@@ -21,37 +23,50 @@ pub mod bindings {
     });
 }
 
-/// One connection, as a state machine. Nothing in it waits: it answers each event with bytes to send and with what it wants
-/// next.
+/// The state of one connection.
+///
+/// The host calls one method for each event. The method returns an [`Answer`]: bytes to send, and
+/// the event that the session wants next. No method may block or wait.
 pub trait Session: 'static {
-    /// Begins a session when a connection is accepted.
+    /// Creates the session of a new connection.
     fn new(peer: Peer) -> Self;
 
-    /// Answers the peer's bytes: at least one and at most 65,536, as they came. A chunk is not a message.
+    /// Answers bytes from the peer: at least one and at most 65,536, as they arrived.
+    ///
+    /// A chunk is not a message: a message can arrive in several chunks, and a chunk can contain
+    /// several messages.
     fn received(&mut self, bytes: Vec<u8>) -> Answer;
 
-    /// The first event: what a service that speaks first says.
+    /// Answers the start of the connection. This is always the first event.
+    ///
+    /// A service that speaks first returns its greeting here. By default, the session sends no
+    /// bytes.
     fn opened(&mut self) -> Answer {
         Answer::default()
     }
 
-    /// The bytes of the answer that asked for it by [`Answer::when_written`] are with the transport.
+    /// Answers the end of a write: the transport has taken all bytes of the answer that asked for
+    /// this event with [`Answer::when_written`].
     fn written(&mut self) -> Answer {
         Answer::default()
     }
 
-    /// The time has passed that [`Answer::wake_after`] asked for.
+    /// Answers a timer: the time of [`Answer::wake_after`] has passed without another event.
     fn woken(&mut self) -> Answer {
         Answer::default()
     }
 
-    /// The peer is done. After `Ok`, its FIN, it still gets what is sent; after an error it is gone.
+    /// Answers the end of the peer's half of the connection.
+    ///
+    /// After `Ok` (a FIN), the peer still receives the bytes that the session sends. After an
+    /// error, the connection is gone and the host ignores the answer. By default, the session ends
+    /// the connection.
     fn ended(&mut self, _how: Result<(), ErrorCode>) -> Answer {
         Answer::default().finish()
     }
 }
 
-/// Makes a type that is a [`Session`] what the component exports.
+/// Exports a type that implements [`Session`] from the component.
 #[doc(inline)]
 pub use crate::__export_sessions as export;
 
@@ -67,7 +82,12 @@ macro_rules! __export_sessions {
     };
 }
 
-/// What a session answers: bytes, at most 1 MiB of them, and what comes next. The default sends nothing and goes on.
+/// The answer of a session to an event: bytes to send, and the event that the session wants next.
+///
+/// An answer has at most 1 MiB of bytes; a larger one is a trap, which resets the connection. Until
+/// the transport has taken all bytes, the host delivers no event but the failure of the connection.
+///
+/// The default answer sends no bytes and waits for the next event.
 #[derive(Debug)]
 pub struct Answer(sessions::Answer);
 
@@ -78,7 +98,7 @@ impl Default for Answer {
 }
 
 impl Answer {
-    /// Sends these bytes, and goes on with the next thing that happens.
+    /// Sends bytes, and waits for the next event.
     pub fn send(bytes: impl Into<Vec<u8>>) -> Self {
         Self(sessions::Answer {
             send: bytes.into(),
@@ -86,25 +106,30 @@ impl Answer {
         })
     }
 
-    /// Resets the connection at once.
+    /// Resets the connection at once. Earlier bytes that were not yet delivered may be lost.
     pub fn reset(why: ErrorCode) -> Self {
         Self::default().then(Next::Reset(why))
     }
 
-    /// Ends the connection: FIN after the bytes.
+    /// Ends the connection: the host sends a FIN after the bytes.
     #[must_use]
     pub fn finish(self) -> Self {
         self.then(Next::Finish)
     }
 
-    /// Has [`Session::written`] called as soon as the bytes are with the transport, and nothing else before. A long answer
-    /// is sent in pieces this way.
+    /// Makes the host call [`Session::written`] as soon as the transport has taken the bytes, and
+    /// deliver no other event before.
+    ///
+    /// Use it to send a long answer in pieces, without a large buffer.
     #[must_use]
     pub fn when_written(self) -> Self {
         self.then(Next::WhenWritten)
     }
 
-    /// Has [`Session::woken`] called if nothing happens for this long after the bytes were sent.
+    /// Makes the host call [`Session::woken`] if no event occurs for this long after the bytes were
+    /// sent.
+    ///
+    /// Any event cancels the timer. A session that still needs it must ask again.
     #[must_use]
     pub fn wake_after(self, time: Duration) -> Self {
         self.then(Next::WakeAfter(
@@ -118,7 +143,7 @@ impl Answer {
     }
 }
 
-/// What [`export`] hands to the bindings.
+/// The type that [`export`] passes to the bindings.
 #[doc(hidden)]
 pub struct Exported<S>(PhantomData<S>);
 
@@ -126,7 +151,7 @@ impl<S: Session> Guest for Exported<S> {
     type Session = Running<S>;
 }
 
-/// A session, as the bindings see it.
+/// Implements the resource `session` of the bindings.
 #[doc(hidden)]
 pub struct Running<S>(RefCell<S>);
 

@@ -1,4 +1,6 @@
-//! The streams contract: a service reads from one half of its connection and writes to the other.
+//! The streams contract: an `async` function that reads from a connection and writes to it.
+//!
+//! Implement [`Service`] and pass the type to [`export!`](export).
 
 use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter};
 
@@ -11,7 +13,7 @@ pub use lines::Lines;
 mod bell;
 mod lines;
 
-/// What `wit-bindgen` makes of world `service`.
+/// The bindings that `wit-bindgen` generates for the world `service`.
 #[allow(missing_docs)]
 pub mod bindings {
     wit_bindgen::generate!({
@@ -24,24 +26,27 @@ pub mod bindings {
     });
 }
 
-/// How much is read at once, in bytes, unless the reader says otherwise.
+/// The size of a read in bytes, if the caller's buffer has no spare capacity.
 const CHUNK: usize = 16 * 1024;
 
-/// A service by the streams contract.
+/// A service that implements the streams contract.
 pub trait Service {
-    /// Serves one connection. `Ok` ends it with FIN, after all that was written; an error resets it.
+    /// Serves one connection.
     ///
-    /// Each connection has an instance of its own, so what is kept in statics is seen by no other; unless the operator has
-    /// connections share an instance, by `--isolation service`. Then statics are where they meet, and a [`bell`] is how one wakes
-    /// another.
+    /// After `Ok`, the host sends a FIN behind the last byte that was written.
+    ///
+    /// By default, each connection has an instance of its own, and no other connection sees its
+    /// static variables. With `--isolation service`, connections share an instance and its static
+    /// variables. One connection can then wake another with a [`bell`].
     ///
     /// # Errors
     ///
-    /// Whatever the service wants to reset the connection for; the errors of its halves are passed on by `?`.
+    /// An error resets the connection. The service can pass on the errors of [`Inbound`] and
+    /// [`Outbound`] with `?`, or return any other [`ErrorCode`].
     fn serve(connection: Connection) -> impl Future<Output = Result<(), ErrorCode>>;
 }
 
-/// Makes a type that is a [`Service`] what the component exports.
+/// Exports a type that implements [`Service`] from the component.
 #[doc(inline)]
 pub use crate::__export_streams as export;
 
@@ -51,46 +56,55 @@ macro_rules! __export_streams {
     ($service:ty) => {
         #[doc(hidden)]
         type __ExportedService = $crate::streams::Exported<$service>;
-        $crate::streams::bindings::export_service!(__ExportedService with_types_in $crate::streams::bindings);
+        $crate::streams::bindings::export_service!(
+            __ExportedService with_types_in $crate::streams::bindings
+        );
     };
 }
 
 /// One connection.
 pub struct Connection {
-    /// Who is there.
+    /// The remote end of the connection.
     pub peer: Peer,
-    /// What comes from the peer.
+    /// The bytes that the peer sends.
     pub inbound: Inbound,
-    /// What goes to the peer.
+    /// The bytes for the peer.
     pub outbound: Outbound,
 }
 
-/// The inbound half. When it is dropped, what the peer still sends is thrown away.
+/// The inbound half of a connection.
+///
+/// If it is dropped, the host discards the bytes that the peer still sends.
 pub struct Inbound {
     stream: StreamReader<u8>,
-    /// Nothing more comes by `stream`.
+    /// Whether `stream` has ended.
     drained: bool,
-    /// `None` once it has been asked.
+    /// Resolves to how the peer's half ended. `None` after it was awaited.
     end: Option<FutureReader<Result<(), ErrorCode>>>,
-    /// How it ended, if it has.
+    /// How the half ended, if it has ended.
     ended: Option<Result<(), ErrorCode>>,
 }
 
 impl Inbound {
-    /// Reads what has arrived, waiting for it if need be, and appends it to `buffer`: as many bytes as that has room for
-    /// without growing, or 16 KiB if it has none. Gives how many bytes came, which is 0 only after the peer's FIN.
+    /// Appends bytes that have arrived to `buffer`, and waits if there are none.
     ///
-    /// It is to be waited for to its end. Who gives it up before, as by a `select`, loses what it had taken, `buffer` included,
-    /// and the half fails from then on.
+    /// Reads at most as many bytes as fit into the spare capacity of `buffer`, or 16 KiB if it has
+    /// none. Returns the number of bytes, which is 0 only after the peer's FIN.
     ///
     /// # Errors
     ///
-    /// How the connection failed; `internal-error` where a read was given up.
+    /// Returns why the connection failed. After a read was cancelled, every read returns
+    /// [`ErrorCode::InternalError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// This function is not cancel safe. If its future is dropped before it completes, as `select!`
+    /// can do, then the contents of `buffer` and the bytes that were read are lost.
     pub async fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, ErrorCode> {
         if let Some(how) = self.ended {
             return how.map(|()| 0);
         }
-        // Unless this comes to its end.
+        // Stays if this future is dropped before it completes.
         self.ended = Some(Err(ErrorCode::InternalError));
         if buffer.capacity() == buffer.len() {
             buffer.reserve(CHUNK);
@@ -113,22 +127,24 @@ impl Inbound {
         how.map(|()| 0)
     }
 
-    /// Reads lines of at most `max` bytes, not counting the `\n` at their end.
+    /// Returns a reader of lines of at most `max` bytes, not counting the `\n` at their end.
     pub fn lines(self, max: usize) -> Lines {
         Lines::new(self, max)
     }
 }
 
-/// The outbound half.
+/// The outbound half of a connection.
 pub struct Outbound(StreamWriter<u8>);
 
 impl Outbound {
-    /// Writes all of `bytes`. It is done when the transport has taken them, so a peer that does not read holds the guest
+    /// Writes all bytes.
+    ///
+    /// Waits until the transport has taken the bytes, so a peer that does not read holds the guest
     /// back.
     ///
     /// # Errors
     ///
-    /// `connection-reset`: nobody takes what is written any more.
+    /// Returns [`ErrorCode::ConnectionReset`] if the host takes no more bytes.
     pub async fn write_all(&mut self, bytes: impl Into<Vec<u8>>) -> Result<(), ErrorCode> {
         let left = self.0.write_all(bytes.into()).await;
         if left.is_empty() {
@@ -139,7 +155,7 @@ impl Outbound {
     }
 }
 
-/// What [`export`] hands to the bindings.
+/// The type that [`export`] passes to the bindings.
 #[doc(hidden)]
 pub struct Exported<S>(std::marker::PhantomData<S>);
 
@@ -161,10 +177,11 @@ impl<S: Service + 'static> Guest for Exported<S> {
             },
             outbound: Outbound(writer),
         };
-        // Nothing is sent before `handle` returns, so the work goes on beside it.
+        // The host sends nothing before `handle` returns, so serve the connection in a task that
+        // outlives the call.
         background::spawn(async move {
             let served = S::serve(connection).await;
-            // Fails only where the connection is gone, which leaves nobody to tell.
+            // This fails only if the connection is gone. There is nobody left to inform.
             let _ = verdict.write(served).await;
         });
         (outbound, outbound_end)

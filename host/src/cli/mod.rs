@@ -18,7 +18,8 @@ use service::{GrantFlags, LimitFlags, ServiceFlags};
 /// inetd for WebAssembly components.
 ///
 /// Listens on TCP and Unix sockets, with or without TLS, and hands each connection to a fresh,
-/// sandboxed instance of a component. The instance has no socket, no file and no environment.
+/// sandboxed instance of a component. The instance has no file and no other socket, unless the
+/// operator grants one.
 #[derive(Debug, Parser)]
 #[command(
     name = "wasm-inetd",
@@ -31,7 +32,7 @@ pub struct Cli {
     #[command(subcommand)]
     command: Option<Verb>,
 
-    /// Services file, in place of all other flags; SIGHUP reloads it
+    /// Services file, instead of all other flags; SIGHUP reloads it
     #[arg(long, value_name = "FILE", exclusive = true)]
     config: Option<PathBuf>,
 
@@ -47,7 +48,7 @@ enum Verb {
         #[arg(value_name = "FILE", required_unless_present = "config")]
         file: Option<PathBuf>,
 
-        /// Services file to check, in place of a component
+        /// Services file to check, instead of a component
         ///
         /// The check loads no component and binds no address.
         #[arg(long, value_name = "FILE", exclusive = true)]
@@ -66,7 +67,7 @@ enum Verb {
         #[arg(long, exclusive = true)]
         schema: bool,
 
-        /// Services file to print with all its defaults, in place of flags
+        /// Services file to print with all its defaults, instead of flags
         #[arg(long, value_name = "FILE", conflicts_with_all = service::ids())]
         config: Option<PathBuf>,
 
@@ -316,7 +317,7 @@ Examples:
       wasm-inetd
   Serve a component and reload it when its file changes
       wasm-inetd --component guest.wasm --watch
-  Serve any WASI program, one process-like instance per connection
+  Serve a WASI program that uses standard input and output
       wasm-inetd --component python.wasm -- -c 'print(1)'
   Observe the host on http://127.0.0.1:9090/
       wasm-inetd --component guest.wasm --admin 9090

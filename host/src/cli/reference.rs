@@ -19,15 +19,15 @@ const INTRO: &str = "\
 
 `wasm-inetd` without a subcommand serves connections. Its flags describe one service; a
 [services file](services.md) describes any number of them with the same names as keys. A time is a
-number with a unit (`500ms`, `30s`, `5m`, `1h`), and so is a size (`64KiB`, `64MiB`, `1GiB`).
-Arguments after `--` go to the guest.
+number with a unit (`500ms`, `30s`, `5m`, `1h`). A size is a number of bytes, or a number with a
+unit (`64KiB`, `64MiB`, `1GiB`). Arguments after `--` go to the guest.
 
 - **Exit status**: 0 after a drain, 1 after a failure, 2 for a command line or a services file that
   is not valid.
-- **SIGINT, SIGTERM**: drain; a second signal ends the host at once. **SIGHUP**: reload.
-  **SIGUSR2**: roll back. See [Reloading](reloading.md).
+- **SIGINT, SIGTERM**: drain; a second signal ends the host at once, with status 1. **SIGHUP**:
+  reload. **SIGUSR2**: roll back. See [Reloading](reloading.md).
 
-[Limits, outcomes and refusals](limits.md) explains each limit and what a peer sees when it holds.
+[Limits, outcomes and refusals](limits.md) explains each limit and what a client sees when it is reached.
 ";
 
 #[test]

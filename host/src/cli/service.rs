@@ -164,7 +164,7 @@ pub(super) struct GrantFlags {
 #[derive(Debug, Args)]
 pub(super) struct LimitFlags {
     /// Connections served at the same time; others wait in the backlog
-    #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, value_parser = values::connections, help_heading = "Limits")]
     pub(super) max_connections: NonZeroUsize,
 
     /// Connections served per source at the same time, or `off`; others are refused
@@ -210,8 +210,8 @@ pub(super) struct LimitFlags {
 
     /// How long a new connection may stay silent, or `off`
     ///
-    /// The host closes a connection on which no byte was sent or received for that time after
-    /// accept.
+    /// The host closes a connection on which no byte was sent or received for that time. The time
+    /// starts after the PROXY protocol header and the TLS handshake.
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) first_byte_timeout: Off<Duration>,
 

@@ -46,7 +46,7 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow:
         Address::Tcp(address) => {
             let (socket, local) = tcp(*address, options).map_err(|error| {
                 let advice = advice(&error, flag);
-                anyhow!(error).context(format!("cannot listen on {address}; {advice}"))
+                anyhow!("cannot listen on {address}: {error}; {advice}")
             })?;
             Ok(Bound {
                 socket: super::Socket::Tcp(socket, local),

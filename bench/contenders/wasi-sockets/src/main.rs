@@ -1,5 +1,7 @@
-//! An echo server as a component that binds its own socket through `wasi:sockets` and waits by `wasi:io/poll`: what
-//! one would write for `wasmtime run -S inherit-network`. All connections share its one instance.
+//! An echo server as a component for `wasmtime run -S inherit-network`.
+//!
+//! It binds its own socket through `wasi:sockets` and waits with `wasi:io/poll`. All connections
+//! share the single instance.
 
 #![forbid(unsafe_code)]
 
@@ -10,22 +12,24 @@ use wasip2::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress, Ipv4
 use wasip2::sockets::tcp::TcpSocket;
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
 
-/// How much is read at once, in bytes.
+/// The size of a read, in bytes.
 const CHUNK: u64 = 64 * 1024;
 
-/// One connection. Its streams have to go before its socket, so they come first.
+/// One connection.
+///
+/// Fields are dropped in order, and the streams must be dropped before their socket.
 struct Connection {
     readable: Pollable,
     writable: Pollable,
     input: InputStream,
     output: OutputStream,
-    /// What was read and not yet written.
+    /// Bytes that were read but not yet written.
     rest: Vec<u8>,
     _socket: TcpSocket,
 }
 
 impl Connection {
-    /// What it waits for: to write if there is something to write, else to read.
+    /// Returns the event to wait for: writable if bytes remain to be written, otherwise readable.
     fn waits_for(&self) -> &Pollable {
         if self.rest.is_empty() {
             &self.readable
@@ -34,7 +38,7 @@ impl Connection {
         }
     }
 
-    /// Moves what can be moved without waiting.
+    /// Reads and writes as much as possible without blocking.
     fn advance(&mut self) -> Result<(), StreamError> {
         if self.rest.is_empty() {
             self.rest = self.input.read(CHUNK)?;
@@ -58,7 +62,8 @@ fn main() {
         let mut waits = vec![&acceptable];
         waits.extend(connections.iter().map(Connection::waits_for));
         let mut ready = poll::poll(&waits);
-        // From the last to the first, so that one that is removed moves none that is still to come.
+        // Start with the highest index: `swap_remove` then never moves a connection that is still
+        // to be handled.
         ready.sort_unstable_by(|a, b| b.cmp(a));
         for index in ready {
             match index.checked_sub(1) {

@@ -1,14 +1,15 @@
-//! An interpreter for Python as a guest, by the sessions contract: what a session answers is up to `lines.py`.
+//! Runs the Python script `lines.py` in an embedded interpreter, with the sessions contract.
 //!
-//! Starting the interpreter and compiling the script takes far longer than answering a line. With `--preinit` that is done once,
-//! when the host loads the guest, since the guest exports `wizer-initialize`.
+//! The script computes the answers of a session. Starting the interpreter and compiling the script
+//! takes far longer than answering a line. The guest exports `wizer-initialize`, so with
+//! `--preinit` the host does this work only once, when it loads the guest.
 
 wit_bindgen::generate!({
     path: "../../../wit",
     inline: "package guest:interpreter;
         world interpreter {
             include inet:service/session-service@0.1.0;
-            /// Called once, before a snapshot is taken with which every connection begins.
+            /// The host calls this once and takes a snapshot. Each connection starts from it.
             export wizer-initialize: func();
         }",
     world: "guest:interpreter/interpreter",
@@ -21,11 +22,12 @@ use exports::inet::service::sessions::{Answer, Event, Guest as Sessions, GuestSe
 use rustpython_vm::builtins::{PyBytes, PyTuple};
 use rustpython_vm::{AsObject, Interpreter, PyObjectRef, PyResult, VirtualMachine};
 
-/// The script: a class `Session`, of which each connection gets an object.
+/// The script. Each connection gets an object of its class `Session`.
 const SCRIPT: &str = include_str!("../lines.py");
 
 struct Python {
     interpreter: Interpreter,
+    /// The class `Session` of the script.
     session: PyObjectRef,
 }
 
@@ -34,6 +36,7 @@ thread_local! {
 }
 
 impl Python {
+    /// Starts the interpreter and runs the script.
     fn start() -> Self {
         let interpreter = Interpreter::without_stdlib(Default::default());
         let session = interpreter.enter(|vm| {
@@ -45,7 +48,8 @@ impl Python {
         Self { interpreter, session }
     }
 
-    /// Runs what needs the interpreter. An exception of the script is a trap.
+    /// Calls a function with the interpreter, starting it if necessary. An exception in the script
+    /// is a trap.
     fn run<T>(run: impl FnOnce(&Self, &VirtualMachine) -> PyResult<T>) -> T {
         PYTHON.with(|python| {
             let python = python.get_or_init(Self::start);
@@ -54,11 +58,12 @@ impl Python {
     }
 }
 
-/// The trace goes to standard error, which is the host's log.
+/// Returns the value, or traps after an exception. The traceback goes to standard error, which the
+/// host logs.
 fn or_trap<T>(result: PyResult<T>, vm: &VirtualMachine) -> T {
     result.unwrap_or_else(|exception| {
         let mut trace = String::new();
-        // A string takes all that is written to it.
+        // Writing to a string cannot fail.
         let _ = vm.write_exception(&mut trace, &exception);
         eprint!("{trace}");
         std::process::abort();
@@ -77,6 +82,7 @@ impl Sessions for Guests {
     type Session = Session;
 }
 
+/// One connection: an object of the script's class `Session`.
 struct Session(PyObjectRef);
 
 impl GuestSession for Session {
@@ -88,7 +94,7 @@ impl GuestSession for Session {
         let answered = |method, arguments: Vec<PyObjectRef>| {
             Python::run(|_, vm| {
                 let answer = vm.call_method(&self.0, method, arguments)?;
-                understand(&answer, vm)
+                parse_answer(&answer, vm)
             })
         };
         match event {
@@ -105,14 +111,14 @@ impl GuestSession for Session {
     }
 }
 
-/// What the script answers is bytes, and whether that is the end.
-fn understand(answer: &PyObjectRef, vm: &VirtualMachine) -> PyResult<Answer> {
+/// Converts an answer of the script: the bytes to send, and whether the connection ends after them.
+fn parse_answer(answer: &PyObjectRef, vm: &VirtualMachine) -> PyResult<Answer> {
     let parts = answer.downcast_ref::<PyTuple>().map(|tuple| tuple.as_slice());
     let Some([send, end]) = parts else {
-        return Err(vm.new_type_error("a session answers (bytes, bool)".to_owned()));
+        return Err(vm.new_type_error("a method of Session must return (bytes, bool)".to_owned()));
     };
     let Some(send) = send.downcast_ref::<PyBytes>() else {
-        return Err(vm.new_type_error("a session answers bytes first".to_owned()));
+        return Err(vm.new_type_error("a method of Session must return bytes first".to_owned()));
     };
     let next = if end.is(&vm.ctx.true_value) {
         Next::Finish

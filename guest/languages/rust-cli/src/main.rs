@@ -1,10 +1,11 @@
-//! Echoes line by line: a program that reads standard input, which is what the peer sends, and writes standard output.
+//! Echoes each line that the client sends.
 //!
-//! `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+//! The program reads from the client on standard input, and writes to it on standard output. `quit`
+//! ends the connection. A line of more than 4,096 bytes also ends it, after an error message.
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
 
-/// The longest line, in bytes before its `\n`.
+/// The maximum length of a line in bytes, without the `\n` at its end.
 const MAX_LINE: usize = 4096;
 
 fn main() -> io::Result<()> {
@@ -12,20 +13,21 @@ fn main() -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        // One byte more than a line and its end may have tells that it is too long.
-        let bound = MAX_LINE as u64 + 1;
-        input.by_ref().take(bound).read_until(b'\n', &mut line)?;
-        let whole = line.last() == Some(&b'\n');
-        if !whole && line.len() > MAX_LINE {
-            writeln!(output, "error: a line may have {MAX_LINE} bytes")?;
+        // Read at most the length of the longest line and its `\n`. If that many bytes contain no
+        // `\n`, the line is too long.
+        let limit = MAX_LINE as u64 + 1;
+        input.by_ref().take(limit).read_until(b'\n', &mut line)?;
+        let complete = line.last() == Some(&b'\n');
+        if !complete && line.len() > MAX_LINE {
+            writeln!(output, "error: a line may have at most {MAX_LINE} bytes")?;
             return output.flush();
         }
-        if whole && line.trim_ascii() == b"quit" {
+        if complete && line.trim_ascii() == b"quit" {
             return Ok(());
         }
         output.write_all(&line)?;
         output.flush()?;
-        if !whole {
+        if !complete {
             return Ok(());
         }
     }

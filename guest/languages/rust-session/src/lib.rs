@@ -1,6 +1,7 @@
-//! Echoes line by line, by the sessions contract.
+//! Echoes each line that the client sends, with the sessions contract.
 //!
-//! `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+//! The host calls `handle` once for each event of a connection. `quit` ends the connection. A line
+//! of more than 4,096 bytes also ends it, after an error message.
 
 wit_bindgen::generate!({ path: "../../../wit", world: "session-service" });
 
@@ -8,7 +9,7 @@ use std::cell::RefCell;
 
 use exports::inet::service::sessions::{Answer, Event, Guest, GuestSession, Next, Peer};
 
-/// The longest line, in bytes before its `\n`.
+/// The maximum length of a line in bytes, without the `\n` at its end.
 const MAX_LINE: usize = 4096;
 
 struct Lines;
@@ -17,8 +18,9 @@ impl Guest for Lines {
     type Session = Session;
 }
 
+/// The state of one connection.
 struct Session {
-    /// What came behind the last `\n`: at most `MAX_LINE` bytes.
+    /// The bytes after the last `\n`: the start of an incomplete line, at most `MAX_LINE` bytes.
     rest: RefCell<Vec<u8>>,
 }
 
@@ -44,14 +46,18 @@ impl GuestSession for Session {
     }
 }
 
-/// A chunk is not a message: a line may come in many chunks, and a chunk may hold many lines.
+/// Answers the bytes that have arrived.
+///
+/// A chunk is not a message: a line can arrive in several chunks, and a chunk can contain several
+/// lines.
 fn answer(rest: &mut Vec<u8>, chunk: &[u8]) -> Answer {
     let mut send = Vec::with_capacity(rest.len() + chunk.len());
     for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
         rest.extend_from_slice(piece);
         let line = rest.strip_suffix(b"\n");
         if line.unwrap_or(rest).len() > MAX_LINE {
-            send.extend_from_slice(format!("error: a line may have {MAX_LINE} bytes\n").as_bytes());
+            let error = format!("error: a line may have at most {MAX_LINE} bytes\n");
+            send.extend_from_slice(error.as_bytes());
             return Answer {
                 send,
                 next: Next::Finish,

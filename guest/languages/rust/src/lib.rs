@@ -1,16 +1,17 @@
-//! Echoes line by line, by the streams contract.
+//! Echoes each line that the client sends, with the streams contract.
 //!
-//! `quit` ends the connection. A line of more than 4,096 bytes is answered by an error, which ends it too.
+//! `quit` ends the connection. A line of more than 4,096 bytes also ends it, after an error
+//! message.
 
 wit_bindgen::generate!({ path: "../../../wit", world: "service" });
 
 use exports::inet::service::handler::{ErrorCode, Guest, Peer};
 use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter};
 
-/// The longest line, in bytes before its `\n`.
+/// The maximum length of a line in bytes, without the `\n` at its end.
 const MAX_LINE: usize = 4096;
 
-/// How much is read at once, in bytes.
+/// The capacity of the read buffer, in bytes.
 const CHUNK: usize = 16 * 1024;
 
 struct Lines;
@@ -23,22 +24,24 @@ impl Guest for Lines {
     ) -> (StreamReader<u8>, FutureReader<Result<(), ErrorCode>>) {
         let (writer, outbound) = wit_stream::new();
         let (end, outbound_end) = wit_future::new(|| Err(ErrorCode::InternalError));
-        // Nothing is sent before `handle` returns, so the work goes on beside it.
+        // The host sends nothing before `handle` returns, so serve the connection in a task that
+        // outlives the call.
         wit_bindgen::spawn_local(async move {
             let result = serve(inbound, inbound_end, writer).await;
-            // Fails only where the connection is gone, which leaves nobody to tell.
+            // This fails only if the connection is gone. There is nobody left to inform.
             let _ = end.write(result).await;
         });
         (outbound, outbound_end)
     }
 }
 
+/// Serves one connection. `Ok` ends it with a FIN, and an error resets it.
 async fn serve(
     mut inbound: StreamReader<u8>,
     inbound_end: FutureReader<Result<(), ErrorCode>>,
     mut outbound: StreamWriter<u8>,
 ) -> Result<(), ErrorCode> {
-    // What came behind the last `\n`: at most `MAX_LINE` bytes.
+    // The bytes after the last `\n`: the start of an incomplete line, at most `MAX_LINE` bytes.
     let mut rest = Vec::new();
     let mut chunk = Vec::with_capacity(CHUNK);
     loop {
@@ -62,15 +65,18 @@ async fn serve(
     }
 }
 
-/// What a chunk is answered with, and whether that is the end. A chunk is not a message: a line may come in many chunks, and
-/// a chunk may hold many lines.
+/// Returns the reply to a chunk, and whether the connection ends after it.
+///
+/// A chunk is not a message: a line can arrive in several chunks, and a chunk can contain several
+/// lines.
 fn answer(rest: &mut Vec<u8>, chunk: &[u8]) -> (Vec<u8>, bool) {
     let mut reply = Vec::with_capacity(rest.len() + chunk.len());
     for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
         rest.extend_from_slice(piece);
         let line = rest.strip_suffix(b"\n");
         if line.unwrap_or(rest).len() > MAX_LINE {
-            reply.extend_from_slice(format!("error: a line may have {MAX_LINE} bytes\n").as_bytes());
+            let error = format!("error: a line may have at most {MAX_LINE} bytes\n");
+            reply.extend_from_slice(error.as_bytes());
             return (reply, true);
         }
         if let Some(line) = line {

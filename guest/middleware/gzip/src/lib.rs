@@ -1,5 +1,7 @@
-//! A middleware for peers that speak gzip (RFC 1952): it decodes what they send, one member or several, and encodes what
-//! the service says as one member, which the peer can decode as far as the service has spoken.
+//! Decodes gzip from the peer, and encodes the bytes of the service as gzip (RFC 1952).
+//!
+//! The peer can send one or several members. The service's bytes become one member. The encoder is
+//! flushed after each chunk, so the peer can decode all bytes that the service has sent so far.
 
 use std::io::{self, Write};
 
@@ -19,7 +21,8 @@ impl Middleware for Gzip {
         while half.read(&mut chunk).await? > 0 {
             began = true;
             let mut rest = chunk.as_slice();
-            // However much a few bytes stand for, one step makes no more of them than fits into the decoder's buffer.
+            // A few bytes can expand to many. One call produces at most as many bytes as fit into
+            // the decoder's buffer.
             while !rest.is_empty() {
                 let taken = decoder.write(rest).map_err(corrupt)?;
                 rest = &rest[taken..];
@@ -29,7 +32,7 @@ impl Middleware for Gzip {
             decoder.flush().map_err(corrupt)?;
             give(half, decoder.get_mut()).await?;
         }
-        // Who has nothing to say needs no member for it.
+        // A peer that sends no bytes need not send an empty member.
         if began {
             decoder.try_finish().map_err(corrupt)?;
             give(half, decoder.get_mut()).await?;
@@ -43,7 +46,7 @@ impl Middleware for Gzip {
         while half.read(&mut chunk).await? > 0 {
             encoder.write_all(&chunk).map_err(impossible)?;
             chunk.clear();
-            // The peer may wait for this before it says more.
+            // The peer may wait for these bytes before it sends more.
             encoder.flush().map_err(impossible)?;
             give(half, encoder.get_mut()).await?;
         }
@@ -51,7 +54,7 @@ impl Middleware for Gzip {
     }
 }
 
-/// Passes on what has been made so far.
+/// Passes on the bytes that were produced so far.
 async fn give(half: &mut Half, made: &mut Vec<u8>) -> Result<(), ErrorCode> {
     if made.is_empty() {
         return Ok(());
@@ -59,12 +62,12 @@ async fn give(half: &mut Half, made: &mut Vec<u8>) -> Result<(), ErrorCode> {
     half.write_all(std::mem::take(made)).await
 }
 
-/// The peer sent what is no gzip, or broke off.
+/// Maps an error of the decoder: the peer's bytes are not valid gzip, or are incomplete.
 fn corrupt(_: io::Error) -> ErrorCode {
     ErrorCode::ProtocolError
 }
 
-/// A vector takes all that is written to it.
+/// Maps an error of the encoder. None occurs, because writing to a vector cannot fail.
 fn impossible(_: io::Error) -> ErrorCode {
     ErrorCode::InternalError
 }

@@ -1,11 +1,11 @@
-//! A middleware that bounds the length of the lines that the peer sends: a longer one resets the connection, and the service
-//! never sees the whole of it. What the service says goes past it.
+//! Limits the length of the lines that the peer sends. Bytes from the service pass unchanged.
 //!
-//! The bound is in bytes, without the `\n`: 4,096, or what the variable `LINE_LIMIT` of its environment says.
+//! A line that is too long resets the connection, and the service never receives all of it. The
+//! limit is 4,096 bytes, without the `\n`. The environment variable `LINE_LIMIT` can set another.
 
 use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
-/// The bound where none is granted.
+/// The limit in bytes, if `LINE_LIMIT` is not set.
 const DEFAULT: usize = 4096;
 
 struct LineLimit;
@@ -16,7 +16,7 @@ impl Middleware for LineLimit {
     async fn inbound(half: &mut Half) -> Result<(), ErrorCode> {
         let max = limit()?;
         let mut chunk = Vec::new();
-        // Bytes of a line that has not ended yet.
+        // The number of bytes after the last `\n`.
         let mut begun = 0;
         while half.read(&mut chunk).await? > 0 {
             let mut rest = chunk.as_slice();
@@ -33,6 +33,7 @@ impl Middleware for LineLimit {
     }
 }
 
+/// Fails if a line is too long.
 fn within(length: usize, max: usize) -> Result<(), ErrorCode> {
     if length > max {
         Err(ErrorCode::LimitExceeded)
@@ -41,12 +42,13 @@ fn within(length: usize, max: usize) -> Result<(), ErrorCode> {
     }
 }
 
+/// Returns the maximum length of a line.
 fn limit() -> Result<usize, ErrorCode> {
     let Ok(text) = std::env::var("LINE_LIMIT") else {
         return Ok(DEFAULT);
     };
     text.parse().map_err(|_| {
-        eprintln!("LINE_LIMIT is `{text}`: expected a number of bytes, as {DEFAULT}");
+        eprintln!("LINE_LIMIT is `{text}`: expected a number of bytes, such as {DEFAULT}");
         ErrorCode::InternalError
     })
 }

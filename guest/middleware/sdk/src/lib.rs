@@ -1,5 +1,8 @@
-//! Middleware in Rust: a component of world `middleware` serves connections by the service that stands behind it, and changes
-//! the bytes on their way in, on their way out, or both.
+//! A library for middleware in Rust: components between a peer and a service that change bytes.
+//!
+//! A middleware is a component of the world `middleware`. It serves connections by calling the
+//! service behind it, and changes the bytes from the peer, the bytes from the service, or both.
+//! Implement [`Middleware`] and pass the type to [`export!`]:
 //!
 //! ```ignore
 //! use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
@@ -22,8 +25,9 @@
 //! export!(UpperCase);
 //! ```
 //!
-//! It stands in a crate of type `cdylib`, built for `wasm32-wasip2`. This crate is one of its own, beside `inet-guest`, since who
-//! links it imports a handler.
+//! A middleware is a crate of type `cdylib`, built for the target `wasm32-wasip2`.
+//!
+//! This crate is separate from `inet-guest`, because a component that links it imports a handler.
 
 #![warn(missing_docs)]
 
@@ -47,8 +51,10 @@ pub use inet_guest::streams::ErrorCode;
 #[doc(hidden)]
 pub use inet_guest;
 
-/// What `wit-bindgen` makes of the handler that a middleware calls. The one that it exports is that of
-/// [`inet_guest::streams`], since a middleware is a service too.
+/// The bindings that `wit-bindgen` generates for the handler that a middleware imports.
+///
+/// A middleware exports a handler too, like a service. Its bindings are those of
+/// [`inet_guest::streams`].
 #[allow(missing_docs)]
 pub mod bindings {
     wit_bindgen::generate!({
@@ -60,71 +66,93 @@ pub mod bindings {
     });
 }
 
-/// How much is read at once, in bytes, unless the reader says otherwise.
+/// The size of a read in bytes, if the caller's buffer has no spare capacity.
 const CHUNK: usize = 16 * 1024;
 
 /// How a half ended.
 type End = Result<(), ErrorCode>;
 
-/// Which bytes a middleware wants to see. The others go past it, at no cost.
+/// The directions that a middleware processes.
+///
+/// Bytes in the other direction bypass the middleware at no cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sees {
-    /// What the peer sends.
+    /// Bytes from the peer to the service.
     Inbound,
-    /// What the service sends.
+    /// Bytes from the service to the peer.
     Outbound,
-    /// Both.
+    /// Bytes in both directions.
     Both,
 }
 
-/// A middleware. What it does not do is done for it: the halves end as the peer and the service end them, who does not
-/// read holds up who writes, and a service that is done leaves nothing waiting.
+/// A middleware, with one function for each direction.
+///
+/// The crate does the rest:
+///
+/// - It passes on the end of each half, and each reset.
+/// - Back-pressure works in both directions: a side that does not read holds back the side that
+///   writes.
+/// - When the service has finished, the middleware stops waiting for bytes from the peer.
 pub trait Middleware {
-    /// What it wants to see.
+    /// The directions that the middleware processes.
     const SEES: Sees;
 
-    /// Takes what the peer sends to the service. `Ok` ends what the service reads, and the service hears from the host how the
-    /// peer has ended; an error resets the connection, unless the service has ended its half by then and just reads on.
+    /// Carries bytes from the peer to the service. By default, it passes them unchanged.
+    ///
+    /// After `Ok`, the stream that the service reads ends. The service learns from the host how the
+    /// peer's half ended.
     ///
     /// # Errors
     ///
-    /// Whatever the middleware wants to reset the connection for; the errors of the half are passed on by `?`.
+    /// An error resets the connection, with two exceptions: the service takes no more bytes, or it
+    /// has already ended its outbound half and only continues to read. The function can pass on the
+    /// errors of `half` with `?`, or return any other [`ErrorCode`].
     fn inbound(half: &mut Half) -> impl Future<Output = End> {
         half.pass()
     }
 
-    /// Takes what the service sends to the peer. `Ok` ends what the peer reads, as soon as the service has said how: where it
-    /// resets, the connection is reset at once, whatever this does.
+    /// Carries bytes from the service to the peer. By default, it passes them unchanged.
+    ///
+    /// After `Ok`, the stream to the peer ends. If the function has read all bytes of the service,
+    /// the service decides whether the host then sends a FIN or resets the connection. Otherwise,
+    /// the host sends a FIN at once.
+    ///
+    /// If the service resets the connection, the host resets it at once, even if this function is
+    /// still running.
     ///
     /// # Errors
     ///
-    /// As of [`inbound`](Self::inbound).
+    /// An error resets the connection, as for [`inbound`](Self::inbound).
     fn outbound(half: &mut Half) -> impl Future<Output = End> {
         half.pass()
     }
 }
 
-/// Makes a type that is a [`Middleware`] what the component exports.
+/// Exports a type that implements [`Middleware`] from the component.
 #[macro_export]
 macro_rules! export {
     ($middleware:ty) => {
         #[doc(hidden)]
         type __ExportedMiddleware = $crate::Exported<$middleware>;
-        $crate::inet_guest::streams::bindings::export_service!(__ExportedMiddleware with_types_in $crate::inet_guest::streams::bindings);
+        $crate::inet_guest::streams::bindings::export_service!(
+            __ExportedMiddleware with_types_in $crate::inet_guest::streams::bindings
+        );
     };
 }
 
-/// One half of a connection where it passes through a middleware: bytes are read from one side and written to the other.
+/// One direction of a connection through a middleware: bytes are read from one side and written to
+/// the other.
 pub struct Half {
     from: StreamReader<u8>,
     to: StreamWriter<u8>,
-    /// Nothing more comes.
+    /// Whether `from` has ended.
     drained: bool,
-    /// Nobody takes what is written.
+    /// Whether the reader of `to` is gone.
     unwanted: bool,
-    /// Nothing is read that nobody has asked for.
+    /// Whether to read from `from` only while the other side is reading from `to`.
     asks: bool,
-    /// Resolves when the service has ended its own half, and may want nothing of this one any more.
+    /// Resolves when the service has ended its outbound half. It may then need no more bytes of
+    /// this half.
     service_ended: Option<oneshot::Receiver<()>>,
 }
 
@@ -144,12 +172,14 @@ impl Half {
         }
     }
 
-    /// Reads what has arrived, waiting for it if need be, and appends it to `buffer`: as many bytes as that has room for
-    /// without growing, or 16 KiB if it has none. Gives how many bytes came, which is 0 only at the end.
+    /// Appends bytes that have arrived to `buffer`, and waits if there are none.
+    ///
+    /// Reads at most as many bytes as fit into the spare capacity of `buffer`, or 16 KiB if it has
+    /// none. Returns the number of bytes, which is 0 only at the end of the half.
     ///
     /// # Errors
     ///
-    /// `connection-reset`: nobody would take what is read.
+    /// Returns [`ErrorCode::ConnectionReset`] if the other side takes no more bytes.
     pub async fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, ErrorCode> {
         if buffer.capacity() == buffer.len() {
             buffer.reserve(CHUNK);
@@ -157,7 +187,7 @@ impl Half {
         let before = buffer.len();
         while !self.drained && buffer.len() == before {
             if self.asks {
-                // A write of nothing is done when somebody reads, or never will again.
+                // A write of zero bytes completes when the other side reads or has dropped its end.
                 let (status, _) = self.to.write(Vec::new()).await;
                 self.wanted(status != StreamResult::Dropped)?;
             }
@@ -174,7 +204,7 @@ impl Half {
             let (status, filled) = match done.await {
                 Some(done) => done,
                 None => {
-                    // It is to be asked again.
+                    // Check again whether the other side still reads.
                     self.service_ended = None;
                     read.as_mut().cancel()
                 }
@@ -185,21 +215,24 @@ impl Half {
         Ok(buffer.len() - before)
     }
 
-    /// Writes all of `bytes`. It is done when they are taken, so who does not read holds the middleware back.
+    /// Writes all bytes.
+    ///
+    /// Waits until the other side has taken the bytes, so a side that does not read holds the
+    /// middleware back.
     ///
     /// # Errors
     ///
-    /// `connection-reset`: nobody takes what is written any more.
+    /// Returns [`ErrorCode::ConnectionReset`] if the other side takes no more bytes.
     pub async fn write_all(&mut self, bytes: impl Into<Vec<u8>>) -> Result<(), ErrorCode> {
         let left = self.to.write_all(bytes.into()).await;
         self.wanted(left.is_empty())
     }
 
-    /// Takes what comes from one side to the other as it is.
+    /// Copies all remaining bytes unchanged.
     ///
     /// # Errors
     ///
-    /// As of [`write_all`](Self::write_all).
+    /// Returns [`ErrorCode::ConnectionReset`] if the other side takes no more bytes.
     pub async fn pass(&mut self) -> Result<(), ErrorCode> {
         let mut buffer = Vec::new();
         while self.read(&mut buffer).await? > 0 {
@@ -209,6 +242,7 @@ impl Half {
         Ok(())
     }
 
+    /// Fails if the reader of `to` is gone, and remembers it.
     fn wanted(&mut self, wanted: bool) -> Result<(), ErrorCode> {
         self.unwanted |= !wanted;
         if wanted {
@@ -219,20 +253,20 @@ impl Half {
     }
 }
 
-/// How the connection ends: what is said first counts.
+/// The result of the connection. Only the first value counts.
 #[derive(Clone)]
 struct Verdict(Rc<Cell<Option<FutureWriter<End>>>>);
 
 impl Verdict {
     async fn give(&self, how: End) {
         if let Some(verdict) = self.0.take() {
-            // Fails only where the connection is gone, which leaves nobody to tell.
+            // This fails only if the connection is gone. There is nobody left to inform.
             let _ = verdict.write(how).await;
         }
     }
 }
 
-/// What [`export`] hands to the bindings.
+/// The type that [`export!`] passes to the bindings.
 #[doc(hidden)]
 pub struct Exported<M>(PhantomData<M>);
 
@@ -247,9 +281,10 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
         let (ending, service_ended) = oneshot::channel();
         if M::SEES != Sees::Outbound {
             let (to, reader) = wit_stream::new();
-            let mut half = Half::new(std::mem::replace(&mut inbound, reader), to, Some(service_ended));
+            let from = std::mem::replace(&mut inbound, reader);
+            let mut half = Half::new(from, to, Some(service_ended));
             let verdict = verdict.clone();
-            // The service may read before it returns, so this cannot wait for that.
+            // The service may read before its `handle` returns, so start this task now.
             background::spawn(async move {
                 if let Err(code) = M::inbound(&mut half).await
                     && !half.unwanted
@@ -258,19 +293,21 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
                 }
             });
         }
-        // The service hears from the host itself how the peer's half has ended. A service that returns that future, as one
-        // that echoes does, could not be given one of this component's own: nobody may read a future that is his to write.
+        // Pass the host's `inbound_end` to the service as it is. The service can return this
+        // future, as an echo service does. So it must not be a future of this component: a
+        // component must not read a future if it holds the writing end.
         let (mut outbound, outbound_end) = handler::handle(peer, inbound, inbound_end).await;
         let (written, all_written) = oneshot::channel();
         if M::SEES != Sees::Inbound {
             let (to, reader) = wit_stream::new();
-            let mut half = Half::new(std::mem::replace(&mut outbound, reader), to, None);
+            let from = std::mem::replace(&mut outbound, reader);
+            let mut half = Half::new(from, to, None);
             let verdict = verdict.clone();
             background::spawn(async move {
                 let how = M::outbound(&mut half).await;
                 if half.drained && how.is_ok() {
                     drop(half);
-                    // It is up to the service.
+                    // The service decides how the connection ends.
                     let _ = written.send(());
                 } else {
                     drop(half);

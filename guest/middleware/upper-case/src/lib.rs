@@ -1,4 +1,4 @@
-//! A middleware that gives what the service says in capitals. What the peer says goes past it.
+//! Converts the bytes that the service sends to upper case. Bytes from the peer pass unchanged.
 
 use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 

@@ -1,4 +1,4 @@
-//! How connections that share an instance wake each other.
+//! Wakes one connection from another in the same instance.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -10,10 +10,11 @@ use wit_bindgen::{StreamReader, StreamWriter};
 
 use super::bindings;
 
-/// Makes a bell: whoever has the [`Ringer`] wakes the connection that waits for the [`Bell`].
+/// Creates a bell: [`Ringer::ring`] wakes the connection that waits in [`Bell::rung`].
 ///
-/// Each connection is a task of its own to the host. What makes futures of one connection ready, as the channels of other
-/// crates do, does not reach another: this does.
+/// Use it between connections that share an instance (`--isolation service`). To the host, each
+/// connection is a task of its own. A channel from another crate makes a future in the other task
+/// ready, but the host does not notice. A bell goes through the host, which then runs the task.
 pub fn bell() -> (Ringer, Bell) {
     let (writer, reader) = bindings::wit_stream::new();
     let state = Rc::<State>::default();
@@ -30,32 +31,35 @@ struct State {
     waiting: Cell<bool>,
 }
 
-/// The end that rings.
+/// The half of a [`bell`] that rings.
 pub struct Ringer {
     writer: StreamWriter<u8>,
     state: Rc<State>,
 }
 
 impl Ringer {
-    /// Wakes who waits, or who waits next. To ring twice before that is the same as once.
+    /// Wakes the connection that waits, or makes the next wait return at once.
+    ///
+    /// Several calls before the next wait have the same effect as one.
     pub fn ring(&mut self) {
         if self.state.rung.replace(true) || !self.state.waiting.replace(false) {
             return;
         }
-        // Somebody reads, so this is done at once; if they have given up, it is given up too.
+        // The other half is reading, so the write completes in one poll. If the reader has given
+        // up, the write is given up too.
         let ringing = pin!(self.writer.write(vec![0]));
         let _ = ringing.poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
-/// The end that waits.
+/// The half of a [`bell`] that waits.
 pub struct Bell {
     reader: StreamReader<u8>,
     state: Rc<State>,
 }
 
 impl Bell {
-    /// Waits until it is rung, or returns at once if it was since the last time.
+    /// Waits until the bell rings. Returns at once if it has rung since the last call.
     pub async fn rung(&mut self) {
         if !self.state.rung.replace(false) {
             self.state.waiting.set(true);

@@ -2,14 +2,14 @@
 
 use super::{CHUNK, ErrorCode, Inbound};
 
-/// Reads the inbound half line by line, and keeps no more than one line and one chunk.
+/// Reads the inbound half line by line. It buffers at most one line and one chunk.
 pub struct Lines {
     inbound: Inbound,
     max: usize,
     buffer: Vec<u8>,
-    /// Where the next line begins.
+    /// The start of the next line in `buffer`.
     start: usize,
-    /// Up to where there is no end of it.
+    /// The end of the part of `buffer` that contains no `\n` after `start`.
     searched: usize,
 }
 
@@ -24,13 +24,16 @@ impl Lines {
         }
     }
 
-    /// The next line, with the `\n` at its end; a last one may have none. `None` after the peer's FIN.
+    /// Returns the next line, including the `\n` at its end, or `None` after the peer's FIN.
+    ///
+    /// The last line may have no `\n`.
     ///
     /// # Errors
     ///
-    /// How the connection failed, or `limit-exceeded` for a line that is longer than it may be; the same from then on.
+    /// Returns why the connection failed, or [`ErrorCode::LimitExceeded`] if a line is too long.
+    /// Each later call returns the same error.
     pub async fn next(&mut self) -> Result<Option<&[u8]>, ErrorCode> {
-        // A read that was given up has lost the buffer.
+        // If an earlier call was cancelled, the buffer is lost.
         self.searched = self.searched.min(self.buffer.len());
         self.start = self.start.min(self.buffer.len());
         loop {
