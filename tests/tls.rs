@@ -1,5 +1,7 @@
 //! TLS, by clients of rustls, OpenSSL and socat.
 
+mod files;
+
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -431,7 +433,7 @@ fn what_cannot_be_used_is_named_at_the_start() {
             None,
             "does not belong to the certificate",
         ),
-        (&broken, &one.key, None, "cannot use the certificate in"),
+        (&broken, &one.key, None, "cannot use the certificate on line 1 of"),
         (
             &one.certificate,
             &one.key,
@@ -442,7 +444,7 @@ fn what_cannot_be_used_is_named_at_the_start() {
             &one.certificate,
             &one.key,
             Some(&broken),
-            "cannot use the certificate in",
+            "cannot use the certificate on line 1 of",
         ),
     ] {
         let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
