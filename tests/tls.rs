@@ -1,5 +1,7 @@
 //! TLS, by clients of rustls, OpenSSL and socat.
 
+mod files;
+
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -12,7 +14,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedN
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::harness::fetched;
 use crate::harness::{Client, DEADLINE, HUP, Host, field, noise, refused, replace, scratch, until};
@@ -345,6 +347,56 @@ fn clients_show_who_they_are() {
     fails(&client, &host);
 }
 
+/// The alert with which a host refuses a client.
+fn alert(client: &ClientBuilder, host: &Host) -> AlertDescription {
+    // A client of TLS 1.3 finishes its handshake before the host can refuse its certificate.
+    let error = client
+        .connects(host)
+        .and_then(|mut client| client.read_to_end(&mut Vec::new()))
+        .unwrap_err();
+    host.line("reason=\"tls-handshake\"");
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    match cause {
+        Some(rustls::Error::AlertReceived(alert)) => *alert,
+        _ => panic!("{error:?} is not an alert"),
+    }
+}
+
+#[test]
+fn each_refusal_sends_its_alert() {
+    let clients = Authority::new("alert-clients");
+    let alice = clients.issues(&["alice"], &[]);
+    let mallory = Authority::new("alert-others").issues(&["mallory"], &[]);
+    let roots = clients.file();
+    let args = ["--tls-alpn", "echo/1", "--tls-client-ca", roots.to_str().unwrap()];
+    let (authority, _, host) = served("alerts", "echo", &args);
+    for versions in [OLDER, NEWER] {
+        let mut client = ClientBuilder {
+            versions,
+            alpn: vec!["other"],
+            identity: Some(alice.clone()),
+            ..authority.client()
+        };
+        assert_eq!(alert(&client, &host), AlertDescription::NoApplicationProtocol);
+        client.alpn = vec!["echo/1"];
+        echo(&mut client.connects(&host).unwrap(), b"hello");
+        client.identity = None;
+        assert_eq!(alert(&client, &host), AlertDescription::CertificateRequired);
+        client.identity = Some(mallory.clone());
+        assert_eq!(alert(&client, &host), AlertDescription::UnknownCA);
+    }
+    // A ClientHello of TLS 1.1, with one cipher suite and one signature algorithm.
+    let mut hello = vec![0x16, 3, 1, 0, 55, 1, 0, 0, 51, 3, 2];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 8, 0, 13, 0, 4, 0, 2, 4, 3]);
+    let client = host.connect();
+    client.send(&hello);
+    let answer = client.rest();
+    assert_eq!(answer.len(), 7, "{answer:?}");
+    assert_eq!(answer[0], 0x15, "{answer:?}");
+    assert_eq!(answer[5..], [2, u8::from(AlertDescription::ProtocolVersion)]);
+}
+
 /// The certificate that a host shows.
 fn shown(client: &ClientBuilder, host: &Host) -> Vec<u8> {
     let client = client.connects(host).unwrap();
@@ -431,7 +483,7 @@ fn what_cannot_be_used_is_named_at_the_start() {
             None,
             "does not belong to the certificate",
         ),
-        (&broken, &one.key, None, "cannot use the certificate in"),
+        (&broken, &one.key, None, "cannot use the certificate on line 1 of"),
         (
             &one.certificate,
             &one.key,
@@ -442,7 +494,7 @@ fn what_cannot_be_used_is_named_at_the_start() {
             &one.certificate,
             &one.key,
             Some(&broken),
-            "cannot use the certificate in",
+            "cannot use the certificate on line 1 of",
         ),
     ] {
         let path = |path: &PathBuf| path.to_str().unwrap().to_owned();

@@ -1,9 +1,11 @@
 //! Certificates and keys: reading them, choosing among them, and whom they stand for.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
@@ -14,41 +16,60 @@ use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
 use tracing::debug;
-use x509_cert::der::Decode;
+use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
+use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
 
+use super::algorithm::{self, Algorithm, SIGNS, VERIFIES};
+use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Tls as Config};
 
-/// Why files cannot be used for TLS.
+/// Why files cannot be used for TLS. No variant shows what a file contains.
 #[derive(Debug, Error)]
 pub enum Unusable {
-    /// One cannot be read.
-    #[error("cannot read `{}`: {error}", path.display())]
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", Name(path))]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         error: io::Error,
     },
-    /// Something that should be in it is not.
-    #[error("`{}` contains no {what}; expected one in PEM format", path.display())]
+    /// A file contains no certificate or no key.
+    #[error("{} contains no {what}; expected one in PEM format", Name(path))]
     Missing {
-        /// What.
+        /// The expected content.
         what: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// What is in it cannot be used.
-    #[error("cannot use the {what} in `{}`: {error}", path.display())]
+    /// A file is not valid PEM.
+    #[error("cannot read line {line} of {}: {fault}", Name(path))]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// Why.
+        fault: Fault,
+    },
+    /// A certificate or a key cannot be used.
+    #[error("cannot use the {what} on line {line} of {}: {reason}", Name(path))]
     Unfit {
-        /// What it should be.
+        /// Which of the two.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
-        error: String,
+        /// The line on which it begins, counted from 1.
+        line: usize,
+        /// Why, and what to do.
+        reason: String,
     },
     /// A key belongs to another certificate.
-    #[error("the key in `{}` does not belong to the certificate in `{}`", key.display(), certificate.display())]
+    #[error(
+        "the key in {} does not belong to the certificate in {}",
+        Name(key),
+        Name(certificate)
+    )]
     Mismatch {
         /// The file of the certificate.
         certificate: PathBuf,
@@ -62,6 +83,37 @@ pub enum Unusable {
 
 const CERTIFICATE: &str = "certificate";
 const KEY: &str = "private key";
+
+/// Displays the name of a file, unless the setting contains a key where it should contain a path.
+struct Name<'a>(&'a Path);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.0.display();
+        if self.0.to_string_lossy().contains("-----BEGIN") {
+            f.write_str("a file whose name is PEM text (expected a path)")
+        } else {
+            write!(f, "`{path}`")
+        }
+    }
+}
+
+/// Certificates and keys, read and checked.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) server: ServerConfig,
+    pub(super) files: Vec<CertificateFile>,
+}
+
+/// A file of certificates, as it is reported in the log.
+#[derive(Debug)]
+pub(super) struct CertificateFile {
+    pub(super) path: PathBuf,
+    /// The number of certificates in it.
+    pub(super) count: usize,
+    /// One sentence for each certificate that is not valid at the moment.
+    pub(super) warnings: Vec<String>,
+}
 
 /// The files that `config` names.
 pub(super) fn files(config: &Config) -> impl Iterator<Item = &Path> {
@@ -81,12 +133,13 @@ pub(super) fn files(config: &Config) -> impl Iterator<Item = &Path> {
 /// # Errors
 ///
 /// One cannot be read, or is not what it should be.
-pub(super) fn read(config: &Config) -> Result<ServerConfig, Unusable> {
+pub(super) fn read(config: &Config) -> Result<Read, Unusable> {
     let provider = Arc::new(ring::default_provider());
+    let mut files = Vec::new();
     let identities = config
         .identities
         .iter()
-        .map(|identity| certified(identity, &provider).map(Arc::new))
+        .map(|identity| certified(identity, &provider, &mut files).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()?;
     if identities.is_empty() {
         return Err(Unusable::None);
@@ -100,64 +153,182 @@ pub(super) fn read(config: &Config) -> Result<ServerConfig, Unusable> {
         None => builder.with_no_client_auth(),
         Some(clients) => {
             let path = &clients.authorities;
-            let mut roots = RootCertStore::empty();
-            for root in certificates(path)? {
-                roots.add(root).map_err(|error| unfit(CERTIFICATE, path, error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let roots = Arc::new(authorities(path, &mut files)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
             let verifier = if clients.required {
                 verifier
             } else {
                 verifier.allow_unauthenticated()
             };
-            let verifier = verifier
-                .build()
-                .map_err(|error| unfit(CERTIFICATE, path, error))?;
+            // It fails without roots alone.
+            let verifier = verifier.build().map_err(|_| missing(CERTIFICATE, path))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
     let mut server = builder.with_cert_resolver(Arc::new(Identities(identities)));
     server.alpn_protocols = config.alpn.iter().map(|name| name.clone().into_bytes()).collect();
-    Ok(server)
+    Ok(Read { server, files })
 }
 
-fn certified(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, Unusable> {
-    let chain = certificates(&identity.certificate)?;
+fn certified(
+    identity: &Identity,
+    provider: &CryptoProvider,
+    files: &mut Vec<CertificateFile>,
+) -> Result<CertifiedKey, Unusable> {
+    let chain = certificates(&identity.certificate, files)?;
+    let first = chain.first().map_or(1, |certificate| certificate.line);
     let path = &identity.key;
-    let key = PrivateKeyDer::from_pem_slice(&contents(path)?).map_err(|error| pem(KEY, path, error))?;
+    let (line, key) = key(path)?;
+    let chain = chain.into_iter().map(|certificate| certificate.der).collect();
     CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => Unusable::Mismatch {
             certificate: identity.certificate.clone(),
             key: path.clone(),
         },
-        rustls::Error::InvalidCertificate(_) => unfit(CERTIFICATE, &identity.certificate, error),
-        _ => unfit(KEY, path, error),
+        rustls::Error::InvalidCertificate(_) => invalid(&identity.certificate, first),
+        // The library's error does not say more: it has tried one algorithm after the other.
+        _ => damaged(path, line),
     })
 }
 
-fn contents(path: &Path) -> Result<Vec<u8>, Unusable> {
-    fs::read(path).map_err(|error| Unusable::Read {
-        path: path.to_owned(),
-        error,
-    })
+/// Reads the roots of client certificates.
+fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCertStore, Unusable> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path, files)? {
+        let line = certificate.line;
+        if !certificate.trusted {
+            let reason = "its trust settings exclude client authentication; remove the certificate";
+            return Err(unfit(CERTIFICATE, path, line, reason));
+        }
+        let algorithm = certificate
+            .parsed
+            .as_ref()
+            .and_then(|certificate| Algorithm::of_certificate(certificate).ok());
+        if let Some(reason) = algorithm.and_then(|algorithm| algorithm.unsupported(&VERIFIES)) {
+            let reason = format!("it has {reason}; remove or replace the certificate");
+            return Err(unfit(CERTIFICATE, path, line, reason));
+        }
+        roots.add(certificate.der).map_err(|_| invalid(path, line))?;
+    }
+    Ok(roots)
 }
 
-/// The certificates of a file; at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
-    let read = CertificateDer::pem_slice_iter(&contents(path)?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| pem(CERTIFICATE, path, error))?;
-    if read.is_empty() {
+/// Reads the first private key of a file, and the line on which it begins.
+fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
+    for Block { line, content } in blocks(path)? {
+        let (kind, der) = match content {
+            Content::Key(kind, der) => (kind, der),
+            Content::EncryptedKey => {
+                let reason = "it is encrypted; decrypt it with `openssl pkey -in FILE -out NEW`";
+                return Err(unfit(KEY, path, line, reason));
+            }
+            _ => continue,
+        };
+        let key = PrivateKeyDer::from_pem(kind, der).ok_or_else(|| damaged(path, line))?;
+        let algorithm = Algorithm::of_key(&key).map_err(|_| damaged(path, line))?;
+        if let Some(reason) = algorithm.unsupported(&SIGNS) {
+            let reason = format!("it is {reason}; create another key and have its certificate issued");
+            return Err(unfit(KEY, path, line, reason));
+        }
+        return Ok((line, key));
+    }
+    Err(missing(KEY, path))
+}
+
+/// A certificate of a file.
+struct Certificate {
+    line: usize,
+    der: CertificateDer<'static>,
+    /// The parsed certificate, if it follows RFC 5280 strictly.
+    parsed: Option<x509_cert::Certificate>,
+    /// Whether its trust settings, if it has any, permit client authentication.
+    trusted: bool,
+}
+
+/// Reads the certificates of a file; at least one.
+fn certificates(path: &Path, files: &mut Vec<CertificateFile>) -> Result<Vec<Certificate>, Unusable> {
+    let mut certificates = Vec::new();
+    let mut warnings = Vec::new();
+    for Block { line, content } in blocks(path)? {
+        let (mut der, has_settings) = match content {
+            Content::Certificate(der) => (der, false),
+            Content::Trusted(der) => (der, true),
+            _ => continue,
+        };
+        let mut trusted = true;
+        if has_settings {
+            let (_, settings) = AnyRef::from_der_partial(&der).map_err(|_| invalid(path, line))?;
+            if !settings.is_empty() {
+                trusted = trusts_clients(settings).map_err(|_| invalid(path, line))?;
+            }
+            der.truncate(der.len() - settings.len());
+        }
+        let der = CertificateDer::from(der);
+        let parsed = x509_cert::Certificate::from_der(&der).ok();
+        if parsed.is_none() && ParsedCertificate::try_from(&der).is_err() {
+            return Err(invalid(path, line));
+        }
+        warnings.extend(parsed.as_ref().and_then(|parsed| validity(parsed, path, line)));
+        certificates.push(Certificate {
+            line,
+            der,
+            parsed,
+            trusted,
+        });
+    }
+    if certificates.is_empty() {
         return Err(missing(CERTIFICATE, path));
     }
-    Ok(read)
+    files.push(CertificateFile {
+        path: path.to_owned(),
+        count: certificates.len(),
+        warnings,
+    });
+    Ok(certificates)
 }
 
-fn pem(what: &'static str, path: &Path, error: rustls::pki_types::pem::Error) -> Unusable {
-    match error {
-        rustls::pki_types::pem::Error::NoItemsFound => missing(what, path),
-        error => unfit(what, path, error),
+/// Checks whether OpenSSL's settings after a certificate trust it for client authentication, as
+/// `X509_check_trust` does.
+fn trusts_clients(settings: &[u8]) -> x509_cert::der::Result<bool> {
+    const CLIENT: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
+    const ANY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
+    let covers = |uses: Vec<ObjectIdentifier>| uses.contains(&CLIENT) || uses.contains(&ANY);
+    let mut fields = algorithm::fields(settings)?;
+    let trusted: Option<Vec<_>> = fields.decode()?;
+    let rejected: Option<Vec<_>> = fields.context_specific(TagNumber(0), TagMode::Implicit)?;
+    Ok(trusted.is_none_or(covers) && !rejected.is_some_and(covers))
+}
+
+/// Says that a certificate is not valid at the moment, if so.
+fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> Option<String> {
+    let validity = certificate.tbs_certificate().validity();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let name = Name(path);
+    if now > validity.not_after.to_unix_duration() {
+        let end = validity.not_after;
+        return Some(format!(
+            "the certificate on line {line} of {name} expired at {end}; replace it"
+        ));
     }
+    (now < validity.not_before.to_unix_duration()).then(|| {
+        let start = validity.not_before;
+        format!(
+            "the certificate on line {line} of {name} is not valid before {start}; replace it, or \
+             correct the system clock"
+        )
+    })
+}
+
+fn blocks(path: &Path) -> Result<Vec<Block>, Unusable> {
+    let contents = fs::read(path).map_err(|error| Unusable::Read {
+        path: path.to_owned(),
+        error,
+    })?;
+    pem::blocks(&contents).map_err(|Malformed { line, fault }| Unusable::Malformed {
+        path: path.to_owned(),
+        line,
+        fault,
+    })
 }
 
 fn missing(what: &'static str, path: &Path) -> Unusable {
@@ -167,12 +338,24 @@ fn missing(what: &'static str, path: &Path) -> Unusable {
     }
 }
 
-fn unfit(what: &'static str, path: &Path, error: impl ToString) -> Unusable {
+fn unfit(what: &'static str, path: &Path, line: usize, reason: impl Into<String>) -> Unusable {
     Unusable::Unfit {
         what,
         path: path.to_owned(),
-        error: error.to_string(),
+        line,
+        reason: reason.into(),
     }
+}
+
+fn invalid(path: &Path, line: usize) -> Unusable {
+    let reason = "it is not a valid X.509 certificate; replace it";
+    unfit(CERTIFICATE, path, line, reason)
+}
+
+fn damaged(path: &Path, line: usize) -> Unusable {
+    let reason = "it is damaged or of an unsupported kind; expected RSA of 2048 to 4096 bits, \
+                  ECDSA on P-256 or P-384, or Ed25519";
+    unfit(KEY, path, line, reason)
 }
 
 /// What a server can show, each with its key; at least one.

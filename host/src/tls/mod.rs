@@ -1,6 +1,8 @@
 //! TLS: handshakes, and certificates that are read again when they change.
 
+mod algorithm;
 mod identity;
+mod pem;
 mod stream;
 
 use std::io;
@@ -16,12 +18,14 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 pub use identity::Unusable;
+pub use pem::Fault;
 pub use stream::{Reader, Writer};
 
 use crate::config::Tls as Config;
 use crate::peer;
 use crate::socket::Stream;
 use crate::stamp::{Stamp, stamp};
+use identity::CertificateFile;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,7 +46,7 @@ pub struct Server {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     config: Config,
-    read: ServerConfig,
+    read: identity::Read,
     seen: Vec<Option<Stamp>>,
 }
 
@@ -68,8 +72,9 @@ impl Loaded {
     ///
     /// Outside of a runtime.
     pub(crate) fn serve(self, listener: &str) -> Arc<Server> {
+        report(&self.read.files, listener);
         let server = Arc::new(Server {
-            current: ArcSwap::from_pointee(self.read),
+            current: ArcSwap::from_pointee(self.read.server),
             config: self.config,
             asked: Arc::new(Notify::new()),
         });
@@ -118,6 +123,17 @@ impl Server {
         let said = said(stream.get_ref().1);
         let (reader, writer) = stream::split(stream);
         Ok((reader, writer, said))
+    }
+}
+
+/// Logs how many certificates were read, and which of them are not valid at the moment.
+fn report(files: &[CertificateFile], listener: &str) {
+    for file in files {
+        let path = file.path.display();
+        debug!(listener, file = %path, certificates = file.count, "certificates read");
+        for warning in &file.warnings {
+            warn!(listener, "{warning}");
+        }
     }
 }
 
@@ -173,8 +189,9 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         let config = server.config.clone();
         match spawn_blocking(move || identity::read(&config)).await {
             Ok(Ok(read)) => {
-                server.current.store(Arc::new(read));
+                server.current.store(Arc::new(read.server));
                 info!(listener, "certificates reloaded");
+                report(&read.files, &listener);
             }
             Ok(Err(error)) => warn!(
                 listener,

@@ -1,0 +1,337 @@
+//! Files of certificates and keys: what tools write, what cannot be used, and what the log shows.
+
+use std::path::Path;
+
+use rcgen::date_time_ymd;
+
+use super::*;
+
+/// Refuses to start with these files, and gives the message.
+fn refusal(certificate: &Path, key: &Path, roots: Option<&Path>) -> String {
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let mut args = vec!["--listen".to_owned(), "127.0.0.1:0".to_owned()];
+    args.extend(["--tls-certificate".to_owned(), path(certificate)]);
+    args.push(format!("--tls-key={}", path(key)));
+    if let Some(roots) = roots {
+        args.extend(["--tls-client-ca".to_owned(), path(roots)]);
+    }
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let refusal = refused(&args);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    refusal.message
+}
+
+/// Asserts that a message shows nothing of a PEM file, neither as text nor as the bytes of text.
+fn shows_nothing(message: &str, pem: &str) {
+    let lines = pem.lines().filter(|line| !line.starts_with('-'));
+    for part in lines.flat_map(|line| line.as_bytes().chunks_exact(8)) {
+        let text = std::str::from_utf8(part).unwrap();
+        let bytes = format!("{part:?}");
+        let bytes = bytes.trim_matches(['[', ']']);
+        assert!(!message.contains(text) && !message.contains(bytes), "{message}");
+    }
+}
+
+#[test]
+fn no_message_shows_the_content_of_a_key() {
+    let authority = Authority::new("secret");
+    let issued = authority.issues(&["localhost"], &[]);
+    let pem = fs::read_to_string(&issued.key).unwrap();
+    let file = authority.dir.join("damaged");
+    let end = pem.find("-----END").unwrap();
+    for damaged in [
+        pem.replace('\n', " "),
+        pem.replace('\n', "\\n"),
+        pem.replace("-----\nM", "-----M"),
+        pem.replace("-----\nM", "-----\n!M"),
+        pem.replace("-----\nM", "-----\nA"),
+        pem.replace("PRIVATE KEY", "SECRET KEY"),
+        pem[..end].to_owned(),
+        format!("key = '{pem}'"),
+    ] {
+        fs::write(&file, &damaged).unwrap();
+        for (certificate, key, roots) in [
+            (&issued.certificate, &file, None),
+            (&file, &issued.key, None),
+            (&issued.certificate, &issued.key, Some(file.as_path())),
+        ] {
+            let message = refusal(certificate, key, roots);
+            assert!(message.contains(file.to_str().unwrap()), "{message}");
+            shows_nothing(&message, &pem);
+        }
+    }
+    // The key itself where its path is expected.
+    let message = refusal(&issued.certificate, Path::new(&pem), None);
+    assert!(message.contains("expected a path"), "{message}");
+    shows_nothing(&message, &pem);
+}
+
+#[test]
+fn a_reload_does_not_show_the_content_of_a_key() {
+    let (_, issued, host) = served("secret-reload", "echo", &["-v"]);
+    let pem = fs::read_to_string(&issued.key).unwrap();
+    for damaged in [pem.replace('\n', " "), pem.replace('\n', "\\n")] {
+        replace(&issued.key, damaged);
+        let line = host.line("certificate reload failed");
+        assert!(line.contains("cannot read line 1 of"), "{line}");
+    }
+    shows_nothing(&host.log(), &pem);
+}
+
+#[test]
+fn a_token_file_is_not_shown() {
+    for (name, token) in [
+        ("short", &b"t0ken-15-chars"[..]),
+        ("binary", b"t0ken-15-chars\xff\xff\xff"),
+    ] {
+        let path = crate::harness::file(&format!("shown-{name}.token"), token);
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let refusal = refused(&[
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "0",
+            "--admin-token",
+            path.to_str().unwrap(),
+        ]);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        assert!(refusal.message.contains(path.to_str().unwrap()));
+        assert!(!refusal.message.contains("t0ken"), "{}", refusal.message);
+    }
+}
+
+#[test]
+fn every_authority_of_a_file_is_trusted_however_it_is_written() {
+    let (first, second) = (Authority::new("first"), Authority::new("second"));
+    let clients = [&first, &second].map(|authority| authority.issues(&["client"], &[]));
+    let [one, two] = [&first, &second].map(|authority| authority.issuer.pem());
+    let roots = first.dir.join("roots.pem");
+    let indented: String = one.lines().map(|line| format!("  {line}\n")).collect();
+    let put = |text: &str| replace(&roots, text);
+    put(&format!("{one}{two}"));
+    let args = ["--tls-client-ca", roots.to_str().unwrap(), "-v"];
+    let (authority, _, host) = served("written", "echo", &args);
+    let count = |line: &str| line.contains("roots.pem") && field(line, "certificates") == "2";
+    let log = host.log();
+    assert!(
+        log.lines()
+            .any(|line| line.contains("certificates read") && count(line)),
+        "{log}"
+    );
+    for text in [
+        format!("\u{feff}{one}{two}"),
+        format!("{one}\u{feff}{two}"),
+        format!("{indented}{two}"),
+        format!("{one}{two}").replace('\n', "\r\n"),
+        format!("{}{two}", one.replace("CERTIFICATE", "X509 CERTIFICATE")),
+        format!("{}{two}", one.replace("CERTIFICATE", "TRUSTED CERTIFICATE")),
+        format!("subject=CN = one\n{one}# the other\n{two}"),
+    ] {
+        put(&text);
+        host.line("certificates reloaded");
+        let line = host.line("roots.pem");
+        assert!(count(&line), "{line}");
+        for identity in &clients {
+            let client = ClientBuilder {
+                identity: Some(identity.clone()),
+                ..authority.client()
+            };
+            echo(&mut client.connects(&host).unwrap(), b"hello");
+        }
+    }
+    // Rather than lose one of them, the host keeps those from before.
+    put(&format!("{one}{}", two.replace("-----BEGIN", "---BEGIN")));
+    let line = host.line("certificate reload failed");
+    let place = format!(
+        "cannot read line {} of `{}`",
+        one.lines().count() + 1,
+        roots.display()
+    );
+    assert!(line.contains(&place), "{line}");
+}
+
+#[test]
+fn a_chain_keeps_its_first_certificate_however_it_is_written() {
+    let authority = Authority::new("chain");
+    let issued = authority.issues(&["localhost"], &[]);
+    let text = fs::read_to_string(&issued.certificate).unwrap();
+    let chain = format!("\u{feff}{text}{}", authority.issuer.pem());
+    replace(&issued.certificate, chain);
+    let host = serving("echo", &issued, &[]);
+    let client = authority.client().connects(&host).unwrap();
+    assert_eq!(client.conn.peer_certificates().unwrap().len(), 2);
+}
+
+#[test]
+fn certificates_that_are_not_valid_now_are_warned_of() {
+    let authority = Authority::new("validity");
+    let issue = |from: i32, to: i32| {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(from, 1, 2);
+        params.not_after = date_time_ymd(to, 1, 2);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    };
+    let issued = Issued {
+        certificate: authority.dir.join("localhost.crt"),
+        key: authority.dir.join("localhost.key"),
+    };
+    let put = |(certificate, key): (String, String)| {
+        replace(&issued.certificate, certificate);
+        replace(&issued.key, key);
+    };
+    put(issue(2001, 2002));
+    let host = serving("echo", &issued, &[]);
+    let expired = "expired at 2002-01-02T00:00:00Z";
+    let warning = format!(
+        "certificate on line 1 of `{}` {expired}",
+        issued.certificate.display()
+    );
+    assert!(host.log().contains(&warning), "{}", host.log());
+    assert!(host.log().contains("WARN"), "{}", host.log());
+    put(issue(2101, 2102));
+    host.line("certificates reloaded");
+    host.line("is not valid before 2101-01-02T00:00:00Z");
+    host.signal(HUP);
+    host.line("is not valid before 2101-01-02T00:00:00Z");
+    put(issue(2001, 2102));
+    host.line("certificates reloaded");
+    // A warning would come before the next of these.
+    host.signal(HUP);
+    host.line("certificates reloaded");
+    assert_eq!(
+        host.log().matches("is not valid before").count(),
+        2,
+        "{}",
+        host.log()
+    );
+    assert_eq!(host.log().matches("expired at").count(), 1, "{}", host.log());
+}
+
+/// Runs OpenSSL in a directory.
+fn run(openssl: &Path, dir: &Path, args: &str) {
+    let output = Command::new(openssl)
+        .args(args.split(' '))
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{args}: {output:?}");
+}
+
+#[test]
+fn keys_that_cannot_be_used_are_named_by_their_kind() {
+    let Some(openssl) = fetched::client("openssl", "openssl") else {
+        return;
+    };
+    let authority = Authority::new("kinds");
+    let issued = authority.issues(&["localhost"], &[]);
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    let make = "req -x509 -nodes -subj /CN=a -keyout k -out c -newkey";
+    for (kind, expected) in [
+        ("rsa:1024", "an RSA key of 1024 bits"),
+        ("rsa:4608", "an RSA key of 4608 bits"),
+        ("ec -pkeyopt ec_paramgen_curve:P-521", "the curve P-521"),
+        ("ec -pkeyopt ec_paramgen_curve:secp256k1", "the curve secp256k1"),
+        (
+            "ec -pkeyopt ec_paramgen_curve:brainpoolP256r1",
+            "the curve 1.3.36.3",
+        ),
+        ("ed448", "the algorithm Ed448"),
+    ] {
+        run(&format!("{make} {kind}"));
+        let [certificate, key] = ["c", "k"].map(|name| authority.dir.join(name));
+        let message = refusal(&certificate, &key, None);
+        assert!(
+            message.contains(expected) && message.contains("private key on line 1"),
+            "{message}"
+        );
+        // As an authority it cannot be verified, except for larger keys of RSA.
+        if kind != "rsa:4608" {
+            let message = refusal(&issued.certificate, &issued.key, Some(&certificate));
+            assert!(
+                message.contains(expected) && message.contains("certificate on line 1"),
+                "{message}"
+            );
+        }
+        if kind.starts_with("ec") {
+            // By SEC 1, behind a block of parameters.
+            run("ecparam -name secp521r1 -genkey -out k");
+            let message = refusal(&certificate, &key, None);
+            assert!(message.contains("the curve P-521"), "{message}");
+        }
+    }
+    for encrypt in [
+        "pkey -in localhost.key -aes256 -passout pass:secret -out k",
+        "ec -in localhost.key -aes256 -passout pass:secret -out k",
+    ] {
+        run(encrypt);
+        let message = refusal(&issued.certificate, &authority.dir.join("k"), None);
+        assert!(
+            message.contains("encrypted") && message.contains("openssl pkey"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn keys_in_every_supported_encoding_are_used() {
+    let Some(openssl) = fetched::client("openssl", "openssl") else {
+        return;
+    };
+    let authority = Authority::new("encodings");
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    let issued = Issued {
+        certificate: authority.dir.join("c"),
+        key: authority.dir.join("k"),
+    };
+    for kind in ["rsa:2048", "ec -pkeyopt ec_paramgen_curve:P-384", "ed25519"] {
+        run(&format!(
+            "req -x509 -nodes -subj /CN=a -keyout k -out c -newkey {kind}"
+        ));
+        serving("echo", &issued, &[]);
+        if kind != "ed25519" {
+            run("pkey -in k -traditional -out traditional");
+            fs::rename(authority.dir.join("traditional"), &issued.key).unwrap();
+            serving("echo", &issued, &[]);
+        }
+    }
+}
+
+#[test]
+fn trust_settings_of_openssl_are_obeyed() {
+    let Some(openssl) = fetched::client("openssl", "openssl") else {
+        return;
+    };
+    let clients = Authority::new("settings");
+    let alice = clients.issues(&["alice"], &[]);
+    let roots = clients.dir.join("trusted.pem");
+    let (authority, issued, _) = served("settings-server", "echo", &[]);
+    for (settings, is_trusted) in [
+        ("-addtrust clientAuth", true),
+        ("-addtrust anyExtendedKeyUsage", true),
+        ("-addreject serverAuth", true),
+        ("-setalias other", true),
+        ("-addtrust serverAuth", false),
+        ("-addreject clientAuth", false),
+    ] {
+        run(
+            &openssl,
+            &clients.dir,
+            &format!("x509 -in ca.pem -trustout {settings} -out trusted.pem"),
+        );
+        assert!(fs::read_to_string(&roots).unwrap().contains("TRUSTED"));
+        if is_trusted {
+            let host = serving("echo", &issued, &["--tls-client-ca", roots.to_str().unwrap()]);
+            let client = ClientBuilder {
+                identity: Some(alice.clone()),
+                ..authority.client()
+            };
+            echo(&mut client.connects(&host).unwrap(), b"hello");
+        } else {
+            let message = refusal(&issued.certificate, &issued.key, Some(&roots));
+            assert!(message.contains("exclude client authentication"), "{message}");
+        }
+    }
+}
