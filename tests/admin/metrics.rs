@@ -126,6 +126,18 @@ fn connections_that_finish_are_counted_with_all_that_they_took() {
 }
 
 #[test]
+fn an_instance_that_is_gone_has_no_memory() {
+    let (host, admin) = looked_at("lines-session", &["--first-byte-timeout", "300ms"]);
+    let clients: Vec<_> = (0..10).map(|_| host.connect()).collect();
+    for client in &clients {
+        // The host waits for the FIN of the client now, without an instance.
+        assert_eq!(client.rest(), b"");
+    }
+    let memory = of(&metrics(&admin), "lines-session", "guest_memory_bytes", &[]);
+    assert_eq!(memory, 0.0);
+}
+
+#[test]
 fn connections_that_are_refused_are_counted_by_reason() {
     let (host, admin) = looked_at("echo", &["--max-connections-per-source", "1"]);
     let client = host.connect();

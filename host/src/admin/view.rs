@@ -136,7 +136,7 @@ pub(super) fn look(process: &Process, services: &[Arc<Service>]) -> (Vec<Arc<Ope
             sum.bytes_in += bytes_in;
             sum.bytes_out += bytes_out;
             sum.cpu += open.cost().cpu();
-            sum.memory += open.cost().memory();
+            sum.memory += open.cost().live_memory();
         }
     }
     (open, sums)
