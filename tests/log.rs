@@ -73,7 +73,7 @@ fn lines_of_many_kinds() -> Vec<Value> {
     let mut host = place.serve(&[
         "--log-format",
         "json",
-        "-v",
+        "-vv",
         "--max-connections-per-source",
         "1",
         "--admin",
