@@ -288,6 +288,29 @@ fn a_first_limit_for_a_source_counts_the_connections_that_are_open() {
 }
 
 #[test]
+fn what_takes_a_restart_is_compared_with_what_runs() {
+    let text = |threads: u32, backlog: u32| {
+        format!(
+            "threads = {threads}\n{}",
+            echo(&format!("{ANYWHERE}\nsocket = {{ backlog = {backlog} }}"))
+        )
+    };
+    let services = Services::new("restart", &text(2, 100));
+    let host = Host::with_config(&services.file(), 1);
+    // As long as the file says something else than what runs, each time that it is read.
+    for _ in 0..2 {
+        services.put(&text(3, 200));
+        host.signal(HUP);
+        assert!(host.line("requires a restart").contains("`threads`"));
+        assert!(host.line("requires a restart").contains("socket options"));
+        host.line("services reconfigured");
+    }
+    let said = host.log().matches("requires a restart").count();
+    services.reread(&host, &text(2, 100));
+    assert_eq!(host.log().matches("requires a restart").count(), said);
+}
+
+#[test]
 fn what_clashes_with_a_listener_that_is_open_is_named() {
     // A port that was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
