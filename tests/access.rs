@@ -8,7 +8,7 @@ fn is_refused(host: &Host, source: [u8; 4]) {
     let line = host.line("connection refused");
     let [a, b, c, d] = source;
     assert!(
-        line.contains("reason=\"access\"") && line.contains(&format!("peer={a}.{b}.{c}.{d}:")),
+        line.contains("reason=\"access\"") && line.contains(&format!("peer=\"{a}.{b}.{c}.{d}:")),
         "{line}"
     );
 }

@@ -24,7 +24,7 @@ use crate::harness::{
 };
 
 /// Where a host can be looked at, as it says itself.
-fn admin_of(host: &Host) -> At {
+pub fn admin_of(host: &Host) -> At {
     let log = host.log();
     let said = log.split_once("admin interface at ");
     let (_, place) = said.unwrap_or_else(|| panic!("it has no admin interface:\n{log}"));

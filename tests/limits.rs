@@ -1,11 +1,17 @@
 //! Every limit on a connection, obeyed and violated, by a guest of each contract where the guest has a part in it.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, DEADLINE, Host, field, until};
+use socket2::SockRef;
+
+use crate::admin::admin_of;
+use crate::harness::{Client, DEADLINE, Host, field, scratch, until};
+use crate::tls::served;
 
 const ECHOES: [&str; 3] = ["echo", "lines", "lines-session"];
 
@@ -22,7 +28,7 @@ fn one_source_has_no_more_connections_than_it_may() {
     host.refuses();
     let line = host.line("connection refused");
     assert!(
-        line.contains("reason=\"source-connections\"") && line.contains("peer=127.0.0.1:"),
+        line.contains("reason=\"source-connections\"") && field(&line, "peer").starts_with("127.0.0.1:"),
         "{line}"
     );
     Client::from([127, 0, 0, 2], host.address()).echo("hello");
@@ -132,6 +138,53 @@ fn a_peer_that_reads_slowly_is_served() {
     }
     drop(socket);
     assert_eq!(host.outcome(), "peer-reset");
+}
+
+#[test]
+fn a_write_goes_on_as_soon_as_a_slow_peer_has_read_a_little() {
+    let dir = scratch("limits-slow");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("s");
+    let listen = format!("unix:{}", path.display());
+    let args = ["--listen", &listen, "--admin", "0"];
+    let unix = || {
+        let stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    };
+    {
+        let host = Host::serving("chargen", &args);
+        let client = host.connect().0;
+        SockRef::from(&client).set_recv_buffer_size(64 << 10).unwrap();
+        is_seen_to_read(&host, client, "TCP");
+        is_seen_to_read(&host, unix(), "Unix");
+    }
+    let (authority, _, host) = served("limits-slow", "chargen", &args);
+    let client = authority.client().connects(&host).unwrap();
+    SockRef::from(&client.sock)
+        .set_recv_buffer_size(64 << 10)
+        .unwrap();
+    is_seen_to_read(&host, client, "TLS over TCP");
+    let client = authority.client().over(unix(), "localhost").unwrap();
+    is_seen_to_read(&host, client, "TLS over Unix");
+}
+
+/// A client that is alone, and for which more waits than it reads: whenever it has read a little, the host sends more. A limit on
+/// time sees then that it reads, however slowly.
+fn is_seen_to_read(host: &Host, mut client: impl Read, transport: &str) {
+    let admin = admin_of(host);
+    let sent = || admin.json("/connections")["connections"][0]["bytes_out"].as_u64();
+    client.read_exact(&mut [0]).unwrap();
+    let mut some = vec![0; 256 << 10];
+    for round in 0..12 {
+        let before = sent().unwrap();
+        client.read_exact(&mut some).unwrap();
+        until(&format!("more is sent by {transport} in round {round}"), || {
+            sent().unwrap() > before
+        });
+    }
+    drop(client);
+    host.line("connection ended");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! The log, as programs and people read it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, until};
+use crate::tls::served;
 
 #[test]
 fn a_connection_leaves_one_line_that_says_everything() {
@@ -71,7 +73,7 @@ fn lines_of_many_kinds() -> Vec<Value> {
     let mut host = place.serve(&[
         "--log-format",
         "json",
-        "-v",
+        "-vv",
         "--max-connections-per-source",
         "1",
         "--admin",
@@ -203,6 +205,29 @@ fn the_schema_of_lines_has_all_words_that_there_are() {
     assert_eq!(outcomes, words("host/src/connection.rs"));
     let reasons = listed(&schema["$defs"]["refused"]["properties"]["reason"]);
     assert_eq!(reasons, words("host/src/admission.rs"));
+}
+
+#[test]
+fn a_field_has_one_form_in_all_lines_of_text() {
+    let (authority, _, mut host) = served("log-forms", "echo", &["-v"]);
+    let plain = host.connect();
+    plain.send("no handshake");
+    host.line("connection refused");
+    drop(plain);
+    drop(authority.client().connects(&host).unwrap());
+    host.line("connection ended");
+    host.stop();
+    let log = host.log();
+    assert!(log.contains("TLS handshake failed"), "{log}");
+    let field = Regex::new(r#" (\w+)=("?)"#).unwrap();
+    let mut forms: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for found in field.captures_iter(&log) {
+        let (_, [name, quote]) = found.extract();
+        forms.entry(name).or_default().insert(quote);
+    }
+    assert_eq!(forms["peer"], BTreeSet::from(["\""]));
+    let mixed: Vec<_> = forms.iter().filter(|(_, forms)| forms.len() > 1).collect();
+    assert!(mixed.is_empty(), "{mixed:?} in {log}");
 }
 
 #[test]

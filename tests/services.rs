@@ -1,7 +1,7 @@
 //! Many services of one host, by a file that can be read again.
 
 use std::fs;
-use std::io::BufRead as _;
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -262,6 +262,52 @@ fn limits_that_change_count_the_connections_that_are_open() {
     drop(open);
     host.line("connection ended");
     host.connect().echo("next");
+}
+
+#[test]
+fn a_first_limit_for_a_source_counts_the_connections_that_are_open() {
+    let services = Services::new("first-limit", &echo(ANYWHERE));
+    let host = Host::with_config(&services.file(), 1);
+    let mut open: Vec<_> = (0..3).map(|_| host.connect()).collect();
+    for client in &open {
+        client.echo("open");
+    }
+    let limits = "limits = { max-connections-per-source = 2 }";
+    services.reread(&host, &echo(&format!("{ANYWHERE}\n{limits}")));
+    for _ in 0..2 {
+        host.refuses();
+        open.pop();
+        host.line("connection ended");
+    }
+    // The permit of that one is free a moment later.
+    until("there is room for another", || {
+        Client::connect(host.address()).is_ok_and(|client| {
+            (&client.0).write_all(b"next").is_ok() && (&client.0).read_exact(&mut [0; 4]).is_ok()
+        })
+    });
+}
+
+#[test]
+fn what_takes_a_restart_is_compared_with_what_runs() {
+    let text = |threads: u32, backlog: u32| {
+        format!(
+            "threads = {threads}\n{}",
+            echo(&format!("{ANYWHERE}\nsocket = {{ backlog = {backlog} }}"))
+        )
+    };
+    let services = Services::new("restart", &text(2, 100));
+    let host = Host::with_config(&services.file(), 1);
+    // As long as the file says something else than what runs, each time that it is read.
+    for _ in 0..2 {
+        services.put(&text(3, 200));
+        host.signal(HUP);
+        assert!(host.line("requires a restart").contains("`threads`"));
+        assert!(host.line("requires a restart").contains("socket options"));
+        host.line("services reconfigured");
+    }
+    let said = host.log().matches("requires a restart").count();
+    services.reread(&host, &text(2, 100));
+    assert_eq!(host.log().matches("requires a restart").count(), said);
 }
 
 #[test]

@@ -127,7 +127,12 @@ impl ClientBuilder {
         Arc::new(config)
     }
 
-    fn over(&self, stream: TcpStream, name: &str) -> io::Result<TlsClient> {
+    /// Performs the handshake over `stream`, as with a host called `name`.
+    pub fn over<S: Read + Write>(
+        &self,
+        stream: S,
+        name: &str,
+    ) -> io::Result<StreamOwned<ClientConnection, S>> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connection = ClientConnection::new(self.config(), name).unwrap();
         let mut client = StreamOwned::new(connection, stream);
@@ -751,9 +756,7 @@ fn socat_is_served() {
     // Over a socket of the file system too.
     let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    let connection = ClientConnection::new(authority.client().config(), name).unwrap();
-    let mut client = StreamOwned::new(connection, stream);
+    let mut client = authority.client().over(stream, "localhost").unwrap();
     client.write_all(b"hello\n").unwrap();
     let mut answer = [0; 6];
     client.read_exact(&mut answer).unwrap();

@@ -165,9 +165,21 @@ fn tell_refused(service: &Service, arrival: &Arrival, reason: Refused) {
     let (service, peer, listener) = (&service.config.name, &arrival.remote, &arrival.entrance.name);
     let reason = reason.as_str();
     if told {
-        info!(service, %peer, listener, reason, "connection refused");
+        info!(
+            service,
+            peer = peer.to_string(),
+            listener,
+            reason,
+            "connection refused"
+        );
     } else {
-        debug!(service, %peer, listener, reason, "connection refused");
+        debug!(
+            service,
+            peer = peer.to_string(),
+            listener,
+            reason,
+            "connection refused"
+        );
     }
 }
 

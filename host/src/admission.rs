@@ -123,8 +123,8 @@ impl Admission {
         }
     }
 
-    /// Admits what `limits` allow from now on. Connections that are open count as they did; where there are too many,
-    /// none comes until enough of them have ended. Those that came while there was no limit for a source count for none.
+    /// Admits what `limits` allow from now on. Connections that are open count; where there are too many, none comes until
+    /// enough of them have ended.
     pub fn change(&mut self, limits: &Limits) {
         let most = most(limits);
         if let Some(more) = most.checked_sub(self.most) {
@@ -179,15 +179,13 @@ impl Admission {
 }
 
 impl Sources {
-    /// Lets a connection from `remote` have `permit`, or not.
+    /// Lets a connection from `remote` have `permit`, or not. Connections are counted by source even without a limit, since a
+    /// reload can set one.
     ///
     /// # Errors
     ///
     /// Its source has as much as one may have.
     pub fn admit(&self, permit: Permit, remote: &End) -> Result<Permit, Refused> {
-        if self.max.is_none() && self.rate.is_none() {
-            return Ok(permit);
-        }
         Ok(Permit {
             _share: Some(self.share(Source::of(remote), Instant::now())?),
             ..permit

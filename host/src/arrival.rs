@@ -133,7 +133,10 @@ impl Arrival {
             }
             Ok(Client::Unknown) => Ok(()),
             Err(refusal) => {
-                debug!(peer = %self.remote, "connection rejected: {refusal}");
+                debug!(
+                    peer = self.remote.to_string(),
+                    "connection rejected: {refusal}"
+                );
                 if let Some(trace) = &mut self.trace {
                     trace.fails(refusal.to_string());
                 }
@@ -166,7 +169,7 @@ impl Arrival {
             () = service.process.cut.cancelled() => return Err(Refused::Drained),
         };
         agreed.map_err(|error| {
-            debug!(peer = %self.remote, "TLS handshake failed: {error}");
+            debug!(peer = self.remote.to_string(), "TLS handshake failed: {error}");
             if let Some(trace) = &mut self.trace {
                 trace.fails(error.to_string());
             }

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 pub struct Cost {
     /// Nanoseconds.
     cpu: AtomicU64,
-    /// Bytes.
+    /// Bytes, at their peak.
     memory: AtomicU64,
+    /// Bytes of instances that live.
+    live: AtomicU64,
     /// When making the instance began, and how long it took; of a session that has moved, the first.
     made: OnceLock<(Instant, Duration)>,
     refused: AtomicBool,
@@ -27,6 +29,11 @@ impl Cost {
     /// The most memory that the instance has had, in bytes: linear memories and tables.
     pub fn memory(&self) -> u64 {
         self.memory.load(Relaxed)
+    }
+
+    /// The memory of instances that live now, in bytes: linear memories and tables. It is 0 once they are dropped.
+    pub fn live_memory(&self) -> u64 {
+        self.live.load(Relaxed)
     }
 
     /// How long it took to make the instance, once there is one.
@@ -52,9 +59,16 @@ impl Cost {
         self.cpu.fetch_add(time.as_nanos() as u64, Relaxed);
     }
 
-    /// The instance has so much memory now. When a session moves, that of the other instance counts where it is more.
-    pub(crate) fn has_memory(&self, bytes: usize) {
+    /// An instance has grown `by` as many bytes, and has `bytes` now. When a session moves, the larger of its two instances
+    /// is the peak.
+    pub(crate) fn has_memory(&self, bytes: usize, by: usize) {
         self.memory.fetch_max(bytes as u64, Relaxed);
+        self.live.fetch_add(by as u64, Relaxed);
+    }
+
+    /// An instance is gone, which had as many bytes.
+    pub(crate) fn frees_memory(&self, bytes: usize) {
+        self.live.fetch_sub(bytes as u64, Relaxed);
     }
 
     pub(crate) fn instantiated(&self, start: Instant) {

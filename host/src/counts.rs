@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::admission::Refused;
@@ -36,7 +37,7 @@ const BOUNDS: [u64; 24] = [
     3_600_000_000,
 ];
 
-/// What is counted of one service. Nothing here waits: each is a number of its own.
+/// What is counted of one service, under its name. Nothing that a connection counts waits: each is a number of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) accepted: Count,
@@ -55,9 +56,48 @@ pub(crate) struct Counts {
     pub(crate) rollbacks: Count,
     pub(crate) rejected: Count,
     pub(crate) accept_errors: Count,
+    /// Locked when a service starts, and when somebody looks.
+    shared: Mutex<Shared>,
+}
+
+/// The cost of instances that connections share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// One for each sandbox that may still have instances.
+    costs: Vec<Arc<Cost>>,
+    /// The time of those that have none any more.
+    ended: Duration,
 }
 
 impl Counts {
+    /// Counts `cost`, the cost of shared instances, from now on.
+    pub(crate) fn share(&self, cost: Arc<Cost>) {
+        let mut shared = self.shared();
+        let Shared { costs, ended } = &mut *shared;
+        costs.retain(|cost| {
+            // Nobody else can add to it any more.
+            let over = Arc::strong_count(cost) == 1;
+            if over {
+                *ended += cost.cpu();
+            }
+            !over
+        });
+        costs.push(cost);
+    }
+
+    /// The time that shared instances have run, and the memory of those that live.
+    pub(crate) fn of_shared(&self) -> (Duration, u64) {
+        let shared = self.shared();
+        let cpu: Duration = shared.costs.iter().map(|cost| cost.cpu()).sum();
+        let memory = shared.costs.iter().map(|cost| cost.live_memory()).sum();
+        (shared.ended + cpu, memory)
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // Nothing can panic while it is held.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn refused(&self, reason: Refused) -> &Count {
         &self.refused[reason as usize]
     }
@@ -208,6 +248,23 @@ mod tests {
         assert_eq!(buckets, [(5e-6, 2), (1e-5, 1), (f64::INFINITY, 1)]);
         assert_eq!(seen.count(), 4);
         assert_eq!(seen.sum, Duration::from_micros(3_600_000_013));
+    }
+
+    #[test]
+    fn the_time_of_shared_instances_counts_on_when_their_sandbox_is_gone() {
+        let counts = Counts::default();
+        for seconds in 1..=3 {
+            let cost = Arc::new(Cost::default());
+            counts.share(Arc::clone(&cost));
+            cost.add_cpu(Duration::from_secs(seconds));
+            cost.has_memory(100, 100);
+            assert_eq!(
+                counts.of_shared(),
+                (Duration::from_secs((1..=seconds).sum()), 100)
+            );
+            cost.frees_memory(100);
+        }
+        assert_eq!(counts.shared().costs.len(), 1);
     }
 
     #[test]

@@ -47,7 +47,13 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
         .with_ansi(colours);
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        // Spans of libraries are objects, which no line holds.
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed(),
     };
     // Libraries speak up when something is wrong; their own progress is of no interest before `-vv`.
     let library = |most: LevelFilter| {

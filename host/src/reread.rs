@@ -25,6 +25,29 @@ pub(crate) struct Plan {
     pub(crate) services: Vec<Planned>,
 }
 
+impl Plan {
+    /// The configuration that runs once the plan is carried out, if `now` runs before: what the file says, but for what only a
+    /// restart can change.
+    pub(crate) fn running(&self, now: &Config) -> Config {
+        let mut running = Config {
+            threads: now.threads,
+            log: now.log,
+            admin: now.admin.clone(),
+            otlp: now.otlp.clone(),
+            ..self.config.clone()
+        };
+        for (service, planned) in running.services.iter_mut().zip(&self.services) {
+            for (listen, listening) in service.listen.iter_mut().zip(&planned.listeners) {
+                if let Listening::Kept(of, number, _) = listening {
+                    let before = &now.services[*of].listen[*number];
+                    listen.socket = kept(before, listen);
+                }
+            }
+        }
+        running
+    }
+}
+
 /// What is to become of one service.
 #[derive(Debug)]
 pub(crate) struct Planned {
@@ -97,7 +120,7 @@ pub(crate) async fn plan(
             };
             taken.push((of, number));
             let before = &now.services[of].listen[number];
-            if !can_be_set(before, listen) {
+            if kept(before, listen) != listen.socket {
                 warn!(
                     service = service.name,
                     "changing the socket options of {} requires a restart; the previous ones stay in \
@@ -127,14 +150,13 @@ pub(crate) async fn plan(
     Ok(Plan { config, services })
 }
 
-/// Whether a listener that stays can be set as `other` says.
-fn can_be_set(one: &Listen, other: &Listen) -> bool {
-    let nodelay = one.socket.nodelay;
-    one.socket
-        == SocketOptions {
-            nodelay,
-            ..other.socket.clone()
-        }
+/// The socket options of a listener that stays: those of `before`, but for those that hold for each connection, which are as
+/// `listen` says.
+fn kept(before: &Listen, listen: &Listen) -> SocketOptions {
+    SocketOptions {
+        nodelay: listen.socket.nodelay,
+        ..before.socket.clone()
+    }
 }
 
 /// Whether all is the same but where connections come from, and which may come in.

@@ -40,15 +40,10 @@ impl Running {
             generation,
             recorder,
         } = loaded;
-        let counts = before.map(|before| Arc::clone(&before.generations.counts));
+        let counts = process.counts_of(&config.name);
+        counts.share(sandbox.shared_cost());
         let count = before.map_or(0, |before| before.generations.count());
-        let generations = Generations::new(
-            &config,
-            count,
-            generation,
-            process.cut.clone(),
-            counts.unwrap_or_default(),
-        );
+        let generations = Generations::new(&config, count, generation, process.cut.clone(), counts);
         let reload = Arc::new(Notify::new());
         let changes = source.files().next().is_some();
         let service = Arc::new(Service {

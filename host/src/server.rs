@@ -32,7 +32,7 @@ const CUT: Duration = Duration::from_secs(1);
 
 /// The services that run.
 struct Server {
-    /// What was asked for.
+    /// What runs: what was asked for last, but for what takes a restart.
     config: Config,
     process: Arc<Process>,
     /// In the order of `config`.
@@ -257,6 +257,7 @@ impl Server {
 
     /// Comes to what `plan` says. Connections that are open go on with what they have.
     async fn change(&mut self, plan: Plan) -> anyhow::Result<()> {
+        let config = plan.running(&self.config);
         let mut admissions = Vec::new();
         let mut listeners = Vec::new();
         for running in &mut self.running {
@@ -341,7 +342,7 @@ impl Server {
             info!(service, "service removed; its open connections continue");
             gone.end();
         }
-        self.config = plan.config;
+        self.config = config;
         self.show();
         info!(services = self.running.len(), "services reconfigured");
         Ok(())

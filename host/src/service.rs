@@ -1,9 +1,10 @@
 //! A service that runs: what the tasks that serve its connections share.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -30,6 +31,9 @@ use crate::telemetry::Telemetry;
 pub(crate) struct Process {
     /// The services that run, as others see them.
     pub(crate) services: ArcSwap<Vec<Arc<Service>>>,
+    /// What is counted of each service that has run, by its name. Connections can outlive a service that is removed, and the
+    /// counters of a name never fall, even if a service of that name comes back.
+    counts: Mutex<HashMap<String, Arc<Counts>>>,
     /// The connections that are open, where somebody may ask for them.
     pub(crate) roster: Option<Arc<Roster>>,
     /// What is told to a collector, where there is one.
@@ -52,6 +56,7 @@ impl Process {
     pub(crate) fn new(observed: bool, telemetry: Option<Telemetry>) -> Self {
         Self {
             services: ArcSwap::default(),
+            counts: Mutex::default(),
             roster: observed.then(Arc::default),
             telemetry,
             started: Instant::now(),
@@ -62,6 +67,13 @@ impl Process {
             cut: CancellationToken::new(),
             last_connection: AtomicU64::new(0),
         }
+    }
+
+    /// What is counted of the services called `name`, one after another.
+    pub(crate) fn counts_of(&self, name: &str) -> Arc<Counts> {
+        // Nothing can panic while it is held.
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(counts.entry(name.to_owned()).or_default())
     }
 
     /// The connections that are open, as far as they can be seen, and what is `counted` of others in the same moment.

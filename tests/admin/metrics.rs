@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::openmetrics::{self, Metrics};
-use super::{admin_of, looked_at};
+use super::{admin_of, looked_at, put, services};
 use crate::harness::http::At;
-use crate::harness::{Client, Done, HUP, NEW, Place, USR2, until};
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, first_word, guest, until};
 
 fn metrics(admin: &At) -> Metrics {
     let answer = admin.get("/metrics");
@@ -26,6 +26,16 @@ fn of(metrics: &Metrics, service: &str, name: &str, label: &[(&str, &str)]) -> f
         &format!("wasm_inetd_{name}"),
         &[&[("service", service)], label].concat(),
     )
+}
+
+/// The values of all counters and histograms, by series.
+fn counters(admin: &At) -> BTreeMap<(String, BTreeMap<String, String>), f64> {
+    let metrics = metrics(admin);
+    let rising = metrics.families().iter().filter(|family| family.kind != "gauge");
+    rising
+        .flat_map(|family| &family.samples)
+        .map(|sample| ((sample.name.clone(), sample.labels.clone()), sample.value))
+        .collect()
 }
 
 /// The name of a series without its beginning, its label if it has one beside the service, and its value.
@@ -123,6 +133,18 @@ fn connections_that_finish_are_counted_with_all_that_they_took() {
         metrics.value("wasm_inetd_build_info", &[("version", env!("CARGO_PKG_VERSION"))]),
         1.0
     );
+}
+
+#[test]
+fn an_instance_that_is_gone_has_no_memory() {
+    let (host, admin) = looked_at("lines-session", &["--first-byte-timeout", "300ms"]);
+    let clients: Vec<_> = (0..10).map(|_| host.connect()).collect();
+    for client in &clients {
+        // The host waits for the FIN of the client now, without an instance.
+        assert_eq!(client.rest(), b"");
+    }
+    let memory = of(&metrics(&admin), "lines-session", "guest_memory_bytes", &[]);
+    assert_eq!(memory, 0.0);
 }
 
 #[test]
@@ -337,14 +359,7 @@ fn no_peer_can_make_a_series() {
 #[test]
 fn no_counter_ever_falls_when_a_connection_ends() {
     let (host, admin) = looked_at("echo", &["-q", "--log-connections", "none"]);
-    let counters = || -> BTreeMap<_, f64> {
-        let metrics = metrics(&admin);
-        let rising = metrics.families().iter().filter(|family| family.kind != "gauge");
-        rising
-            .flat_map(|family| &family.samples)
-            .map(|sample| ((sample.name.clone(), sample.labels.clone()), sample.value))
-            .collect()
-    };
+    let counters = || counters(&admin);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let (done, _done) = (&done, Done(&done));
@@ -369,6 +384,85 @@ fn no_counter_ever_falls_when_a_connection_ends() {
             client.reset();
         }
     });
+}
+
+#[test]
+fn no_counter_falls_when_a_service_changes_or_comes_back() {
+    let own = "[admin]\nlisten = \"127.0.0.1:0\"\n";
+    let chat = guest("chat");
+    for (test, more) in [
+        ("own", String::new()),
+        (
+            "shared",
+            format!("component = {chat:?}\nisolation = \"service\"\n"),
+        ),
+    ] {
+        let service = format!("{own}[[service]]\nname = \"held\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
+        let path = services(&format!("counts-{test}"), &service);
+        let host = Host::with_config(&path, 2);
+        let admin = admin_of(&host);
+        let reread = |more: &str| {
+            put(&path, more);
+            host.signal(HUP);
+        };
+        let serves = |address| {
+            let client = Client::connect(address).unwrap();
+            client.send("hello\n");
+            // Something of the guest has come.
+            client.0.peek(&mut [0]).unwrap();
+            client
+        };
+        let ends = |client: Client| {
+            client.finish();
+            client.rest();
+            host.line("connection ended");
+        };
+        let mut last = counters(&admin);
+        let mut rises = |when: &str| {
+            let next = counters(&admin);
+            for (series, value) in &last {
+                // A service that is not there has no series.
+                let now = next.get(series).copied().unwrap_or(f64::INFINITY);
+                assert!(
+                    now >= *value,
+                    "{test}, {when}: {series:?} falls from {value} to {now}"
+                );
+            }
+            last.extend(next);
+        };
+        let first = serves(host.address());
+        let second = serves(host.address());
+        rises("before");
+        reread(&format!("{service}limits = {{ idle-timeout = \"9m\" }}\n"));
+        host.line("services reconfigured");
+        rises("it has changed");
+        ends(first);
+        rises("one that was open before has ended");
+        reread(own);
+        host.line("services reconfigured");
+        rises("it is removed");
+        reread(&service);
+        let line = host.line("listening on");
+        let address = first_word(line.split_once("listening on ").unwrap().1);
+        host.line("services reconfigured");
+        rises("it is there again");
+        ends(serves(address.parse().unwrap()));
+        rises("another has ended");
+        ends(second);
+        rises("all have ended");
+        let metrics = metrics(&admin);
+        let held = |name: &str| {
+            let samples = metrics.samples().filter(|sample| {
+                sample.name == format!("wasm_inetd_connections_{name}") && sample.labels["service"] == "held"
+            });
+            samples.map(|sample| sample.value).sum::<f64>()
+        };
+        assert_eq!(held("accepted_total"), 3.0);
+        assert_eq!(
+            held("accepted_total"),
+            held("refused_total") + held("ended_total") + held("open")
+        );
+    }
 }
 
 /// The type and the labels of each metric that a document lists. An item of the list has the form

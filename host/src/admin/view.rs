@@ -136,7 +136,7 @@ pub(super) fn look(process: &Process, services: &[Arc<Service>]) -> (Vec<Arc<Ope
             sum.bytes_in += bytes_in;
             sum.bytes_out += bytes_out;
             sum.cpu += open.cost().cpu();
-            sum.memory += open.cost().memory();
+            sum.memory += open.cost().live_memory();
         }
     }
     (open, sums)
@@ -144,9 +144,7 @@ pub(super) fn look(process: &Process, services: &[Arc<Service>]) -> (Vec<Arc<Ope
 
 /// All of the guests' time and memory of a service, with what its connections share.
 pub(super) fn guests(service: &Service, sum: &Sum) -> (Duration, u64) {
-    let current = service.generations.current();
-    let shared = current.generation.shared_cost();
-    let (cpu, memory) = shared.map_or_else(Default::default, |cost| (cost.cpu(), cost.memory()));
+    let (cpu, memory) = service.counts().of_shared();
     (sum.cpu + cpu, sum.memory + memory)
 }
 

@@ -92,6 +92,26 @@ fn what_a_source_may_have_changes_with_what_it_has() {
     assert_eq!(come(&mut admission).unwrap_err(), Refused::SourceConnections);
 }
 
+#[test]
+fn a_first_limit_for_a_source_counts_the_connections_that_are_open() {
+    let mut limits = Limits::default();
+    let mut admission = Admission::new(&limits);
+    let source = address("192.0.2.1");
+    let come = |admission: &mut Admission| {
+        let permit = admission.permit().now_or_never().unwrap();
+        admission.sources().admit(permit, &source)
+    };
+    let mut open: Vec<_> = (0..3).map(|_| come(&mut admission).unwrap()).collect();
+    limits.max_connections_per_source = NonZeroUsize::new(2);
+    admission.change(&limits);
+    for _ in 0..2 {
+        assert_eq!(come(&mut admission).unwrap_err(), Refused::SourceConnections);
+        open.pop();
+    }
+    open.push(come(&mut admission).unwrap());
+    assert_eq!(come(&mut admission).unwrap_err(), Refused::SourceConnections);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rate_lets_its_number_in_at_once_and_then_evenly() {
     let mut admission = admission(|limits| limits.max_rate = Some(rate(10, Duration::from_secs(1))));

@@ -15,6 +15,10 @@ use tracing::debug;
 use super::inherited::{self, Lease};
 use crate::config::{Address, Listen, Mode, SocketOptions};
 
+/// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
+/// has the reason and the measurements.
+const UNSENT: u32 = 128 << 10;
+
 /// A socket that listens.
 pub(super) struct Bound {
     pub(super) socket: super::Socket,
@@ -102,14 +106,25 @@ fn set(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
     if let Some(size) = options.send_buffer {
         socket.set_send_buffer_size(size)?;
     }
-    // Those of the file system need none: the kernel knows when a process is gone.
-    if let Some(time) = options.keepalive
-        && socket.domain()? != Domain::UNIX
-    {
+    if socket.domain()? == Domain::UNIX {
+        // No keepalive either: the kernel knows when a process is gone.
+        return Ok(());
+    }
+    if let Some(time) = options.keepalive {
         let keepalive = TcpKeepalive::new().with_time(time).with_interval(time);
         socket.set_tcp_keepalive(&keepalive)?;
     }
+    bound_unsent(socket);
     Ok(())
+}
+
+/// Makes writes go on as soon as the peer has acknowledged some bytes. By default a socket becomes writable only when a third of its
+/// send buffer is free, which can be megabytes, and a slow peer would seem to take nothing until then.
+fn bound_unsent(socket: &Socket) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
+        debug!(%error, "cannot set TCP_NOTSENT_LOWAT; --write-timeout may reset slow peers");
+    }
 }
 
 fn backlog(options: &SocketOptions) -> i32 {

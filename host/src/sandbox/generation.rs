@@ -180,11 +180,6 @@ impl Generation {
         &self.code
     }
 
-    /// What the instances have cost that connections share, of this generation and of those before it.
-    pub fn shared_cost(&self) -> Option<&Cost> {
-        self.shared.as_ref().map(Instances::cost)
-    }
-
     /// What of the pool is in use, by all connections of its engine; `None` where there is no pool.
     pub fn pool(&self) -> Option<PoolUse> {
         self.engine.pool_use()

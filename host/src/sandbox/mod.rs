@@ -113,6 +113,11 @@ impl Sandbox {
         Self { profiling, ..self }
     }
 
+    /// The cost of all instances that connections share.
+    pub(crate) fn shared_cost(&self) -> Arc<Cost> {
+        Arc::clone(&self.shared_cost)
+    }
+
     /// The same, but connections are kept apart, or share instances, as `isolation` says.
     #[must_use]
     pub fn isolation(self, isolation: Isolation) -> Self {

@@ -94,11 +94,6 @@ impl Instances {
         }
     }
 
-    /// What they have cost.
-    pub(super) fn cost(&self) -> &Cost {
-        &self.cost
-    }
-
     /// The instances that are there end when their connections are over, and others start for those to come.
     pub(super) fn renew(&self) {
         self.live().instances.clear();

@@ -283,7 +283,7 @@ impl Memory {
         let used = self.used.saturating_add(by);
         let allowed = used <= self.max;
         match &self.cost {
-            Some(cost) if allowed => cost.has_memory(used),
+            Some(cost) if allowed => cost.has_memory(used, by),
             Some(cost) => cost.refused_memory(),
             None => {}
         }
@@ -291,6 +291,14 @@ impl Memory {
             self.used = used;
         }
         allowed
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(cost) = &self.cost {
+            cost.frees_memory(self.used);
+        }
     }
 }
 
@@ -330,6 +338,27 @@ impl ResourceLimiter for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_is_gone_is_no_live_memory_and_still_the_peak() {
+        let cost = Arc::new(Cost::default());
+        let memory = |bytes| {
+            let mut memory = Memory {
+                used: 0,
+                max: 1000,
+                cost: Some(Arc::clone(&cost)),
+            };
+            assert!(memory.memory_growing(0, bytes, None).unwrap());
+            memory
+        };
+        // As when a session moves: the new instance is there before the old one goes.
+        let (old, new) = (memory(600), memory(400));
+        assert_eq!((cost.live_memory(), cost.memory()), (1000, 600));
+        drop(old);
+        assert_eq!((cost.live_memory(), cost.memory()), (400, 600));
+        drop(new);
+        assert_eq!((cost.live_memory(), cost.memory()), (0, 600));
+    }
 
     #[test]
     fn memories_and_tables_count_together() {
