@@ -44,7 +44,7 @@ impl Authority {
         let dir = scratch(&format!("tls-{name}"));
         fs::create_dir_all(&dir).unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name = of(&[(DnType::CommonName, "authority")]);
+        params.distinguished_name = of(&[(DnType::CommonName, name)]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         fs::write(dir.join("ca.pem"), issuer.pem()).unwrap();

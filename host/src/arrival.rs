@@ -133,10 +133,7 @@ impl Arrival {
             }
             Ok(Client::Unknown) => Ok(()),
             Err(refusal) => {
-                debug!(
-                    peer = self.remote.to_string(),
-                    "connection rejected: {refusal}"
-                );
+                debug!(peer = self.remote.to_string(), "connection rejected: {refusal}");
                 if let Some(trace) = &mut self.trace {
                     trace.fails(refusal.to_string());
                 }

@@ -195,12 +195,20 @@ where
         passed = deadlines::bytes(&inbound, &outbound) => (passed.into(), None),
         outcome = outside.ends() => (outcome, None),
     };
+    if outcome == Outcome::Finished {
+        // TLS may still hold bytes for a peer that reads slowly. Until they are sent, the limits on time hold as before.
+        tokio::select! {
+            biased;
+            () = finish(&outbound) => {}
+            ended = outside.ends() => outcome = ended,
+        }
+    }
     let at_rest = outcome == Outcome::Finished || outbound.at_rest();
     match outcome {
         Outcome::Finished | Outcome::FirstByteTimeout | Outcome::IdleTimeout | Outcome::Lifetime
             if at_rest =>
         {
-            finish(&outbound).await;
+            let _ = timeout(LINGER, finish(&outbound)).await;
             if outcome == Outcome::Finished && outbound.failure().is_some() {
                 outcome = Outcome::PeerReset;
             }
@@ -212,7 +220,7 @@ where
         Outcome::Drained | Outcome::Closed
             if at_rest && inbound.moved().max(outbound.moved()).elapsed() >= QUIET =>
         {
-            finish(&outbound).await;
+            let _ = timeout(LINGER, finish(&outbound)).await;
             linger(&inbound, LINGER_DRAINED).await;
         }
         // The writer is dropped without a FIN, which resets the connection.
@@ -272,14 +280,14 @@ impl From<Passed> for Outcome {
     }
 }
 
-/// Sends FIN, if it was not sent.
+/// Sends FIN, if it was not sent, once the transport has taken all bytes before it.
 async fn finish<W: AsyncWrite + Unpin>(outbound: &Half<W>) {
     if outbound.ended() {
         return;
     }
     if let Some(mut writer) = outbound.lend() {
-        // A peer that is gone has no use for a FIN. Where words of TLS come before it, they wait for a peer that reads.
-        let _ = timeout(LINGER, writer.shutdown()).await;
+        // A peer that is gone has no use for a FIN.
+        let _ = writer.shutdown().await;
     }
 }
 

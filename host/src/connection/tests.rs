@@ -1,10 +1,14 @@
 //! Connections over pipes in memory, with real guests.
 
 use std::future::{pending, ready};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
+use tokio::time::Sleep;
 
 use super::*;
 use crate::config::{CacheDir, Grants};
@@ -204,6 +208,60 @@ async fn silence_is_counted_from_the_last_byte() {
         "closed {:?} after the last byte",
         last.elapsed()
     );
+}
+
+/// A writer that sends its last bytes only after a time, as TLS does with a peer that reads slowly.
+struct Slow<W> {
+    inner: W,
+    rest: Pin<Box<Sleep>>,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Slow<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.rest.as_mut().poll(cx));
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn the_last_bytes_of_a_guest_have_as_long_as_any_write() {
+    for (guest, said) in [("daytime", ""), ("lines-session", "quit\n"), ("echo", "x")] {
+        let generation = generation(guest).await;
+        tokio::time::pause();
+        let write = Duration::from_secs(60);
+        for (takes, outcome) in [(30, Outcome::Finished), (90, Outcome::WriteTimeout)] {
+            let limits = Limits {
+                write_timeout: Some(write),
+                ..limits()
+            };
+            let (reader, inner, mut far) = pipe(1000);
+            far.write_all(said.as_bytes()).await.unwrap();
+            let (mut far_reader, mut far_writer) = split(far);
+            far_writer.shutdown().await.unwrap();
+            let start = Instant::now();
+            let writer = Slow {
+                inner,
+                rest: Box::pin(tokio::time::sleep(Duration::from_secs(takes))),
+            };
+            let peer = peer();
+            let served = serve(&generation, &peer, half(reader), half(writer), &limits, pending());
+            let mut heard = Vec::new();
+            let (report, _) = tokio::join!(served, far_reader.read_to_end(&mut heard));
+            assert_eq!(report.outcome, outcome, "{guest}");
+            let took = start.elapsed();
+            let expected = Duration::from_secs(takes).min(write);
+            assert!((expected..expected + LINGER).contains(&took), "{guest}: {took:?}");
+        }
+        tokio::time::resume();
+    }
 }
 
 #[tokio::test]

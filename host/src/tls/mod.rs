@@ -26,6 +26,7 @@ use crate::peer;
 use crate::socket::Stream;
 use crate::stamp::{Stamp, stamp};
 use identity::CertificateFile;
+use stream::Transport;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
@@ -119,7 +120,7 @@ impl Server {
     /// They cannot agree, the peer cannot show who it is, or it is gone. What there is to say about that was sent.
     pub async fn handshake(&self, stream: Stream) -> io::Result<(Reader, Writer, peer::Tls)> {
         let acceptor = TlsAcceptor::from(self.current.load_full());
-        let stream = acceptor.accept(stream).await?;
+        let stream = acceptor.accept(Transport::new(stream)).await?;
         let said = said(stream.get_ref().1);
         let (reader, writer) = stream::split(stream);
         Ok((reader, writer, said))

@@ -1,7 +1,7 @@
 //! The halves of an encrypted connection.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -13,8 +13,110 @@ use tokio_rustls::server::TlsStream;
 
 use crate::socket::Stream;
 
+/// The socket under TLS. During the handshake it delays failures until what the peer has sent is
+/// processed.
+///
+/// A peer may reset the connection right after its last message of the handshake. tokio-rustls
+/// reads and writes on after that message, so the handshake would fail although it is complete.
+#[derive(Debug)]
+pub(super) struct Transport {
+    stream: Stream,
+    is_handshaking: bool,
+    /// The first failure, which has not been returned yet.
+    failure: Option<io::Error>,
+}
+
+impl Transport {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            is_handshaking: true,
+            failure: None,
+        }
+    }
+
+    /// Keeps the failure of an operation of the handshake, or passes on its result.
+    fn delay<T>(&mut self, polled: Poll<io::Result<T>>) -> Option<Poll<io::Result<T>>> {
+        match polled {
+            Poll::Ready(Err(error)) if self.is_handshaking => {
+                self.failure = Some(error);
+                None
+            }
+            polled => Some(polled),
+        }
+    }
+
+    /// Writes by `write`, or pretends to after a failure, which the next read returns.
+    fn write(
+        &mut self,
+        count: usize,
+        write: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match self.failure.take() {
+            Some(failure) if self.is_handshaking => self.failure = Some(failure),
+            Some(failure) => return Poll::Ready(Err(failure)),
+            None => {
+                let polled = write(Pin::new(&mut self.stream));
+                if let Some(polled) = self.delay(polled) {
+                    return polled;
+                }
+            }
+        }
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(failure) = this.failure.take() {
+            return Poll::Ready(Err(failure));
+        }
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        this.delay(polled).unwrap_or_else(|| {
+            // An incomplete handshake reads again, and then fails.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut()
+            .write(bytes.len(), |stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = slices.iter().map(|slice| slice.len()).sum();
+        self.get_mut()
+            .write(count, |stream| stream.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
 /// Splits a connection into its halves. They must be used as one connection, as those of any [`Stream`].
-pub(super) fn split(stream: TlsStream<Stream>) -> (Reader, Writer) {
+pub(super) fn split(mut stream: TlsStream<Transport>) -> (Reader, Writer) {
+    stream.get_mut().0.is_handshaking = false;
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             stream,
@@ -34,7 +136,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    stream: TlsStream<Stream>,
+    stream: TlsStream<Transport>,
     /// The task that sends what was encrypted and the socket has not taken. It is the only one to do so while it runs.
     flushing: Option<AbortHandle>,
 }
@@ -94,7 +196,7 @@ impl Writer {
         if let Some(task) = &state.flushing {
             task.abort();
         }
-        state.stream.get_ref().0.to_be_reset();
+        state.stream.get_ref().0.stream.to_be_reset();
     }
 }
 

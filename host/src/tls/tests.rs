@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use super::*;
@@ -153,4 +154,61 @@ async fn halves_that_are_dropped_leave_nothing_behind() {
     drop((reader, writer));
     let cut = client.read_to_end(&mut Vec::new()).await;
     assert_eq!(cut.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[tokio::test]
+async fn a_peer_may_reset_after_its_last_message_of_the_handshake() {
+    let dir = Dir::new("reset");
+    let (one, root) = identity(&dir.0, &["one.example"]);
+    let server = server(vec![one]);
+    let mut trusted = RootCertStore::empty();
+    trusted.add(root).unwrap();
+    for is_complete in [true, false] {
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(trusted.clone())
+            .with_no_client_auth();
+        let name = ServerName::try_from("one.example").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (far, near) = (far.unwrap(), near.unwrap().0);
+        let mut served = std::pin::pin!(server.handshake(Stream::Tcp(near)));
+        loop {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).unwrap();
+            }
+            if !is_complete && !client.is_handshaking() {
+                // All but the last of it.
+                bytes.pop();
+            }
+            assert_eq!(far.try_write(&bytes).unwrap(), bytes.len());
+            if !client.is_handshaking() {
+                break;
+            }
+            tokio::select! {
+                _ = &mut served => panic!("the handshake ended"),
+                readable = far.readable() => readable.unwrap(),
+            }
+            let mut bytes = [0; 4096];
+            if let Ok(count) = far.try_read(&mut bytes) {
+                client.read_tls(&mut &bytes[..count]).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        // The server finds the last message and the reset together.
+        SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(far);
+        let served = served.await;
+        if is_complete {
+            let (mut reader, _writer, _) = served.unwrap();
+            let error = reader.read(&mut [0]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        } else {
+            assert_eq!(served.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
 }
