@@ -56,7 +56,7 @@ pub enum Fault {
     /// The content of a block is not base64.
     #[error("the PEM block that begins here is not valid base64; copy the block again")]
     Base64,
-    /// A block has a label that is not in [`LABELS`].
+    /// A block has a label that is not in `LABELS`.
     #[error(
         "the PEM block that begins here has an unsupported label; expected CERTIFICATE, \
          PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY"
