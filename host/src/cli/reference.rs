@@ -27,7 +27,8 @@ unit (`64KiB`, `64MiB`, `1GiB`). Arguments after `--` go to the guest.
 - **SIGINT, SIGTERM**: drain; a second signal ends the host at once, with status 1. **SIGHUP**:
   reload. **SIGUSR2**: roll back. See [Reloading](reloading.md).
 
-[Limits, outcomes and refusals](limits.md) explains each limit and what a client sees when it is reached.
+[Limits, outcomes and refusals](limits.md) explains each limit and what a client sees when it is
+reached.
 ";
 
 #[test]
