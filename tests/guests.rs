@@ -290,6 +290,28 @@ mod sink {
     }
 }
 
+mod upload {
+    use super::*;
+
+    #[test]
+    fn says_what_came_and_how_it_ended() {
+        for (env, answer, says) in [
+            ("ANSWER=last", "6\n", "6 bytes, Ok(())"),
+            ("ANSWER=first", "ready\n", "6 bytes, Ok(())"),
+            ("ANSWER=between", "ready\n", "6 bytes, Ok(())"),
+            ("END=unheard", "6\n", "6 bytes"),
+        ] {
+            let host = Host::serving("upload", &["--env", env]);
+            let client = host.connect();
+            client.send("upload");
+            client.finish();
+            assert_eq!(client.rest(), answer.as_bytes());
+            assert_eq!(host.said(), says);
+            assert_eq!(host.outcome(), "finished");
+        }
+    }
+}
+
 mod metronome {
     use super::*;
     use std::time::{Duration, Instant};

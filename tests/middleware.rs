@@ -1,10 +1,11 @@
 //! Middlewares before services: each by its name, and then what holds for all of them.
 
 use std::io::{ErrorKind, Write};
+use std::net::Shutdown;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Client, Host, field, file, guest, noise, refused};
+use crate::harness::{Client, Host, field, file, guest, noise, refused, until};
 
 /// A host that serves with `service` behind `middlewares`, of which the first is nearest the peer.
 fn behind(service: &str, middlewares: &[&str], args: &[&str]) -> Host {
@@ -116,11 +117,15 @@ mod line_limit {
     }
 
     #[test]
-    fn a_bound_that_is_no_number_is_said() {
-        let host = behind("echo", &["line-limit"], &["--env", "LINE_LIMIT=ten"]);
-        host.connect().expect_reset();
-        assert!(host.said().contains("LINE_LIMIT is `ten`"));
-        assert_eq!(field(&host.line("connection ended"), "reason"), "internal-error");
+    fn a_bound_that_is_no_number_is_refused_at_the_load() {
+        for middlewares in [&["line-limit"][..], &["upper-case", "line-limit", "gzip"]] {
+            let args = with(middlewares, &["--env", "LINE_LIMIT=ten"]);
+            let message = refusal(&guest("echo"), &args);
+            let part = format!("`{}` rejects its configuration", guest("line-limit").display());
+            for words in [&*part, "LINE_LIMIT is `ten`", "expected a number of bytes"] {
+                assert!(message.contains(words), "{message}");
+            }
+        }
     }
 }
 
@@ -202,6 +207,29 @@ mod gzip {
             assert_eq!(field(&line, "outcome"), "guest-reset");
             assert_eq!(field(&line, "reason"), "protocol-error");
         }
+        // Zero bytes may follow, and nothing else after them.
+        for (padding, accepted) in [
+            (&[0; 1][..], true),
+            (&[0; 10_000], true),
+            (&[0, 0, 1], false),
+            (&[0, 0x1f, 0x8b], false),
+        ] {
+            for pieces in [1, 2] {
+                let client = host.connect();
+                let sent = [&whole, padding].concat();
+                let cut = if pieces == 1 { 0 } else { whole.len() };
+                client.send(&sent[..cut]);
+                client.send(&sent[cut..]);
+                client.finish();
+                if accepted {
+                    assert_eq!(gzip(&["-dc"], &client.rest()), noise(3, 10_000));
+                    assert_eq!(host.outcome(), "finished");
+                } else {
+                    client.expect_reset();
+                    assert_eq!(field(&host.line("connection ended"), "reason"), "protocol-error");
+                }
+            }
+        }
         // Who says nothing breaks nothing off.
         let client = host.connect();
         client.finish();
@@ -232,6 +260,21 @@ mod trap_middleware {
             neighbour.finish();
             neighbour.rest();
         }
+    }
+}
+
+mod forger {
+    use super::*;
+
+    #[test]
+    fn cannot_end_another_connection() {
+        let host = behind("echo", &["forger"], &[]);
+        let client = host.connect();
+        client.send("1");
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "guest-trap");
+        assert!(line.contains("`forward` was called for connection 0"), "{line}");
     }
 }
 
@@ -268,38 +311,196 @@ fn the_first_is_nearest_the_peer() {
     }
 }
 
+/// What a peer sends to be heard as `said` by a service behind `middlewares`.
+fn pack(middlewares: &[&str], said: &[u8]) -> Vec<u8> {
+    if middlewares.contains(&"gzip") {
+        gzip(&["-c"], said)
+    } else {
+        said.to_vec()
+    }
+}
+
+/// What a peer hears as it was said by that service.
+fn unpack(middlewares: &[&str], heard: &[u8]) -> Vec<u8> {
+    if middlewares.contains(&"gzip") {
+        gzip(&["-dc"], heard)
+    } else {
+        heard.to_vec()
+    }
+}
+
+/// Compositions that see inbound bytes, outbound bytes, or both.
+const COMPOSITIONS: [&[&str]; 5] = [
+    &["line-limit"],
+    &["upper-case"],
+    &["gzip"],
+    &["line-limit", "upper-case", "line-limit"],
+    &["gzip", "upper-case", "line-limit"],
+];
+
 #[test]
 fn each_side_ends_its_half_by_itself() {
-    for middlewares in [
-        &["line-limit"][..],
-        &["upper-case"],
-        &["line-limit", "upper-case", "line-limit"],
-    ] {
+    for middlewares in COMPOSITIONS {
         // The peer first: what it has said before is answered after.
         let host = behind("lines", middlewares, &[]);
         let client = host.connect();
-        client.send("1\n2");
+        client.send(pack(middlewares, b"1\n2"));
         client.finish();
-        assert_eq!(client.rest(), b"1\n2");
+        assert_eq!(unpack(middlewares, &client.rest()), b"1\n2");
         assert_eq!(host.outcome(), "finished");
         // The service first, which reads on.
         let host = behind("sink", middlewares, &["--idle-timeout", "off"]);
         let client = host.connect();
-        assert_eq!(client.rest().to_ascii_lowercase(), b"ready\n");
+        let heard = unpack(middlewares, &client.rest());
+        assert_eq!(heard.to_ascii_lowercase(), b"ready\n");
+        let said = pack(middlewares, &[b'\n'; 1000]);
         for _ in 0..100 {
-            client.send([b'\n'; 1000]);
+            client.send(&said);
         }
         client.finish();
         let line = host.line("connection ended");
         assert_eq!(field(&line, "outcome"), "finished");
-        assert_eq!(field(&line, "bytes_in"), "100000");
+        assert_eq!(field(&line, "bytes_in"), (100 * said.len()).to_string());
         // The service, which wants nothing any more. The peer is silent, and does not end.
         let host = behind("lines", middlewares, &["--idle-timeout", "off"]);
         let client = host.connect();
-        client.send("quit\n");
-        assert_eq!(client.rest(), b"");
+        client.send(pack(middlewares, b"quit\n"));
+        assert_eq!(unpack(middlewares, &client.rest()), b"");
         assert_eq!(host.outcome(), "finished");
         drop(client);
+    }
+}
+
+/// Isolations of connections.
+const ISOLATIONS: [&str; 2] = ["connection", "service"];
+
+/// When `upload` ends its own half, and whether it hears how the peer's half ended.
+const UPLOADS: [&[&str]; 3] = [
+    &["--env", "ANSWER=first"],
+    &["--env", "ANSWER=between"],
+    &["--env", "ANSWER=last"],
+];
+
+#[test]
+fn a_service_hears_every_byte_and_the_end() {
+    for (isolation, upload) in ISOLATIONS
+        .into_iter()
+        .flat_map(|one| UPLOADS.map(|two| (one, two)))
+    {
+        for middlewares in COMPOSITIONS {
+            let args = [upload, &["--isolation", isolation]].concat();
+            let host = behind("upload", middlewares, &args);
+            let case = format!("{middlewares:?} {args:?}");
+            let end = if upload.contains(&"END=unheard") {
+                ""
+            } else {
+                ", Ok(())"
+            };
+            let (first, last) = (pack(middlewares, b"first\n"), pack(middlewares, b"last\n"));
+            for waits in [true, false] {
+                let client = host.connect();
+                client.send(&first);
+                if waits && !upload.contains(&"ANSWER=last") {
+                    // The service has ended its half.
+                    client.rest();
+                }
+                client.send(&last);
+                client.finish();
+                assert_eq!(host.said(), format!("11 bytes{end}"), "{case}");
+                assert_eq!(host.outcome(), "finished", "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_middleware_refuses_is_no_end_for_the_service() {
+    let whole = gzip(&["-c"], b"hello\n");
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let long = [&b"hello\n"[..], &[b'x'; 5000]].concat();
+    let packed = gzip(&["-c"], &long);
+    for (isolation, upload) in ISOLATIONS
+        .into_iter()
+        .flat_map(|one| UPLOADS.map(|two| (one, two)))
+    {
+        for (middlewares, sent, reason, code) in [
+            (
+                &["gzip"][..],
+                &whole[..whole.len() - 3],
+                "protocol-error",
+                "ProtocolError",
+            ),
+            (&["gzip"], &damaged, "protocol-error", "ProtocolError"),
+            (&["line-limit"], &long, "limit-exceeded", "LimitExceeded"),
+            (
+                &["line-limit", "gzip", "line-limit"],
+                &packed,
+                "limit-exceeded",
+                "LimitExceeded",
+            ),
+            (
+                &["gzip", "line-limit"],
+                &packed[..20],
+                "protocol-error",
+                "ProtocolError",
+            ),
+        ] {
+            let args = [upload, &["--isolation", isolation]].concat();
+            let host = behind("upload", middlewares, &args);
+            let case = format!("{middlewares:?} {args:?}");
+            let client = host.connect();
+            if upload.contains(&"ANSWER=first") {
+                client.rest();
+            }
+            client.send(&sent[..10]);
+            client.send(&sent[10..]);
+            if middlewares != ["line-limit"] {
+                // It may have been reset by now.
+                let _ = client.0.shutdown(Shutdown::Write);
+            }
+            let line = host.line("connection ended");
+            assert_eq!(field(&line, "outcome"), "guest-reset", "{case}");
+            assert_eq!(field(&line, "reason"), reason, "{case}");
+            if upload.contains(&"ANSWER=last") {
+                client.expect_reset();
+            } else if middlewares == ["line-limit"] {
+                // A peer that has read FIN learns of the reset when it sends more.
+                until("a reset", || (&client.0).write(b"more").is_err());
+            }
+            if isolation == "service" && !upload.contains(&"END=unheard") {
+                until("the end", || host.log().contains(" bytes, "));
+                assert!(
+                    host.log().contains(&format!("Err(ErrorCode::{code}")),
+                    "{}",
+                    host.log()
+                );
+            }
+            assert!(!host.log().contains("Ok(())"), "{case}: {}", host.log());
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_resets_is_no_end_for_the_service() {
+    for isolation in ISOLATIONS {
+        for middlewares in COMPOSITIONS {
+            for answer in ["ANSWER=first", "ANSWER=between", "ANSWER=last"] {
+                let args = ["--env", answer, "--isolation", isolation];
+                let host = behind("upload", middlewares, &args);
+                let client = host.connect();
+                if answer == "ANSWER=first" {
+                    client.rest();
+                }
+                client.send(pack(middlewares, b"upload\n"));
+                if answer == "ANSWER=between" {
+                    client.rest();
+                }
+                client.reset();
+                assert_eq!(host.outcome(), "peer-reset", "{middlewares:?} {args:?}");
+                assert!(!host.log().contains("Ok(())"), "{}", host.log());
+            }
+        }
     }
 }
 
@@ -321,20 +522,28 @@ fn resets_pass() {
     for middlewares in [
         &["line-limit"][..],
         &["upper-case"],
+        &["gzip"],
         &["line-limit", "upper-case"],
     ] {
+        let says = |client: &Client, said: &[u8]| {
+            client.send(pack(middlewares, said));
+            if middlewares.contains(&"gzip") {
+                expect_in_gzip(client, said, &mut Vec::new());
+            } else {
+                client.expect(said);
+            }
+        };
         for service in ["copy", "echo", "lines"] {
             let host = behind(service, middlewares, &[]);
             let client = host.connect();
-            client.send("1\n");
-            client.expect("1\n");
+            says(&client, b"1\n");
             client.reset();
             assert_eq!(host.outcome(), "peer-reset", "{service}");
         }
         let host = behind("hang-up", middlewares, &[]);
         let client = host.connect();
-        client.echo("1");
-        client.send("!");
+        says(&client, b"1");
+        client.send(pack(middlewares, b"!"));
         client.expect_reset();
         let line = host.line("connection ended");
         assert_eq!(field(&line, "outcome"), "guest-reset");
@@ -369,8 +578,14 @@ fn a_peer_that_does_not_read_holds_the_service_back() {
 fn a_service_that_does_not_read_holds_the_peer_back() {
     for middlewares in [
         &["line-limit"][..],
+        &["gzip"],
         &["line-limit", "trap-middleware", "upper-case"],
     ] {
+        let said = match middlewares {
+            // So many bytes that they stand for more than may be kept.
+            ["gzip"] => gzip(&["-1c"], &noise(4, 32 << 20)),
+            _ => vec![b'\n'; 32 << 20],
+        };
         let host = behind(
             "deaf",
             middlewares,
@@ -378,11 +593,8 @@ fn a_service_that_does_not_read_holds_the_peer_back() {
         );
         let client = host.connect();
         client.0.set_nonblocking(true).unwrap();
-        let error = loop {
-            if let Err(error) = (&client.0).write(&[b'\n'; 65536]) {
-                break error;
-            }
-        };
+        // The sockets' buffers do not hold all of it.
+        let error = (&client.0).write_all(&said).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         // No byte moves any more, and it is not for lack of memory.
         assert_eq!(host.outcome(), "idle-timeout", "{middlewares:?}");

@@ -36,6 +36,10 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
     line("size", &ByteSize(content.size()).to_string());
     line("memory", &format!("{} at instantiation", ByteSize(facts.memory)));
     line("compiled", &format!("in {} ms", facts.took.as_millis()));
+    for (index, part) in facts.configured.iter().enumerate() {
+        let key = if index == 0 { "config" } else { "" };
+        line(key, &format!("accepted by {part}"));
+    }
     for (index, import) in facts.imports.iter().enumerate() {
         let key = if index == 0 { "imports" } else { "" };
         line(key, &format!("{} ({})", import.name, import.granted));

@@ -198,6 +198,8 @@ pub const TEMPLATES: &[Template] = &[
 
 /// The contract, for those templates that are built against it.
 const CONTRACT: &[(&str, &str)] = &[
+    ("configuration.wit", include_str!("../../wit/configuration.wit")),
+    ("ends.wit", include_str!("../../wit/ends.wit")),
     ("handler.wit", include_str!("../../wit/handler.wit")),
     ("migration.wit", include_str!("../../wit/migration.wit")),
     ("sessions.wit", include_str!("../../wit/sessions.wit")),

@@ -238,6 +238,40 @@ fn check_and_replay_compose_too() {
 }
 
 #[test]
+fn check_shows_whether_the_configuration_is_accepted() {
+    let line_limit = guest("line-limit");
+    for (limit, accepted, words) in [
+        (
+            "LINE_LIMIT=10",
+            true,
+            format!("accepted by `{}`", line_limit.display()),
+        ),
+        ("LINE_LIMIT=1e3", false, "LINE_LIMIT is `1e3`".to_owned()),
+    ] {
+        let mut check = command();
+        check
+            .arg("check")
+            .args(with(&["gzip", "line-limit"], &["--env", limit]));
+        let output = check.arg(guest("echo")).output().unwrap();
+        assert_eq!(output.status.success(), accepted);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains(&words), "{said}");
+    }
+}
+
+#[test]
+fn a_reload_whose_configuration_is_rejected_changes_nothing() {
+    let place = Place::new("middleware-configuration", "upper-case");
+    let host = behind_a_place(&place, &["--env", "LINE_LIMIT=-1"]);
+    place.put("line-limit");
+    host.signal(HUP);
+    let line = host.line("keeps serving");
+    assert!(line.contains("LINE_LIMIT is `-1`"), "{line}");
+    assert_eq!(says(&host), "HELLO");
+}
+
+#[test]
 fn what_was_composed_is_kept_for_the_next_start() {
     let cache = scratch("middleware-cache");
     let flags = ["--cache", cache.to_str().unwrap(), "-v"];

@@ -3,9 +3,10 @@
 use std::error::Error;
 
 use wac_graph::types::Package;
-use wac_graph::{CompositionGraph, EncodeOptions, PackageId};
+use wac_graph::{CompositionGraph, EncodeOptions, NodeId, PackageId};
 use wasmparser::{Parser, Payload};
 
+use super::configuration;
 use super::content::{Content, Stage};
 use super::contract::{Contract, PACKAGE};
 use super::load_error::{LoadError, Refusal};
@@ -41,6 +42,8 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         return Err(service.refused(Refusal::Middleware(HANDLER)));
     }
     let mut instance = graph.instantiate(package);
+    export_configuration(&mut graph, middleware.len(), package, instance)
+        .map_err(|error| impossible(service, "its middleware", &*error))?;
     let mut behind = service;
     for (number, part) in (1..).zip(middleware.iter().rev()) {
         let package = add(&mut graph, number, part)?;
@@ -57,6 +60,8 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         graph
             .set_instantiation_argument(instance, HANDLER, handler)
             .map_err(|error| impossible(part, &behind.name, &error))?;
+        export_configuration(&mut graph, middleware.len() - number, package, instance)
+            .map_err(|error| impossible(part, &behind.name, &*error))?;
         behind = part;
     }
     let handler = graph
@@ -74,6 +79,20 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         .encode(options)
         .map_err(|error| impossible(content, "its middleware", &error))?;
     Ok(content.composed(service.stage != Stage::AsRead, bytes))
+}
+
+/// Exports the interface by which the part at `index` checks its configuration, if it has that.
+fn export_configuration(
+    graph: &mut CompositionGraph,
+    index: usize,
+    package: PackageId,
+    instance: NodeId,
+) -> Result<(), Box<dyn Error>> {
+    if exports(graph, package).any(|name| name == configuration::INTERFACE) {
+        let check = graph.alias_instance_export(instance, configuration::INTERFACE)?;
+        graph.export(check, configuration::of_part(index))?;
+    }
+    Ok(())
 }
 
 /// The part of `content` that imports what `message` names; `content` itself where it is not known.

@@ -9,6 +9,7 @@ use wasmtime::{
 };
 use wasmtime_wasi::I32Exit;
 
+use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
 use super::grants::Granted;
@@ -102,6 +103,7 @@ impl Engine {
         diagnostics::add_to_linker(&mut linker)?;
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+            ends::add_to_linker(&mut linker)?;
         }
         Ok(Self {
             needs,

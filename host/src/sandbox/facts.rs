@@ -16,6 +16,8 @@ pub struct Facts {
     pub contract: Contract,
     /// Whether its sessions can move from one generation to another.
     pub migrates: bool,
+    /// Its parts that have checked their configuration and accepted it.
+    pub configured: Vec<String>,
     /// What it imports, by name.
     pub imports: Vec<Import>,
     /// Bytes of its largest memory when an instance has just been made.
@@ -63,6 +65,7 @@ impl Sandbox {
         Ok(Facts {
             contract: generation.contract(),
             migrates: generation.migrates(),
+            configured: generation.configured().to_vec(),
             imports,
             memory: generation.code().required().memory,
             took,
@@ -79,6 +82,7 @@ fn granted(import: &str, grants: &Granted, contract: Contract) -> &'static str {
     let interface = import.split('@').next().unwrap_or_default();
     let package = interface.split('/').next().unwrap_or_default();
     match (package, interface) {
+        ("inet:service", "inet:service/ends") => "granted",
         ("inet:service", _) => "types of the contract",
         ("wasi:clocks", _) => "granted",
         ("wasi:random", _) => "granted",

@@ -15,6 +15,7 @@ use wasmtime::{Module, Store};
 use super::Sandbox;
 use super::code::Code;
 use super::compose::{compose, importer};
+use super::configuration;
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, Prepared};
 use super::diagnostics::{Logged, Speaker};
@@ -44,11 +45,13 @@ pub struct Generation {
     program: Arc<str>,
     mappings: Mappings,
     digest: Digest,
+    /// The parts that have accepted what they are granted.
+    configured: Vec<String>,
 }
 
 impl Sandbox {
-    /// Loads a component: composes it with its middlewares, compiles it, finds its contract, checks what it imports, and
-    /// makes an instance to see that one can be made.
+    /// Loads a component: composes it with its middlewares, compiles it, finds its contract, checks what it imports, makes
+    /// an instance to see that one can be made, and has its parts check their configuration there.
     ///
     /// # Errors
     ///
@@ -73,7 +76,8 @@ impl Sandbox {
         let profile = profile
             .transpose()
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
-        let generation = Generation {
+        let mut generation = Generation {
+            configured: Vec::new(),
             profile,
             mappings: engine.mappings(code.required().memories),
             code,
@@ -86,8 +90,8 @@ impl Sandbox {
         let store = generation
             .store(Speaker::Nobody, None, None)
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
-        match timeout(PROBE, generation.try_in(store)).await {
-            Ok(Ok(())) => {}
+        match timeout(PROBE, generation.try_in(store, Some(content))).await {
+            Ok(Ok(configured)) => generation.configured = configured?,
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Start(format!("it took longer than {PROBE:?}")))),
         }
@@ -175,6 +179,11 @@ impl Generation {
         &self.digest
     }
 
+    /// The parts that have accepted what they are granted, as messages name them.
+    pub(super) fn configured(&self) -> &[String] {
+        &self.configured
+    }
+
     /// The component or module, compiled.
     pub(super) fn code(&self) -> &Code {
         &self.code
@@ -237,11 +246,22 @@ impl Generation {
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        self.try_in(self.store(Speaker::Nobody, None, None)?).await
+        let store = self.store(Speaker::Nobody, None, None)?;
+        self.try_in(store, None).await.map(drop)
     }
 
-    async fn try_in(&self, mut store: Store<State>) -> wasmtime::Result<()> {
-        let probe = self.prepared.probe(&mut store);
+    /// Makes an instance in `store`, and has the parts of `content` check their configuration in it. Returns their names.
+    async fn try_in(
+        &self,
+        mut store: Store<State>,
+        content: Option<&Content>,
+    ) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
+        let probe = async {
+            match (self.prepared.probe(&mut store).await?, content) {
+                (Some(instance), Some(content)) => configuration::check(content, &mut store, &instance).await,
+                _ => Ok(Ok(Vec::new())),
+            }
+        };
         self.engine.ticker.run(probe).await
     }
 

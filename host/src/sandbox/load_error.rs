@@ -161,6 +161,12 @@ pub enum Refusal {
         /// The streams contract.
         streams: &'static str,
     },
+    /// It has checked what it is granted, and rejects it.
+    #[error(
+        "rejects its configuration ({0}): change the variables, arguments, directories or \
+         destinations that are granted to it"
+    )]
+    Configuration(String),
     /// It could not be instantiated.
     #[error(
         "cannot start ({0}): fix its start-up code, or raise --max-memory if it ran out of \

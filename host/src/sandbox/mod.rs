@@ -6,6 +6,7 @@
 mod cache;
 mod code;
 mod compose;
+mod configuration;
 mod content;
 mod contract;
 mod diagnostics;

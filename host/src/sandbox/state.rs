@@ -1,5 +1,6 @@
 //! What the host keeps in a store.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use super::contract::handler::ends::Ends;
 use super::diagnostics::{Diagnostics, Logged, Speaker};
 use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
@@ -44,6 +46,8 @@ pub(super) struct State {
     /// The same for a core module.
     preview1: Option<Box<WasiP1Ctx>>,
     table: ResourceTable,
+    /// Connections that are being handled by the streams contract, by their numbers.
+    handled: HashMap<u64, Arc<Ends>>,
     memory: Memory,
     /// `None` where calls are made on fibers.
     direct: Option<Direct>,
@@ -95,6 +99,7 @@ impl State {
             program: Arc::clone(program),
             speaker,
             table,
+            handled: HashMap::new(),
             memory: Memory {
                 used: 0,
                 max: engine.limits.max_memory,
@@ -194,6 +199,21 @@ impl State {
         if let Some(logged) = &self.logged {
             logged.forget();
         }
+    }
+
+    /// Notes that the instance is being called to handle a connection.
+    pub(super) fn handles(&mut self, connection: u64, ends: &Arc<Ends>) {
+        self.handled.insert(connection, Arc::clone(ends));
+    }
+
+    /// Notes that the call to handle a connection has returned.
+    pub(super) fn has_handled(&mut self, connection: u64) {
+        self.handled.remove(&connection);
+    }
+
+    /// The ends of a connection that is being handled.
+    pub(super) fn ends_of(&self, connection: u64) -> Option<Arc<Ends>> {
+        self.handled.get(&connection).cloned()
     }
 
     /// How many lines of the connection have been logged, to be counted on.

@@ -1,12 +1,13 @@
 //! Decodes gzip from the peer, and encodes the bytes of the service as gzip (RFC 1952).
 //!
-//! The peer can send one or several members. The service's bytes become one member. The encoder is
-//! flushed after each chunk, so the peer can decode all bytes that the service has sent so far.
+//! The peer can send one or several members, and zero bytes behind the last one, which gzip(1)
+//! ignores too. The service's bytes become one member. The encoder is flushed after each chunk, so
+//! the peer can decode all bytes that the service has sent so far.
 
 use std::io::{self, Write};
 
 use flate2::Compression;
-use flate2::write::{GzEncoder, MultiGzDecoder};
+use flate2::write::{GzDecoder, GzEncoder};
 use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
 struct Gzip;
@@ -15,29 +16,23 @@ impl Middleware for Gzip {
     const SEES: Sees = Sees::Both;
 
     async fn inbound(half: &mut Half) -> Result<(), ErrorCode> {
-        let mut decoder = MultiGzDecoder::new(Vec::new());
+        let mut members = Members::Nothing(Vec::new());
         let mut chunk = Vec::new();
-        let mut began = false;
         while half.read(&mut chunk).await? > 0 {
-            began = true;
             let mut rest = chunk.as_slice();
             // A few bytes can expand to many. One call produces at most as many bytes as fit into
             // the decoder's buffer.
             while !rest.is_empty() {
-                let taken = decoder.write(rest).map_err(corrupt)?;
+                let taken = members.take(rest).map_err(corrupt)?;
                 rest = &rest[taken..];
-                give(half, decoder.get_mut()).await?;
+                give(half, members.made()).await?;
             }
             chunk.clear();
-            decoder.flush().map_err(corrupt)?;
-            give(half, decoder.get_mut()).await?;
+            members.flush().map_err(corrupt)?;
+            give(half, members.made()).await?;
         }
-        // A peer that sends no bytes need not send an empty member.
-        if began {
-            decoder.try_finish().map_err(corrupt)?;
-            give(half, decoder.get_mut()).await?;
-        }
-        Ok(())
+        members.finish().map_err(corrupt)?;
+        give(half, members.made()).await
     }
 
     async fn outbound(half: &mut Half) -> Result<(), ErrorCode> {
@@ -54,7 +49,65 @@ impl Middleware for Gzip {
     }
 }
 
-/// Passes on the bytes that were produced so far.
+/// What the peer has sent so far, with the decoded bytes that have not been passed on.
+enum Members {
+    /// Nothing, which needs no member.
+    Nothing(Vec<u8>),
+    /// The beginning of a member, or all of it.
+    Member(GzDecoder<Vec<u8>>),
+    /// Whole members.
+    Whole(Vec<u8>),
+    /// Whole members, and zero bytes behind them.
+    Padded(Vec<u8>),
+}
+
+impl Members {
+    /// Decodes some of `bytes`, of which there is at least one, and returns how many.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self {
+                Self::Member(decoder) => match decoder.write(bytes)? {
+                    // The member has ended before them.
+                    0 => self.finish()?,
+                    taken => return Ok(taken),
+                },
+                Self::Whole(made) if bytes[0] == 0 => *self = Self::Padded(std::mem::take(made)),
+                Self::Nothing(made) | Self::Whole(made) => {
+                    *self = Self::Member(GzDecoder::new(std::mem::take(made)));
+                }
+                Self::Padded(_) if bytes.iter().all(|byte| *byte == 0) => return Ok(bytes.len()),
+                Self::Padded(_) => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+    }
+
+    /// Decodes what it can without further bytes.
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Member(decoder) => decoder.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the last member is whole.
+    fn finish(&mut self) -> io::Result<()> {
+        if let Self::Member(decoder) = self {
+            decoder.try_finish()?;
+            *self = Self::Whole(std::mem::take(decoder.get_mut()));
+        }
+        Ok(())
+    }
+
+    /// The decoded bytes.
+    fn made(&mut self) -> &mut Vec<u8> {
+        match self {
+            Self::Member(decoder) => decoder.get_mut(),
+            Self::Nothing(made) | Self::Whole(made) | Self::Padded(made) => made,
+        }
+    }
+}
+
+/// Passes on what has been made so far.
 async fn give(half: &mut Half, made: &mut Vec<u8>) -> Result<(), ErrorCode> {
     if made.is_empty() {
         return Ok(());

@@ -3,6 +3,8 @@
 //! A line that is too long resets the connection, and the service never receives all of it. The
 //! limit is 4,096 bytes, without the `\n`. The environment variable `LINE_LIMIT` can set another.
 
+use std::env::VarError;
+
 use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
 /// The limit in bytes, if `LINE_LIMIT` is not set.
@@ -13,8 +15,12 @@ struct LineLimit;
 impl Middleware for LineLimit {
     const SEES: Sees = Sees::Inbound;
 
+    fn check() -> Result<(), String> {
+        limit().map(drop)
+    }
+
     async fn inbound(half: &mut Half) -> Result<(), ErrorCode> {
-        let max = limit()?;
+        let max = limit().map_err(|_| ErrorCode::InternalError)?;
         let mut chunk = Vec::new();
         // The number of bytes after the last `\n`.
         let mut begun = 0;
@@ -43,14 +49,18 @@ fn within(length: usize, max: usize) -> Result<(), ErrorCode> {
 }
 
 /// Returns the maximum length of a line.
-fn limit() -> Result<usize, ErrorCode> {
-    let Ok(text) = std::env::var("LINE_LIMIT") else {
-        return Ok(DEFAULT);
+///
+/// # Errors
+///
+/// Fails if the variable `LINE_LIMIT` is not a number.
+fn limit() -> Result<usize, String> {
+    let text = match std::env::var("LINE_LIMIT") {
+        Ok(text) => text,
+        Err(VarError::NotPresent) => return Ok(DEFAULT),
+        Err(VarError::NotUnicode(text)) => text.to_string_lossy().into_owned(),
     };
-    text.parse().map_err(|_| {
-        eprintln!("LINE_LIMIT is `{text}`: expected a number of bytes, such as {DEFAULT}");
-        ErrorCode::InternalError
-    })
+    text.parse()
+        .map_err(|_| format!("LINE_LIMIT is `{text}`; expected a number of bytes such as {DEFAULT}"))
 }
 
 export!(LineLimit);

@@ -34,14 +34,15 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::marker::PhantomData;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
 use futures_channel::oneshot;
 use wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
 
-use bindings::inet::service::handler;
+use bindings::exports::inet::service::configuration;
+use bindings::inet::service::{ends, handler};
 use inet_guest::streams::Peer;
 use inet_guest::streams::bindings::exports::inet::service::handler::Guest;
 use inet_guest::streams::bindings::{wit_future, wit_stream};
@@ -51,7 +52,8 @@ pub use inet_guest::streams::ErrorCode;
 #[doc(hidden)]
 pub use inet_guest;
 
-/// The bindings that `wit-bindgen` generates for the handler that a middleware imports.
+/// The bindings that `wit-bindgen` generates for what a middleware imports and for its check of its
+/// configuration.
 ///
 /// A middleware exports a handler too, like a service. Its bindings are those of
 /// [`inet_guest::streams`].
@@ -59,8 +61,15 @@ pub use inet_guest;
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../../../wit",
-        inline: "package inet:sdk; world caller { import inet:service/handler@0.1.0; }",
+        inline: "package inet:sdk; world caller {
+            import inet:service/handler@0.1.0;
+            import inet:service/ends@0.1.0;
+            export inet:service/configuration@0.1.0;
+        }",
         world: "inet:sdk/caller",
+        pub_export_macro: true,
+        export_macro_name: "export_configuration",
+        default_bindings_module: "inet_middleware::bindings",
         with: { "inet:service/types@0.1.0": inet_guest::streams::bindings::inet::service::types },
         generate_all,
     });
@@ -97,10 +106,21 @@ pub trait Middleware {
     /// The directions that the middleware processes.
     const SEES: Sees;
 
+    /// Checks the grants of the operator. The host calls it at each load.
+    ///
+    /// # Errors
+    ///
+    /// An error makes the host refuse the component. It is one sentence that names the grant, what
+    /// was found, and what was expected.
+    fn check() -> Result<(), String> {
+        Ok(())
+    }
+
     /// Carries bytes from the peer to the service. By default, it passes them unchanged.
     ///
-    /// After `Ok`, the stream that the service reads ends. The service learns from the host how the
-    /// peer's half ended.
+    /// After `Ok`, the stream that the service reads ends, and the service learns how the peer's half
+    /// ended. After an error, the half ends for the service with that error, and the connection is
+    /// reset, even if the service has ended its own half.
     ///
     /// # Errors
     ///
@@ -137,6 +157,9 @@ macro_rules! export {
         $crate::inet_guest::streams::bindings::export_service!(
             __ExportedMiddleware with_types_in $crate::inet_guest::streams::bindings
         );
+        $crate::bindings::export_configuration!(
+            __ExportedMiddleware with_types_in $crate::bindings
+        );
     };
 }
 
@@ -154,6 +177,10 @@ pub struct Half {
     /// Resolves when the service has ended its outbound half. It may then need no more bytes of
     /// this half.
     service_ended: Option<oneshot::Receiver<()>>,
+    /// How `from` ends; `None` once that is known.
+    end: Option<Pin<Box<dyn Future<Output = End>>>>,
+    /// How it has ended, if it has.
+    ended: End,
 }
 
 impl Half {
@@ -161,6 +188,7 @@ impl Half {
         from: StreamReader<u8>,
         to: StreamWriter<u8>,
         service_ended: Option<oneshot::Receiver<()>>,
+        end: impl Future<Output = End> + 'static,
     ) -> Self {
         Self {
             from,
@@ -169,17 +197,20 @@ impl Half {
             unwanted: false,
             asks: service_ended.is_some(),
             service_ended,
+            end: Some(Box::pin(end)),
+            ended: Ok(()),
         }
     }
 
     /// Appends bytes that have arrived to `buffer`, and waits if there are none.
     ///
     /// Reads at most as many bytes as fit into the spare capacity of `buffer`, or 16 KiB if it has
-    /// none. Returns the number of bytes, which is 0 only at the end of the half.
+    /// none. Returns the number of bytes, which is 0 only after FIN.
     ///
     /// # Errors
     ///
-    /// Returns [`ErrorCode::ConnectionReset`] if the other side takes no more bytes.
+    /// Returns the error code of a half that failed, and [`ErrorCode::ConnectionReset`] if the other
+    /// side takes no more bytes.
     pub async fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, ErrorCode> {
         if buffer.capacity() == buffer.len() {
             buffer.reserve(CHUNK);
@@ -212,7 +243,29 @@ impl Half {
             *buffer = filled;
             self.drained = status == StreamResult::Dropped;
         }
+        if buffer.len() == before {
+            self.hear().await?;
+        }
         Ok(buffer.len() - before)
+    }
+
+    /// Waits until it is known how the half ended.
+    async fn hear(&mut self) -> End {
+        if let Some(end) = &mut self.end {
+            self.ended = end.await;
+            self.end = None;
+        }
+        self.ended
+    }
+
+    /// Ends both sides after all written bytes, and waits until it is known how the half ended.
+    async fn close(mut self) -> End {
+        // To the host, a dropped half has ended with FIN.
+        drop((self.from, self.to));
+        match self.end.take() {
+            Some(end) => end.await,
+            None => self.ended,
+        }
     }
 
     /// Writes all bytes.
@@ -274,7 +327,7 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
     async fn handle(
         peer: Peer,
         mut inbound: StreamReader<u8>,
-        inbound_end: FutureReader<End>,
+        mut inbound_end: FutureReader<End>,
     ) -> (StreamReader<u8>, FutureReader<End>) {
         let (verdict, end) = wit_future::new(|| Err(ErrorCode::InternalError));
         let verdict = Verdict(Rc::new(Cell::new(Some(verdict))));
@@ -282,35 +335,51 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
         if M::SEES != Sees::Outbound {
             let (to, reader) = wit_stream::new();
             let from = std::mem::replace(&mut inbound, reader);
-            let mut half = Half::new(from, to, Some(service_ended));
+            // The host passes the end on to the next part. The service can return the future that it
+            // gets, as an echo service does. So it must not be a future of this component: a component
+            // must not read a future if it holds the writing end.
+            let (told, forwarded) = wit_future::new(|| Err(ErrorCode::InternalError));
+            let forwarded = ends::forward(peer.connection, forwarded);
+            let inbound_end = std::mem::replace(&mut inbound_end, forwarded);
+            let mut half = Half::new(from, to, Some(service_ended), inbound_end.into_future());
             let verdict = verdict.clone();
             // The service may read before its `handle` returns, so start this task now.
             background::spawn(async move {
-                if let Err(code) = M::inbound(&mut half).await
-                    && !half.unwanted
-                {
+                let refusal = match M::inbound(&mut half).await {
+                    // It is for the service to say what follows from a half that has failed or that it does not want.
+                    Err(code) if !half.unwanted && half.ended.is_ok() => Some(code),
+                    _ => None,
+                };
+                if let Some(code) = refusal {
+                    // Before the stream ends, which would be taken for FIN.
+                    let _ = told.write(Err(code)).await;
+                    drop(half);
                     verdict.give(Err(code)).await;
+                } else {
+                    let how = half.close().await;
+                    // The host may end the connection when it is told, and what was written may not have been looked at.
+                    wit_bindgen::yield_async().await;
+                    let _ = told.write(how).await;
                 }
             });
         }
-        // Pass the host's `inbound_end` to the service as it is. The service can return this
-        // future, as an echo service does. So it must not be a future of this component: a
-        // component must not read a future if it holds the writing end.
         let (mut outbound, outbound_end) = handler::handle(peer, inbound, inbound_end).await;
+        let (hear, heard) = oneshot::channel();
         let (written, all_written) = oneshot::channel();
         if M::SEES != Sees::Inbound {
             let (to, reader) = wit_stream::new();
             let from = std::mem::replace(&mut outbound, reader);
-            let mut half = Half::new(from, to, None);
+            let heard = async { heard.await.unwrap_or(Err(ErrorCode::InternalError)) };
+            let mut half = Half::new(from, to, None, heard);
             let verdict = verdict.clone();
             background::spawn(async move {
                 let how = M::outbound(&mut half).await;
-                if half.drained && how.is_ok() {
-                    drop(half);
+                let whole = half.drained && how.is_ok();
+                drop(half);
+                if whole {
                     // The service decides how the connection ends.
                     let _ = written.send(());
                 } else {
-                    drop(half);
                     verdict.give(how).await;
                 }
             });
@@ -319,6 +388,8 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
         }
         background::spawn(async move {
             let how = outbound_end.await;
+            // Fails where the middleware does not want to see outbound bytes, or no more of them.
+            let _ = hear.send(how);
             if how.is_ok() {
                 let _ = ending.send(());
                 let _ = all_written.await;
@@ -326,5 +397,11 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
             verdict.give(how).await;
         });
         (outbound, end)
+    }
+}
+
+impl<M: Middleware + 'static> configuration::Guest for Exported<M> {
+    fn check() -> Result<(), String> {
+        M::check()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
-use wasmtime::component::InstancePre;
+use wasmtime::component::{Instance, InstancePre};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
@@ -50,16 +50,18 @@ impl Command {
         start.func().map(|_| Self::Module(pre))
     }
 
-    /// Makes an instance and drops it.
-    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
-        match self {
-            Self::Plain(pre) => pre.instantiate_async(store).await.map(drop),
-            Self::Concurrent(pre) => pre.instantiate_async(store).await.map(drop),
+    /// Makes an instance. Returns it if it is of a component.
+    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<Option<Instance>> {
+        let pre = match self {
+            Self::Plain(pre) => pre.instance_pre(),
+            Self::Concurrent(pre) => pre.instance_pre(),
             Self::Module(pre) => {
                 let instance = pre.instantiate_async(&mut *store).await?;
-                instance.get_typed_func::<(), ()>(store, START).map(drop)
+                instance.get_typed_func::<(), ()>(store, START)?;
+                return Ok(None);
             }
-        }
+        };
+        pre.instantiate_async(store).await.map(Some)
     }
 }
 

@@ -1,11 +1,13 @@
 //! The streams contract: the inbound half as a stream into the guest, and the stream that it returns as the
 //! outbound half.
 
+pub(in crate::sandbox) mod ends;
 mod halves;
 pub(in crate::sandbox) mod shared;
 
 use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -21,6 +23,7 @@ use crate::half::{Half, Lent};
 use crate::peer::Peer;
 use crate::relay::{Relayed, relay};
 use crate::sandbox::state::State;
+use ends::Ends;
 use halves::{Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
 
 pub(super) async fn serve<R, W>(
@@ -41,6 +44,8 @@ where
     let (max, start) = (store.data().max_call_time(), Instant::now());
     let instance = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
     store.data().instantiated(start);
+    let ends = Arc::new(Ends::default());
+    store.data_mut().handles(peer.connection, &ends);
     let peer = types::Peer::from(peer);
     let (inbound_ended, inbound_end) = oneshot::channel();
     let producer = Producer {
@@ -81,7 +86,8 @@ where
             if let Returned::Own = returned {
                 accessor.spawn(Never)?;
             }
-            let driving = pin!(drive(inbound, outbound, outbound_end));
+            let guest_is_done = || poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
+            let driving = pin!(drive(inbound, outbound, outbound_end, &ends, guest_is_done()));
             wasmtime::error::Ok(match returned {
                 Returned::Own => Served::Ended(driving.await),
                 Returned::Stream(producer, writer) => {
@@ -94,8 +100,7 @@ where
                         ended: _ended,
                     } = producer;
                     // What the guest still does beside its connection may matter to it.
-                    let guest_is_done = poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
-                    match relay(&mut reader, &mut writer, guest_is_done).await {
+                    match relay(&mut reader, &mut writer, guest_is_done()).await {
                         Ok(Relayed::SoFar) => Served::Returned(reader, writer),
                         // Where it fails, the half says how.
                         Ok(Relayed::ToTheEnd) | Err(_) => Served::Ended(End::Finished),
@@ -118,8 +123,51 @@ enum Returned<R, W> {
     Own,
 }
 
-/// Waits until the guest is done with both halves, and sends FIN when it is done with its own.
-async fn drive<R, W>(inbound: &Half<R>, outbound: &Half<W>, end: oneshot::Receiver<HalfEnd>) -> End
+/// Waits until the guest is done with both halves, and sends FIN when it is done with its own. Bytes that are on their way
+/// through middlewares arrive first, unless `guest_is_done` and nothing can take them.
+async fn drive<R, W>(
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+    end: oneshot::Receiver<HalfEnd>,
+    ends: &Ends,
+    guest_is_done: impl Future<Output = ()>,
+) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    // A peer that has failed is no fault that a middleware has found.
+    let counts = || inbound.failure().is_none();
+    let driving = async {
+        let Some(end) = drive_halves(inbound, outbound, end).await else {
+            return End::Finished;
+        };
+        if end == End::Finished && outbound.failure().is_none() {
+            tokio::select! {
+                biased;
+                () = ends.heard() => {}
+                () = guest_is_done => {}
+            }
+        }
+        // In a shared instance it may have come meanwhile.
+        match ends.refusal() {
+            Some(code) if counts() => code.into(),
+            _ => end,
+        }
+    };
+    tokio::select! {
+        biased;
+        code = ends.refused(counts) => code.into(),
+        end = driving => end,
+    }
+}
+
+/// Waits until the host has nothing more to read and to write; `None` if the peer is found to be gone.
+async fn drive_halves<R, W>(
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+    end: oneshot::Receiver<HalfEnd>,
+) -> Option<End>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -132,23 +180,23 @@ where
                 // The guest may go on reading after its own FIN.
                 inbound.returned().await;
             }
-            return end;
+            return Some(end);
         }
         () = inbound.returned() => {}
     }
     if inbound.ended() || inbound.failure().is_some() {
-        return sending.await;
+        return Some(sending.await);
     }
     // The guest wants no more: what the peer still sends must not hold up what it reads.
     let Some(mut reader) = inbound.lend() else {
-        return sending.await;
+        return Some(sending.await);
     };
     tokio::select! {
         biased;
-        end = sending.as_mut() => end,
+        end = sending.as_mut() => Some(end),
         discarded = buffer::discard(&mut reader) => match discarded {
-            Ok(()) => sending.await,
-            Err(_) => End::Finished,
+            Ok(()) => Some(sending.await),
+            Err(_) => None,
         }
     }
 }

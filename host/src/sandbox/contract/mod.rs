@@ -17,13 +17,13 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
 use wasmtime::Store;
-use wasmtime::component::InstancePre;
+use wasmtime::component::{Instance, InstancePre};
 
 use super::seat::Seat;
 use super::state::State;
 use crate::bindings::movable_session_service::inet::service::types as movable_session_service;
-use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types as service;
+use crate::bindings::service::{Service, ServicePre};
 use crate::bindings::session_service::inet::service::types as session_service;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
@@ -241,15 +241,19 @@ impl Prepared {
         Command::of_module(pre).map(Arc::new).map(Self::Cli)
     }
 
-    /// Makes an instance and drops it.
+    /// Makes an instance, to see that one can be made. Returns it if it is of a component.
     ///
     /// # Errors
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
-    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<Option<Instance>> {
         match self {
-            Self::Streams(pre) => pre.instantiate_async(store).await.map(drop),
-            Self::Sessions(sessions) => sessions.probe(store).await,
+            Self::Streams(pre) => {
+                let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
+                Service::new(store, &instance)?;
+                Ok(Some(instance))
+            }
+            Self::Sessions(sessions) => sessions.probe(store).await.map(Some),
             Self::Cli(command) => command.probe(store).await,
         }
     }

@@ -77,13 +77,13 @@ impl Sessions {
     }
 
     /// Makes an instance, looks at the types of what it exports, and drops it.
-    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<Instance> {
         let instance = self.instantiate(&mut *store).await?;
         self.on_fiber.load(&mut *store, &instance)?;
         if let Some(migration) = &self.migration {
             migration.load(store, &instance)?;
         }
-        Ok(())
+        Ok(instance)
     }
 
     /// Makes an instance, on a fiber.

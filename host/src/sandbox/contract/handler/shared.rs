@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::{Accessor, AccessorTask, StreamReader};
 use wasmtime::{AsContextMut, Store};
 
+use super::ends::Ends;
 use super::halves::{self, Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
 use super::{drive, relay_beside};
 use crate::bindings::service::inet::service::types;
@@ -26,6 +27,7 @@ pub(in crate::sandbox) struct Arrival {
     reader: Reader,
     writer: Box<dyn Outlet>,
     link: Arc<Link>,
+    ends: Arc<Ends>,
     outbound_ended: oneshot::Sender<HalfEnd>,
     returned: oneshot::Sender<Returned>,
 }
@@ -89,6 +91,7 @@ impl AccessorTask<State> for Visit {
             reader,
             writer,
             link,
+            ends,
             outbound_ended,
             returned,
         } = arrival;
@@ -109,8 +112,11 @@ impl AccessorTask<State> for Visit {
             wasmtime::error::Ok((stream, own_stream, end, own_end))
         })?;
         let handler = service.inet_service_handler();
+        let connection = peer.connection;
+        accessor.with(|mut store| store.as_context_mut().data_mut().handles(connection, &ends));
         let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
         let what = accessor.with(|mut store| {
+            store.as_context_mut().data_mut().has_handled(connection);
             let stream = stream.try_into_stream_any(&mut store)?;
             let is_own = stream == own_stream;
             let stream: StreamReader<u8> = stream.try_into_stream_reader()?;
@@ -153,6 +159,7 @@ pub(in crate::sandbox) struct Visitor<'a, R, W> {
     outbound: &'a Half<W>,
     /// Take the halves back when they are dropped.
     _leashes: (Leash<R>, Leash<W>),
+    ends: Arc<Ends>,
     outbound_end: oneshot::Receiver<HalfEnd>,
     returned: oneshot::Receiver<Returned>,
 }
@@ -173,11 +180,13 @@ where
         let (writer, leashed_writer) = leash(outbound.lend()?, link);
         let (outbound_ended, outbound_end) = oneshot::channel();
         let (returned_by_guest, returned) = oneshot::channel();
+        let ends = Arc::new(Ends::default());
         let arrival = Arrival {
             peer: peer.into(),
             reader: Box::new(leashed_reader),
             writer: Box::new(leashed_writer),
             link: Arc::clone(link),
+            ends: Arc::clone(&ends),
             outbound_ended,
             returned: returned_by_guest,
         };
@@ -185,6 +194,7 @@ where
             inbound,
             outbound,
             _leashes: (reader, writer),
+            ends,
             outbound_end,
             returned,
         };
@@ -198,7 +208,14 @@ where
             return pending().await;
         };
         started();
-        let driving = pin!(drive(self.inbound, self.outbound, self.outbound_end));
+        let driving = pin!(drive(
+            self.inbound,
+            self.outbound,
+            self.outbound_end,
+            &self.ends,
+            // Others may keep the instance busy.
+            pending(),
+        ));
         let ended = match returned {
             Returned::Own => return Served::Ended(driving.await),
             Returned::Stream(ended) => Some(ended),

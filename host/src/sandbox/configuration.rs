@@ -1,0 +1,78 @@
+//! The interface `configuration`, by which parts of a component check their grants at each load.
+
+use wasmtime::Store;
+use wasmtime::component::Instance;
+
+use super::content::Content;
+use super::load_error::{LoadError, Refusal};
+use super::state::State;
+
+/// The name of the interface.
+pub(super) const INTERFACE: &str = "inet:service/configuration@0.1.0";
+
+/// Characters of a reason that a message shows.
+const MAX_REASON: usize = 1024;
+
+/// The name by which a composition exports the interface of one of its parts.
+pub(super) fn of_part(index: usize) -> String {
+    format!("configuration-part{index}")
+}
+
+/// Has the parts of `content` check their grants, in an instance of it. Returns the names of those
+/// that do.
+///
+/// # Errors
+///
+/// The outer error: a check traps, or is of another type. The inner error: a part rejects its grants.
+pub(super) async fn check(
+    content: &Content,
+    store: &mut Store<State>,
+    instance: &Instance,
+) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
+    let mut checked = Vec::new();
+    let parts = content.parts();
+    for (index, part) in parts.iter().enumerate() {
+        let name = match parts.len() {
+            1 => INTERFACE.to_owned(),
+            _ => of_part(index),
+        };
+        let Some(interface) = instance.get_export_index(&mut *store, None, &name) else {
+            continue;
+        };
+        let Some(function) = instance.get_export_index(&mut *store, Some(&interface), "check") else {
+            wasmtime::bail!("`{INTERFACE}` is exported without its function `check`");
+        };
+        let function = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, function)?;
+        let (answer,) = function.call_async(&mut *store, ()).await?;
+        if let Err(reason) = answer {
+            return Ok(Err(part.refused(Refusal::Configuration(sentence(&reason)))));
+        }
+        checked.push(part.name.clone());
+    }
+    Ok(Ok(checked))
+}
+
+/// The reason of a guest, in one line that cannot be taken for another.
+fn sentence(reason: &str) -> String {
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let reason = reason.chars().take(MAX_REASON);
+    reason
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = (!c.is_control()).then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_stays_in_its_line_and_in_bounds() {
+        assert_eq!(sentence("X is `1`:\n\texpected `2`"), "X is `1`: expected `2`");
+        assert_eq!(sentence("\u{1b}[2J \u{0}"), "\\u{1b}[2J \\u{0}");
+        assert_eq!(sentence(&"é".repeat(2 * MAX_REASON)).chars().count(), MAX_REASON);
+    }
+}

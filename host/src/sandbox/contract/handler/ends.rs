@@ -1,0 +1,225 @@
+//! The interface `ends`: how the inbound half ends behind a middleware that changes its bytes.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use atomic_waker::AtomicWaker;
+use tokio::sync::oneshot;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{FutureConsumer, FutureProducer, FutureReader, Linker, Source};
+
+use super::halves::HalfEnd;
+use crate::bindings::service::inet::service::types::ErrorCode;
+use crate::sandbox::state::State;
+
+/// The name of the interface.
+const INTERFACE: &str = "inet:service/ends@0.1.0";
+
+/// Ends of inbound halves that middlewares have yet to tell, or the parts behind them to hear.
+#[derive(Debug, Default)]
+pub(in crate::sandbox) struct Ends {
+    open: AtomicUsize,
+    refusal: OnceLock<ErrorCode>,
+    /// For the task that drives the connection.
+    changed: AtomicWaker,
+}
+
+impl Ends {
+    /// Waits until every part has heard how its inbound half ended.
+    pub(super) async fn heard(&self) {
+        poll_fn(|cx| {
+            self.changed.register(cx.waker());
+            match self.open.load(Acquire) {
+                0 => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    /// Waits until a middleware has refused what the peer sent, while `counts` holds.
+    pub(super) async fn refused(&self, counts: impl Fn() -> bool) -> ErrorCode {
+        poll_fn(|cx| {
+            self.changed.register(cx.waker());
+            match self.refusal() {
+                Some(code) if counts() => Poll::Ready(code),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The error code by which a middleware has refused what the peer sent, if one has.
+    pub(super) fn refusal(&self) -> Option<ErrorCode> {
+        self.refusal.get().copied()
+    }
+}
+
+/// An end that is not told or heard yet. Dropping it says that it is.
+struct Open(Arc<Ends>);
+
+impl Open {
+    fn new(ends: &Arc<Ends>) -> Self {
+        ends.open.fetch_add(1, Relaxed);
+        Self(Arc::clone(ends))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, AcqRel) == 1 {
+            self.0.changed.wake();
+        }
+    }
+}
+
+/// Lets guests call the interface.
+///
+/// # Errors
+///
+/// The linker has it already.
+pub(in crate::sandbox) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.instance(INTERFACE)?.func_wrap(
+        "forward",
+        |mut store: StoreContextMut<'_, State>, (connection, end): (u64, FutureReader<HalfEnd>)| {
+            let Some(ends) = store.data().ends_of(connection) else {
+                wasmtime::bail!(
+                    "`forward` was called for connection {connection}, which this guest is not handling"
+                );
+            };
+            let (teller, how) = oneshot::channel();
+            let told = Told {
+                teller: Some((teller, Open::new(&ends))),
+            };
+            end.pipe(&mut store, told)?;
+            let heard = FutureReader::new(
+                &mut store,
+                Heard {
+                    how,
+                    _open: Open::new(&ends),
+                },
+            )?;
+            Ok((heard,))
+        },
+    )
+}
+
+/// Takes the value of the future that a middleware resolves.
+struct Told {
+    /// `None` once it has.
+    teller: Option<(oneshot::Sender<HalfEnd>, Open)>,
+}
+
+impl Told {
+    fn tell(&mut self, how: HalfEnd) {
+        if let Some((teller, open)) = self.teller.take() {
+            if let Err(code) = how {
+                let _ = open.0.refusal.set(code);
+                open.0.changed.wake();
+            }
+            // A part that has dropped the future does not want to know.
+            let _ = teller.send(how);
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.tell(Err(ErrorCode::InternalError));
+    }
+}
+
+impl FutureConsumer<State> for Told {
+    type Item = HalfEnd;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        store: StoreContextMut<'_, State>,
+        mut source: Source<'_, Self::Item>,
+        _finish: bool,
+    ) -> Poll<wasmtime::Result<()>> {
+        let mut value = None;
+        source.read(store, &mut value)?;
+        if let Some(how) = value {
+            self.tell(how);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Resolves the future that the part behind the middleware reads.
+struct Heard {
+    how: oneshot::Receiver<HalfEnd>,
+    /// Until the part has dropped its future: a value that was produced may not have reached it.
+    _open: Open,
+}
+
+impl FutureProducer<State> for Heard {
+    type Item = HalfEnd;
+
+    fn poll_produce(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        _store: StoreContextMut<'_, State>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<Option<HalfEnd>>> {
+        Poll::Ready(Ok(match Pin::new(&mut self.how).poll(cx) {
+            Poll::Ready(how) => Some(how.unwrap_or(Err(ErrorCode::InternalError))),
+            Poll::Pending if finish => None,
+            Poll::Pending => return Poll::Pending,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn ends_are_heard_when_the_last_is_told_and_dropped() {
+        let ends = Arc::new(Ends::default());
+        ends.heard().await;
+        let (first, second) = (Open::new(&ends), Open::new(&ends));
+        drop(first);
+        let hearing = Arc::clone(&ends);
+        let hearing = tokio::spawn(async move { hearing.heard().await });
+        tokio::task::yield_now().await;
+        assert!(!hearing.is_finished());
+        drop(second);
+        timeout(Duration::from_secs(10), hearing).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_what_the_first_middleware_says_or_that_it_says_nothing() {
+        for (said, expected) in [
+            (Some(Ok(())), None),
+            (
+                Some(Err(ErrorCode::ProtocolError)),
+                Some(ErrorCode::ProtocolError),
+            ),
+            (None, Some(ErrorCode::InternalError)),
+        ] {
+            let ends = Arc::new(Ends::default());
+            let (teller, mut how) = oneshot::channel();
+            let mut told = Told {
+                teller: Some((teller, Open::new(&ends))),
+            };
+            if let Some(said) = said {
+                told.tell(said);
+            }
+            drop(told);
+            assert_eq!(ends.refusal(), expected);
+            assert_eq!(how.try_recv(), Ok(expected.map_or(Ok(()), Err)));
+            ends.heard().await;
+        }
+    }
+}
