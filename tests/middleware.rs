@@ -375,10 +375,11 @@ fn each_side_ends_its_half_by_itself() {
 const ISOLATIONS: [&str; 2] = ["connection", "service"];
 
 /// When `upload` ends its own half, and whether it hears how the peer's half ended.
-const UPLOADS: [&[&str]; 3] = [
+const UPLOADS: [&[&str]; 4] = [
     &["--env", "ANSWER=first"],
     &["--env", "ANSWER=between"],
     &["--env", "ANSWER=last"],
+    &["--env", "ANSWER=first", "--env", "END=unheard"],
 ];
 
 #[test]

@@ -356,9 +356,17 @@ impl<M: Middleware + 'static> Guest for Exported<M> {
                     drop(half);
                     verdict.give(Err(code)).await;
                 } else {
+                    let wanted = !half.unwanted;
+                    if wanted {
+                        // It is done when the last bytes were looked at. Nothing may be written to who wants no more.
+                        let _ = half.to.write(Vec::new()).await;
+                    }
                     let how = half.close().await;
-                    // The host may end the connection when it is told, and what was written may not have been looked at.
-                    wit_bindgen::yield_async().await;
+                    // The host may end the connection when it is told. A part that does not want to hear how the half has
+                    // ended has its turn now to see that it has. An asynchronous yield would not leave this component.
+                    if wanted {
+                        wit_bindgen::yield_blocking();
+                    }
                     let _ = told.write(how).await;
                 }
             });
