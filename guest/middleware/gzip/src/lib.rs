@@ -50,6 +50,7 @@ impl Middleware for Gzip {
 }
 
 /// What the peer has sent so far, with the decoded bytes that have not been passed on.
+#[allow(clippy::large_enum_variant, reason = "a connection has one")]
 enum Members {
     /// Nothing, which needs no member.
     Nothing(Vec<u8>),
