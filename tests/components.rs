@@ -37,13 +37,13 @@ fn refuses_with(args: &[&str], path: &Path, words: &[&str]) {
 fn a_missing_file() {
     refuses(
         Path::new("/no/such/file.wasm"),
-        &["cannot read", "No such file", "--component"],
+        &["cannot read the component", "No such file"],
     );
 }
 
 #[test]
 fn a_directory() {
-    refuses(Path::new("/"), &["cannot read", "directory", "--component"]);
+    refuses(Path::new("/"), &["cannot read the component", "directory"]);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_middleware_alone() {
 
 #[test]
 fn more_memory_than_it_may_have() {
-    refuses_with(&["--max-memory", "64KiB"], &guest("lines"), &["--max-memory"]);
+    refuses_with(&["--max-memory", "64KiB"], &guest("lines"), &["`max-memory`"]);
 }
 
 #[test]

@@ -239,24 +239,24 @@ fn ten_bytes_are_all(flag: &str, count: &str, more: &str) {
 
 #[test]
 fn a_call_that_never_ends_is_interrupted() {
-    spinning_ends("--max-call-time", &["--max-call-time", "200ms"]);
+    spinning_ends("`max-call-time`", &["--max-call-time", "200ms"]);
 }
 
 #[test]
 fn a_guest_that_has_used_its_time_is_interrupted() {
     let limits = ["--max-call-time", "off", "--max-cpu-time", "200ms"];
-    spinning_ends("--max-cpu-time", &limits);
+    spinning_ends("`max-cpu-time`", &limits);
 }
 
-/// A guest that loops for ever is reset under `limits`, for the reason that `flag` is.
-fn spinning_ends(flag: &str, limits: &[&str]) {
+/// Resets a guest that loops forever under `limits`, and names `limit` as the reason.
+fn spinning_ends(limit: &str, limits: &[&str]) {
     let host = Host::serving("spin", limits);
     let client = host.connect();
     client.send("!");
     client.expect_reset();
     let line = host.line("connection ended");
     assert_eq!(field(&line, "outcome"), "cpu-limit");
-    assert!(line.contains(flag), "{line}");
+    assert!(line.contains(limit), "{line}");
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn a_directory_that_cannot_be_opened_is_no_fault_of_the_guest() {
             host.refuses();
             let line = host.line("connection ended");
             assert_eq!(field(&line, "outcome"), "grant-failed");
-            assert!(line.contains("cannot open the --dir directory"), "{line}");
+            assert!(line.contains("cannot open the granted directory"), "{line}");
         }
         fs::create_dir(&dir).unwrap();
         let client = host.connect();

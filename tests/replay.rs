@@ -116,7 +116,7 @@ fn what_does_not_pass_the_gate_does_not_serve() {
     put("daytime");
     host.signal(HUP);
     let line = host.line("keeps serving");
-    assert!(line.contains("does not pass --gate"), "{line}");
+    assert!(line.contains("does not pass the gate"), "{line}");
     put("lines");
     host.signal(HUP);
     host.line("component reloaded");
@@ -131,7 +131,7 @@ fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
     let refusal = crate::harness::refused(&["--gate", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     assert_eq!(refusal.status, Some(1));
     assert!(
-        refusal.message.contains("--gate") && refusal.message.contains(dir.to_str().unwrap()),
+        refusal.message.contains("`gate`") && refusal.message.contains(dir.to_str().unwrap()),
         "{}",
         refusal.message
     );

@@ -199,7 +199,7 @@ fn what_cannot_be_tried_is_tried_again() {
     fs::remove_dir(&granted).unwrap();
     place.put("lines-session");
     let line = host.line("keeps serving");
-    assert!(line.contains("cannot open the --dir directory"), "{line}");
+    assert!(line.contains("cannot open the granted directory"), "{line}");
     fs::create_dir(&granted).unwrap();
     host.line(NEW);
     assert!(!echoes(&host));

@@ -262,7 +262,7 @@ impl Generations {
                 sleep(drain).await;
                 info!(
                     service,
-                    generation, "old generation reached --drain-generations; its connections are closed"
+                    generation, "old generation reached `drain-generations`; its connections are closed"
                 );
                 cut.cancel();
             });

@@ -38,7 +38,7 @@ impl Recorder {
             .and_then(|()| Conversation::last_number(dir))
             .map_err(|error| {
                 anyhow!(
-                    "cannot record to `{}` ({error:#}): give --to a writable directory",
+                    "cannot record to `{}` ({error:#}): expected a directory that the host can write to",
                     dir.display()
                 )
             })?;

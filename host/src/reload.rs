@@ -205,7 +205,7 @@ impl Reloader {
                 let passed = replay(&generation, &limits, &conversations).await;
                 passed.map_err(|difference| {
                     anyhow!(
-                        "{} does not pass --gate: {}",
+                        "{} does not pass the gate: {}",
                         content.name,
                         difference.in_one_line()
                     )

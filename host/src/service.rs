@@ -114,8 +114,7 @@ impl Loaded {
     /// The component cannot serve, what is granted is not there, `--gate` could not be passed by any, or conversations cannot be recorded.
     pub(crate) async fn new(config: Config, cache: &CacheDir) -> anyhow::Result<Self> {
         if let Some(gate) = &config.gate {
-            Conversation::read_all(gate)
-                .context("cannot read the conversations of the gate (--gate, or the key `gate`)")?;
+            Conversation::read_all(gate).context("cannot read the conversations of the `gate`")?;
         }
         let source = Source::new(config.component.clone(), config.middleware.clone());
         let sandbox = Sandbox::new(&config.limits, &config.grants, cache)

@@ -37,7 +37,7 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&missing],
             &echo,
             &missing,
-            &["cannot read", "--middleware"][..],
+            &["cannot read the middleware"][..],
         ),
         (vec![&upper_case, &text], &echo, &text, &["is not WebAssembly"]),
         (
@@ -54,7 +54,7 @@ fn what_does_not_fit_is_refused_by_its_name() {
                 "is not a middleware",
                 "imports `inet:service/types@0.1.0` from `inet:service`",
                 handler,
-                "--component",
+                "`component`",
             ],
         ),
         (
@@ -95,7 +95,7 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&upper_case],
             &upper_case,
             &upper_case,
-            &["imports `inet:service/handler@0.1.0`", "--middleware"],
+            &["imports `inet:service/handler@0.1.0`", "`middleware`"],
         ),
         (
             vec![&other_types],

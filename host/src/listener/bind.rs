@@ -123,7 +123,7 @@ fn set(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
 fn bound_unsent(socket: &Socket) {
     #[cfg(target_os = "linux")]
     if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
-        debug!(%error, "cannot set TCP_NOTSENT_LOWAT; --write-timeout may reset slow peers");
+        debug!(%error, "cannot set TCP_NOTSENT_LOWAT; `write-timeout` may reset slow peers");
     }
 }
 

@@ -60,8 +60,8 @@ impl Cache {
             CacheDir::At(dir) => Self::open(dir)
                 .inspect_err(|error| {
                     warn!(
-                        "cannot cache compiled components in `{}`: {error}; give --cache a directory \
-                         that only you can write to, or `off`",
+                        "cannot cache compiled components in `{}`: {error}; set `cache` to a \
+                         directory that only you can write to, or to `off`",
                         dir.display()
                     );
                 })

@@ -68,7 +68,7 @@ impl Source {
         }
         let mut parts = Vec::new();
         for path in &self.middleware {
-            parts.push(read_as(path, "--middleware")?);
+            parts.push(read_as("middleware", path)?);
         }
         parts.push(component);
         Ok(Content::of_parts(self.to_string(), parts))
@@ -84,16 +84,16 @@ impl Origin {
     pub fn read(&self) -> Result<Content, LoadError> {
         match self {
             Self::Embedded => Ok(Content::new(self.to_string(), "echo", ECHO.to_vec())),
-            Self::File(path) => read_as(path, "--component"),
+            Self::File(path) => read_as("component", path),
         }
     }
 }
 
-/// The component in a file that a flag names.
-fn read_as(path: &Path, flag: &'static str) -> Result<Content, LoadError> {
+/// Reads the component in a file. `role` is how the setting that names the file is called.
+fn read_as(role: &'static str, path: &Path) -> Result<Content, LoadError> {
     let bytes = read(path).map_err(|error| LoadError::Read {
+        role,
         path: path.to_owned(),
-        flag,
         error,
     })?;
     let program = path.file_name().unwrap_or_default().to_string_lossy();

@@ -206,7 +206,7 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
     warn!(
         reason = format!("{failed:#}"),
         "cannot reserve address space for {} connections; instances are allocated on demand, which \
-         is slower; lower --max-connections, or raise the limit on address space (ulimit -v)",
+         is slower; lower `max-connections`, or raise the limit on address space (ulimit -v)",
         limits.max_connections
     );
     let mut config = config(needs);

@@ -383,7 +383,7 @@ fn warn_of_small_pool(engine: &Engine, code: &Code) {
     if (fit as usize) < connections {
         warn!(
             "an instance of the component takes {} memories and {} tables, so the pool has room for \
-             {fit} instances, but --max-connections is {connections}: lower it to {fit}",
+             {fit} instances, but `max-connections` is {connections}: lower it to {fit}",
             required.memories, required.tables
         );
     }

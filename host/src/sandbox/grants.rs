@@ -33,7 +33,7 @@ impl Granted {
         for destination in &grants.outbound {
             let addresses = destination.to_socket_addrs().map_err(|error| {
                 io::Error::other(format!(
-                    "cannot resolve the --allow-outbound destination `{destination}`: {error}"
+                    "cannot resolve the granted destination `{destination}`: {error}"
                 ))
             })?;
             outbound.extend(addresses);
@@ -109,7 +109,7 @@ impl Granted {
                 FsPerms::ReadOnly
             };
             wasi.preopened_dir(host, guest, perms).map_err(|error| {
-                error.context(format!("cannot open the --dir directory `{}`", host.display()))
+                error.context(format!("cannot open the granted directory `{}`", host.display()))
             })?;
         }
         Ok(wasi)

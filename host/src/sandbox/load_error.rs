@@ -10,12 +10,12 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The file cannot be read.
-    #[error("cannot read the component `{}`: {error}; give {flag} the path of a readable file", path.display())]
+    #[error("cannot read the {role} `{}`: {error}; expected the path of a readable file", path.display())]
     Read {
+        /// `component` or `middleware`, as the setting is named.
+        role: &'static str,
         /// The file.
         path: PathBuf,
-        /// The flag that names it.
-        flag: &'static str,
         /// What the system said.
         error: io::Error,
     },
@@ -84,15 +84,15 @@ pub enum Refusal {
     },
     /// It is a middleware that nothing was composed with.
     #[error(
-        "imports `{0}`, so it is a middleware, and there is no service behind it: pass it with \
-         --middleware and a service with --component, or compose the two first with \
+        "imports `{0}`, so it is a middleware, and there is no service behind it: name it as \
+         `middleware` and a service as `component`, or compose the two first with \
          `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
     )]
     Middleware(&'static str),
     /// It is named as a middleware, and is none.
     #[error(
         "is not a middleware (it {found}; a middleware imports and exports `{handler}`): build it \
-         against the world `middleware` in `wit/`, or pass it with --component if it is a service"
+         against the world `middleware` in `wit/`, or name it as `component` if it is a service"
     )]
     NoMiddleware {
         /// What it does instead.
@@ -103,7 +103,7 @@ pub enum Refusal {
     /// It is named behind middlewares, and serves by another contract than theirs.
     #[error(
         "cannot serve behind a middleware (it {found}; a middleware calls `{handler}`): build it \
-         against the world `service` in `wit/`, or omit --middleware"
+         against the world `service` in `wit/`, or omit `middleware`"
     )]
     NotCallable {
         /// How it serves.
@@ -133,27 +133,27 @@ pub enum Refusal {
     Types(String),
     /// It exports nothing to initialise it by.
     #[error(
-        "exports no function `{0}`, which --preinit calls to initialise a guest: export it without \
-         parameters or results, or omit --preinit"
+        "exports no function `{0}`, which `preinit` calls to initialise a guest: export it without \
+         parameters or results, or omit `preinit`"
     )]
     NoInitialiser(&'static str),
     /// It could not be initialised.
     #[error(
-        "cannot be initialised for --preinit ({0}): fix its function `wizer-initialize`, or omit \
-         --preinit"
+        "cannot be initialised for `preinit` ({0}): fix its function `wizer-initialize`, or omit \
+         `preinit`"
     )]
     Initialise(String),
     /// No snapshot can be made of it.
     #[error(
-        "cannot be snapshotted for --preinit ({0}): a snapshot holds memories and globals only; \
-         keep all state there, or omit --preinit"
+        "cannot be snapshotted for `preinit` ({0}): a snapshot holds memories and globals only; \
+         keep all state there, or omit `preinit`"
     )]
     Snapshot(String),
     /// Its connections cannot share instances.
     #[error(
-        "exports `{contract}`, but --isolation service requires `{streams}`, with which one \
+        "exports `{contract}`, but `isolation` by `service` requires `{streams}`, with which one \
          instance can serve many connections: build it against the world `service` in `wit/`, or \
-         omit --isolation"
+         omit `isolation`"
     )]
     NotShared {
         /// The contract by which it serves.
@@ -169,7 +169,7 @@ pub enum Refusal {
     Configuration(String),
     /// It could not be instantiated.
     #[error(
-        "cannot start ({0}): fix its start-up code, or raise --max-memory if it ran out of \
+        "cannot start ({0}): fix its start-up code, or raise `max-memory` if it ran out of \
          memory"
     )]
     Start(String),

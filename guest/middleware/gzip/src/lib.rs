@@ -49,16 +49,16 @@ impl Middleware for Gzip {
     }
 }
 
-/// What the peer has sent so far, with the decoded bytes that have not been passed on.
+/// The state of the peer's gzip stream, with the decoded bytes that were not passed on yet.
 #[allow(clippy::large_enum_variant, reason = "a connection has one")]
 enum Members {
-    /// Nothing, which needs no member.
+    /// No byte has arrived. Such a stream needs no member.
     Nothing(Vec<u8>),
-    /// The beginning of a member, or all of it.
+    /// A member has begun.
     Member(GzDecoder<Vec<u8>>),
-    /// Whole members.
+    /// All members so far are complete.
     Whole(Vec<u8>),
-    /// Whole members, and zero bytes behind them.
+    /// All members are complete, and zero bytes follow them.
     Padded(Vec<u8>),
 }
 

@@ -101,13 +101,13 @@ pub(super) enum Served<R, W> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CpuLimit {
     /// On one call.
-    #[error("a guest call took longer than --max-call-time")]
+    #[error("a guest call took longer than `max-call-time`")]
     Call,
     /// On the whole connection.
-    #[error("the guest used more time than --max-cpu-time")]
+    #[error("the guest used more time than `max-cpu-time`")]
     Total,
     /// On keeping an instance to one connection, while others that share it wait.
-    #[error("the guest kept other connections of its instance waiting longer than --max-call-time")]
+    #[error("the guest kept other connections of its instance waiting longer than `max-call-time`")]
     Turn,
     /// On one call that moves a session, where there is none on calls.
     #[error("a call that moves the session took longer than {0:?}")]
