@@ -74,7 +74,7 @@ enum Verb {
         #[command(flatten)]
         service: Box<ServiceFlags>,
     },
-    /// Serve, and record what peers and guests send as conversations
+    /// Serve, and record what clients and guests send as conversations
     Record {
         /// Directory for the conversations, one file per connection
         #[arg(long, value_name = "DIR")]
@@ -148,7 +148,7 @@ enum Verb {
 /// On what terms a component is tried.
 #[derive(Debug, Args)]
 struct TermFlags {
-    /// Middleware between the peer and the component; repeatable, the first is nearest the peer
+    /// Middleware between the client and the component; repeatable, the first is nearest the client
     #[arg(long, value_name = "FILE")]
     middleware: Vec<PathBuf>,
 

@@ -25,10 +25,10 @@ pub(super) struct ServiceFlags {
     #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
     pub(super) component: Option<PathBuf>,
 
-    /// Middleware between the peer and the component; repeatable
+    /// Middleware between the client and the component; repeatable
     ///
     /// The host composes the middlewares with the component when it loads them. The first one is
-    /// nearest the peer.
+    /// nearest the client.
     #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
     pub(super) middleware: Vec<PathBuf>,
 
@@ -219,7 +219,7 @@ pub(super) struct LimitFlags {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) idle_timeout: Off<Duration>,
 
-    /// How long a peer may accept none of the bytes that wait for it, or `off`
+    /// How long a client may accept none of the bytes that wait for it, or `off`
     ///
     /// The host resets the connection after that time.
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = off(values::timeout), help_heading = "Limits")]
@@ -229,7 +229,7 @@ pub(super) struct LimitFlags {
     #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) max_lifetime: Off<Duration>,
 
-    /// Bytes that a peer may send on one connection, or `off`
+    /// Bytes that a client may send on one connection, or `off`
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::bytes), help_heading = "Limits")]
     pub(super) max_bytes_in: Off<u64>,
 
