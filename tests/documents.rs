@@ -11,7 +11,7 @@ use std::process::Command;
 use markdown::Document;
 
 use crate::harness::fetched::client;
-use crate::harness::{command, scratch};
+use crate::harness::{command, scratch, words};
 
 fn document(path: &str) -> String {
     fs::read_to_string(guest_builder::workspace().join(path)).unwrap()
@@ -76,16 +76,6 @@ fn the_page_of_flags_lists_every_flag() {
             "{flag} is missing"
         );
     }
-}
-
-/// Returns the words that `as_str` of a type in a source file gives.
-fn words(source: &str) -> Vec<String> {
-    let source = document(source);
-    let (_, words) = source.split_once("pub fn as_str").unwrap();
-    let (words, _) = words.split_once("\n    }\n").unwrap();
-    let words: Vec<_> = words.split('"').skip(1).step_by(2).map(str::to_owned).collect();
-    assert!(words.len() > 5, "{words:?}");
-    words
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use regex::Regex;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, until};
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, until, words};
 use crate::tls::served;
 
 #[test]
@@ -185,12 +185,6 @@ fn json_lines_are_as_their_schema_has_them() {
 
 #[test]
 fn the_schema_of_lines_has_all_words_that_there_are() {
-    let words = |file: &str| -> BTreeSet<String> {
-        let source = fs::read_to_string(guest_builder::workspace().join(file)).unwrap();
-        let (_, words) = source.split_once("pub fn as_str").unwrap();
-        let (words, _) = words.split_once("\n    }\n").unwrap();
-        words.split('"').skip(1).step_by(2).map(str::to_owned).collect()
-    };
     let text = fs::read_to_string(guest_builder::workspace().join("docs/log.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&text).unwrap();
     let listed = |of: &Value| -> BTreeSet<String> {

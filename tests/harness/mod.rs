@@ -7,6 +7,7 @@ pub mod fetched;
 pub mod http;
 pub mod lines;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -83,6 +84,16 @@ pub fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let path = dir.join(name);
     fs::write(&path, bytes).unwrap();
     path
+}
+
+/// Returns the words that the first `as_str` in a source file can give.
+pub fn words(source: &str) -> BTreeSet<String> {
+    let source = fs::read_to_string(guest_builder::workspace().join(source)).unwrap();
+    let (_, words) = source.split_once("pub fn as_str").unwrap();
+    let (words, _) = words.split_once("\n    }\n").unwrap();
+    let words: BTreeSet<_> = words.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(words.len() > 5, "{words:?}");
+    words
 }
 
 /// A directory beside the program under test that is not there yet, by a name that no other test uses.
