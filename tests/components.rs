@@ -3,8 +3,9 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 
-use crate::harness::{Host, file, guest, refused};
+use crate::harness::{HOST, Host, file, guest, refused, with_cache};
 
 /// The message for `path`, which holds each of `words`, comes with status 1, and before anything is bound.
 fn refuses(path: &Path, words: &[&str]) {
@@ -90,6 +91,23 @@ fn a_core_module_that_is_no_program() {
         (
             "(module (import \"env\" \"f\" (func)) (func (export \"_start\")))",
             "not a WASI preview 1 program (unknown import: `env::f`",
+        ),
+        (
+            "(module (func (export \"_initialize\")))",
+            "exports `_initialize` and no `_start`, so it is a reactor",
+        ),
+        (
+            "(module (func (export \"_start\") (param i32)))",
+            "`_start` is not a function without parameters and results",
+        ),
+        (
+            "(module (memory (export \"_start\") 1))",
+            "`_start` is not a function without parameters and results",
+        ),
+        (
+            "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func (param i32)))
+                (memory 1) (func (export \"_start\")))",
+            "exports no memory as `memory`",
         ),
     ] {
         refuses(&file("core.wasm", wat::parse_str(text).unwrap()), &[why]);
@@ -189,8 +207,163 @@ fn an_import_that_is_not_offered() {
     );
     refuses(
         &file("import.wasm", component.unwrap()),
-        &["acme:rocket/engine@1.0.0", "does not provide", "only WASI"],
+        &["acme:rocket/engine@1.0.0", "does not provide", "WASI's cli"],
     );
+}
+
+#[test]
+fn interfaces_of_wasi_that_are_not_provided() {
+    for (text, words) in [
+        (
+            r#"(component (instance $i) (export "wasi:cli/run@0.3.0-rc-2026-01-06" (instance $i)))"#,
+            ["exports `wasi:cli/run@0.3.0-rc-2026-01-06`", "WASI 0.2 and 0.3"],
+        ),
+        (
+            r#"(component (instance $i) (export "wasi:cli/run@0.4.0" (instance $i)))"#,
+            ["exports `wasi:cli/run@0.4.0`", "WASI 0.2 and 0.3"],
+        ),
+        (
+            r#"(component
+                (import "wasi:clocks/monotonic-clock@0.3.0-rc-2026-01-06" (instance
+                    (export "now" (func (result u64)))))
+                (instance $i) (export "wasi:cli/run@0.2.6" (instance $i)))"#,
+            [
+                "imports `wasi:clocks/monotonic-clock@0.3.0-rc",
+                "WASI 0.2 and 0.3",
+            ],
+        ),
+        (
+            r#"(component
+                (import "wasi:http/outgoing-handler@0.2.6" (instance (export "handle" (func))))
+                (instance $i) (export "wasi:cli/run@0.2.6" (instance $i)))"#,
+            [
+                "imports `wasi:http/outgoing-handler@0.2.6`",
+                "has no HTTP interfaces",
+            ],
+        ),
+    ] {
+        refuses(&file("other-wasi.wasm", wat::parse_str(text).unwrap()), &words);
+    }
+}
+
+/// What is said of a valid component or module whose instances the host does not make.
+fn refused_as_valid(name: &str, text: &str, words: &[&str]) {
+    let path = file(&format!("valid-{name}.wasm"), wat::parse_str(text).unwrap());
+    // Whether a pool could be reserved is not to decide: without address space there is none.
+    for command in ["exec \"$0\" \"$@\"", "ulimit -v 8000000 && exec \"$0\" \"$@\""] {
+        let output = with_cache(Command::new("sh"))
+            .args(["-c", command, HOST, "--listen", "127.0.0.1:0", "--component"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{name}: {message}");
+        for word in words {
+            assert!(
+                message.contains(word),
+                "{name}: {message:?} does not say {word:?}"
+            );
+        }
+        assert!(!message.contains("copy the complete file"), "{name}: {message}");
+    }
+}
+
+#[test]
+fn a_valid_component_that_uses_what_is_not_offered() {
+    for (name, text, proposal) in [
+        (
+            "gc",
+            "(module (type (struct)) (func (export \"_start\")))",
+            "garbage collection (GC)",
+        ),
+        (
+            "exceptions",
+            "(module (tag) (func (export \"_start\")))",
+            "exceptions",
+        ),
+        (
+            "shared",
+            "(module (memory (export \"memory\") 1 2 shared) (func (export \"_start\")))",
+            "shared memory (threads)",
+        ),
+        (
+            "error-context",
+            "(component (type (option error-context)))",
+            "`error-context`",
+        ),
+    ] {
+        let words = ["is valid, but uses what this host does not offer", proposal];
+        refused_as_valid(name, text, &words);
+    }
+}
+
+#[test]
+fn a_valid_component_that_is_too_large() {
+    let many = "(core instance (instantiate $m))".repeat(1001);
+    for (name, text, words) in [
+        (
+            "table",
+            "(module (table 2000000 funcref) (func (export \"_start\")))".to_owned(),
+            ["2000000 elements in a table", "allows 1280000"],
+        ),
+        (
+            "instances",
+            format!("(component (core module $m) {many})"),
+            ["1001 core instances", "allows 1000"],
+        ),
+        (
+            "memory",
+            "(module (memory i64 70000) (func (export \"_start\")))".to_owned(),
+            ["4587520000 bytes in a memory", "allows 4294967296"],
+        ),
+    ] {
+        refused_as_valid(name, &text, &words);
+    }
+}
+
+#[test]
+fn valid_modules_of_unusual_form_are_served() {
+    for (name, text) in [
+        (
+            "memories",
+            "(module (memory (export \"memory\") 1) (memory 1) (func (export \"_start\")))",
+        ),
+        (
+            "tables",
+            "(module (table 1 funcref) (table 2 funcref) (func (export \"_start\")))",
+        ),
+        (
+            "large-table",
+            "(module (table 50000 funcref) (func (export \"_start\")))",
+        ),
+        ("no-memory", "(module (func (export \"_start\")))"),
+    ] {
+        let path = file(&format!("unusual-{name}.wasm"), wat::parse_str(text).unwrap());
+        let host = Host::with(&path, &[]);
+        assert_eq!(host.connect().rest(), b"", "{name}");
+        assert_eq!(host.outcome(), "finished", "{name}: {}", host.log());
+    }
+}
+
+#[test]
+fn a_component_of_many_core_instances_serves_every_connection() {
+    let many = "(core instance (instantiate $m))".repeat(42);
+    let text = format!(
+        r#"(component
+            (core module $m (func (export "run") (result i32) (i32.const 0)))
+            (core instance $i (instantiate $m)) {many}
+            (func $run (result (result)) (canon lift (core func $i "run")))
+            (component $c (import "f" (func $f (result (result)))) (export "run" (func $f)))
+            (instance $r (instantiate $c (with "f" (func $run))))
+            (export "wasi:cli/run@0.2.6" (instance $r)))"#
+    );
+    let path = file("many-instances.wasm", wat::parse_str(text).unwrap());
+    let host = Host::with(&path, &["--max-connections", "64"]);
+    let clients: Vec<_> = (0..64).map(|_| host.connect()).collect();
+    for client in clients {
+        assert_eq!(client.rest(), b"");
+        assert_eq!(host.outcome(), "finished", "{}", host.log());
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod haproxy;
 mod hostile;
 mod isolation;
 mod languages;
+mod lifts;
 mod limits;
 mod log;
 mod middleware;

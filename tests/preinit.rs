@@ -50,6 +50,29 @@ fn a_module_begins_every_connection_with_what_it_was_initialised_to() {
 }
 
 #[test]
+fn a_time_that_was_kept_is_past() {
+    // Waits until its monotonic clock shows 50 ms, and keeps what the clock shows then. A connection says `ok` if that is past.
+    let text = r#"(module
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "clock_time_get" (func $time (param i32 i64 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\10\00\00\00\02\00\00\00")
+        (data (i32.const 16) "ok")
+        (func $now (result i64)
+            (drop (call $time (i32.const 1) (i64.const 0) (i32.const 32)))
+            (i64.load (i32.const 32)))
+        (func (export "wizer-initialize")
+            (loop $wait (br_if $wait (i64.lt_u (call $now) (i64.const 50000000))))
+            (i64.store (i32.const 40) (call $now)))
+        (func (export "_start")
+            (if (i64.lt_u (call $now) (i64.load (i32.const 40)))
+                (then (i32.store16 (i32.const 16) (i32.const 0x6f6e))))
+            (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#;
+    let module = file("preinit-clock.wasm", wat::parse_str(text).unwrap());
+    assert_eq!(says(&Host::with(&module, &["--preinit"])), "ok");
+}
+
+#[test]
 fn a_module_that_resumes_elsewhere_does() {
     let resume = r#"(func (export "wizer.resume") (i32.store8 (i32.const 17) (i32.const 0x21)) (call $say))"#;
     let module = program("preinit-resume.wasm", INITIALISE, resume);

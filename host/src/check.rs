@@ -30,6 +30,11 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
         line(key, &path.display().to_string());
     }
     line("contract", facts.contract.as_str());
+    line("export", &facts.export);
+    for (index, export) in facts.unused.iter().enumerate() {
+        let key = if index == 0 { "unused" } else { "" };
+        line(key, export);
+    }
     if facts.migrates {
         line("migration", "sessions can move to another generation");
     }

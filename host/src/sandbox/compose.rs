@@ -130,7 +130,7 @@ fn add(graph: &mut CompositionGraph, number: usize, part: &Content) -> Result<Pa
             Refusal::NoMiddleware { found, handler }
         }));
     }
-    let invalid = |error: &dyn Error| part.refused(Refusal::Invalid(line(error)));
+    let invalid = |error: &dyn Error| part.invalid(line(error));
     // The same component may stand in several places.
     let name = format!("inet:part{number}");
     let package = Package::from_bytes(&name, None, part.bytes(), graph.types_mut());

@@ -13,9 +13,17 @@ pub(super) const INTERFACE: &str = "inet:service/configuration@0.1.0";
 /// Characters of a reason that a message shows.
 const MAX_REASON: usize = 1024;
 
+/// The name by which a composition exports the interface of one of its parts, without the number of the part.
+const PART: &str = "configuration-part";
+
 /// The name by which a composition exports the interface of one of its parts.
 pub(super) fn of_part(index: usize) -> String {
-    format!("configuration-part{index}")
+    format!("{PART}{index}")
+}
+
+/// Whether a component, composed or not, exports the interface by that name.
+pub(super) fn is_exported_as(export: &str) -> bool {
+    export == INTERFACE || export.starts_with(PART)
 }
 
 /// Has the parts of `content` check their grants, in an instance of it. Returns the names of those

@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use sha2::{Digest as _, Sha256};
 
 use super::load_error::{LoadError, Refusal};
+use super::proposals;
 
 /// Bytes that a file may have.
 const MAX_FILE: u64 = 256 << 20;
@@ -263,6 +264,14 @@ impl Content {
             name: self.name.clone(),
             refusal,
         }
+    }
+
+    /// Reports that it cannot be compiled: because of proposals that the host does not offer, or because it is damaged.
+    pub(super) fn invalid(&self, reason: String) -> LoadError {
+        self.refused(match proposals::not_offered(&self.bytes) {
+            Some(proposals) => Refusal::Unsupported(proposals),
+            None => Refusal::Invalid(reason),
+        })
     }
 
     /// The middlewares, from the one nearest the peer on, and the service; of what is whole, itself.

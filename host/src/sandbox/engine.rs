@@ -12,8 +12,12 @@ use wasmtime_wasi::I32Exit;
 use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
+use super::extent::{MAX_METADATA, MAX_PARTS};
 use super::grants::Granted;
-use super::needs::{Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
+use super::needs::{
+    CORE_INSTANCES_PER_CONNECTION, Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs,
+    TABLES_PER_CONNECTION,
+};
 use super::never_waits;
 use super::state::State;
 use super::ticker::Ticker;
@@ -28,9 +32,6 @@ const SPARE_STACKS: u32 = 64;
 
 /// Stacks that connections have together whose guests are mostly called directly.
 const MAX_SHARED_STACKS: u32 = 1024;
-
-/// Core instances for each connection; these take no address space.
-const CORE_INSTANCES_PER_CONNECTION: u32 = 16;
 
 /// Bytes of a memory, and of tables, that stay with their slot of the pool when an instance ends, and are cleared for
 /// the next one. Giving pages back to the kernel instead halts every other thread of the process for a moment, which
@@ -49,6 +50,7 @@ const STACK: usize = 512 << 10;
 pub(super) struct Pool {
     pub(super) memories: u32,
     pub(super) tables: u32,
+    pub(super) core_instances: u32,
 }
 
 /// What of a pool is in use, and how much there may be.
@@ -157,6 +159,11 @@ impl Engine {
         }
     }
 
+    /// Elements that a table of an instance may grow to.
+    pub(super) fn max_table_elements(&self) -> usize {
+        self.needs.table_size.elements()
+    }
+
     /// What of the pool is in use.
     pub(super) fn pool_use(&self) -> Option<PoolUse> {
         let metrics = self.engine().pooling_allocator_metrics()?;
@@ -191,6 +198,7 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
     let pool = Pool {
         memories: instances.saturating_mul(needs.room.times(MEMORIES_PER_CONNECTION)),
         tables: instances.saturating_mul(needs.room.times(TABLES_PER_CONNECTION)),
+        core_instances: instances.saturating_mul(needs.room.times(CORE_INSTANCES_PER_CONNECTION)),
     };
     let failed = match pooled(needs, instances, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
@@ -223,9 +231,14 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
     let mut pooling = PoolingAllocationConfig::new();
     pooling
         .total_component_instances(instances)
-        .total_core_instances(instances.saturating_mul(needs.room.times(CORE_INSTANCES_PER_CONNECTION)))
+        .total_core_instances(pool.core_instances)
+        .max_core_instance_size(MAX_METADATA)
+        .max_component_instance_size(MAX_METADATA)
         .total_memories(pool.memories)
+        .max_memories_per_module(MAX_PARTS)
         .total_tables(pool.tables)
+        .max_tables_per_module(MAX_PARTS)
+        .table_elements(needs.table_size.elements())
         .total_stacks(stacks(needs, instances).saturating_add(SPARE_STACKS))
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::Sandbox;
 use super::code::Code;
+use super::configuration;
 use super::content::Content;
-use super::contract::Contract;
+use super::contract::{Contract, MIGRATION};
 use super::grants::Granted;
 use super::load_error::LoadError;
 
@@ -14,6 +15,10 @@ use super::load_error::LoadError;
 pub struct Facts {
     /// How it serves.
     pub contract: Contract,
+    /// The export that it serves by.
+    pub export: String,
+    /// Its other exports, which the host does not use.
+    pub unused: Vec<String>,
     /// Whether its sessions can move from one generation to another.
     pub migrates: bool,
     /// Its parts that have checked their configuration and accepted it.
@@ -50,20 +55,31 @@ impl Sandbox {
             granted: granted(name, &self.granted, contract),
             name: name.to_owned(),
         };
-        let imports = match generation.code() {
+        let (imports, export, unused) = match generation.code() {
             Code::Component(component) => {
-                let ty = component.component_type();
-                ty.imports(component.engine())
-                    .map(|(name, _)| import(name))
-                    .collect()
+                let (ty, engine) = (component.component_type(), component.engine());
+                let imports = ty.imports(engine).map(|(name, _)| import(name)).collect();
+                let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
+                let export = contract.export(&exports).unwrap_or_default();
+                let unused = exports
+                    .into_iter()
+                    .filter(|name| *name != export && !is_used(name, contract))
+                    .map(str::to_owned)
+                    .collect();
+                (imports, export.to_owned(), unused)
             }
-            Code::Module(module) => module
-                .imports()
-                .map(|found| import(&format!("{} {}", found.module(), found.name())))
-                .collect(),
+            Code::Module(module) => {
+                let imports = module
+                    .imports()
+                    .map(|found| import(&format!("{} {}", found.module(), found.name())))
+                    .collect();
+                (imports, "_start".to_owned(), Vec::new())
+            }
         };
         Ok(Facts {
-            contract: generation.contract(),
+            contract,
+            export,
+            unused,
             migrates: generation.migrates(),
             configured: generation.configured().to_vec(),
             imports,
@@ -71,6 +87,11 @@ impl Sandbox {
             took,
         })
     }
+}
+
+/// Whether the host uses an export beside the one that the component serves by.
+fn is_used(export: &str, contract: Contract) -> bool {
+    configuration::is_exported_as(export) || contract == Contract::Sessions && export == MIGRATION
 }
 
 /// What a guest gets from `import`, which the linker has.

@@ -20,11 +20,13 @@ use super::content::{Content, Digest};
 use super::contract::{self, Contract, Prepared};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
+use super::extent::Extent;
 use super::load_error::{LoadError, Refusal};
 use super::needs::{Calls, Needs};
 use super::profile::Profile;
 use super::shared::Instances;
 use super::state::State;
+use super::wasi;
 use crate::config::{Isolation, Limits};
 use crate::cost::Cost;
 use crate::system::Mappings;
@@ -59,9 +61,14 @@ impl Sandbox {
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
         let refused = |refusal| match &refusal {
             Refusal::Import(what) => importer(content, what).refused(refusal),
+            Refusal::Http(name) | Refusal::OtherWasi { found: name, .. } => {
+                importer(content, &format!("`{name}`")).refused(refusal)
+            }
             _ => content.refused(refusal),
         };
-        let (engine, code) = self.compile(self.whole(content).await?.as_ref())?;
+        let whole = self.whole(content).await?;
+        let (engine, code) = self.compile(&whole)?;
+        let core_instances = Extent::of(whole.bytes()).core_instances;
         let prepared = match &code {
             Code::Component(component) => {
                 find_contract(component).and_then(|contract| prepare(&engine, component, contract))
@@ -95,7 +102,7 @@ impl Sandbox {
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Start(format!("it took longer than {PROBE:?}")))),
         }
-        warn_of_small_pool(&generation.engine, &generation.code);
+        warn_of_small_pool(&generation.engine, &generation.code, core_instances);
         Ok(Arc::new(generation))
     }
 
@@ -137,8 +144,8 @@ impl Sandbox {
 
     /// What a component needs of its engine. It is called on fibers, whatever it is, where not the guest alone decides what it waits
     /// for and for how long.
-    fn needs(&self, bytes: &[u8]) -> Needs {
-        let mut needs = Needs::of(bytes);
+    fn needs(&self, bytes: &[u8], extent: &Extent) -> Needs {
+        let mut needs = Needs::of(bytes, extent);
         let Limits {
             max_call_time,
             max_cpu_time,
@@ -153,15 +160,17 @@ impl Sandbox {
 
     /// Compiles a component for the engine that fits it.
     pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
+        let extent = Extent::of(content.bytes());
+        extent.check().map_err(|refusal| content.refused(refusal))?;
         let engine = self
-            .engine(self.needs(content.bytes()))
+            .engine(self.needs(content.bytes(), &extent))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {
             Some(cache) => cache.code(engine.engine(), content),
             None => Code::compile(engine.engine(), content).map(|code| (code, true)),
         };
-        let (code, compiled) = code.map_err(|error| content.refused(Refusal::Invalid(line(&error))))?;
+        let (code, compiled) = code.map_err(|error| content.invalid(line(&error)))?;
         let duration_ms = start.elapsed().as_millis() as u64;
         debug!(compiled, duration_ms, "component code ready");
         Ok((engine, code))
@@ -279,6 +288,11 @@ impl Generation {
         }
     }
 
+    /// Whether its connections share instances.
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
     /// Whether its sessions can move to another generation, or be taken from one.
     pub fn migrates(&self) -> bool {
         self.prepared.migrates()
@@ -320,9 +334,18 @@ pub(super) fn find_contract(component: &Component) -> Result<Contract, Refusal> 
     let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
     if let Some(contract) = Contract::ALL
         .into_iter()
-        .find(|c| exports.iter().any(|export| c.is_exported_as(export)))
+        .find(|contract| contract.export(&exports).is_some())
     {
         return Ok(contract);
+    }
+    if let Some(found) = exports
+        .iter()
+        .find(|name| name.starts_with(Contract::Cli.interface()))
+    {
+        return Err(Refusal::OtherWasi {
+            does: "exports",
+            found: (*found).to_owned(),
+        });
     }
     if let Some(found) = exports.iter().find(|name| name.starts_with(contract::PACKAGE)) {
         return Err(Refusal::OtherVersion {
@@ -356,10 +379,11 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
     if imports_handler {
         return Err(Refusal::Middleware(handler));
     }
-    let pre = engine
-        .linker
-        .instantiate_pre(component)
-        .map_err(|error| Refusal::Import(line(&error)))?;
+    let pre = engine.linker.instantiate_pre(component).map_err(|error| {
+        ty.imports(component.engine())
+            .find_map(|(name, _)| wasi::not_provided(name))
+            .unwrap_or_else(|| Refusal::Import(line(&error)))
+    })?;
     Prepared::new(contract, pre).map_err(|error| Refusal::Types(line(&error)))
 }
 
@@ -368,22 +392,27 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
     let pre = engine
         .link(module)
         .map_err(|error| Refusal::NoProgram(line(&error)))?;
-    Prepared::of_module(pre).ok_or_else(|| Refusal::NoProgram("it exports no function `_start`".to_owned()))
+    Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
 }
 
-fn warn_of_small_pool(engine: &Engine, code: &Code) {
+fn warn_of_small_pool(engine: &Engine, code: &Code, core_instances: u32) {
     let Some(pool) = engine.pool else {
         return;
     };
     let required = code.required();
-    let memories = pool.memories / required.memories.max(1);
-    let tables = pool.tables / required.tables.max(1);
-    let fit = memories.min(tables);
+    let fit = [
+        pool.memories / required.memories.max(1),
+        pool.tables / required.tables.max(1),
+        pool.core_instances / core_instances.max(1),
+    ]
+    .into_iter()
+    .fold(u32::MAX, u32::min);
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
-            "an instance of the component takes {} memories and {} tables, so the pool has room for \
-             {fit} instances, but `max-connections` is {connections}: lower it to {fit}",
+            "an instance of the component takes {} memories, {} tables and {core_instances} core \
+             instances, so the pool has room for {fit} instances, but `max-connections` is \
+             {connections}: lower it to {fit}",
             required.memories, required.tables
         );
     }

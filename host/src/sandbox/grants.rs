@@ -7,6 +7,7 @@ use std::sync::Arc;
 use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
+use super::clock::ProcessClock;
 use super::diagnostics::Diagnostics;
 use crate::config::{GrantedDir, Grants};
 
@@ -71,6 +72,7 @@ impl Granted {
         wasi.args(&self.args)
             .envs(&self.env)
             .stderr(diagnostics)
+            .monotonic_clock(ProcessClock)
             .max_random_size(MAX_RANDOM)
             .allow_udp(false)
             .allow_ip_name_lookup(false)

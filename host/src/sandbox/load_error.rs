@@ -53,9 +53,45 @@ pub enum Refusal {
          wasm32-wasip2, or convert it to a component with `wasm-tools component new`"
     )]
     NoProgram(String),
-    /// It is damaged, or uses what this version of wasmtime does not know.
+    /// It is damaged.
     #[error("is not a valid component ({0}): rebuild it, or copy the complete file")]
     Invalid(String),
+    /// It is valid, but uses proposals that the engine does not offer.
+    #[error(
+        "is valid, but uses what this host does not offer ({0}): build it without that; a compiler usually \
+         has an option for each proposal"
+    )]
+    Unsupported(String),
+    /// It is valid, but its instances are larger than any that the host makes.
+    #[error(
+        "is valid, but too large: each instance has {found} {what}, and this host allows {max}: \
+         build a smaller component, or split it"
+    )]
+    TooLarge {
+        /// The items that are counted.
+        what: &'static str,
+        /// How many an instance has.
+        found: u64,
+        /// How many it may have.
+        max: u64,
+    },
+    /// It belongs to a version of WASI that the host does not provide.
+    #[error(
+        "{does} `{found}`, but this host provides the released versions of WASI 0.2 and 0.3: build it \
+         with a toolchain for one of these"
+    )]
+    OtherWasi {
+        /// `imports` or `exports`.
+        does: &'static str,
+        /// The interface.
+        found: String,
+    },
+    /// It imports HTTP.
+    #[error(
+        "imports `{0}`, but this host has no HTTP interfaces, since it hands the bytes of connections to \
+         components: serve HTTP from these bytes, or connect by `wasi:sockets` and `allow-outbound`"
+    )]
+    Http(String),
     /// It speaks another version of the contract.
     #[error(
         "exports `{found}`, but this host serves version {expected} of that package: build it \
@@ -121,8 +157,9 @@ pub enum Refusal {
     },
     /// It imports what the host does not have.
     #[error(
-        "has an import that the host does not provide ({0}): only WASI is provided; remove the \
-         import, or compose the component with one that exports it"
+        "has an import that the host does not provide ({0}): it provides `wasi:logging` and WASI's cli, \
+         clocks, filesystem, io, random and sockets; remove the import, or compose the component with \
+         one that exports it"
     )]
     Import(String),
     /// It exports the contract by name, with other types.

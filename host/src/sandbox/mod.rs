@@ -4,6 +4,7 @@
 //! connections, each with an instance of its own or, where that is asked for, several with one.
 
 mod cache;
+mod clock;
 mod code;
 mod compose;
 mod configuration;
@@ -12,6 +13,7 @@ mod contract;
 mod diagnostics;
 mod direct;
 mod engine;
+mod extent;
 mod facts;
 mod generation;
 mod grants;
@@ -21,6 +23,7 @@ mod needs;
 mod never_waits;
 mod preinit;
 mod profile;
+mod proposals;
 mod pulse;
 mod seat;
 mod serve;
@@ -29,6 +32,7 @@ mod state;
 mod stdio;
 mod ticker;
 mod waiters;
+mod wasi;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,6 +3,8 @@
 use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload, Validator, WasmFeatures};
 
 use super::contract::{Contract, MIGRATION};
+use super::extent::{Extent, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
+use super::wasi::Release;
 
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
 const MAX_COPIED: usize = 64 << 10;
@@ -11,6 +13,9 @@ const MAX_COPIED: usize = 64 << 10;
 /// tables (one holds the adapters of its imports); a composed one has as many for each of its parts.
 pub(super) const MEMORIES_PER_CONNECTION: u32 = 2;
 pub(super) const TABLES_PER_CONNECTION: u32 = 4;
+
+/// The same for core instances, which take no address space.
+pub(super) const CORE_INSTANCES_PER_CONNECTION: u32 = 16;
 
 /// How many times as much a connection may have at most, before fewer connections fit into the pool.
 const MAX_ROOM: u32 = 8;
@@ -48,16 +53,36 @@ pub(super) enum Calls {
 pub(super) struct Room(u32);
 
 impl Room {
-    /// Room for instances of so many memories and tables.
-    fn of(memories: u32, tables: u32) -> Self {
-        let memories = memories.div_ceil(MEMORIES_PER_CONNECTION);
-        let tables = tables.div_ceil(TABLES_PER_CONNECTION);
-        Self(memories.max(tables).clamp(1, MAX_ROOM).next_power_of_two())
+    fn of(extent: &Extent) -> Self {
+        let times = [
+            extent.memories.div_ceil(MEMORIES_PER_CONNECTION),
+            extent.tables.div_ceil(TABLES_PER_CONNECTION),
+            extent.core_instances.div_ceil(CORE_INSTANCES_PER_CONNECTION),
+        ];
+        let most = times.into_iter().fold(1, u32::max);
+        Self(most.min(MAX_ROOM).next_power_of_two())
     }
 
     /// `count`, so many times.
     pub(super) fn times(self, count: u32) -> u32 {
         count.saturating_mul(self.0)
+    }
+}
+
+/// Elements for which a pool reserves address space in each table: a power of two times those of most components, so that
+/// there are few different engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TableSize(u64);
+
+impl TableSize {
+    fn of(extent: &Extent) -> Self {
+        let times = extent.table_elements.div_ceil(TABLE_ELEMENTS).max(1);
+        Self((times.next_power_of_two() * TABLE_ELEMENTS).min(MAX_TABLE_ELEMENTS))
+    }
+
+    /// Elements that a table may have, now and when it has grown.
+    pub(super) fn elements(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }
 
@@ -67,32 +92,35 @@ pub(super) struct Needs {
     pub(super) concurrency: Concurrency,
     pub(super) images: Images,
     pub(super) room: Room,
+    pub(super) table_size: TableSize,
     pub(super) calls: Calls,
 }
 
 impl Needs {
-    /// What a component needs of its engine: concurrency, if it is valid only with it, images that are mapped, if it
-    /// begins with much data, room for its memories and tables, and stacks for its calls. This looks at types and sections and leaves out code; for what is not valid either way it does
-    /// not matter which engine says so.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    /// What a component needs of its engine: concurrency, if its contract needs it or if it is valid only with it, images
+    /// that are mapped, if it begins with much data, room for its `extent`, and stacks for its calls.
+    ///
+    /// This looks at types and sections and leaves out code. For a component that is not valid either way, it does not
+    /// matter which engine refuses it.
+    pub(super) fn of(bytes: &[u8], extent: &Extent) -> Self {
         let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
         let mut validator = Validator::new_with_features(without);
         let mut concurrency = Concurrency::Without;
-        let (mut data, mut memories, mut tables) = (0, 0, 0);
+        let mut data = 0;
         let mut surface = Surface::default();
         for payload in Parser::new(0).parse_all(bytes) {
             let Ok(payload) = payload else { break };
             surface.see(&payload);
-            match &payload {
-                Payload::DataSection(section) => data += section.range().len(),
-                Payload::MemorySection(section) => memories += section.count(),
-                Payload::TableSection(section) => tables += section.count(),
-                _ => {}
+            if let Payload::DataSection(section) = &payload {
+                data += section.range().len();
             }
             // One that has failed cannot go on.
             if concurrency == Concurrency::Without && validator.payload(&payload).is_err() {
                 concurrency = Concurrency::With;
             }
+        }
+        if surface.is_concurrent() {
+            concurrency = Concurrency::With;
         }
         let images = if data > MAX_COPIED {
             Images::Mapped
@@ -102,7 +130,8 @@ impl Needs {
         Self {
             concurrency,
             images,
-            room: Room::of(memories, tables),
+            room: Room::of(extent),
+            table_size: TableSize::of(extent),
             calls: if concurrency == Concurrency::Without {
                 surface.calls()
             } else {
@@ -133,6 +162,9 @@ struct Surface {
     depth: u32,
     /// It serves by sessions.
     sessions: bool,
+    /// It exports a contract, or imports an interface of WASI, whose functions are asynchronous. The types alone do not tell:
+    /// a plain function of such an interface is valid without concurrency.
+    concurrent: bool,
     /// Its sessions can move.
     moves: bool,
     /// It imports something that may wait.
@@ -149,6 +181,11 @@ impl Surface {
         }
     }
 
+    /// Whether it is called by a contract that needs concurrency. Of several contracts, sessions count.
+    fn is_concurrent(&self) -> bool {
+        self.concurrent && !self.sessions
+    }
+
     fn see(&mut self, payload: &Payload) {
         match payload {
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => self.depth += 1,
@@ -156,13 +193,16 @@ impl Surface {
             _ if self.depth > 0 => {}
             Payload::ComponentExportSection(section) => {
                 for export in section.clone().into_iter().flatten() {
-                    self.sessions |= Contract::Sessions.is_exported_as(export.name.name);
-                    self.moves |= export.name.name == MIGRATION;
+                    let name = export.name.name;
+                    self.sessions |= Contract::Sessions.is_exported_as(name);
+                    self.concurrent |= Contract::Streams.is_exported_as(name) || is_of_wasi_3(name);
+                    self.moves |= name == MIGRATION;
                 }
             }
             Payload::ComponentImportSection(section) => {
                 for import in section.clone().into_iter().flatten() {
                     let name = import.name.name;
+                    self.concurrent |= is_of_wasi_3(name);
                     self.waits |= !NEVER_WAIT.iter().any(|known| name.starts_with(known));
                 }
             }
@@ -182,14 +222,55 @@ impl Surface {
     }
 }
 
+fn is_of_wasi_3(interface: &str) -> bool {
+    Release::of_interface(interface) == Some(Release::Three)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::content::ECHO;
     use super::*;
 
+    fn needs(bytes: &[u8]) -> Needs {
+        Needs::of(bytes, &Extent::of(bytes))
+    }
+
+    #[test]
+    fn a_contract_with_asynchronous_functions_needs_concurrency_whatever_its_types() {
+        for (name, expected) in [
+            ("inet:service/handler@0.1.0", Concurrency::With),
+            ("wasi:cli/run@0.3.0", Concurrency::With),
+            ("wasi:cli/run@0.2.6", Concurrency::Without),
+            ("inet:service/sessions@0.1.0", Concurrency::Without),
+        ] {
+            let text = format!("(component (instance $i) (export \"{name}\" (instance $i)))");
+            assert_eq!(
+                needs(&wat::parse_str(text).unwrap()).concurrency,
+                expected,
+                "{name}"
+            );
+        }
+        let import = "(component (import \"wasi:random/random@0.3.0\" (instance)))";
+        assert_eq!(
+            needs(&wat::parse_str(import).unwrap()).concurrency,
+            Concurrency::With
+        );
+    }
+
+    #[test]
+    fn only_large_tables_take_a_larger_pool() {
+        let elements = |count: u32| {
+            let text = format!("(module (table {count} funcref))");
+            needs(&wat::parse_str(text).unwrap()).table_size.elements()
+        };
+        assert_eq!((elements(0), elements(20_000)), (20_000, 20_000));
+        assert_eq!((elements(20_001), elements(50_000)), (40_000, 80_000));
+        assert_eq!(elements(9_000_000), 1_280_000, "there is an end to it");
+    }
+
     #[test]
     fn only_what_needs_concurrency_pays_for_it() {
-        let concurrency = |bytes: &[u8]| Needs::of(bytes).concurrency;
+        let concurrency = |bytes: &[u8]| needs(bytes).concurrency;
         assert_eq!(concurrency(ECHO), Concurrency::With);
         let empty = wat::parse_str("(component)").unwrap();
         assert_eq!(concurrency(&empty), Concurrency::Without);
@@ -202,16 +283,16 @@ mod tests {
         let images = |length| {
             let data = "x".repeat(length);
             let text = format!("(component (core module (memory 10) (data (i32.const 0) \"{data}\")))");
-            Needs::of(&wat::parse_str(text).unwrap()).images
+            needs(&wat::parse_str(text).unwrap()).images
         };
         assert_eq!(images(100), Images::Copied);
         assert_eq!(images(100_000), Images::Mapped);
-        assert_eq!(Needs::of(ECHO).images, Images::Copied);
+        assert_eq!(needs(ECHO).images, Images::Copied);
     }
 
     #[test]
     fn only_sessions_that_import_nothing_that_waits_are_called_directly() {
-        let calls = |text: &str| Needs::of(&wat::parse_str(format!("(component {text})")).unwrap()).calls;
+        let calls = |text: &str| needs(&wat::parse_str(format!("(component {text})")).unwrap()).calls;
         let sessions = "(instance $s) (export \"inet:service/sessions@0.1.0\" (instance $s))";
         let quiet = "(import \"wasi:cli/exit@0.2.6\" (instance (export \"exit\" (func))))
             (import \"wasi:clocks/monotonic-clock@0.2.6\" (instance (export \"now\" (func (result u64)))))";
@@ -235,16 +316,22 @@ mod tests {
             Calls::OnFibers,
             "it is not its own"
         );
-        assert_eq!(Needs::of(ECHO).calls, Calls::OnFibers);
+        assert_eq!(needs(ECHO).calls, Calls::OnFibers);
     }
 
     #[test]
-    fn only_many_memories_take_a_larger_pool() {
-        let room = |count: usize| {
-            let text = format!("(component {})", "(core module (memory 1))".repeat(count));
-            Needs::of(&wat::parse_str(text).unwrap()).room
+    fn only_many_parts_take_a_larger_pool() {
+        let times = |module: &str, count: usize| {
+            let instances = "(core instance (instantiate $m))".repeat(count);
+            let text = format!("(component (core module $m {module}) {instances})");
+            needs(&wat::parse_str(text).unwrap()).room
         };
-        assert_eq!(Needs::of(ECHO).room, Room::of(1, 1));
+        let room = |count| times("(memory 1)", count);
+        assert_eq!(needs(ECHO).room, Room(1));
+        assert_eq!(
+            (times("", 16), times("", 17), times("", 42)),
+            (Room(1), Room(2), Room(4))
+        );
         assert_eq!(room(2), room(0));
         assert_eq!(room(3), room(4));
         assert_ne!(room(3), room(2));

@@ -14,6 +14,7 @@ use super::contract::handler::ends::Ends;
 use super::diagnostics::{Diagnostics, Logged, Speaker};
 use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
+use super::extent::{MAX_MEMORY, MAX_PARTS};
 use super::grants::Granted;
 use super::seat::Ending;
 use super::ticker::Ticker;
@@ -29,9 +30,6 @@ const HANDLES_OF_A_CONNECTION: usize = 16;
 /// Bytes that a guest may pass to the host in one call. Beyond it, it traps. A write to a stream is not bounded
 /// by it, since its bytes stay in the guest's memory.
 const MAX_CALL_BYTES: usize = 1 << 20;
-
-/// Core instances, memories and tables that one component may consist of.
-const MAX_PARTS: usize = 1000;
 
 /// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
 pub(super) struct State {
@@ -103,6 +101,7 @@ impl State {
             memory: Memory {
                 used: 0,
                 max: engine.limits.max_memory,
+                max_table_elements: engine.max_table_elements(),
                 cost: cost.cloned(),
             },
             direct: None,
@@ -295,6 +294,8 @@ fn for_a_module(wasi: &mut WasiCtxBuilder) -> Box<WasiP1Ctx> {
 struct Memory {
     used: usize,
     max: usize,
+    /// Elements that one table may have, in a pool or on demand.
+    max_table_elements: usize,
     cost: Option<Arc<Cost>>,
 }
 
@@ -329,7 +330,7 @@ impl ResourceLimiter for Memory {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(self.grow(desired.saturating_sub(current)))
+        Ok(desired as u64 <= MAX_MEMORY && self.grow(desired.saturating_sub(current)))
     }
 
     fn table_growing(
@@ -339,19 +340,20 @@ impl ResourceLimiter for Memory {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let elements = desired.saturating_sub(current);
-        Ok(self.grow(elements.saturating_mul(size_of::<usize>())))
+        let bytes = elements.saturating_mul(size_of::<usize>());
+        Ok(desired <= self.max_table_elements && self.grow(bytes))
     }
 
     fn instances(&self) -> usize {
-        MAX_PARTS
+        MAX_PARTS as usize
     }
 
     fn tables(&self) -> usize {
-        MAX_PARTS
+        MAX_PARTS as usize
     }
 
     fn memories(&self) -> usize {
-        MAX_PARTS
+        MAX_PARTS as usize
     }
 }
 
@@ -366,6 +368,7 @@ mod tests {
             let mut memory = Memory {
                 used: 0,
                 max: 1000,
+                max_table_elements: 100,
                 cost: Some(Arc::clone(&cost)),
             };
             assert!(memory.memory_growing(0, bytes, None).unwrap());
@@ -385,6 +388,7 @@ mod tests {
         let mut memory = Memory {
             used: 0,
             max: 1000,
+            max_table_elements: 12,
             cost: None,
         };
         assert!(memory.memory_growing(0, 600, None).unwrap());
@@ -395,5 +399,11 @@ mod tests {
         assert!(memory.memory_growing(600, 920, None).unwrap());
         assert!(memory.table_growing(0, 10, None).unwrap());
         assert!(!memory.table_growing(10, 11, None).unwrap());
+        memory.max = 2000;
+        assert!(memory.table_growing(10, 12, None).unwrap());
+        assert!(
+            !memory.table_growing(12, 13, None).unwrap(),
+            "beyond the elements of a table"
+        );
     }
 }

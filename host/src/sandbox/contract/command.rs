@@ -12,11 +12,12 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
 
-use super::{End, Fault, within};
+use super::{Contract, End, Fault, within};
 use crate::half::Half;
 use crate::peer::{Peer, Process};
 use crate::sandbox::state::{ProgramKind, State};
 use crate::sandbox::stdio::{Stdin, Stdout, Turned};
+use crate::sandbox::wasi::Release;
 
 /// A program that is ready to be instantiated, by the version of WASI that it is written for.
 pub(in crate::sandbox) enum Command {
@@ -28,26 +29,58 @@ pub(in crate::sandbox) enum Command {
     Module(wasmtime::InstancePre<State>),
 }
 
-/// What a module runs by.
+/// The function that runs a module.
 const START: &str = "_start";
 
+/// The memory of a module.
+const MEMORY: &str = "memory";
+
+/// The function that initializes a module which is a library, or "reactor".
+const INITIALIZE: &str = "_initialize";
+
 impl Command {
-    /// Looks up what a program exports.
+    /// Looks up the function that runs a program, by the release of WASI that [`Contract::export`] chooses.
     ///
     /// # Errors
     ///
-    /// It is not there, or not of the type that WASI has.
+    /// The function is not there, or has another type than in WASI.
     pub(super) fn new(pre: InstancePre<State>) -> wasmtime::Result<Self> {
-        match CommandPre::new(pre.clone()) {
-            Ok(pre) => Ok(Self::Plain(pre)),
-            Err(_) => ConcurrentPre::new(pre).map(Self::Concurrent),
+        let component = pre.component();
+        let ty = component.component_type();
+        let exports: Vec<&str> = ty.exports(component.engine()).map(|(name, _)| name).collect();
+        match Contract::Cli.export(&exports).and_then(Release::of_interface) {
+            Some(Release::Three) => ConcurrentPre::new(pre).map(Self::Concurrent),
+            _ => CommandPre::new(pre).map(Self::Plain),
         }
     }
 
-    /// Takes a module that was linked, if it is a program.
-    pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Option<Self> {
-        let start = pre.module().get_export(START)?;
-        start.func().map(|_| Self::Module(pre))
+    /// Takes a module that was linked.
+    ///
+    /// # Errors
+    ///
+    /// It is no program; the error says why.
+    pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Result<Self, &'static str> {
+        let module = pre.module();
+        let Some(start) = module.get_export(START) else {
+            return Err(if module.get_export(INITIALIZE).is_some() {
+                "it exports `_initialize` and no `_start`, so it is a reactor and not a command"
+            } else {
+                "it exports no function `_start`"
+            });
+        };
+        let runs = start
+            .func()
+            .is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0);
+        if !runs {
+            return Err("its export `_start` is not a function without parameters and results");
+        }
+        let memory = module
+            .get_export(MEMORY)
+            .is_some_and(|export| export.memory().is_some());
+        if module.imports().len() > 0 && !memory {
+            return Err("it exports no memory as `memory`, through which functions of WASI take arguments");
+        }
+        Ok(Self::Module(pre))
     }
 
     /// Makes an instance. Returns it if it is of a component.

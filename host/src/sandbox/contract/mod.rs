@@ -21,6 +21,7 @@ use wasmtime::component::{Instance, InstancePre};
 
 use super::seat::Seat;
 use super::state::State;
+use super::wasi::Release;
 use crate::bindings::movable_session_service::inet::service::types as movable_session_service;
 use crate::bindings::service::inet::service::types as service;
 use crate::bindings::service::{Service, ServicePre};
@@ -72,9 +73,25 @@ impl Contract {
 
     /// Whether `export` is that interface.
     pub(super) fn is_exported_as(self, export: &str) -> bool {
-        let version = export.strip_prefix(self.interface());
-        version == Some("")
-            || self == Self::Cli && version.is_some_and(|v| v.starts_with("@0.2.") || v.starts_with("@0.3."))
+        match export.strip_prefix(self.interface()) {
+            Some(version) if self == Self::Cli => {
+                version.starts_with('@') && Release::of_interface(export).is_some()
+            }
+            version => version == Some(""),
+        }
+    }
+
+    /// The one of `exports` that serves by this contract. A program of both releases of WASI is run by 0.3, since
+    /// toolchains whose programs are asynchronous export a stub for 0.2 beside it.
+    pub(super) fn export<'a>(self, exports: &[&'a str]) -> Option<&'a str> {
+        let serves = || {
+            exports
+                .iter()
+                .copied()
+                .filter(|export| self.is_exported_as(export))
+        };
+        let concurrent = |export: &&str| Release::of_interface(export) == Some(Release::Three);
+        serves().find(concurrent).or_else(|| serves().next())
     }
 }
 
@@ -236,8 +253,12 @@ impl Prepared {
         }
     }
 
-    /// Takes a core module that was linked, if it is a program.
-    pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Option<Self> {
+    /// Takes a core module that was linked.
+    ///
+    /// # Errors
+    ///
+    /// It is no program; the error says why.
+    pub(super) fn of_module(pre: wasmtime::InstancePre<State>) -> Result<Self, &'static str> {
         Command::of_module(pre).map(Arc::new).map(Self::Cli)
     }
 
