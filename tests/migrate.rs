@@ -1,9 +1,13 @@
 //! Sessions that move when another generation replaces theirs.
 
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, until};
+use crate::harness::{
+    Client, Done, HUP, Host, NEW, Place, USR2, again, field, guest, replace, scratch, until,
+};
 
 const MOVED: &str = "session moved";
 const STAYS: &str = "session stays on its generation: the new guest refused it";
@@ -40,6 +44,60 @@ fn an_idle_session_moves_with_what_it_remembers() {
     client.finish();
     assert_eq!(client.rest(), b"");
     assert_eq!(ended(&host), words("2", "finished"));
+}
+
+#[test]
+fn sessions_move_when_the_file_names_another_component() {
+    let dir = scratch("migrate-config");
+    fs::create_dir_all(&dir).unwrap();
+    let names = |component: &Path| {
+        let text = format!(
+            "log = {{ level = \"debug\" }}\n\
+             [[service]]\nname = \"s\"\nlisten = [\"127.0.0.1:0\"]\nmigrate = true\ncomponent = \"{}\"\n",
+            component.display()
+        );
+        replace(&dir.join("services.toml"), text);
+    };
+    names(&guest("count"));
+    let host = Host::with_config(&dir.join("services.toml"), 1);
+    let client = host.connect();
+    client.send("a\nb\n");
+    client.expect("1 a\n2 b\n");
+    let next = dir.join("next.wasm");
+    replace(&next, fs::read(guest("tally")).unwrap());
+    names(&next);
+    host.signal(HUP);
+    let line = host.line(MOVED);
+    assert_eq!(
+        (field(&line, "from"), field(&line, "generation")),
+        ("1".into(), "2".into())
+    );
+    client.send("c\n");
+    client.expect("3 (2) c\n");
+    // It moves on with the service that it has come to.
+    replace(&next, again("tally", 1));
+    host.signal(HUP);
+    let line = host.line(MOVED);
+    assert_eq!(field(&line, "generation"), "3");
+    client.send("d\n");
+    client.expect("4 (4) d\n");
+    client.finish();
+    assert_eq!(client.rest(), b"");
+    assert_eq!(ended(&host), words("3", "finished"));
+}
+
+#[test]
+fn a_component_that_cannot_move_sessions_is_named() {
+    let place = Place::new("cannot-move", "lines-session");
+    let host = place.serve(&["--migrate"]);
+    assert!(
+        host.log().contains("`migrate` is set, but component "),
+        "{}",
+        host.log()
+    );
+    place.put("echo");
+    host.signal(HUP);
+    host.line("so its connections stay on their generation");
 }
 
 #[test]

@@ -271,6 +271,31 @@ fn a_drain_ends_them() {
 }
 
 #[test]
+fn members_at_rest_are_all_ended_with_fin() {
+    let mut host = sharing("chat", &["--drain-timeout", "2s"]);
+    let mut members: Vec<Client> = Vec::new();
+    for name in ["ann", "bob", "cy", "dan", "eve", "fay"] {
+        let member = host.connect();
+        member.expect("Your name?\n");
+        member.send(format!("{name}\n"));
+        assert!(member.line().starts_with("* here: "));
+        for other in &members {
+            other.expect(format!("* {name} has come\n"));
+        }
+        members.push(member);
+    }
+    host.signal(TERM);
+    // When one is ended, the guest tells the others, which is no reason to reset them.
+    for member in &members {
+        member.rest();
+    }
+    drop(members);
+    assert_eq!(host.wait().code(), Some(0));
+    let log = host.log();
+    assert_eq!(log.matches("outcome=\"drained\"").count(), 6, "{log}");
+}
+
+#[test]
 fn a_room_of_the_generation_before_goes_on_and_another_opens() {
     let place = Place::new("shared-swap", "chat");
     let host = place.serve(&["--isolation", "service", "-v"]);

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::harness::fetched::client;
-use crate::harness::{Client, DEADLINE, HOST, Host, with_cache};
+use crate::harness::{Client, DEADLINE, HOST, Host, until, with_cache};
 
 /// What clears the line below the others.
 const CLEAR: &str = "\r\x1b[K";
@@ -73,6 +73,29 @@ impl Terminal {
         }
         (status.code(), std::mem::take(&mut self.shown))
     }
+}
+
+#[test]
+fn a_host_whose_terminal_is_closed_drains() {
+    let Some(mut terminal) = Terminal::start("--name left") else {
+        return;
+    };
+    let shown = terminal.shows(" open, ");
+    let (_, address) = shown.split_once("127.0.0.1:").unwrap();
+    let port = address.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+    let address = format!("127.0.0.1:{port}").parse().unwrap();
+    let client = Client::connect(address).unwrap();
+    client.echo("served");
+    // The terminal goes with the program that made it.
+    terminal.script.kill().unwrap();
+    terminal.script.wait().unwrap();
+    // The listener is closed, and the connection goes on.
+    until("the host refuses connections", || {
+        Client::connect(address).is_err()
+    });
+    client.echo("served during the drain");
+    client.finish();
+    assert_eq!(client.rest(), b"");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::buffer;
@@ -178,6 +179,7 @@ where
 {
     let mut status = None;
     let mut counts = true;
+    let mut was_quiet = None;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
     let (mut outcome, reason) = tokio::select! {
         biased;
@@ -193,7 +195,10 @@ where
             }
         }
         passed = deadlines::bytes(&inbound, &outbound) => (passed.into(), None),
-        outcome = outside.ends() => (outcome, None),
+        (outcome, quiet) = ends_from_outside(&outside, seat, &inbound, &outbound) => {
+            was_quiet = quiet;
+            (outcome, None)
+        }
     };
     if outcome == Outcome::Finished {
         // TLS may still hold bytes for a peer that reads slowly. Until they are sent, the limits on time hold as before.
@@ -217,9 +222,7 @@ where
                 () = outside.cut() => {}
             }
         }
-        Outcome::Drained | Outcome::Closed
-            if at_rest && inbound.moved().max(outbound.moved()).elapsed() >= QUIET =>
-        {
+        Outcome::Drained | Outcome::Closed if was_quiet.unwrap_or_else(|| is_quiet(&inbound, &outbound)) => {
             let _ = timeout(LINGER, finish(&outbound)).await;
             linger(&inbound, LINGER_DRAINED).await;
         }
@@ -236,6 +239,47 @@ where
         duration: start.elapsed(),
         first_byte: outbound.first(),
     }
+}
+
+/// Whether a connection is between two answers.
+fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> bool {
+    outbound.at_rest() && inbound.moved().max(outbound.moved()).elapsed() >= QUIET
+}
+
+/// Waits until something ends the connection from `outside`. Where a drain ends it, returns whether it was quiet.
+///
+/// A drain ends all connections of a shared instance, which may write to each of them when one of the others ends. So each
+/// is judged before the first of them ends.
+async fn ends_from_outside<S: Seat, R, W>(
+    outside: &Outside,
+    seat: &S,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+) -> (Outcome, Option<bool>) {
+    match seat.neighbours() {
+        // Boxed, so that connections with instances of their own have no room for it.
+        Some(neighbours) => Box::pin(judged_together(outside, neighbours, inbound, outbound)).await,
+        None => (outside.ends().await, None),
+    }
+}
+
+async fn judged_together<R, W>(
+    outside: &Outside,
+    neighbours: TaskTracker,
+    inbound: &Half<R>,
+    outbound: &Half<W>,
+) -> (Outcome, Option<bool>) {
+    let unjudged = neighbours.token();
+    let outcome = outside.ends().await;
+    if outcome != Outcome::Drained {
+        return (outcome, None);
+    }
+    let quiet = is_quiet(inbound, outbound);
+    drop(unjudged);
+    neighbours.close();
+    // The wait is bounded, since a neighbour may be held up by a thread that is busy.
+    let _ = timeout(QUIET, neighbours.wait()).await;
+    (outcome, Some(quiet))
 }
 
 /// The outcome of a connection whose guest came to an end, and the reason behind it.

@@ -1,15 +1,17 @@
 //! Which generation serves, and which did before it.
 
+use std::collections::HashSet;
 use std::future::pending;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::breaker::Breaker;
@@ -38,6 +40,8 @@ pub(crate) struct Serving {
     pub(crate) begun: Count,
     pub(crate) over: Count,
     pub(crate) since: Instant,
+    /// Its connections, where they share instances.
+    pub(crate) neighbours: Option<TaskTracker>,
     ended: AtomicU32,
     failed: AtomicU32,
 }
@@ -47,13 +51,14 @@ impl Serving {
         generation.set_current(true);
         Arc::new(Self {
             number,
-            generation,
             breaker: Arc::default(),
             cut: cut.child_token(),
             replaced: CancellationToken::new(),
             begun: Count::default(),
             over: Count::default(),
             since: Instant::now(),
+            neighbours: generation.is_shared().then(TaskTracker::new),
+            generation,
             ended: AtomicU32::new(0),
             failed: AtomicU32::new(0),
         })
@@ -78,6 +83,8 @@ pub(crate) struct Generations {
     /// Has sessions move one after another, so that their new instances take the place of the old ones; `None` where they
     /// do not move.
     moving: Option<Semaphore>,
+    /// The generations of the service that has replaced this one, where sessions move to it.
+    successor: OnceLock<Arc<Self>>,
     /// All connections are closed.
     cut: CancellationToken,
     /// What is counted of the service.
@@ -124,6 +131,7 @@ impl Generations {
             service: service.name.clone(),
             drain: service.drain_generations,
             moving: service.migrate.then(|| Semaphore::new(1)),
+            successor: OnceLock::new(),
             cut,
             counts,
         }
@@ -137,9 +145,36 @@ impl Generations {
         (known, past.previous.as_ref().map(|previous| previous.number))
     }
 
+    /// How many generations serve connections or may serve some again. A generation that was rolled back to is known twice
+    /// while its first connections are open.
+    pub(crate) fn alive(&self) -> usize {
+        let (known, _) = self.known();
+        let numbers: HashSet<u64> = known.iter().map(|serving| serving.number).collect();
+        numbers.len()
+    }
+
     /// The generation for a new connection.
     pub(crate) fn current(&self) -> Arc<Serving> {
         self.current.load_full()
+    }
+
+    /// The generations of the service that connections of this one can move to: its own, or those of the service that
+    /// has replaced it.
+    pub(crate) fn newest(self: &Arc<Self>) -> &Arc<Self> {
+        let mut newest = self;
+        while let Some(successor) = newest.successor.get() {
+            newest = successor;
+        }
+        newest
+    }
+
+    /// Has the sessions of this service move to the one that has replaced it, if sessions of both move.
+    pub(crate) fn succeed(&self, successor: &Arc<Self>) {
+        if self.moving.is_some() && successor.moving.is_some() {
+            // A service is replaced once.
+            let _ = self.successor.set(Arc::clone(successor));
+            self.current().replaced.cancel();
+        }
     }
 
     /// How many there have been.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::admission::Refused;
@@ -87,7 +88,7 @@ impl Place {
         if failed && !self.started.load(Relaxed) && bytes_in == 0 {
             self.attempt.failed();
         }
-        self.generations.ended(&self.serving(), failed);
+        self.generations.newest().ended(&self.serving(), failed);
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -118,11 +119,15 @@ impl Seat for Place {
         self.attempt.started();
     }
 
+    fn neighbours(&self) -> Option<TaskTracker> {
+        self.now().serving.neighbours.clone()
+    }
+
     async fn offer(&self) -> Move<'_> {
         loop {
             let replaced = self.now().replaced.clone();
             let turn = self.generations.turn_to_move(replaced).await;
-            let next = self.generations.current();
+            let next = self.generations.newest().current();
             let mut now = self.now();
             if !Arc::ptr_eq(&now.serving.generation, &next.generation) {
                 drop(now);
@@ -161,7 +166,7 @@ impl Offer for Move<'_> {
         let (connection, generation) = (self.place.connection, self.next.number);
         debug!(connection, generation, from, "session moved");
         // It counts beside those that the new guest fails at.
-        self.place.generations.ended(&self.next, false);
+        self.place.generations.newest().ended(&self.next, false);
     }
 
     fn decline(self, reason: Stays) {
@@ -201,7 +206,7 @@ impl Offer for Move<'_> {
                     reason = fault.reason(),
                     "session stays on its generation: the new guest failed"
                 );
-                self.place.generations.ended(&self.next, true);
+                self.place.generations.newest().ended(&self.next, true);
             }
         }
     }

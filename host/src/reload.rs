@@ -19,6 +19,7 @@ use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::replay;
 use crate::sandbox::{Content, Digest, LoadError, Sandbox, Source};
+use crate::service::warn_of_migration;
 use crate::stamp::{Stamp, stamp};
 use crate::system;
 
@@ -225,6 +226,7 @@ impl Reloader {
         if self.config.isolation == Isolation::Connection {
             system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
         }
+        warn_of_migration(&self.config, &self.source, &generation);
         self.generations.replace(generation);
         Ok(())
     }

@@ -40,6 +40,8 @@ impl Running {
             generation,
             recorder,
         } = loaded;
+        let contract = generation.contract().as_str();
+        info!(service = config.name, contract, "serving {source}");
         let counts = process.counts_of(&config.name);
         counts.share(sandbox.shared_cost());
         let count = before.map_or(0, |before| before.generations.count());

@@ -109,6 +109,10 @@ impl Server {
                         service_manager::stopping(self.process.connections.len());
                         break;
                     }
+                    (Notice::Abandoned, _) => {
+                        info!("stop requested: the terminal of the host was closed");
+                        break;
+                    }
                     (Notice::Reload, Some(_)) if planning.is_some() => again = true,
                     (Notice::Reload, Some(file)) => planning = Some(self.plan(file)),
                     (Notice::Reload, None) => {
@@ -321,6 +325,7 @@ impl Server {
                     let (service, generation) = (&service.name, running.service.generations.count());
                     match old {
                         Some(old) => {
+                            old.service.generations.succeed(&running.service.generations);
                             old.end();
                             info!(
                                 service,

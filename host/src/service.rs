@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::warn;
 
 use crate::config::{Access, CacheDir, Isolation, Service as Config};
 use crate::conversation::Conversation;
@@ -122,8 +122,7 @@ impl Loaded {
             .preinit(config.preinit)
             .isolation(config.isolation);
         let generation = sandbox.load(&source.read()?).await?;
-        let contract = generation.contract().as_str();
-        info!(service = config.name, contract, "serving {source}");
+        warn_of_migration(&config, &source, &generation);
         Ok(Self {
             recorder: config.record.as_deref().map(Recorder::new).transpose()?,
             config,
@@ -131,6 +130,18 @@ impl Loaded {
             source,
             generation,
         })
+    }
+}
+
+/// Warns where sessions are to move, and the component does not offer it.
+pub(crate) fn warn_of_migration(config: &Config, source: &Source, generation: &Generation) {
+    if config.migrate && !generation.migrates() {
+        warn!(
+            service = config.name,
+            "`migrate` is set, but {source} does not export `sessions` and `migration` of \
+             `inet:service`, so its connections stay on their generation; build it for the world \
+             `movable-session-service`, or omit `migrate`"
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! Signals, turned into notices.
 
+use std::fs::File;
 use std::io;
 
 use nix::sys::signal::{SigSet, Signal as Number};
@@ -45,6 +46,8 @@ pub enum Notice {
     Stop(&'static str),
     /// SIGHUP: to load the component again.
     Reload,
+    /// SIGHUP, because the terminal that the host was started from is gone: to stop.
+    Abandoned,
     /// SIGUSR2: to go back to the generation before this one.
     GoBack,
 }
@@ -54,6 +57,39 @@ pub enum Notice {
 pub struct Changes {
     hangup: Signal,
     user: Signal,
+    terminal: Option<Terminal>,
+}
+
+/// The controlling terminal of the host.
+#[derive(Debug)]
+struct Terminal;
+
+impl Terminal {
+    /// The file that stands for the controlling terminal of the process that opens it.
+    const PATH: &str = "/dev/tty";
+
+    /// Looks up the terminal that the host was started from, before a handler for SIGHUP is installed.
+    ///
+    /// Returns `None` for a host that is meant to outlive its terminal: one that nohup(1) started, which ignores SIGHUP, or a
+    /// service manager, and a daemon, which has no terminal.
+    fn of_host() -> Option<Self> {
+        let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
+        (!managed && !ignores_hangup() && File::open(Self::PATH).is_ok()).then_some(Self)
+    }
+
+    /// Whether the terminal was closed.
+    fn is_gone(&self) -> bool {
+        File::open(Self::PATH).is_err()
+    }
+}
+
+/// Whether the parent process has left SIGHUP ignored, as nohup(1) does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Bit 0 is signal 1.
+    ignored.is_some_and(|mask| mask & 1 << (Number::SIGHUP as u32 - 1) != 0)
 }
 
 impl Changes {
@@ -64,6 +100,7 @@ impl Changes {
     /// The system refuses the handlers.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
+            terminal: Terminal::of_host(),
             hangup: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined2())?,
         })
@@ -97,12 +134,16 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Notice::Stop("SIGINT"),
             _ = self.terminate.recv() => Notice::Stop("SIGTERM"),
-            _ = self.changes.hangup.recv() => Notice::Reload,
+            _ = self.changes.hangup.recv() => match &self.changes.terminal {
+                Some(terminal) if terminal.is_gone() => Notice::Abandoned,
+                _ => Notice::Reload,
+            },
             _ = self.changes.user.recv() => Notice::GoBack,
         }
     }
 
-    /// The name of the next signal that asks to stop, passing over others.
+    /// The name of the next signal that asks to stop, passing over others. A terminal that is closed can send several
+    /// SIGHUPs, so that the second of these does not count.
     pub async fn stop(&mut self) -> &'static str {
         loop {
             if let Notice::Stop(signal) = self.next().await {

@@ -377,6 +377,46 @@ fn names_and_peers_are_text_whatever_they_are() {
     drop(client);
 }
 
+#[test]
+fn a_row_shows_whose_connection_its_button_closes_at_any_width() {
+    let Some(browser) = Browser::start() else { return };
+    let dir = scratch("admin-widths");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("a-socket-with-a-rather-long-name.sock");
+    let listen = format!("unix:{}", path.display());
+    let component = guest("echo");
+    let component = component.to_str().unwrap();
+    let host = Host::start(&["--listen", &listen, "--component", component, "--admin", "0"]);
+    let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    browser.open(&page(&admin_of(&host), ""));
+    until("the connection is seen", || browser.rows("connection") == [1]);
+    for width in [360, 768, 1280, 1600] {
+        let screen = json!({
+            "cmd": "Emulation.setDeviceMetricsOverride",
+            "params": { "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false },
+        });
+        browser.post("/goog/cdp/execute", &screen);
+        assert_eq!(browser.says("innerWidth"), width);
+        // Every cell of the row is inside its region without scrolling, and none lies under another.
+        let covered = browser.says(
+            "(() => {
+                const region = document.getElementById('connections-region');
+                const { left, right } = region.getBoundingClientRect();
+                const cells = [...document.querySelector('tr[data-connection]').children];
+                const boxes = cells.map(cell => cell.getBoundingClientRect());
+                const outside = box => box.left < left || box.right > right + 1;
+                const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+                    && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+                return cells.filter((_, index) => outside(boxes[index])
+                    || boxes.some((box, other) => other !== index && meet(box, boxes[index])))
+                    .map(cell => cell.textContent);
+            })()",
+        );
+        assert_eq!(covered, json!([]), "at a width of {width}");
+    }
+    drop(client);
+}
+
 /// Where pictures of the page are to be put, if anybody wants some.
 fn pictures() -> Option<PathBuf> {
     let dir = std::env::var_os("WASM_INETD_SCREENSHOTS").map(PathBuf::from);

@@ -176,7 +176,7 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
         "generations_alive",
         "Generations that serve connections or are kept for new ones or a rollback",
         None,
-        |s| s.generations.known().0.len() as u64,
+        |s| s.generations.alive() as u64,
     );
     out.counter(
         "reloads",

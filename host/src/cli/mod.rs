@@ -330,7 +330,8 @@ Signals:
   SIGINT, SIGTERM  drain: stop accepting and let open connections finish;
                    a second signal ends the host at once
   SIGHUP           reload the services file, the certificates and the
-                   components for new connections
+                   components for new connections; drain if the terminal
+                   of the host was closed
   SIGUSR2          roll back to the previous components
 
 Exit status: 0 after a drain, 1 after a failure, 2 for a command line or a

@@ -4,6 +4,8 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 
+use tokio_util::task::TaskTracker;
+
 use super::contract::Fault;
 use super::generation::Generation;
 use crate::cost::Cost;
@@ -23,6 +25,9 @@ pub trait Seat: Sync {
 
     /// The guest has taken the connection without failing.
     fn started(&self);
+
+    /// The connections that share instances with this one, where a drain ends all of them together.
+    fn neighbours(&self) -> Option<TaskTracker>;
 
     /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
     fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
@@ -73,6 +78,10 @@ impl Seat for Arc<Generation> {
     }
 
     fn started(&self) {}
+
+    fn neighbours(&self) -> Option<TaskTracker> {
+        None
+    }
 
     fn offer(&self) -> impl Future<Output = Infallible> + Send {
         pending()
