@@ -4,6 +4,7 @@
 //! and `POST`. Nobody who looks can hold up a connection: all that is shown is read from numbers that are kept anyway.
 
 mod answer;
+mod exposition;
 pub(crate) mod measures;
 mod metrics;
 mod routes;
