@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::net::TcpListener;
+use std::process::Stdio;
 
 use crate::harness::{Client, Host, command, refused};
 
@@ -101,6 +102,87 @@ fn what_cannot_be_understood_ends_with_2() {
         assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
         assert!(
             refusal.message.contains(args[args.len() - 1]),
+            "{}",
+            refusal.message
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    for args in [
+        &["man"][..],
+        &["config", "--schema"],
+        &["completions", "bash"],
+        &["--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        // Nobody reads.
+        drop(reader);
+        let output = command()
+            .args(args)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(
+            (output.status.code(), output.stderr.as_slice()),
+            (Some(0), &b""[..]),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
+fn messages_before_there_is_a_log_are_lines_of_their_own() {
+    for (args, expected) in [
+        (
+            &["--config", "no\n\u{1b}[31msuch"][..],
+            "error: cannot read the services file `no\\n\\u{1b}[31msuch`: ",
+        ),
+        (
+            &["--config", "a", "--watch"],
+            "error: --config cannot be combined with --watch",
+        ),
+        (&["man", "nothing"], "error: there is no command `nothing`"),
+        (&["new", "a", "--lang", "c", "--contract", "streams"], "error: "),
+        (
+            &["--name", "a b"],
+            "error: invalid value 'a b' for '--name <NAME>'",
+        ),
+    ] {
+        let refusal = refused(args);
+        assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
+        assert!(refusal.message.starts_with(expected), "{}", refusal.message);
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_comes_with_advice() {
+    let dir = crate::harness::scratch("bind-advice");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("file"), "").unwrap();
+    let dir = dir.display();
+    for (address, advice) in [
+        ("192.0.2.1:0".to_owned(), "choose an address of this machine"),
+        (
+            "[fe80::1]:0".to_owned(),
+            "a link-local address requires the interface",
+        ),
+        (
+            format!("unix:{dir}/nowhere/s"),
+            "nowhere` does not exist; create it",
+        ),
+        (format!("unix:{dir}/file/s"), "file` is not a directory"),
+    ] {
+        let refusal = refused(&["--listen", &address]);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        assert!(
+            refusal.message.contains(&format!("cannot listen on {address}: "))
+                && refusal.message.contains(advice)
+                && refusal.message.contains("--listen"),
             "{}",
             refusal.message
         );

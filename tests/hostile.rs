@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use crate::harness::{Client, HUP, Host, Place, again, guest, refused, text_guest, text_module};
+use crate::harness::{Client, HUP, Host, Place, again, field, guest, refused, text_guest, text_module};
 
 mod flood {
     use super::*;
@@ -321,7 +321,8 @@ mod brittle {
         for _ in 2..=6 {
             host.refuses();
         }
-        host.line("breaker open: instances fail at start; connections are refused");
+        let line = host.line("breaker open: instances fail at start; connections are refused");
+        assert_eq!(field(&line, "service"), "brittle");
         // Those that are let in to try are connections 7, 8 and 9, of which the last is served.
         let mut refused = 0;
         let served = loop {
@@ -374,11 +375,12 @@ mod start_trap {
 mod start_spin {
     #[test]
     fn is_refused_at_start_up() {
-        super::does_not_start("start-spin", "took longer");
+        let message = super::does_not_start("start-spin", "took longer");
+        assert!(!message.contains("memory"), "{message}");
     }
 }
 
-fn does_not_start(name: &str, reason: &str) {
+fn does_not_start(name: &str, reason: &str) -> String {
     let component = guest(name);
     let refusal = refused(&[
         "--listen",
@@ -391,6 +393,7 @@ fn does_not_start(name: &str, reason: &str) {
         assert!(refusal.message.contains(word), "{}", refusal.message);
     }
     assert!(!refusal.message.contains("listening"), "{}", refusal.message);
+    refusal.message
 }
 
 mod hoard {

@@ -6,7 +6,7 @@ use std::fs;
 use regex::Regex;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, until, words};
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, file, until, words};
 use crate::tls::served;
 
 #[test]
@@ -275,6 +275,76 @@ fn no_guest_can_forge_a_line_of_json() {
         .map(|line| line.trim_ascii_end().to_owned())
         .collect();
     assert_eq!(said, expected);
+}
+
+/// A line that would be taken for one of the host's own, if it began a line of the log.
+const FORGED: &str = "2026-01-01T00:00:00.000000Z ERROR forged";
+
+/// Has names from outside written to the log: of a function in the backtrace of a trap, of a file,
+/// and of what a balancer sends.
+fn log_of_odd_names(format: &str) -> String {
+    let odd = format!("x\n{FORGED}\u{1b}[31m\u{9b}31m\u{7f}\u{202e}\u{2028}{FORGED}");
+    // In the text format of WebAssembly, `\u{…}` is an escape too.
+    let name = odd.escape_default();
+    let module = format!(
+        "(module (memory (export \"memory\") 1) (func $\"{name}\" unreachable) (func (export \"_start\") (call 0)))"
+    );
+    let component = file(
+        &format!("odd-{format}-{odd}.wasm"),
+        wat::parse_str(module).unwrap(),
+    );
+    let mut host = Host::with(
+        &component,
+        &[
+            "-v",
+            "--log-format",
+            format,
+            "--proxy-protocol-from",
+            "127.0.0.0/8",
+        ],
+    );
+    let client = host.connect();
+    client.send("PROXY TCP4 192.0.2.7 192.0.2.1 49152 80\r\n");
+    client.expect_reset();
+    host.line("connection ended");
+    let client = host.connect();
+    client.send(format!("PROXY TCP4 {}\r\n", &odd[..60]));
+    client.expect_reset();
+    host.line("connection refused");
+    host.stop();
+    host.log()
+}
+
+#[test]
+fn no_name_from_outside_can_forge_a_line() {
+    let log = log_of_odd_names("text");
+    let own = Regex::new(r"^\d{4}-\d\d-\d\dT[\d:.]+Z +(ERROR|WARN|INFO|DEBUG) ").unwrap();
+    assert!(log.contains("forged") && log.contains("wasm backtrace"), "{log}");
+    for line in log.lines() {
+        assert!(!line.starts_with(FORGED), "{log}");
+        // A backtrace has several lines, which are indented.
+        assert!(own.is_match(line) || line.starts_with("    "), "{line:?}");
+        let is_odd = |c: char| c.is_control() || matches!(c, '\u{202e}' | '\u{2028}');
+        assert!(!line.contains(is_odd), "{line:?}");
+    }
+}
+
+#[test]
+fn no_name_from_outside_can_forge_a_line_of_json() {
+    let log = log_of_odd_names("json");
+    assert!(log.contains("forged"), "{log}");
+    let mut has_name = false;
+    for line in log.lines() {
+        assert!(line.chars().all(|c| !c.is_control()), "{line:?}");
+        assert!(!line.contains(['\u{202e}', '\u{2028}']), "{line:?}");
+        let line: Value = serde_json::from_str(line).unwrap();
+        // The value is the same for who parses it.
+        has_name |= line["message"]
+            .as_str()
+            .unwrap()
+            .contains("\u{1b}[31m\u{9b}31m\u{7f}");
+    }
+    assert!(has_name, "{log}");
 }
 
 #[test]

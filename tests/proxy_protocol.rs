@@ -76,7 +76,14 @@ fn what_follows_the_header_is_for_the_guest() {
 fn a_balancer_that_connects_for_itself_is_the_peer() {
     let host = Host::serving("echo", &FROM_HERE);
     let local = [&V2[..12], b"\x20\x00\x00\x00"].concat();
-    for header in [&b"PROXY UNKNOWN\r\n"[..], &local] {
+    // The block of addresses is discarded: an unassigned family, and bytes that are no values.
+    let odd = [&V2[..12], b"\x20\x7f\x00\x05\xff\xff\xff\xff\xff"].concat();
+    for header in [
+        &b"PROXY UNKNOWN\r\n"[..],
+        b"PROXY UNKNOWN \xff\xfe\r\n",
+        &local,
+        &odd,
+    ] {
         let client = host.connect();
         let peer = client.0.local_addr().unwrap().to_string();
         client.send(header);

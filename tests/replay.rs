@@ -128,7 +128,14 @@ fn what_does_not_pass_the_gate_does_not_serve() {
 #[test]
 fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
     let dir = scratch("talks-no-gate");
-    let refusal = crate::harness::refused(&["--gate", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    let refusal = crate::harness::refused(&[
+        "--gate",
+        dir.to_str().unwrap(),
+        "--component",
+        guest("lines").to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+    ]);
     assert_eq!(refusal.status, Some(1));
     assert!(
         refusal.message.contains("`gate`") && refusal.message.contains(dir.to_str().unwrap()),

@@ -112,7 +112,7 @@ fn services_of_one_file_serve_beside_each_other() {
 fn a_file_is_checked_without_being_run() {
     let services = Services::new(
         "check",
-        "[[service]]\nname = \"a\"\ncomponent = \"nowhere.wasm\"\nlisten = [\"127.0.0.1:1\"]\n",
+        "[[service]]\nname = \"a\"\ncomponent = \"lines.wasm\"\nlisten = [\"127.0.0.1:1\"]\n",
     );
     let path = services.file();
     let path = path.to_str().unwrap();
@@ -142,6 +142,110 @@ fn a_file_is_checked_without_being_run() {
     }
     let missing = run(&["check", "--config", "nowhere.toml"]);
     assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+}
+
+#[test]
+fn a_check_finds_all_that_would_keep_the_host_from_starting() {
+    let services = Services::new(
+        "preflight",
+        r#"
+[admin]
+listen = "127.0.0.1:0"
+token = "nowhere/token"
+
+[[service]]
+name = "first"
+component = "missing.wasm"
+middleware = ["upper-case.wasm", "garbage.wasm"]
+gate = "missing"
+record = "garbage.wasm/records"
+listen = ["127.0.0.1:0"]
+
+[service.grants]
+dirs = ["missing::/data"]
+allow-outbound = ["host.invalid:80"]
+
+[[service]]
+name = "second"
+
+[[service.listen]]
+address = "127.0.0.1:0"
+socket.backlog = 7
+
+[[service.listen]]
+address = "127.0.0.1:0"
+[service.listen.tls]
+certificate = "missing.pem"
+key = "garbage.wasm"
+client-ca = "missing-ca.pem"
+"#,
+    );
+    fs::write(services.0.join("garbage.wasm"), "garbage").unwrap();
+    let path = services.file();
+    let path = path.to_str().unwrap();
+    let checked = run(&["check", "--config", path]);
+    assert_eq!(checked.status.code(), Some(1), "{checked:?}");
+    let said = String::from_utf8(checked.stderr).unwrap();
+    let expected = [
+        "4: admin.token: cannot create the token file",
+        "9: service[0].middleware[1]: service `first`: `",
+        "8: service[0].component: service `first`: cannot read the component `",
+        "10: service[0].gate: service `first`: cannot read the conversations of the `gate`",
+        "11: service[0].record: service `first`: cannot record to `",
+        "15: service[0].grants.dirs[0]: service `first`: cannot open the granted directory `",
+        "16: service[0].grants.allow-outbound[0]: service `first`: cannot resolve the granted destination",
+        "28: service[1].listen[1].tls.certificate: service `second`: cannot serve TLS on 127.0.0.1:0",
+        "29: service[1].listen[1].tls.key: service `second`: cannot serve TLS on 127.0.0.1:0",
+        "30: service[1].listen[1].tls.client-ca: service `second`: cannot serve TLS on 127.0.0.1:0",
+    ];
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{said}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
+    }
+    // A start says the same, in the log.
+    let started = run(&["--config", path]);
+    assert_eq!(started.status.code(), Some(1), "{started:?}");
+    let log = String::from_utf8(started.stderr).unwrap();
+    for line in lines {
+        let sentence = line.strip_prefix("error: ").unwrap();
+        assert!(
+            log.contains(&format!("ERROR {sentence}")),
+            "{sentence} is missing in {log}"
+        );
+    }
+}
+
+#[test]
+fn a_check_leaves_nothing_behind_and_compiles_only_when_asked() {
+    let text = r#"
+[admin]
+listen = "127.0.0.1:0"
+token = "token"
+[[service]]
+name = "a"
+component = "bad.wasm"
+record = "records/of/a"
+listen = ["127.0.0.1:0"]
+"#;
+    let services = Services::new("preflight-compile", text);
+    // It begins as WebAssembly does, and is none.
+    fs::write(services.0.join("bad.wasm"), b"\0asm\x0d\0\x01\0garbage").unwrap();
+    let path = services.file();
+    let path = path.to_str().unwrap();
+    let checked = run(&["check", "--config", path]);
+    assert_eq!(checked.stdout, b"1 service, no errors\n", "{checked:?}");
+    assert!(!services.0.join("token").exists() && !services.0.join("records").exists());
+    let compiled = run(&["check", "--config", path, "--compile"]);
+    assert_eq!(compiled.status.code(), Some(1), "{compiled:?}");
+    let said = String::from_utf8(compiled.stderr).unwrap();
+    assert!(
+        said.starts_with(&format!("error: {path}:7: service[0].component: service `a`: `")),
+        "{said}"
+    );
+    services.put(&text.replace("bad.wasm", "lines.wasm"));
+    let good = run(&["check", "--config", path, "--compile"]);
+    assert!(good.status.success(), "{good:?}");
 }
 
 #[test]
@@ -515,8 +619,17 @@ fn no_connect_is_refused_while_the_file_is_read_again() {
 #[test]
 fn the_example_is_in_order_and_the_schema_can_be_had() {
     let example = guest_builder::workspace().join("docs/services.toml");
+    let printed = run(&["config", "--config", example.to_str().unwrap()]);
+    assert!(printed.status.success(), "{printed:?}");
+    // Its components and certificates are not there.
     let checked = run(&["check", "--config", example.to_str().unwrap()]);
-    assert!(checked.status.success(), "{checked:?}");
+    assert_eq!(checked.status.code(), Some(1), "{checked:?}");
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(
+        said.lines()
+            .all(|line| line.contains("No such file or directory")),
+        "{said}"
+    );
     let schema = run(&["config", "--schema"]);
     let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
     let text = fs::read_to_string(example).unwrap();

@@ -372,6 +372,14 @@ fn the_environment_says_what_the_host_is_called() {
     assert_eq!(named(&[("OTEL_SERVICE_NAME", "edge")]), ["edge", version, ""]);
     let more = [("OTEL_RESOURCE_ATTRIBUTES", "site=north,service.name=far")];
     assert_eq!(named(&more), ["far", version, "north"]);
+    let both = [
+        ("OTEL_SERVICE_NAME", "edge"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "service.name=far,site=north%20east"),
+    ];
+    assert_eq!(named(&both), ["edge", version, "north east"]);
+    // One entry that is malformed makes all of them void.
+    let malformed = [("OTEL_RESOURCE_ATTRIBUTES", "site=north,service.name")];
+    assert_eq!(named(&malformed), ["wasm-inetd", version, ""]);
 }
 
 #[test]

@@ -87,6 +87,31 @@ fn a_program_is_told_who_has_come() {
     assert_eq!(rest(&client), expected);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_socket_can_have_a_name_and_no_file() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::SocketAddr;
+
+    let name = format!("wasm-inetd-test-{}", std::process::id());
+    let listen = format!("unix:@{name}");
+    let host = serving("whoami", &listen, &[]);
+    assert_eq!(host.places(), [listen.as_str()]);
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let client = UnixStream::connect_addr(&address).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    let said = rest(&client);
+    assert!(said.contains(&format!("local {listen}\n")), "{said}");
+    // The name is in use for as long as the host listens.
+    let refusal = refused(&["--listen", &listen]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    assert!(
+        refusal.message.contains("stop the process that uses it"),
+        "{}",
+        refusal.message
+    );
+}
+
 #[test]
 fn the_socket_goes_with_the_host() {
     let (path, listen) = place("removed");

@@ -1,33 +1,25 @@
-//! The command line: times, sizes, rates and addresses.
+//! The command line: any text for every flag, and times, sizes and rates.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use host::cli::{Cli, Command, Given};
 use host::config::Config;
 
-/// The flags that take a value.
-const FLAGS: &[&str] = &[
-    "--listen",
-    "--threads",
-    "--max-connections",
-    "--max-connections-per-source",
-    "--max-rate",
-    "--max-rate-per-source",
-    "--max-memory",
-    "--cpu-slice",
-    "--max-call-time",
-    "--max-cpu-time",
-    "--first-byte-timeout",
-    "--idle-timeout",
-    "--write-timeout",
-    "--max-lifetime",
-    "--max-bytes-in",
-    "--max-bytes-out",
-    "--drain-timeout",
-    "--log-format",
-];
+/// The flags of the program that take a value, except the one that replaces all others.
+static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let program = Cli::command();
+    let flags = program
+        .get_arguments()
+        .filter(|flag| flag.get_action().takes_values());
+    flags
+        .filter_map(|flag| flag.get_long())
+        .filter(|name| *name != "config")
+        .map(|name| format!("--{name}"))
+        .collect()
+});
 
 #[derive(Debug)]
 enum Case {
@@ -63,7 +55,7 @@ pub fn run(bytes: &[u8]) {
     };
     match &case {
         Case::Text(flag, value) => {
-            let flag = FLAGS[usize::from(*flag) % FLAGS.len()];
+            let flag = &FLAGS[usize::from(*flag) % FLAGS.len()];
             if let Err(error) = config(flag, value) {
                 assert!(
                     error.contains(flag) && error.trim_end().lines().count() > 0,
@@ -129,7 +121,8 @@ fn pick(number: u8, units: &[(&'static str, u64)]) -> (&'static str, u64) {
 }
 
 fn config(flag: &str, value: &str) -> Result<Config, String> {
-    match Cli::try_parse_from(["wasm-inetd".to_owned(), format!("{flag}={value}")]) {
+    let args = ["wasm-inetd".to_owned(), format!("{flag}={value}")];
+    match Cli::try_parse_from(args).and_then(Cli::checked) {
         Ok(cli) => match Command::from(cli) {
             Command::Serve(Given::Flags(config)) => Ok(*config),
             other => panic!("{flag}={value}: {other:?}"),

@@ -16,3 +16,4 @@ pub mod connection;
 pub mod framer;
 pub mod handshake;
 pub mod proxy_header;
+pub mod services_file;

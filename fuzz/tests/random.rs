@@ -29,6 +29,11 @@ proptest! {
     fn command_line(bytes in vec(any::<u8>(), 0..50)) {
         fuzz::command_line::run(&bytes);
     }
+
+    #[test]
+    fn services_file(bytes in vec(any::<u8>(), 0..100)) {
+        fuzz::services_file::run(&bytes);
+    }
 }
 
 proptest! {

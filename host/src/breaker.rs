@@ -24,6 +24,8 @@ const TRY: Duration = Duration::from_secs(1);
 /// Counts the instances that fail at their start.
 #[derive(Debug)]
 pub struct Breaker {
+    /// The name of the service, for the log.
+    service: String,
     /// Locked when a connection begins, and when its instance has started or failed.
     state: Mutex<State>,
 }
@@ -45,15 +47,15 @@ enum State {
     },
 }
 
-impl Default for Breaker {
-    fn default() -> Self {
+impl Breaker {
+    /// A closed breaker for a generation of `service`.
+    pub fn new(service: &str) -> Self {
         Self {
+            service: service.to_owned(),
             state: Mutex::new(State::Closed { failures: 0 }),
         }
     }
-}
 
-impl Breaker {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing can panic while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,7 +77,10 @@ impl Breaker {
                 pause,
                 refused,
             } if *until <= now => {
-                info!(refused, "breaker half-open: trying one instance");
+                info!(
+                    service = self.service,
+                    refused, "breaker half-open: trying one instance"
+                );
                 tries = true;
                 *state = State::Trying {
                     since: now,
@@ -101,7 +106,10 @@ impl Breaker {
     fn started(&self) {
         let mut state = self.state();
         if let State::Open { refused, .. } | State::Trying { refused, .. } = *state {
-            info!(refused, "breaker closed: instances start again");
+            info!(
+                service = self.service,
+                refused, "breaker closed: instances start again"
+            );
         }
         *state = State::Closed { failures: 0 };
     }
@@ -119,6 +127,7 @@ impl Breaker {
             State::Open { .. } | State::Trying { .. } => return,
         };
         warn!(
+            service = self.service,
             pause = %humantime::format_duration(pause),
             refused,
             "breaker open: instances fail at start; connections are refused"
@@ -163,7 +172,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_opens_after_failures_in_a_row_for_longer_and_longer() {
-        let breaker = Arc::new(Breaker::default());
+        let breaker = Arc::new(Breaker::new("test"));
         fail(&breaker, FAILURES - 1);
         breaker.attempt().unwrap().started();
         fail(&breaker, FAILURES);
@@ -187,7 +196,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_closes_when_an_instance_starts() {
-        let breaker = Arc::new(Breaker::default());
+        let breaker = Arc::new(Breaker::new("test"));
         fail(&breaker, FAILURES);
         assert!(breaker.attempt().is_err());
         tokio::time::advance(PAUSE.0).await;
@@ -199,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_try_that_leads_to_nothing_does_not_keep_it_open() {
-        let breaker = Arc::new(Breaker::default());
+        let breaker = Arc::new(Breaker::new("test"));
         fail(&breaker, FAILURES);
         tokio::time::advance(PAUSE.0).await;
         let undecided = breaker.attempt().unwrap();
@@ -212,7 +221,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_the_try_counts_while_one_is_made() {
-        let breaker = Arc::new(Breaker::default());
+        let breaker = Arc::new(Breaker::new("test"));
         let late: Vec<_> = (0..3).map(|_| breaker.attempt().unwrap()).collect();
         fail(&breaker, FAILURES);
         tokio::time::advance(PAUSE.0).await;

@@ -1,4 +1,4 @@
-//! `host check`: what a component is, and whether it could serve.
+//! `wasm-inetd check`: what a component is, and whether the host could start with a services file.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,7 +6,10 @@ use std::path::Path;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 
-use crate::config::{CacheDir, Terms};
+use crate::config::{CacheDir, Config, Terms};
+use crate::file::Text;
+use crate::logging::in_one_line;
+use crate::preflight::{self, Blocked, Obstacles};
 use crate::sandbox::{Sandbox, Source};
 
 /// Says of the component at `path`, in a few lines, what it is.
@@ -22,7 +25,7 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
         // A string takes all that is written to it.
-        let _ = writeln!(text, "{key:<10} {value}");
+        let _ = writeln!(text, "{key:<10} {}", in_one_line(value));
     };
     line("component", &path.display().to_string());
     for (index, path) in terms.middleware.iter().enumerate() {
@@ -53,4 +56,29 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
         line("imports", "nothing");
     }
     Ok(text)
+}
+
+/// Checks whether the host could start with the services file `file`, which says `config`.
+/// Components are compiled if `compile` is set.
+///
+/// # Errors
+///
+/// Something that a start needs is missing or unusable. The error has all that was found.
+pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Result<String, Blocked> {
+    let mut obstacles = Obstacles::default();
+    // A check leaves no files behind.
+    let found = preflight::find(config, &CacheDir::Off, &mut obstacles);
+    if compile {
+        for (index, unloaded) in found.services {
+            if let Err(error) = unloaded.sandbox.load(&unloaded.content).await {
+                let key = format!("service[{index}].component");
+                obstacles.add(key, Some(&unloaded.config), error.into());
+            }
+        }
+    }
+    obstacles.end(Some(file))?;
+    Ok(match config.services.len() {
+        1 => "1 service, no errors\n".to_owned(),
+        count => format!("{count} services, no errors\n"),
+    })
 }

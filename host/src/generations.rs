@@ -47,11 +47,11 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    fn new(number: u64, generation: Arc<Generation>, cut: &CancellationToken) -> Arc<Self> {
+    fn new(service: &str, number: u64, generation: Arc<Generation>, cut: &CancellationToken) -> Arc<Self> {
         generation.set_current(true);
         Arc::new(Self {
             number,
-            breaker: Arc::default(),
+            breaker: Arc::new(Breaker::new(service)),
             cut: cut.child_token(),
             replaced: CancellationToken::new(),
             begun: Count::default(),
@@ -119,7 +119,7 @@ impl Generations {
         counts: Arc<Counts>,
     ) -> Self {
         let number = before + 1;
-        let first = Serving::new(number, first, &cut);
+        let first = Serving::new(&service.name, number, first, &cut);
         Self {
             past: Mutex::new(Past {
                 last_number: number,
@@ -210,7 +210,7 @@ impl Generations {
     pub(crate) fn replace(&self, generation: Arc<Generation>) {
         let mut past = self.past();
         past.last_number += 1;
-        let next = Serving::new(past.last_number, generation, &self.cut);
+        let next = Serving::new(&self.service, past.last_number, generation, &self.cut);
         let (number, contract) = (next.number, next.generation.contract().as_str());
         past.know(&next);
         self.counts.swaps.one_more();
@@ -252,7 +252,12 @@ impl Generations {
         };
         past.left = Some(*current.generation.digest());
         // The time of its connections may be running out, and not that of those to come.
-        let again = Serving::new(previous.number, Arc::clone(&previous.generation), &self.cut);
+        let again = Serving::new(
+            &self.service,
+            previous.number,
+            Arc::clone(&previous.generation),
+            &self.cut,
+        );
         past.know(&again);
         self.counts.rollbacks.one_more();
         self.current.store(again);

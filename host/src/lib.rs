@@ -31,6 +31,7 @@ pub mod listener;
 pub mod logging;
 pub mod peer;
 mod place;
+pub mod preflight;
 pub mod profile;
 pub mod proxy_protocol;
 mod record;

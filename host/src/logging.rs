@@ -1,5 +1,7 @@
 //! The log: lines on standard error.
 
+mod escape;
+
 use std::io::{self, IsTerminal};
 
 use tracing::error;
@@ -13,6 +15,8 @@ use tracing_subscriber::{Layer, fmt};
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::server::READY;
 use crate::terminal::{Screen, Terminal};
+pub use escape::in_one_line;
+use escape::{EscapedFields, EscapedJson};
 
 /// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up
 /// must not hold up connections.
@@ -46,13 +50,14 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
         .with_target(false)
         .with_ansi(colours);
     let lines = match log.format {
-        LogFormat::Text => lines.boxed(),
+        LogFormat::Text => lines.fmt_fields(EscapedFields).boxed(),
         // Spans of libraries are objects, which no line holds.
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
+            .map_event_format(EscapedJson)
             .boxed(),
     };
     // Libraries speak up when something is wrong; their own progress is of no interest before `-vv`.

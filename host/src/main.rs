@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicUsize;
@@ -10,10 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Parser;
-use host::check::check;
+use host::check::{check, check_services};
 use host::cli::{Cli, Command, Given};
-use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clash};
+use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes};
 use host::conversation::Conversation;
+use host::file::Text;
+use host::logging::in_one_line;
+use host::preflight::Blocked;
 use host::profile::profile;
 use host::replay::replay;
 use host::sandbox::{Sandbox, Source};
@@ -26,20 +30,30 @@ use tracing::error;
 fn main() -> ExitCode {
     // While there is one thread: other threads inherit the mask, and could read the environment.
     if let Err(error) = shutdown::set_mask() {
-        eprintln!("error: cannot set the signal mask: {error}");
-        return ExitCode::FAILURE;
+        return refuse(FAILURE, [format!("cannot set the signal mask: {error}")]);
     }
     listener::inherit();
-    let command = Command::from(Cli::parse().checked().unwrap_or_else(|error| error.exit()));
+    let command = match Cli::try_parse().and_then(Cli::checked) {
+        Ok(cli) => Command::from(cli),
+        Err(error) if error.use_stderr() => {
+            let message = cli::sentence(&error);
+            let (sentence, rest) = message.split_once('\n').unwrap_or((&message, ""));
+            let status = refuse(USAGE, [sentence]);
+            rest.lines().for_each(complain);
+            return status;
+        }
+        // It is help or the version.
+        Err(error) => return print(&error.render().to_string()),
+    };
     let serve = match &command {
         Command::Serve(given) => match configuration(given) {
-            Ok(config) => Some(config),
-            Err(refused) => return refused,
+            Ok(configuration) => Some(configuration),
+            Err(refused) => return refuse(USAGE, refused),
         },
         _ => None,
     };
     let (threads, log) = match &serve {
-        Some(config) => (config.threads.get(), config.log),
+        Some((config, _)) => (config.threads.get(), config.log),
         // What it has to say goes to standard output.
         None => (1, WARNINGS),
     };
@@ -58,32 +72,72 @@ fn main() -> ExitCode {
     match outcome {
         Ok(status) => status,
         Err(error) => {
-            error!("{error:#}");
+            match error.downcast_ref::<Blocked>() {
+                Some(Blocked(sentences)) => sentences.iter().for_each(|sentence| error!("{sentence}")),
+                None => error!("{error:#}"),
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-/// The configuration, wherever it is. What is refused is said before there is a log, as clap does.
-fn configuration(given: &Given) -> Result<Config, ExitCode> {
-    let config = match given {
-        Given::File(path) => file::read(path).map_err(|error| error.to_string()),
-        Given::Flags(config) => match clash(&config.services) {
-            Ok(()) => Ok((**config).clone()),
-            Err(clash) => Err(match clash.at {
-                At::Listener(_) => format!("--listen: {clash}"),
-                At::Key(key) | At::Limit(key) => format!("--{key}: {clash}"),
-            }),
-        },
-    };
-    config.map_err(|error| {
-        eprintln!("error: {error}");
-        ExitCode::from(USAGE)
-    })
+/// Writes a line to standard error.
+fn complain(line: impl Display) {
+    // Without standard error, there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{}", in_one_line(line));
+}
+
+/// Says what is wrong, a sentence on each line of standard error, and ends with `status`. It is for
+/// errors before there is a log, and for commands that do not serve.
+fn refuse<S: Display>(status: u8, sentences: impl IntoIterator<Item = S>) -> ExitCode {
+    for sentence in sentences {
+        complain(format_args!("error: {sentence}"));
+    }
+    ExitCode::from(status)
+}
+
+/// Prints `text` on standard output. A reader that has seen enough, such as head(1), is no failure.
+fn print(text: &str) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            refuse(FAILURE, [format!("cannot write to standard output: {error}")])
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// The configuration, wherever it is, and the file that it comes from. The error has a sentence for
+/// each thing that is wrong.
+fn configuration(given: &Given) -> Result<(Config, Option<Text>), Vec<String>> {
+    match given {
+        Given::File(path) => Text::read(path)
+            .and_then(|text| Ok((text.config()?, Some(text))))
+            .map_err(|error| error.sentences()),
+        Given::Flags(config) => {
+            let clashes = clashes(&config.services).into_iter();
+            let refused: Vec<_> = clashes
+                .map(|clash| match clash.at {
+                    At::Listener(_) => format!("--listen: {clash}"),
+                    At::OfListener(_, key) | At::Key(key) | At::Limit(key) => {
+                        format!("{}: {clash}", cli::flag_of(key))
+                    }
+                })
+                .collect();
+            if refused.is_empty() {
+                Ok(((**config).clone(), None))
+            } else {
+                Err(refused)
+            }
+        }
+    }
 }
 
 /// How long what is still being done when all connections are gone may take.
 const LAST: Duration = Duration::from_secs(1);
+
+/// The exit code for a failure.
+const FAILURE: u8 = 1;
 
 /// The exit code for a command line that cannot be understood.
 const USAGE: u8 = 2;
@@ -107,14 +161,10 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
 /// Does what is asked, with this configuration if it is to serve.
 async fn run(
     command: Command,
-    serve: Option<Config>,
+    serve: Option<(Config, Option<Text>)>,
     terminal: Option<Terminal>,
 ) -> anyhow::Result<ExitCode> {
-    if let (Command::Serve(given), Some(config)) = (&command, serve) {
-        let file = match given {
-            Given::File(path) => Some(path.clone()),
-            Given::Flags(_) => None,
-        };
+    if let Some((config, file)) = serve {
         return Ok(match server::serve(config, file, terminal).await? {
             Drained::Done => ExitCode::SUCCESS,
             Drained::Quit => ExitCode::FAILURE,
@@ -123,36 +173,34 @@ async fn run(
     let text = match command {
         // It was done above.
         Command::Serve(_) => String::new(),
-        Command::CheckConfig(path) => match configuration(&Given::File(path)) {
-            Ok(config) => match config.services.len() {
-                1 => "1 service, no errors\n".to_owned(),
-                count => format!("{count} services, no errors\n"),
-            },
-            Err(refused) => return Ok(refused),
-        },
+        Command::CheckConfig { file, compile } => {
+            let text = match Text::read(&file).and_then(|text| Ok((text.config()?, text))) {
+                Ok((config, text)) => check_services(&text, &config, compile).await,
+                Err(error) => return Ok(refuse(USAGE, error.sentences())),
+            };
+            match text {
+                Ok(text) => text,
+                Err(Blocked(sentences)) => return Ok(refuse(FAILURE, sentences)),
+            }
+        }
         Command::Print(given) => match configuration(&given) {
-            Ok(config) => file::print(&config)?,
-            Err(refused) => return Ok(refused),
+            Ok((config, _)) => file::print(&config)?,
+            Err(refused) => return Ok(refuse(USAGE, refused)),
         },
         Command::Schema => file::schema(),
         Command::Completions(shell) => cli::completions(shell),
         Command::Manual(of) => match cli::manual(of.as_deref()) {
             Some(page) => page,
             None => {
-                error!(
-                    "there is no command `{}`; `wasm-inetd --help` lists the commands",
-                    of.unwrap_or_default()
-                );
-                return Ok(ExitCode::from(USAGE));
+                let of = of.unwrap_or_default();
+                let sentence = format!("there is no command `{of}`; `wasm-inetd --help` lists the commands");
+                return Ok(refuse(USAGE, [sentence]));
             }
         },
         Command::Check(file, terms) => check(&file, &terms).await?,
         Command::New(dir, language, contract) => match scaffold::template(language, contract) {
             Ok(template) => scaffold::make(template, &dir)?,
-            Err(error) => {
-                error!("{error:#}");
-                return Ok(ExitCode::from(USAGE));
-            }
+            Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")])),
         },
         Command::Profile {
             file,
@@ -172,12 +220,11 @@ async fn run(
                     count => format!("{count} conversations, no differences\n"),
                 },
                 Err(difference) => {
-                    io::stdout().write_all(format!("{difference}\n").as_bytes())?;
+                    print(&format!("{difference}\n"));
                     return Ok(ExitCode::FAILURE);
                 }
             }
         }
     };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(print(&text))
 }

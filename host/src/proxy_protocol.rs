@@ -23,8 +23,18 @@ const SHORTEST: usize = b"PROXY UNKNOWN\r\n".len();
 const SHORTEST_TCP4: usize = b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n".len();
 const SHORTEST_TCP6: usize = b"PROXY TCP6 :: :: 0 0\r\n".len();
 
+/// What a header of version 1 begins with whose sender knows no addresses.
+const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
+
+/// What ends a header of version 1.
+const END: &[u8] = b"\r\n";
+
 /// Bytes of a header of version 2 before its addresses, the last two of which say how many there are behind them.
 const FIXED: usize = 16;
+
+/// The byte of version and command in a header of version 2, and its value for version 2, `LOCAL`.
+const COMMAND: usize = 12;
+const LOCAL: u8 = 0x20;
 
 /// For whom a balancer connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +59,9 @@ pub enum Refusal {
     /// A header of version 1 that says what cannot be.
     #[error("malformed PROXY protocol header, version 1: {0}")]
     V1(v1::BinaryParseError),
+    /// A header of version 1 has a port with a sign.
+    #[error("malformed PROXY protocol header, version 1: a port is not a decimal number")]
+    Port,
     /// A header of version 2 that says what cannot be.
     #[error("malformed PROXY protocol header, version 2: {0}")]
     V2(v2::ParseError),
@@ -91,10 +104,7 @@ pub fn wanted(header: &[u8]) -> Result<usize, Refusal> {
         header[..length] == with[..length]
     };
     if begins(v2::PROTOCOL_PREFIX) {
-        let length = match header.get(FIXED - 2..FIXED) {
-            None => FIXED,
-            Some(length) => FIXED + length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
-        };
+        let length = FIXED + block(header).unwrap_or_default();
         if length > MAX {
             return Err(Refusal::TooLong(length));
         }
@@ -105,11 +115,13 @@ pub fn wanted(header: &[u8]) -> Result<usize, Refusal> {
     if !begins(PREFIX) {
         return Err(Refusal::Malformed);
     }
-    if header.ends_with(b"\n") {
+    // The rest of the line is ignored, whatever bytes it has (section 2.1).
+    let unknown = is_unknown(header);
+    if header.ends_with(if unknown { END } else { b"\n" }) {
         return Ok(0);
     }
     // A line that ends before its shortest form does is found to be malformed when it is parsed.
-    if header.len() >= MAX_V1 || header.contains(&b'\n') {
+    if header.len() >= MAX_V1 || !unknown && header.contains(&b'\n') {
         return Err(Refusal::Malformed);
     }
     let shortest = match header.get(PREFIX.len()..SHORTEST) {
@@ -126,6 +138,19 @@ pub fn wanted(header: &[u8]) -> Result<usize, Refusal> {
         .min(MAX_V1 - header.len()))
 }
 
+/// The length of the block of addresses in a header of version 2, once it has come.
+fn block(header: &[u8]) -> Option<usize> {
+    let length = header.get(FIXED - 2..FIXED)?;
+    Some(length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+}
+
+/// Checks whether a header of version 1 says that it has no addresses.
+fn is_unknown(header: &[u8]) -> bool {
+    header
+        .strip_prefix(UNKNOWN)
+        .is_some_and(|rest| rest.first().is_none_or(|byte| matches!(byte, b' ' | b'\r')))
+}
+
 /// What a header says.
 ///
 /// # Errors
@@ -133,6 +158,18 @@ pub fn wanted(header: &[u8]) -> Result<usize, Refusal> {
 /// It is malformed, or not one header from its beginning to its end.
 pub fn parse(header: &[u8]) -> Result<Client, Refusal> {
     if !header.starts_with(v2::PROTOCOL_PREFIX) {
+        if is_unknown(header) {
+            // The first end of a line is that of the header.
+            let end = header.windows(END.len()).position(|bytes| bytes == END);
+            return match end {
+                Some(end) if end + END.len() == header.len() => Ok(Client::Unknown),
+                _ => Err(Refusal::Malformed),
+            };
+        }
+        // The parser of the library accepts a sign.
+        if header.contains(&b'+') {
+            return Err(Refusal::Port);
+        }
         let parsed = v1::Header::try_from(header).map_err(Refusal::V1)?;
         if parsed.header.len() != header.len() {
             return Err(Refusal::Malformed);
@@ -148,6 +185,13 @@ pub fn parse(header: &[u8]) -> Result<Client, Refusal> {
             ),
             v1::Addresses::Unknown => Client::Unknown,
         });
+    }
+    // The receiver discards the block of addresses, its family included (section 2.2).
+    if header.get(COMMAND) == Some(&LOCAL) {
+        return match wanted(header)? {
+            0 if header.len() == FIXED + block(header).unwrap_or_default() => Ok(Client::Unknown),
+            _ => Err(Refusal::Malformed),
+        };
     }
     let parsed = v2::Header::try_from(header).map_err(Refusal::V2)?;
     if parsed.len() != header.len() {
@@ -206,7 +250,7 @@ mod tests {
             ("2001:db8::7".parse::<std::net::Ipv6Addr>().unwrap(), 1),
             ("::1".parse::<std::net::Ipv6Addr>().unwrap(), 65535),
         );
-        let local = [&V2[..12], b"\x20\x00\x00\x00"].concat();
+        let local = |family, block: &[u8]| [&V2[..12], &[0x20, family, 0, block.len() as u8], block].concat();
         let with_values = [&V2[..15], b"\x10", &V2[16..], b"\x04\x00\x01x"].concat();
         for (header, expected) in [
             (&b"PROXY TCP4 192.0.2.7 192.0.2.1 49152 8080\r\n"[..], client()),
@@ -217,8 +261,15 @@ mod tests {
             (b"PROXY TCP6 2001:db8::7 ::1 1 65535\r\n", six),
             (b"PROXY UNKNOWN\r\n", Client::Unknown),
             (longest.as_bytes(), Client::Unknown),
+            (b"PROXY UNKNOWN \xff\xfe\0\n\r +1\r\n", Client::Unknown),
+            (b"PROXY UNKNOWN \r\r\n", Client::Unknown),
             (V2, client()),
-            (&local, Client::Unknown),
+            (&local(0x00, b""), Client::Unknown),
+            (&local(0x11, b""), Client::Unknown),
+            (&local(0x21, b"short"), Client::Unknown),
+            (&local(0x31, b""), Client::Unknown),
+            (&local(0x7f, b"unassigned"), Client::Unknown),
+            (&local(0x11, b"192.0.2.1..\xff\xff\xff"), Client::Unknown),
             (&with_values, client()),
         ] {
             let text = header.escape_ascii();
@@ -247,11 +298,18 @@ mod tests {
             "PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n".to_owned(),
             "PROXY TCP4 1.2.3.4 1.2.3 1 6\r\n   ".to_owned(),
             "PROXY TCP4 1.2.3.4 1.2.3.4 01 1\r\n".to_owned(),
+            "PROXY TCP4 1.2.3.4 1.2.3.4 +1 1\r\n".to_owned(),
+            "PROXY TCP6 ::1 ::1 1 +1\r\n".to_owned(),
+            "PROXY TCP4 1.2.3.4 1.2.3.4 -1 1\r\n".to_owned(),
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 00\r\n".to_owned(),
+            "PROXY UNKNOWNS\r\n".to_owned(),
             "PROXY TCP4 1.2.3.4 1.2.3.4 1111 1\n".to_owned(),
             "PROXY TCP6 1.2.3.4 1.2.3.4 1 1\r\n".to_owned(),
             format!("PROXY UNKNOWN {long}"),
             "\r\n\r\nhello".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x11\x11\0\x0c123456789012".to_owned(),
+            "\r\n\r\n\0\r\nQUIT\n\x21\x41\0\x0c123456789012".to_owned(),
+            "\r\n\r\n\0\r\nQUIT\n\x20\x11\x7f\x7f12345678901212".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0b12345678901".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0e12345678901212".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\x7f\x7f12345678901212".to_owned(),

@@ -11,8 +11,9 @@ use anyhow::{Context as _, bail};
 use tracing::warn;
 
 use crate::config::{Access, Config, Listen, Service, SocketOptions, excludes};
-use crate::file;
+use crate::file::Text;
 use crate::listener::{Entrance, Listener};
+use crate::preflight::{self, Obstacles};
 use crate::service::Loaded;
 use crate::system;
 
@@ -77,7 +78,8 @@ pub(crate) async fn plan(
     now: &Config,
     entrances: &[Vec<Arc<Entrance>>],
 ) -> anyhow::Result<Plan> {
-    let config = file::read(path)?;
+    let file = Text::read(path)?;
+    let config = file.config()?;
     let fixed = [
         ("`threads`", config.threads != now.threads),
         ("`log`", config.log != now.log),
@@ -95,14 +97,26 @@ pub(crate) async fn plan(
         );
     }
     system::raise_descriptors(&config.services);
-    let mut loaded = Vec::new();
-    for service in &config.services {
+    let mut obstacles = Obstacles::default();
+    let mut unloaded = Vec::new();
+    for (index, service) in config.services.iter().enumerate() {
         let mut before = now.services.iter().filter(|_| config.cache == now.cache);
-        loaded.push(if before.any(|before| serves_alike(before, service)) {
+        let stays = before.any(|before| serves_alike(before, service));
+        unloaded.push(if stays {
             None
         } else {
-            let one = Loaded::new(service.clone(), &config.cache).await;
-            Some(one.with_context(|| format!("service `{}`", service.name))?)
+            preflight::find_service(index, service, &config.cache, &mut obstacles)
+        });
+    }
+    obstacles.end(Some(&file))?;
+    let mut loaded = Vec::new();
+    for (service, unloaded) in config.services.iter().zip(unloaded) {
+        loaded.push(match unloaded {
+            None => None,
+            Some(unloaded) => {
+                let one = Loaded::new(unloaded).await;
+                Some(one.with_context(|| format!("service `{}`", service.name))?)
+            }
         });
     }
     let mut taken = Vec::new();
@@ -194,7 +208,7 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        file::parse(text, Path::new("/")).unwrap()
+        crate::file::parse(text, Path::new("/")).unwrap()
     }
 
     #[test]

@@ -16,8 +16,10 @@ use crate::acceptor::{self, Acceptor};
 use crate::admin::{self, measures};
 use crate::admission::Admission;
 use crate::config::Config;
-use crate::listener::{Listener, Prepared};
+use crate::file::Text;
+use crate::listener::Listener;
 use crate::peer::End;
+use crate::preflight::{self, Obstacles};
 use crate::reread::{self, Listening, Plan};
 use crate::running::Running;
 use crate::service::{Loaded, Process};
@@ -50,10 +52,11 @@ struct Server {
 /// cannot be recorded.
 pub async fn serve(
     config: Config,
-    file: Option<PathBuf>,
+    file: Option<Text>,
     terminal: Option<Terminal>,
 ) -> anyhow::Result<Drained> {
-    let (mut server, mut signals) = Server::start(config, terminal.is_some(), file.is_some()).await?;
+    let (mut server, mut signals) = Server::start(config, terminal.is_some(), file.as_ref()).await?;
+    let file = file.map(|file| file.path().to_owned());
     server.ready();
     let process = Arc::clone(&server.process);
     let measuring = process.telemetry.as_ref().and_then(|telemetry| {
@@ -161,8 +164,8 @@ impl Server {
     }
 
     /// Loads, binds and starts the services of `config`, which is `from_file` or from flags.
-    async fn start(config: Config, watched: bool, from_file: bool) -> anyhow::Result<(Self, Signals)> {
-        let (listen, admin_listen) = if from_file {
+    async fn start(config: Config, watched: bool, file: Option<&Text>) -> anyhow::Result<(Self, Signals)> {
+        let (listen, admin_listen) = if file.is_some() {
             ("the key `listen`", "the key `listen` of `[admin]`")
         } else {
             ("--listen", "--admin")
@@ -174,32 +177,36 @@ impl Server {
         // Metrics are of connections that are open too.
         let observed = watched || config.admin.is_some() || telemetry.is_some();
         let process = Arc::new(Process::new(observed, telemetry));
-        // First, so that it can be asked whether the host is ready.
+        let mut obstacles = Obstacles::default();
+        let found = preflight::find(&config, &config.cache, &mut obstacles);
+        obstacles.end(file)?;
+        // Before components are compiled, so that it can be asked whether the host is ready.
         if let Some(admin) = &config.admin {
             admin::start(admin, admin_listen, &process)?;
         }
-        let several = config.services.len() > 1;
+        // Of what follows, the first obstacle ends the start.
+        let blocked = |key, service, error| -> anyhow::Error {
+            let mut obstacles = Obstacles::default();
+            obstacles.add(key, Some(service), error);
+            match obstacles.end(file) {
+                Err(blocked) => blocked.into(),
+                Ok(()) => anyhow::Error::msg("the start failed"),
+            }
+        };
         let mut loaded = Vec::new();
-        for service in &config.services {
-            let one = Loaded::new(service.clone(), &config.cache).await;
-            loaded.push(if several {
-                one.with_context(|| format!("service `{}`", service.name))?
-            } else {
-                one?
-            });
+        for ((index, unloaded), service) in found.services.into_iter().zip(&config.services) {
+            let key = format!("service[{index}].component");
+            let one = Loaded::new(unloaded).await;
+            loaded.push(one.map_err(|error| blocked(key, service, error))?);
         }
         system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
-        let all = config.services.iter().map(|service| &service.listen);
-        let all = all.map(|addresses| {
-            let prepared = addresses.iter().map(Listener::prepare);
-            prepared
-                .map(|prepared| prepared.map(|prepared| prepared.asked_for_by(listen)))
-                .collect()
-        });
-        let prepared: Vec<Vec<_>> = all.collect::<Result<_, _>>()?;
         let mut acceptors = Vec::new();
-        for (service, prepared) in config.services.iter().zip(prepared) {
-            let listeners = prepared.into_iter().map(Prepared::bind);
+        for (index, (service, prepared)) in config.services.iter().zip(found.listeners).enumerate() {
+            let listeners = prepared.into_iter().enumerate().map(|(number, prepared)| {
+                let key = format!("service[{index}].listen[{number}]");
+                let bound = prepared.asked_for_by(listen).bind();
+                bound.map_err(|error| blocked(key, service, error))
+            });
             let admission = Admission::new(&service.limits);
             acceptors.push(Acceptor::new(admission, listeners.collect::<Result<_, _>>()?));
         }

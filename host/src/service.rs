@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -14,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::config::{Access, CacheDir, Isolation, Service as Config};
-use crate::conversation::Conversation;
+use crate::config::{Access, Isolation, Service as Config};
 use crate::cost::Cost;
 use crate::counts::Counts;
 use crate::generations::Generations;
 use crate::place::Place;
+use crate::preflight::Unloaded;
 use crate::record::Recorder;
 use crate::roster::{Open, Roster};
 use crate::sandbox::{Generation, Sandbox, Source};
@@ -111,17 +110,15 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// The component cannot serve, what is granted is not there, `--gate` could not be passed by any, or conversations cannot be recorded.
-    pub(crate) async fn new(config: Config, cache: &CacheDir) -> anyhow::Result<Self> {
-        if let Some(gate) = &config.gate {
-            Conversation::read_all(gate).context("cannot read the conversations of the `gate`")?;
-        }
-        let source = Source::new(config.component.clone(), config.middleware.clone());
-        let sandbox = Sandbox::new(&config.limits, &config.grants, cache)
-            .context("cannot start the sandbox")?
-            .preinit(config.preinit)
-            .isolation(config.isolation);
-        let generation = sandbox.load(&source.read()?).await?;
+    /// The component cannot serve, or conversations cannot be recorded.
+    pub(crate) async fn new(unloaded: Unloaded) -> anyhow::Result<Self> {
+        let Unloaded {
+            config,
+            sandbox,
+            source,
+            content,
+        } = unloaded;
+        let generation = sandbox.load(&content).await?;
         warn_of_migration(&config, &source, &generation);
         Ok(Self {
             recorder: config.record.as_deref().map(Recorder::new).transpose()?,

@@ -12,6 +12,7 @@ use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::{Isolation, Service as Config};
 use crate::counts::Count;
+use crate::logging::in_one_line;
 use crate::service::{Process, Service};
 
 /// Time between two looks.
@@ -179,12 +180,8 @@ fn table(services: &[Arc<Service>]) -> String {
             .map(|(cell, width)| format!("{cell:width$}"));
         let cells: Vec<_> = cells.collect();
         // Names may be in it, and terminals obey what they are sent.
-        let line: String = cells
-            .join("  ")
-            .chars()
-            .filter(|char| !char.is_control())
-            .collect();
-        let _ = writeln!(table, "  {}", line.trim_end());
+        let line = cells.join("  ");
+        let _ = writeln!(table, "  {}", in_one_line(line.trim_end()));
     }
     table
 }

@@ -1,22 +1,25 @@
 //! Values as text, as flags and the configuration file have them. Each comes with what was expected, where it is refused.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+mod address;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use hyper::Uri;
-use ipnet::IpNet;
 
-use crate::config::{Address, CacheDir, Endpoint, GrantedDir, Mode, Rate, Ratio};
+use crate::config::{CacheDir, GrantedDir, Mode, Rate, Ratio};
+pub(crate) use address::{SOCKET_PATH, address, admin_address, endpoint, network, too_long};
 
 /// What there is none of where a value is `off`.
 pub(crate) const OFF: &str = "off";
 
 /// Far more connections than any machine accepts in a second.
 const MAX_RATE: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
+
+/// Far more connections than any machine has descriptors for.
+const MAX_CONNECTIONS: usize = 1_000_000_000;
 
 /// Far more threads than any machine has cores.
 const MAX_THREADS: usize = 1024;
@@ -28,125 +31,10 @@ const MAX_BACKLOG: u32 = 65_535;
 const MIN_BUFFER: usize = 4 << 10;
 const MAX_BUFFER: usize = 1 << 30;
 
-/// An address to listen at.
-pub(crate) fn address(text: &str) -> Result<Address, String> {
-    let expected = "expected ADDRESS:PORT with a numeric address (such as 127.0.0.1:8080 or \
-                    [::1]:8080), unix:PATH or inherited:NAME";
-    let refused = || expected.to_owned();
-    if let Some(path) = text.strip_prefix("unix:") {
-        return socket_path(path).map(Address::Unix);
-    }
-    if let Some(name) = text.strip_prefix("inherited:") {
-        let name = Some(name).filter(|name| !name.is_empty()).ok_or_else(refused)?;
-        return Ok(Address::Inherited(name.to_owned()));
-    }
-    text.parse::<SocketAddr>()
-        .map(Address::Tcp)
-        .map_err(|_| refused())
-}
-
-/// An address to be looked at: like one to listen at, but a port alone is one of the loopback, and none is inherited.
-pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
-    if let Ok(port) = text.parse() {
-        return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
-    }
-    match address(text) {
-        Ok(address @ (Address::Tcp(_) | Address::Unix(_))) => Ok(address),
-        Ok(Address::Inherited(_)) | Err(_) => {
-            Err("expected PORT (on 127.0.0.1), numeric ADDRESS:PORT, or unix:PATH".to_owned())
-        }
-    }
-}
-
-/// Where traces and metrics are sent.
-pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
-    let refused = || "expected a URL such as http://127.0.0.1:4318".to_owned();
-    if text.starts_with("https:") {
-        return Err(
-            "TLS is not supported here; expected http:// (for TLS, send to a collector on this \
-             machine that forwards over TLS)"
-                .to_owned(),
-        );
-    }
-    let url: Uri = text.parse().map_err(|_| refused())?;
-    let authority = url.authority().ok_or_else(refused)?;
-    let host = authority.host();
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host = bare.unwrap_or(host);
-    let odd = url.scheme_str() != Some("http")
-        || url.query().is_some()
-        || text.contains('#')
-        || host.is_empty()
-        || authority.as_str().contains('@')
-        // A port that is none is told by nothing else.
-        || authority.as_str().ends_with(':')
-        || url.port().is_some() && url.port_u16().is_none_or(|port| port == 0);
-    if odd {
-        return Err(refused());
-    }
-    let path = url.path().trim_end_matches('/');
-    if path.ends_with("/v1/traces") || path.ends_with("/v1/metrics") {
-        return Err("leave out `/v1/traces` and `/v1/metrics`; the host appends them".to_owned());
-    }
-    Ok(Endpoint {
-        host: host.to_owned(),
-        port: url.port_u16().unwrap_or(80),
-        path: path.to_owned(),
-    })
-}
-
 /// A part of all.
 pub(crate) fn ratio(text: &str) -> Result<Ratio, String> {
     let ratio = text.parse().ok().and_then(Ratio::new);
     ratio.ok_or_else(|| "expected a number from 0 to 1, such as 0.01".to_owned())
-}
-
-/// Bytes that the path of a socket may have: the kernel keeps it in 108, with a zero at the end.
-pub(crate) const SOCKET_PATH: usize = 107;
-
-/// What is wrong with the path of a socket that has so many bytes.
-pub(crate) fn too_long(length: usize) -> String {
-    format!("the socket path has {length} bytes; the limit is {SOCKET_PATH}; choose a shorter path")
-}
-
-/// The path of a socket.
-fn socket_path(path: &str) -> Result<PathBuf, String> {
-    match path.len() {
-        0 => Err("expected a path after `unix:`".to_owned()),
-        1..=SOCKET_PATH if !path.contains('\0') => Ok(PathBuf::from(path)),
-        1..=SOCKET_PATH => Err("a socket path cannot contain a NUL byte".to_owned()),
-        length => Err(too_long(length)),
-    }
-}
-
-/// A network, as `192.0.2.0/24`, or a single address.
-pub(crate) fn network(text: &str) -> Result<IpNet, String> {
-    let parsed = text
-        .parse::<IpNet>()
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let network = parsed.map_err(|_| {
-        "expected a network or an address, such as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned()
-    })?;
-    if network.addr() == network.network() {
-        Ok(canonical(network))
-    } else {
-        Err(format!(
-            "the address has bits set after the prefix; expected the network {} or the address {}",
-            network.trunc(),
-            network.addr()
-        ))
-    }
-}
-
-/// A network of IPv4 as one, where it is written as one of IPv6.
-fn canonical(network: IpNet) -> IpNet {
-    let mapped = match network {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.addr().to_ipv4_mapped().zip(Some(v6.prefix_len() - 96)),
-        _ => None,
-    };
-    mapped
-        .and_then(|(address, length)| IpNet::new(address.into(), length).ok())
-        .unwrap_or(network)
 }
 
 /// The mode of a socket of the file system, in octal digits.
@@ -185,8 +73,13 @@ pub(crate) fn instances(text: &str) -> Result<NonZeroUsize, String> {
 
 /// A number of connections.
 pub(crate) fn connections(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse()
-        .map_err(|_| "expected a number above zero".to_owned())
+    match text.parse() {
+        Ok(0) => Err("no connection could be served; expected a number above zero".to_owned()),
+        Ok(count) if count <= MAX_CONNECTIONS => Ok(NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)),
+        _ => Err(format!(
+            "expected a whole number from 1 to {MAX_CONNECTIONS}, such as 1024"
+        )),
+    }
 }
 
 /// Connections that wait to be accepted.
@@ -246,33 +139,116 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
 }
 
 /// Where compiled components are kept.
-pub(crate) fn cache(text: &str) -> CacheDir {
-    if text == OFF {
-        CacheDir::Off
-    } else {
-        CacheDir::At(Path::new(text).to_owned())
+pub(crate) fn cache(text: &str) -> Result<CacheDir, String> {
+    match text {
+        "" => Err("the path is empty; expected a directory, or `off`".to_owned()),
+        OFF => Ok(CacheDir::Off),
+        dir => Ok(CacheDir::At(PathBuf::from(dir))),
     }
 }
 
+/// The path of a component or a middleware.
+pub(crate) fn component(path: &Path) -> Result<(), String> {
+    let text = path.to_string_lossy();
+    if text.is_empty() {
+        return Err("the path is empty; expected the path of a component".to_owned());
+    }
+    match text.split_once("://") {
+        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => Err(format!(
+            "`{scheme}://` references are not supported; expected the path of a file; download the \
+             component first"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Variables that the host sets for programs.
+pub(crate) const HOST_VARIABLES: [&str; 13] = [
+    "PROTO",
+    "TCPLOCALIP",
+    "TCPLOCALPORT",
+    "TCPREMOTEIP",
+    "TCPREMOTEPORT",
+    "UNIXLOCALPATH",
+    "UNIXREMOTEEGID",
+    "UNIXREMOTEEUID",
+    "UNIXREMOTEPID",
+    "SSL_ALPN_PROTOCOL",
+    "SSL_CLIENT_S_DN",
+    "SSL_PROTOCOL",
+    "SSL_TLS_SNI",
+];
+
+/// A variable that guests are granted.
 pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("expected KEY=VALUE".to_owned()),
+    let (name, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    variable_name(name)?;
+    without_nul(value)?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Checks the name of a variable that guests are granted.
+pub(crate) fn variable_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        Err("the name of the variable is empty; expected KEY=VALUE".to_owned())
+    } else if name.contains('=') {
+        Err(format!(
+            "the name of the variable `{name}` contains `=`; choose another name"
+        ))
+    } else if HOST_VARIABLES.contains(&name) {
+        Err(format!(
+            "the host sets the variable `{name}` for each connection; choose another name"
+        ))
+    } else {
+        without_nul(name)
     }
 }
 
+/// Checks a text that guests receive as a C string.
+pub(crate) fn without_nul(text: &str) -> Result<(), String> {
+    if text.contains('\0') {
+        Err("a NUL byte would end the text for the guest; remove it".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// A directory that guests are granted.
 pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
     let (host, guest) = text
         .split_once("::")
         .ok_or("expected HOST::GUEST or HOST::GUEST:rw, such as ./data::/data")?;
-    let (guest, writable) = match (guest.strip_suffix(":rw"), guest.strip_suffix(":ro")) {
-        (Some(guest), _) => (guest, true),
-        (None, Some(guest)) => (guest, false),
-        (None, None) => (guest, false),
+    if host.is_empty() {
+        return Err("expected the path of a directory before `::`".to_owned());
+    }
+    // A path in the guest may have colons of its own.
+    let split = |guest: &'_ str| -> Result<Option<bool>, String> {
+        match guest.rsplit_once(':') {
+            Some((_, "rw")) => Ok(Some(true)),
+            Some((_, "ro")) => Ok(Some(false)),
+            Some((_, mode)) if ["rw", "ro"].iter().any(|known| mode.eq_ignore_ascii_case(known)) => {
+                Err(format!(
+                    "`:{mode}` is written in lower case, as `:{}`",
+                    mode.to_ascii_lowercase()
+                ))
+            }
+            _ => Ok(None),
+        }
+    };
+    let (guest, writable) = match split(guest)? {
+        None => (guest, false),
+        Some(writable) => {
+            let guest = &guest[..guest.len() - ":rw".len()];
+            if split(guest)?.is_some() {
+                return Err("`:ro` and `:rw` can be given once; remove one of the two".to_owned());
+            }
+            (guest, writable)
+        }
     };
     if guest.is_empty() {
         return Err("expected the path of the directory in the guest after `::`".to_owned());
     }
+    without_nul(host).and_then(|()| without_nul(guest))?;
     Ok(GrantedDir {
         host: PathBuf::from(host),
         guest: guest.to_owned(),

@@ -20,6 +20,43 @@ fn metrics(admin: &At) -> Metrics {
     openmetrics::parse(&answer.body)
 }
 
+#[test]
+fn a_client_that_asks_for_plain_text_gets_the_format_of_prometheus() {
+    let host = Host::start(&["--listen", "127.0.0.1:0", "--admin", "0"]);
+    let admin = admin_of(&host);
+    let answer = admin
+        .request("GET", "/metrics")
+        .with("Accept", "text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
+        .answer();
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    let standard = metrics(&admin);
+    let name = |line: &str| line.split(['{', ' ']).next().unwrap().to_owned();
+    let text = &answer.body;
+    let samples: Vec<_> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(name)
+        .collect();
+    let expected: Vec<_> = standard.samples().map(|sample| sample.name.clone()).collect();
+    assert_eq!(samples, expected);
+    // A family has the name of its samples, and a type that the format has.
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (family, kind) = line.split_once(' ').unwrap();
+        let first = if kind == "histogram" {
+            format!("{family}_bucket")
+        } else {
+            family.to_owned()
+        };
+        assert!(samples.contains(&first), "{line}");
+        assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+    }
+    assert!(!text.contains("# UNIT") && !text.contains("# EOF"), "{text}");
+}
+
 /// The value of a series of a service, with one more label if there is one.
 fn of(metrics: &Metrics, service: &str, name: &str, label: &[(&str, &str)]) -> f64 {
     metrics.value(

@@ -8,26 +8,27 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::exposition::{self, Exposition};
 use super::measures::{self, Labels, Measure, Number, Values};
 use crate::service::Process;
 
 /// What all names begin with.
 const PREFIX: &str = "wasm_inetd";
 
-/// What the text is, by the standard that Prometheus reads.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// All there is to read.
+/// Encodes all metrics.
 ///
 /// # Errors
 ///
-/// None: it is written to memory.
-pub(super) fn encode(process: &Arc<Process>) -> Result<String, fmt::Error> {
+/// None: the text is written to memory.
+pub(super) fn encode(process: &Arc<Process>, exposition: Exposition) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(All(Arc::clone(process))));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
-    Ok(text)
+    Ok(match exposition {
+        Exposition::OpenMetrics => text,
+        Exposition::Text => exposition::to_text(&text),
+    })
 }
 
 /// Reads everything at the moment when it is asked for.

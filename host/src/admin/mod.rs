@@ -4,6 +4,7 @@
 //! and `POST`. Nobody who looks can hold up a connection: all that is shown is read from numbers that are kept anyway.
 
 mod answer;
+mod exposition;
 pub(crate) mod measures;
 mod metrics;
 mod routes;
@@ -11,6 +12,7 @@ mod token;
 mod view;
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -55,6 +57,15 @@ struct Admin {
     token: Option<Token>,
     /// Only who is on this machine gets here, and can be asked to name it so.
     loopback: bool,
+}
+
+/// Checks the token file at `path`. Returns whether it is there.
+///
+/// # Errors
+///
+/// It cannot be used.
+pub(crate) fn has_token(path: &Path) -> anyhow::Result<bool> {
+    Ok(Token::read(path)?.is_some())
 }
 
 /// Listens as `config` says, and answers until the runtime ends. The address was chosen by `flag`.

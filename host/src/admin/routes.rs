@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::info;
 
 use super::answer::{Answer, and, events, json, refused, text, whole};
+use super::exposition::Exposition;
 use super::view::{self, Before};
 use super::{Admin, is_no_name, metrics, token};
 
@@ -107,10 +108,13 @@ pub(super) async fn answer(
     Ok(match route {
         Route::Page => page(),
         Route::Events => look(admin, watches),
-        Route::Metrics => match metrics::encode(&admin.process) {
-            Ok(text) => whole(StatusCode::OK, metrics::CONTENT_TYPE, text),
-            Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics"),
-        },
+        Route::Metrics => {
+            let exposition = Exposition::accepted(headers);
+            match metrics::encode(&admin.process, exposition) {
+                Ok(text) => whole(StatusCode::OK, exposition.content_type(), text),
+                Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics"),
+            }
+        }
         Route::Alive => text(StatusCode::OK, "alive\n"),
         Route::Ready => {
             let state = view::state(&admin.process);

@@ -26,12 +26,23 @@ impl Token {
     ///
     /// It cannot be read or made, others than its owner may read it, or it is too short.
     pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
+        match Self::read(path)? {
+            Some(token) => Ok(token),
+            None => {
+                Self::make(path).with_context(|| format!("cannot create the token file `{}`", path.display()))
+            }
+        }
+    }
+
+    /// Reads the token in the file at `path`; `None` if there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, others than its owner may read it, or it is too short.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
         let reading = || format!("cannot read the token file `{}`", path.display());
         let mut file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Self::make(path)
-                    .with_context(|| format!("cannot create the token file `{}`", path.display()));
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.with_context(reading)?,
         };
         let mode = file.metadata().with_context(reading)?.mode() & 0o7777;
@@ -52,7 +63,7 @@ impl Token {
                 path.display()
             );
         }
-        Ok(Self::of(token))
+        Ok(Some(Self::of(token)))
     }
 
     fn make(path: &Path) -> anyhow::Result<Self> {

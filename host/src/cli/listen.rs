@@ -38,7 +38,7 @@ pub(super) struct ListenFlags {
     proxy_protocol_from: Vec<IpNet>,
 
     /// How long the PROXY protocol header may take
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::deadline, help_heading = "Access")]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::deadline, requires = "proxy_protocol_from", help_heading = "Access")]
     proxy_protocol_timeout: Duration,
 
     /// TLS certificate chain, in PEM
@@ -66,7 +66,7 @@ pub(super) struct ListenFlags {
     tls_client_optional: bool,
 
     /// How long a TLS handshake may take
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::deadline, help_heading = "TLS")]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::deadline, requires = "tls_certificate", help_heading = "TLS")]
     tls_timeout: Duration,
 
     /// Connections that the kernel queues until the host accepts them
@@ -109,6 +109,33 @@ enum Switch {
 }
 
 impl ListenFlags {
+    /// Says which flag has no effect on any of the listeners.
+    pub(super) fn without_effect(&self) -> Option<String> {
+        let options = [
+            ("socket-mode", "mode", self.socket_mode.is_some()),
+            ("socket-owner", "owner", self.socket_owner.is_some()),
+            ("dual-stack", "dual-stack", self.dual_stack.is_some()),
+            ("nodelay", "nodelay", self.nodelay == Switch::Off),
+            ("keepalive", "keepalive", self.keepalive.0.is_some()),
+        ];
+        for (flag, option, is_set) in options {
+            let ignored: Option<Vec<_>> = self.listen.iter().map(|at| at.ignores(option)).collect();
+            if is_set && let Some(why) = ignored.as_deref().and_then(<[_]>::first) {
+                return Some(format!("--{flag} has no effect here: {why}; remove the flag"));
+            }
+        }
+        let has_sources =
+            !self.proxy_protocol_from.is_empty() || self.listen.iter().any(Address::has_networks);
+        let rules = [("allow", &self.allow), ("deny", &self.deny)];
+        let (flag, _) = rules
+            .into_iter()
+            .find(|(_, networks)| !networks.is_empty() && !has_sources)?;
+        Some(format!(
+            "--{flag} has no effect here: clients of a Unix socket have no network address; remove \
+             the flag"
+        ))
+    }
+
     pub(super) fn into_config(self) -> (Vec<Listen>, Access) {
         let timeout = self.proxy_protocol_timeout;
         let like = Listen {
@@ -146,6 +173,7 @@ impl ListenFlags {
             .listen
             .into_iter()
             .map(|address| Listen {
+                socket: like.socket.clone().at(&address),
                 address,
                 ..like.clone()
             })

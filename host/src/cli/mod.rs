@@ -1,6 +1,7 @@
 //! The command line.
 
 mod listen;
+mod refused;
 mod service;
 
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use clap_complete::Shell;
 use crate::config::{Config, Terms};
 use crate::scaffold;
 use crate::values;
-use service::{GrantFlags, LimitFlags, ServiceFlags};
+pub use refused::sentence;
+use service::{GrantFlags, LimitFlags, ServiceFlags, component, ids};
 
 /// inetd for WebAssembly components.
 ///
@@ -33,7 +35,7 @@ pub struct Cli {
     command: Option<Verb>,
 
     /// Services file, instead of all other flags; SIGHUP reloads it
-    #[arg(long, value_name = "FILE", exclusive = true)]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ids::<ServiceFlags>())]
     config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -45,14 +47,19 @@ enum Verb {
     /// Check a component or a services file without serving
     Check {
         /// Component to check
-        #[arg(value_name = "FILE", required_unless_present = "config")]
+        #[arg(value_name = "FILE", required_unless_present = "config", value_parser = component())]
         file: Option<PathBuf>,
 
         /// Services file to check, instead of a component
         ///
-        /// The check loads no component and binds no address.
-        #[arg(long, value_name = "FILE", exclusive = true)]
+        /// The check reads all files that a start needs. It compiles no component and binds no
+        /// address.
+        #[arg(long, value_name = "FILE", conflicts_with = "file", conflicts_with_all = ids::<TermFlags>())]
         config: Option<PathBuf>,
+
+        /// Compile the components of the services file too
+        #[arg(long, conflicts_with = "file")]
+        compile: bool,
 
         #[command(flatten)]
         terms: TermFlags,
@@ -64,11 +71,11 @@ enum Verb {
         print: bool,
 
         /// Print the JSON Schema of services files, for editors
-        #[arg(long, exclusive = true)]
+        #[arg(long, conflicts_with = "config", conflicts_with_all = ids::<ServiceFlags>())]
         schema: bool,
 
         /// Services file to print with all its defaults, instead of flags
-        #[arg(long, value_name = "FILE", conflicts_with_all = service::ids())]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ids::<ServiceFlags>())]
         config: Option<PathBuf>,
 
         #[command(flatten)]
@@ -112,7 +119,7 @@ enum Verb {
     /// Replay conversations repeatedly and write a CPU profile of the component
     Profile {
         /// Component to profile
-        #[arg(value_name = "FILE")]
+        #[arg(value_name = "FILE", value_parser = component())]
         file: PathBuf,
 
         /// Directory of conversations to replay
@@ -137,7 +144,7 @@ enum Verb {
         dir: PathBuf,
 
         /// Component to test
-        #[arg(value_name = "FILE")]
+        #[arg(value_name = "FILE", value_parser = component())]
         file: PathBuf,
 
         #[command(flatten)]
@@ -149,7 +156,7 @@ enum Verb {
 #[derive(Debug, Args)]
 struct TermFlags {
     /// Middleware between the client and the component; repeatable, the first is nearest the client
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = component())]
     middleware: Vec<PathBuf>,
 
     /// Initialise the component first with the function `wizer-initialize` that it exports
@@ -181,25 +188,52 @@ impl Cli {
     ///
     /// Fails if two flags contradict each other in a way that clap does not check.
     pub fn checked(self) -> Result<Self, clap::Error> {
-        let service = match &self.command {
-            None => &self.service,
-            Some(Verb::Record { service, .. } | Verb::Config { service, .. }) => service,
-            Some(
-                Verb::Check { .. }
-                | Verb::Completions { .. }
-                | Verb::Man { .. }
-                | Verb::New { .. }
-                | Verb::Profile { .. }
-                | Verb::Replay { .. },
-            ) => return Ok(self),
+        let contradiction = match &self.command {
+            None => self.service.contradiction(),
+            Some(Verb::Record { service, .. } | Verb::Config { service, .. }) => service.contradiction(),
+            Some(Verb::Check { terms, .. } | Verb::Profile { terms, .. } | Verb::Replay { terms, .. }) => {
+                terms.grants.repeated()
+            }
+            Some(Verb::Completions { .. } | Verb::Man { .. } | Verb::New { .. }) => None,
         };
-        if service.has_instances_for_nothing() {
-            let conflict =
-                "--instances requires --isolation service: otherwise each connection has its own instance";
-            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+        match contradiction {
+            None => Ok(self),
+            Some(sentence) => Err(Self::command().error(ErrorKind::ArgumentConflict, sentence)),
         }
-        Ok(self)
     }
+}
+
+/// The flag that sets what a services file sets by `key`, such as `service[0].limits.max-memory`.
+pub fn flag_of(key: &str) -> String {
+    let key = key.split_once("].").map_or(key, |(service, rest)| {
+        if service.starts_with("service[") {
+            rest
+        } else {
+            key
+        }
+    });
+    // Indices count what a flag repeats.
+    let key: String = key
+        .split('[')
+        .enumerate()
+        .map(|(index, part)| match (index, part.split_once(']')) {
+            (0, _) | (_, None) => part,
+            (_, Some((_, rest))) => rest,
+        })
+        .collect();
+    let flag = match key.as_str() {
+        "record" => "to",
+        "grants.dirs" => "dir",
+        "listen.tls.certificate" => "tls-certificate",
+        "listen.tls.key" => "tls-key",
+        "listen.tls.client-ca" => "tls-client-ca",
+        "listen.socket.mode" => "socket-mode",
+        "listen.socket.owner" => "socket-owner",
+        "admin.listen" => "admin",
+        "admin.token" => "admin-token",
+        other => other.rsplit('.').next().unwrap_or(other),
+    };
+    format!("--{flag}")
 }
 
 /// Where the configuration is.
@@ -216,8 +250,13 @@ pub enum Given {
 pub enum Command {
     /// To serve.
     Serve(Given),
-    /// To say whether a configuration file is in order.
-    CheckConfig(PathBuf),
+    /// To say whether the host could start with a configuration file.
+    CheckConfig {
+        /// The file.
+        file: PathBuf,
+        /// Components are compiled too.
+        compile: bool,
+    },
     /// To print the configuration.
     Print(Given),
     /// To print the schema of configuration files.
@@ -261,8 +300,10 @@ impl From<Cli> for Command {
             Some(Verb::Config { schema: true, .. }) => Self::Schema,
             Some(Verb::Config { config, service, .. }) => Self::Print(given(config, *service)),
             Some(Verb::Check {
-                config: Some(config), ..
-            }) => Self::CheckConfig(config),
+                config: Some(file),
+                compile,
+                ..
+            }) => Self::CheckConfig { file, compile },
             Some(Verb::Check { file, terms, .. }) => Self::Check(file.unwrap_or_default(), terms.into()),
             Some(Verb::Completions { shell }) => Self::Completions(shell),
             Some(Verb::Man { of }) => Self::Manual(of),

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
@@ -22,14 +23,14 @@ pub(super) struct ServiceFlags {
     pub(super) name: Option<String>,
 
     /// Component that serves connections [default: an embedded echo guest]
-    #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
+    #[arg(long, value_name = "FILE", group = "files", value_parser = component(), help_heading = "Service")]
     pub(super) component: Option<PathBuf>,
 
     /// Middleware between the client and the component; repeatable
     ///
     /// The host composes the middlewares with the component when it loads them. The first one is
     /// nearest the client.
-    #[arg(long, value_name = "FILE", group = "files", help_heading = "Service")]
+    #[arg(long, value_name = "FILE", group = "files", value_parser = component(), help_heading = "Service")]
     pub(super) middleware: Vec<PathBuf>,
 
     /// Initialise the component once, when the host loads it
@@ -66,8 +67,8 @@ pub(super) struct ServiceFlags {
 
     /// Directory for compiled components, or `off` [default: wasm-inetd in the user's cache
     /// directory]
-    #[arg(long, value_name = "DIR", help_heading = "Service")]
-    pub(super) cache: Option<String>,
+    #[arg(long, value_name = "DIR", value_parser = values::cache, help_heading = "Service")]
+    pub(super) cache: Option<CacheDir>,
 
     #[command(flatten)]
     pub(super) listeners: ListenFlags,
@@ -80,7 +81,7 @@ pub(super) struct ServiceFlags {
     ///
     /// A reload replays them and keeps the current component if one differs. `wasm-inetd record`
     /// writes such files.
-    #[arg(long, value_name = "DIR", help_heading = "Service")]
+    #[arg(long, value_name = "DIR", requires = "files", help_heading = "Service")]
     pub(super) gate: Option<PathBuf>,
 
     #[command(flatten)]
@@ -90,7 +91,7 @@ pub(super) struct ServiceFlags {
     pub(super) limits: LimitFlags,
 
     /// How long a connection may outlive the reload of its component, or `off`
-    #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::timeout), help_heading = "Limits")]
+    #[arg(long, value_name = "TIME", default_value = "off", requires = "files", value_parser = off(values::timeout), help_heading = "Limits")]
     pub(super) drain_generations: Off<Duration>,
 
     /// How long open connections may continue after SIGINT or SIGTERM
@@ -239,16 +240,40 @@ pub(super) struct LimitFlags {
 }
 
 impl ServiceFlags {
-    /// Whether it is said how many instances connections share that share none.
-    pub(super) fn has_instances_for_nothing(&self) -> bool {
-        self.instances.is_some() && self.isolation == IsolationArg::Connection
+    /// Says which flags contradict each other or have no effect, in a way that clap does not check.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        if self.instances.is_some() && self.isolation == IsolationArg::Connection {
+            return Some(
+                "--instances requires --isolation service: otherwise each connection has its own instance"
+                    .to_owned(),
+            );
+        }
+        self.listeners.without_effect().or_else(|| self.grants.repeated())
     }
 }
 
-/// What clap knows the flags by.
-pub(super) fn ids() -> Vec<Id> {
-    let flags = ServiceFlags::augment_args(clap::Command::new(""));
+impl GrantFlags {
+    /// Says which name is granted twice.
+    pub(super) fn repeated(&self) -> Option<String> {
+        let grants = Grants {
+            env: self.env.clone(),
+            dirs: self.dirs.clone(),
+            ..Grants::default()
+        };
+        let (key, what) = grants.repeated().into_iter().next()?;
+        Some(format!("{}: {what}", super::flag_of(key)))
+    }
+}
+
+/// What clap knows the flags of a group by.
+pub(super) fn ids<T: Args>() -> Vec<Id> {
+    let flags = T::augment_args(clap::Command::new(""));
     flags.get_arguments().map(|flag| flag.get_id().clone()).collect()
+}
+
+/// Has clap keep the path of a component.
+pub(super) fn component() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| values::component(&path).map(|()| path))
 }
 
 fn existing_directory(text: &str) -> Result<GrantedDir, String> {
@@ -323,7 +348,7 @@ impl From<ServiceFlags> for Config {
         };
         Self {
             services: vec![service],
-            cache: flags.cache.as_deref().map_or(CacheDir::OfUser, values::cache),
+            cache: flags.cache.unwrap_or(CacheDir::OfUser),
             threads: flags.threads.unwrap_or_else(values::cores),
             drain_timeout: flags.drain_timeout,
             admin: flags.admin.map(|address| Admin {

@@ -44,7 +44,17 @@ fn a_file_stands_in_place_of_all_flags() {
     );
     assert_eq!(
         parse(&["check", "--config", "services.toml"]).unwrap(),
-        Command::CheckConfig("services.toml".into())
+        Command::CheckConfig {
+            file: "services.toml".into(),
+            compile: false
+        }
+    );
+    assert_eq!(
+        parse(&["check", "--config", "services.toml", "--compile"]).unwrap(),
+        Command::CheckConfig {
+            file: "services.toml".into(),
+            compile: true
+        }
     );
     for args in [&["config", "--print"][..], &["config"]] {
         assert_eq!(
@@ -60,11 +70,66 @@ fn a_file_stands_in_place_of_all_flags() {
     for args in [
         &["--config", "services.toml", "--watch"][..],
         &["check", "--config", "services.toml", "guest.wasm"],
+        &["check", "--config", "services.toml", "--max-memory", "1MiB"],
+        &["check", "guest.wasm", "--compile"],
         &["check"],
         &["config", "--config", "services.toml", "--name", "a"],
     ] {
         assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
     }
+}
+
+#[test]
+fn a_conflict_names_both_flags() {
+    for (args, expected) in [
+        (
+            &["--config", "a.toml", "--watch"][..],
+            "--config cannot be combined with --watch: the services file replaces the other flags",
+        ),
+        (
+            &["--name", "a", "--config", "a.toml"],
+            "--config cannot be combined with --name: the services file replaces the other flags",
+        ),
+        (
+            &["config", "--print", "--schema"],
+            "--print cannot be combined with --schema; remove one of the two",
+        ),
+        (
+            &["--name", "a", "--name", "b"],
+            "--name is given more than once; give it once",
+        ),
+        (
+            &["-v", "-q"],
+            "--verbose cannot be combined with --quiet; remove one of the two",
+        ),
+    ] {
+        let error = Cli::try_parse_from([&["wasm-inetd"], args].concat()).unwrap_err();
+        assert_eq!(sentence(&error), expected);
+    }
+}
+
+#[test]
+fn keys_have_flags() {
+    for (key, flag) in [
+        ("service[0].component", "--component"),
+        ("service[0].middleware[1]", "--middleware"),
+        ("service[10].limits.max-rate", "--max-rate"),
+        ("service[0].listen[2].tls.client-ca", "--tls-client-ca"),
+        ("service[0].grants.dirs[0]", "--dir"),
+        ("grants.env", "--env"),
+        ("record", "--to"),
+        ("admin.token", "--admin-token"),
+        ("max-cpu-time", "--max-cpu-time"),
+    ] {
+        assert_eq!(flag_of(key), flag, "{key}");
+    }
+}
+
+#[test]
+fn an_interface_can_be_the_scope_of_an_address() {
+    let address = |text: &str| service(&["--listen", text]).unwrap().listen.remove(0).address;
+    assert_eq!(address("[fe80::1%lo]:80"), address("[fe80::1%1]:80"));
+    assert_eq!(address("unix:@a b"), Address::Abstract("a b".to_owned()));
 }
 
 #[test]
@@ -113,7 +178,7 @@ fn what_is_said_of_listeners_holds_for_each() {
         "--listen",
         "[::]:0",
         "--listen",
-        "inherited:web",
+        "unix:/run/x.sock",
         "--backlog",
         "7",
         "--nodelay",
@@ -133,12 +198,18 @@ fn what_is_said_of_listeners_holds_for_each() {
     ])
     .unwrap();
     assert_eq!(service.listen.len(), 2);
+    // An option that has no effect on a listener stays at its default there.
+    let options = |listen: &Listen| {
+        (
+            listen.socket.nodelay,
+            listen.socket.dual_stack,
+            listen.socket.mode,
+        )
+    };
+    assert_eq!(options(&service.listen[0]), (false, Some(true), None));
+    assert_eq!(options(&service.listen[1]), (true, None, Some(Mode(0o660))));
     for listen in service.listen {
-        assert_eq!((listen.socket.backlog, listen.socket.nodelay), (7, false));
-        assert_eq!(
-            (listen.socket.dual_stack, listen.socket.mode),
-            (Some(true), Some(Mode(0o660)))
-        );
+        assert_eq!(listen.socket.backlog, 7);
         let trusted = listen.proxy_protocol.unwrap().trusted;
         assert_eq!(trusted, ["192.0.2.0/24".parse().unwrap()]);
         assert!(listen.tls.unwrap().clients.unwrap().required);
@@ -163,6 +234,25 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ("--max-memory", "lots", "64MiB"),
         ("--max-memory", "5GiB", "4GiB"),
         ("--max-connections", "0", "zero"),
+        ("--max-connections", "1e3", "whole number"),
+        ("--env", "A", "KEY=VALUE"),
+        ("--env", "=x", "empty"),
+        ("--env", "TCPREMOTEIP=192.0.2.1", "the host sets"),
+        ("--env", "SSL_CLIENT_S_DN=", "the host sets"),
+        ("--dir", "/::/x:RW", "`:rw`"),
+        ("--dir", "/::/x:rw:ro", "once"),
+        ("--dir", "/::", "after `::`"),
+        ("--dir", "/:::rw", "after `::`"),
+        ("--dir", "::/x", "before `::`"),
+        ("--listen", "unix:@", "name"),
+        (
+            "--listen",
+            "[fe80::1%no-such-one]:80",
+            "no network interface `no-such-one`",
+        ),
+        ("--admin", "unix:@admin", "unix:PATH"),
+        ("--component", "oci://example.org/a:1", "not supported"),
+        ("--middleware", "https://example.org/a.wasm", "not supported"),
         ("--max-connections-per-source", "0", "off"),
         ("--max-rate", "0", "100/s"),
         ("--max-rate", "10/d", "100/s"),
@@ -187,6 +277,46 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
             text.contains(flag) && text.contains(value) && text.contains(expected),
             "{text}"
         );
+    }
+    for (args, expected) in [
+        (&["--cache", ""][..], "empty"),
+        (
+            &["--env", "A=x", "--env", "A=y"],
+            "--env: the variable `A` is given twice",
+        ),
+        (
+            &["--dir", "/::/x", "--dir", "/tmp::/x:rw"],
+            "--dir: two directories are called `/x` in the guest",
+        ),
+        (
+            &["--socket-mode", "0600"],
+            "--socket-mode has no effect here: a TCP socket has no file",
+        ),
+        (
+            &["--dual-stack", "on"],
+            "--dual-stack has no effect here: the address is one of IPv4",
+        ),
+        (
+            &["--listen", "unix:@a", "--socket-owner", "me"],
+            "--socket-owner has no effect here: an abstract socket has no file",
+        ),
+        (
+            &["--listen", "unix:a", "--nodelay", "off"],
+            "--nodelay has no effect here: a Unix socket has no TCP options",
+        ),
+        (
+            &["--listen", "unix:a", "--deny", "192.0.2.1"],
+            "--deny has no effect here: clients of a Unix socket have no network address",
+        ),
+        (&["--proxy-protocol-timeout", "1s"], "--proxy-protocol-from"),
+        (&["--tls-timeout", "1s"], "--tls-certificate"),
+        (&["--gate", "a"], "--component"),
+        (&["--drain-generations", "1s"], "--component"),
+    ] {
+        let error = config(args).unwrap_err();
+        let text = sentence(&error);
+        assert_eq!(error.exit_code(), 2, "{text}");
+        assert!(text.contains(expected), "{text}");
     }
     let both = config(&["-v", "-q"]).unwrap_err();
     assert_eq!(both.kind(), ErrorKind::ArgumentConflict);

@@ -22,6 +22,8 @@ pub struct Clash {
 pub enum At {
     /// Its listener of this number, counted from 0.
     Listener(usize),
+    /// What is set by this key of the listener of this number.
+    OfListener(usize, &'static str),
     /// What is set by this key, as the file names it.
     Key(&'static str),
     /// The limit of this key.
@@ -29,29 +31,29 @@ pub enum At {
 }
 
 /// Looks for services of one name, for listeners of which only one could be bound, and for settings that contradict each
-/// other.
-///
-/// # Errors
-///
-/// There are some; this is the first.
-pub fn clash(services: &[Service]) -> Result<(), Clash> {
+/// other or have no effect.
+pub fn clashes(services: &[Service]) -> Vec<Clash> {
+    let mut clashes = Vec::new();
     for (index, service) in services.iter().enumerate() {
-        if services[..index].iter().any(|before| before.name == service.name) {
-            return Err(Clash {
-                service: index,
-                at: At::Key("name"),
-                what: format!(
-                    "another service is already named `{}`; choose a different name",
-                    service.name
-                ),
-            });
-        }
-        if let Some((at, what)) = contradiction(service) {
-            return Err(Clash {
+        let mut clash = |at, what| {
+            clashes.push(Clash {
                 service: index,
                 at,
-                what: what.to_owned(),
+                what,
             });
+        };
+        if services[..index].iter().any(|before| before.name == service.name) {
+            let what = format!(
+                "another service is already named `{}`; choose a different name",
+                service.name
+            );
+            clash(At::Key("name"), what);
+        }
+        for (key, what) in service.grants.repeated() {
+            clash(At::Key(key), what);
+        }
+        for (at, what) in contradictions(service) {
+            clash(at, what.to_owned());
         }
         let before = services[..index]
             .iter()
@@ -59,40 +61,39 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
         let mut before: Vec<_> = before.collect();
         for (number, listen) in service.listen.iter().enumerate() {
             if let Some((other, taken)) = before.iter().find(|(_, taken)| excludes(taken, listen)) {
-                return Err(Clash {
-                    service: index,
-                    at: At::Listener(number),
-                    what: format!(
-                        "{} conflicts with {} of service `{}`; choose another address",
-                        listen.address, taken.address, other.name
-                    ),
-                });
+                let what = format!(
+                    "{} conflicts with {} of service `{}`; choose another address",
+                    listen.address, taken.address, other.name
+                );
+                clash(At::Listener(number), what);
             }
             before.push((service, listen));
         }
     }
-    Ok(())
+    clashes
 }
 
 /// What is set and cannot be where connections share instances.
-fn contradiction(service: &Service) -> Option<(At, &'static str)> {
+fn contradictions(service: &Service) -> Vec<(At, &'static str)> {
+    let mut found = Vec::new();
     if service.isolation == Isolation::Connection {
-        None
-    } else if service.migrate {
-        Some((
+        return found;
+    }
+    if service.migrate {
+        found.push((
             At::Key("migrate"),
             "only a session with its own instance can move to another generation, but isolation is \
              `service`; remove one of the two settings",
-        ))
-    } else if service.limits.max_cpu_time.is_some() {
-        Some((
+        ));
+    }
+    if service.limits.max_cpu_time.is_some() {
+        found.push((
             At::Limit("max-cpu-time"),
             "the CPU time of one connection cannot be measured in a shared instance, but isolation is \
              `service`; remove one of the two settings",
-        ))
-    } else {
-        None
+        ));
     }
+    found
 }
 
 /// Whether only one of the two could be bound.

@@ -42,6 +42,8 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A socket of the file system.
     Unix(PathBuf),
+    /// A Unix socket with a name and no file, which exists on Linux only.
+    Abstract(String),
     /// A socket that whoever started the host has opened, by its name in `LISTEN_FDNAMES` or its number from 0 on.
     Inherited(String),
 }
@@ -64,11 +66,43 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Whether clients can have a network address there.
+    pub fn has_networks(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Inherited(_) => true,
+            Self::Unix(_) | Self::Abstract(_) => false,
+        }
+    }
+
+    /// Why a socket option, by its key, has no effect on a listener at this address; `None` if it
+    /// has one.
+    pub fn ignores(&self, option: &str) -> Option<&'static str> {
+        match (self, option) {
+            (Self::Tcp(_), "mode" | "owner") => Some("a TCP socket has no file"),
+            (Self::Abstract(_), "mode" | "owner") => Some("an abstract socket has no file"),
+            (Self::Inherited(_), "mode" | "owner") => {
+                Some("the service manager creates the file of an inherited socket")
+            }
+            (Self::Tcp(SocketAddr::V4(_)), "dual-stack") => Some("the address is one of IPv4"),
+            (Self::Unix(_) | Self::Abstract(_), "dual-stack" | "nodelay" | "keepalive") => {
+                Some("a Unix socket has no TCP options")
+            }
+            (Self::Inherited(_), "dual-stack") => Some("the service manager binds an inherited socket"),
+            (Self::Inherited(_), "backlog") => {
+                Some("the service manager sets the backlog of an inherited socket")
+            }
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix:@{name}"),
             Self::Inherited(name) => write!(f, "inherited:{name}"),
         }
     }
@@ -112,6 +146,33 @@ impl Default for SocketOptions {
             dual_stack: None,
             mode: None,
             owner: None,
+        }
+    }
+}
+
+impl SocketOptions {
+    /// The same, with the default in place of each option that has no effect at `address`.
+    #[must_use]
+    pub fn at(self, address: &Address) -> Self {
+        let default = Self::default();
+        let has_effect = |option| address.ignores(option).is_none();
+        Self {
+            backlog: if has_effect("backlog") {
+                self.backlog
+            } else {
+                default.backlog
+            },
+            nodelay: if has_effect("nodelay") {
+                self.nodelay
+            } else {
+                default.nodelay
+            },
+            keepalive: self.keepalive.filter(|_| has_effect("keepalive")),
+            receive_buffer: self.receive_buffer,
+            send_buffer: self.send_buffer,
+            dual_stack: self.dual_stack.filter(|_| has_effect("dual-stack")),
+            mode: self.mode.filter(|_| has_effect("mode")),
+            owner: self.owner.filter(|_| has_effect("owner")),
         }
     }
 }

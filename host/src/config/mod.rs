@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use clash::{At, Clash, clash, excludes};
+pub use clash::{At, Clash, clashes, excludes};
 pub use limits::{Limits, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
@@ -190,12 +190,35 @@ pub enum CacheDir {
 pub struct Grants {
     /// Arguments, after the name of the program.
     pub args: Vec<String>,
-    /// Variables of the environment.
+    /// Variables of the environment, none of them twice.
     pub env: Vec<(String, String)>,
     /// Directories.
     pub dirs: Vec<GrantedDir>,
     /// Destinations that may be connected to by TCP, as `HOST:PORT`. Names are resolved at the start.
     pub outbound: Vec<String>,
+}
+
+impl Grants {
+    /// Finds names that are granted twice, of which guests could find only one. Returns the keys of
+    /// the settings, and a sentence about each.
+    pub fn repeated(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        for (index, (name, _)) in self.env.iter().enumerate() {
+            if self.env[..index].iter().any(|(before, _)| before == name) {
+                let what = format!("the variable `{name}` is given twice; remove one of the two");
+                found.push(("grants.env", what));
+            }
+        }
+        for (index, dir) in self.dirs.iter().enumerate() {
+            if self.dirs[..index].iter().any(|before| before.guest == dir.guest) {
+                let guest = &dir.guest;
+                let what =
+                    format!("two directories are called `{guest}` in the guest; rename one of the two");
+                found.push(("grants.dirs", what));
+            }
+        }
+        found
+    }
 }
 
 /// A directory that guests may use.

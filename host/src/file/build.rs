@@ -1,16 +1,14 @@
 //! From tables to a checked [`Config`].
 
+use std::cell::RefCell;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-use toml::Spanned;
 
 use super::keys::{
     AccessTable, DefaultsTable, File, GrantsTable, Isolation, LimitsTable, ListenTable, LogConnections,
     LogFormat, LogLevel, ServiceTable, SocketTable, TlsTable,
 };
-use super::problem::Problem;
+use super::problem::{Problem, Problems};
 use super::words::{Kind, Word};
 use crate::config::{self, Access, Address, At, CacheDir, Config, Grants, Limits, Listen, Ratio, Service};
 use crate::values;
@@ -18,42 +16,52 @@ use crate::values;
 /// Makes a [`Config`] of a file.
 pub(super) struct Builder<'a> {
     /// All that the file says, for the lines of problems.
-    pub(super) text: &'a str,
+    text: &'a str,
     /// What its paths are meant from.
-    pub(super) base: &'a Path,
+    base: &'a Path,
+    /// What is wrong with it, as far as it was found.
+    problems: RefCell<Vec<Problem>>,
 }
 
-impl Builder<'_> {
-    pub(super) fn config(&self, file: File) -> Result<Config, Problem> {
+impl<'a> Builder<'a> {
+    pub(super) fn new(text: &'a str, base: &'a Path) -> Self {
+        Self {
+            text,
+            base,
+            problems: RefCell::default(),
+        }
+    }
+
+    /// Checks `file` and makes a [`Config`] of it.
+    ///
+    /// # Errors
+    ///
+    /// Something in it cannot be done. The error has all that was found.
+    pub(super) fn config(self, file: File) -> Result<Config, Problems> {
         if file.services.is_empty() {
-            return Err(self.problem(
-                0..0,
-                "service",
-                "no service is defined; expected at least one [[service]] table",
-            ));
+            let message = "no service is defined; expected at least one [[service]] table";
+            self.refuse("service", message);
         }
-        let mut services = Vec::new();
-        let mut places = Vec::new();
-        for (index, table) in file.services.into_iter().enumerate() {
-            places.push(Place {
-                name: table.name.span(),
-                listen: table.listen.iter().map(Spanned::span).collect(),
-            });
-            services.push(self.service(index, table, file.defaults.clone())?);
-        }
-        self.unclashing(&services, &places)?;
-        Ok(Config {
+        let services: Vec<_> = file
+            .services
+            .into_iter()
+            .enumerate()
+            .map(|(index, table)| self.service(index, table, file.defaults.clone()))
+            .collect();
+        self.refuse_clashes(&services);
+        let config = Config {
             services,
             cache: match file.cache.as_deref().map(values::cache) {
                 None => CacheDir::OfUser,
-                Some(CacheDir::At(dir)) => CacheDir::At(self.path(dir)),
-                Some(other) => other,
+                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.path(dir)),
+                Some(Ok(other)) => other,
+                Some(Err(message)) => {
+                    self.refuse("cache", &message);
+                    CacheDir::Off
+                }
             },
             admin: file.admin.map(|table| config::Admin {
-                address: match table.listen.0 {
-                    Address::Unix(path) => Address::Unix(self.path(path)),
-                    other => other,
-                },
+                address: self.address(table.listen.0, "admin.listen"),
                 token: table.token.map(|token| self.path(token)),
             }),
             otlp: file.otlp.map(|table| config::Otlp {
@@ -75,19 +83,26 @@ impl Builder<'_> {
                     Some(LogLevel::Trace) => config::LogLevel::Trace,
                 },
             },
-        })
+        };
+        let problems = self.problems.into_inner();
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(Problems(problems))
+        }
     }
 
-    fn service(
-        &self,
-        index: usize,
-        table: ServiceTable,
-        defaults: DefaultsTable,
-    ) -> Result<Service, Problem> {
+    fn service(&self, index: usize, table: ServiceTable, defaults: DefaultsTable) -> Service {
         let key = format!("service[{index}]");
-        let at = table.name.span();
-        let component = table.component.map(|path| self.path(path));
-        let middleware: Vec<_> = table.middleware.into_iter().map(|path| self.path(path)).collect();
+        let component = table
+            .component
+            .map(|path| self.component(path, &format!("{key}.component")));
+        let middleware: Vec<_> = table
+            .middleware
+            .into_iter()
+            .enumerate()
+            .map(|(number, path)| self.component(path, &format!("{key}.middleware[{number}]")))
+            .collect();
         let has_files = component.is_some() || !middleware.is_empty();
         let preinit = table.preinit.or(defaults.preinit).unwrap_or_default();
         let watch = table.watch.or(defaults.watch).unwrap_or_default();
@@ -98,46 +113,69 @@ impl Builder<'_> {
             (table.watch, has_files, "watch", "`component` or `middleware`"),
             (table.migrate, component.is_some(), "migrate", "`component`"),
         ];
+        if table.gate.is_some() && !has_files {
+            let message = "requires `component` or `middleware` to be set";
+            self.refuse(&format!("{key}.gate"), message);
+        }
         for (said, has_one, name, needed) in takes_a_file {
             if said == Some(true) && !has_one {
-                let message = format!("requires {needed} to be set");
-                return Err(self.problem(at, &format!("{key}.{name}"), &message));
+                self.refuse(&format!("{key}.{name}"), &format!("requires {needed} to be set"));
             }
         }
         let has_component = component.is_some();
         if table.listen.is_empty() {
-            return Err(self.problem(
-                at,
-                &format!("{key}.listen"),
-                "the list is empty; expected at least one address",
-            ));
+            let message = "the list is empty; expected at least one address";
+            self.refuse(&format!("{key}.listen"), message);
         }
+        let own_options = options(&table.socket);
         let sockets = table.socket.or(defaults.socket.unwrap_or_default());
-        let mut listen = Vec::new();
-        for (number, entry) in table.listen.into_iter().enumerate() {
-            let key = format!("{key}.listen[{number}]");
-            let span = entry.span();
-            listen.push(self.listen(entry.into_inner().0, &sockets, &key, span)?);
+        let listen: Vec<_> = table
+            .listen
+            .into_iter()
+            .enumerate()
+            .map(|(number, entry)| self.listen(entry.0, &sockets, &format!("{key}.listen[{number}]")))
+            .collect();
+        for option in own_options {
+            let ignored: Option<Vec<_>> = listen.iter().map(|one| one.address.ignores(option)).collect();
+            if let Some(why) = ignored.as_deref().and_then(<[_]>::first) {
+                self.refuse(&format!("{key}.socket.{option}"), &without_effect(why));
+            }
+        }
+        let has_sources = |listen: &Listen| listen.proxy_protocol.is_some() || listen.address.has_networks();
+        for (name, networks) in [("allow", &table.access.allow), ("deny", &table.access.deny)] {
+            if networks.as_ref().is_some_and(|networks| !networks.is_empty())
+                && !listen.is_empty()
+                && !listen.iter().any(has_sources)
+            {
+                let why = "clients of a Unix socket have no network address";
+                self.refuse(&format!("{key}.access.{name}"), &without_effect(why));
+            }
+        }
+        for (number, arg) in table.args.iter().enumerate() {
+            if let Err(message) = values::without_nul(arg) {
+                self.refuse(&format!("{key}.args[{number}]"), &message);
+            }
         }
         let grants = table.grants.or(defaults.grants.unwrap_or_default());
-        let grants = self.grants(grants, table.args, &format!("{key}.grants.dirs"), &at)?;
-        Ok(Service {
-            name: table.name.into_inner().0,
+        let grants = self.grants(grants, table.args, &format!("{key}.grants"));
+        let isolation = table.isolation.or(defaults.isolation);
+        if table.instances.is_some() && !matches!(isolation, Some(Isolation::Service)) {
+            let message = "requires `isolation = \"service\"`; otherwise each connection has its \
+                           own instance";
+            self.refuse(&format!("{key}.instances"), message);
+        }
+        Service {
+            name: table.name.0,
             component,
             middleware,
             preinit: preinit && has_component,
             watch: watch && has_files,
             grants,
             migrate: migrate && has_component,
-            isolation: match (table.isolation.or(defaults.isolation), table.instances) {
-                (None | Some(Isolation::Connection), None) => config::Isolation::Connection,
-                (None | Some(Isolation::Connection), Some(_)) => {
-                    let message = "requires `isolation = \"service\"`; otherwise each connection \
-                                   has its own instance";
-                    return Err(self.problem(at, &format!("{key}.instances"), message));
-                }
-                (Some(Isolation::Service), instances) => config::Isolation::Service {
-                    instances: value(instances, NonZeroUsize::MIN),
+            isolation: match isolation {
+                None | Some(Isolation::Connection) => config::Isolation::Connection,
+                Some(Isolation::Service) => config::Isolation::Service {
+                    instances: value(table.instances, NonZeroUsize::MIN),
                 },
             },
             drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),
@@ -151,54 +189,62 @@ impl Builder<'_> {
                 Some(LogConnections::Failed) => config::LogConnections::Failed,
                 Some(LogConnections::None) => config::LogConnections::None,
             },
-        })
+        }
     }
 
-    fn listen(
-        &self,
-        table: ListenTable,
-        sockets: &SocketTable,
-        key: &str,
-        span: Range<usize>,
-    ) -> Result<Listen, Problem> {
-        let socket = socket(table.socket.or(sockets.clone()));
-        let proxy_protocol = match table.proxy_protocol {
-            Some(table) if table.from.is_empty() => {
-                let key = format!("{key}.proxy-protocol.from");
-                let message = "the list is empty; expected the networks of the trusted proxies";
-                return Err(self.problem(span, &key, message));
+    fn listen(&self, table: ListenTable, sockets: &SocketTable, key: &str) -> Listen {
+        for option in options(&table.socket) {
+            if let Some(why) = table.address.0.ignores(option) {
+                self.refuse(&format!("{key}.socket.{option}"), &without_effect(why));
             }
-            other => other.map(|table| config::ProxyProtocol {
+        }
+        let socket = socket(table.socket.or(sockets.clone())).at(&table.address.0);
+        let proxy_protocol = table.proxy_protocol.map(|table| {
+            if table.from.is_empty() {
+                let message = "the list is empty; expected the networks of the trusted proxies";
+                self.refuse(&format!("{key}.proxy-protocol.from"), message);
+            }
+            config::ProxyProtocol {
                 trusted: list(table.from),
                 timeout: value(table.timeout, config::PROXY_TIMEOUT),
-            }),
-        };
+            }
+        });
         if let Some(tls) = &table.tls
             && tls.client_optional
             && tls.client_ca.is_none()
         {
             let message = "requires `client-ca` to be set";
-            return Err(self.problem(span, &format!("{key}.tls.client-optional"), message));
+            self.refuse(&format!("{key}.tls.client-optional"), message);
         }
-        let address = match table.address.0 {
-            Address::Unix(path) => {
-                let path = self.path(path);
-                // It is bound by its whole path, since the directory that the process is in may change.
-                let length = std::path::absolute(&path).map_or(0, |path| path.as_os_str().len());
-                if length > values::SOCKET_PATH {
-                    return Err(self.problem(span, key, &values::too_long(length)));
-                }
-                Address::Unix(path)
-            }
-            other => other,
-        };
-        Ok(Listen {
-            address,
+        Listen {
+            address: self.address(table.address.0, key),
             name: table.name,
             socket,
             proxy_protocol,
             tls: table.tls.map(|table| self.tls(table)),
-        })
+        }
+    }
+
+    /// The same address, with a path from the directory of the file.
+    fn address(&self, address: Address, key: &str) -> Address {
+        let Address::Unix(path) = address else {
+            return address;
+        };
+        let path = self.path(path);
+        // It is bound by its whole path, since the directory that the process is in may change.
+        let length = std::path::absolute(&path).map_or(0, |path| path.as_os_str().len());
+        if length > values::SOCKET_PATH {
+            self.refuse(key, &values::too_long(length));
+        }
+        Address::Unix(path)
+    }
+
+    /// The path of a component.
+    fn component(&self, path: PathBuf, key: &str) -> PathBuf {
+        if let Err(message) = values::component(&path) {
+            self.refuse(key, &message);
+        }
+        self.path(path)
     }
 
     fn tls(&self, table: TlsTable) -> config::Tls {
@@ -224,66 +270,77 @@ impl Builder<'_> {
         }
     }
 
-    fn grants(
-        &self,
-        table: GrantsTable,
-        args: Vec<String>,
-        key: &str,
-        at: &Range<usize>,
-    ) -> Result<Grants, Problem> {
+    fn grants(&self, table: GrantsTable, args: Vec<String>, key: &str) -> Grants {
+        let env = table.env.unwrap_or_default();
+        for (name, value) in &env {
+            let checked = values::variable_name(name).and_then(|()| values::without_nul(value));
+            if let Err(message) = checked {
+                self.refuse(&format!("{key}.env.{name}"), &message);
+            }
+        }
         let mut dirs = list(table.dirs.unwrap_or_default());
         for dir in &mut dirs {
             dir.host = self.path(dir.host.clone());
-            if !dir.host.is_dir() {
-                let message = format!("`{}` is not a directory", dir.host.display());
-                return Err(self.problem(at.clone(), key, &message));
-            }
         }
-        Ok(Grants {
+        Grants {
             args,
-            env: table.env.unwrap_or_default().into_iter().collect(),
+            env: env.into_iter().collect(),
             dirs,
             outbound: list(table.allow_outbound.unwrap_or_default()),
-        })
+        }
     }
 
     /// Finds services of one name, and listeners of which only one could be bound.
-    fn unclashing(&self, services: &[Service], places: &[Place]) -> Result<(), Problem> {
-        let Err(clash) = config::clash(services) else {
-            return Ok(());
-        };
-        let place = places.get(clash.service);
-        let service = clash.service;
-        let (key, span) = match clash.at {
-            At::Key(key) => (
-                format!("service[{service}].{key}"),
-                place.map(|place| place.name.clone()),
-            ),
-            At::Limit(key) => (
-                format!("service[{service}].limits.{key}"),
-                place.map(|place| place.name.clone()),
-            ),
-            At::Listener(number) => (
-                format!("service[{service}].listen[{number}]"),
-                place.and_then(|place| place.listen.get(number).cloned()),
-            ),
-        };
-        Err(self.problem(span.unwrap_or_default(), &key, &clash.to_string()))
+    fn refuse_clashes(&self, services: &[Service]) {
+        for clash in config::clashes(services) {
+            let service = clash.service;
+            let key = match clash.at {
+                At::Key(key) => format!("service[{service}].{key}"),
+                At::Limit(key) => format!("service[{service}].limits.{key}"),
+                At::Listener(number) => format!("service[{service}].listen[{number}]"),
+                At::OfListener(number, key) => format!("service[{service}].listen[{number}].{key}"),
+            };
+            self.refuse(&key, &clash.to_string());
+        }
     }
 
     fn path(&self, path: PathBuf) -> PathBuf {
         self.base.join(path)
     }
 
-    fn problem(&self, span: Range<usize>, key: &str, message: &str) -> Problem {
-        Problem::at(self.text, span, key.to_owned(), message.to_owned())
+    fn refuse(&self, key: &str, message: &str) {
+        let problem = Problem::of(self.text, key, message.to_owned());
+        self.problems.borrow_mut().push(problem);
     }
 }
 
-/// Where in the file a service is.
-struct Place {
-    name: Range<usize>,
-    listen: Vec<Range<usize>>,
+/// The keys that a table of socket options sets.
+fn options(table: &SocketTable) -> Vec<&'static str> {
+    let SocketTable {
+        backlog,
+        nodelay,
+        keepalive,
+        receive_buffer: _,
+        send_buffer: _,
+        dual_stack,
+        mode,
+        owner,
+    } = table;
+    let keys = [
+        ("backlog", backlog.is_some()),
+        ("nodelay", nodelay.is_some()),
+        ("keepalive", keepalive.is_some()),
+        ("dual-stack", dual_stack.is_some()),
+        ("mode", mode.is_some()),
+        ("owner", owner.is_some()),
+    ];
+    keys.into_iter()
+        .filter_map(|(key, is_set)| is_set.then_some(key))
+        .collect()
+}
+
+fn without_effect(why: &str) -> String {
+    format!("has no effect here: {why}; remove the key")
 }
 
 fn value<K: Kind>(word: Option<Word<K>>, default: K::Value) -> K::Value {

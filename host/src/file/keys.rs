@@ -8,13 +8,15 @@ use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use toml::Spanned;
+use serde_json::{Value, json};
 
 use super::words::{
     AdminAddress, Backlog, Buffer, Bytes, Collector, Connections, Count, Deadline, Destination, Directory,
     Instances, Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Sample, Size, Slice,
     SocketMode, Threads, Time, Timeout, Word,
 };
+
+use crate::values::HOST_VARIABLES;
 
 /// Makes a table whose keys may all be left out. What one table leaves out it can take from another.
 macro_rules! table {
@@ -52,6 +54,7 @@ pub(super) struct File {
     pub(super) drain_timeout: Option<Word<Time>>,
     /// Directory for compiled components, or `off`. Default: in the user's cache directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub(super) cache: Option<String>,
     /// The log on standard error.
     #[serde(default)]
@@ -67,6 +70,7 @@ pub(super) struct File {
     pub(super) defaults: DefaultsTable,
     /// The services; at least one.
     #[serde(rename = "service")]
+    #[schemars(length(min = 1))]
     pub(super) services: Vec<ServiceTable>,
 }
 
@@ -164,21 +168,37 @@ table! {
     }
 }
 
+/// What the schema matches paths of components with: they are no references to other places.
+const FILE: &str = "^(?![A-Za-z0-9]*://)[\\s\\S]";
+
+/// What the schema says of keys that require others.
+fn required(key: &str, value: Value, keys: &[&str]) -> Value {
+    let any: Vec<_> = keys.iter().map(|key| json!({ "required": [key] })).collect();
+    json!({ "if": { "required": [key], "properties": { key: value } }, "then": { "anyOf": any } })
+}
+
 /// One service: where it listens, and the component that serves its connections.
 #[derive(Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("allOf" = [
+    required("preinit", json!({ "const": true }), &["component"]),
+    required("watch", json!({ "const": true }), &["component", "middleware"]),
+    required("migrate", json!({ "const": true }), &["component"]),
+    required("gate", json!(true), &["component", "middleware"]),
+]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ServiceTable {
     /// Name of the service in the log and in metrics.
-    #[schemars(with = "Word<Name>")]
-    pub(super) name: Spanned<Word<Name>>,
+    pub(super) name: Word<Name>,
     /// Where the service listens: addresses, or tables with more settings.
-    #[schemars(with = "Vec<ListenEntry>")]
-    pub(super) listen: Vec<Spanned<ListenEntry>>,
+    #[schemars(length(min = 1))]
+    pub(super) listen: Vec<ListenEntry>,
     /// Component that serves connections. Default: an embedded echo guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = FILE))]
     pub(super) component: Option<PathBuf>,
     /// Middleware between the peer and the component; the first one is nearest the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("items" = { "type": "string", "pattern": FILE }))]
     pub(super) middleware: Vec<PathBuf>,
     /// Arguments for guests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -228,6 +248,7 @@ table! {
     /// Resources that guests may use besides their connection.
     GrantsTable {
         /// Environment variables for guests.
+        #[schemars(extend("propertyNames" = { "pattern": "^[^=]+$", "not": { "enum": HOST_VARIABLES } }))]
         env: BTreeMap<String, String>,
         /// Directories for guests: `HOST::GUEST`, or `HOST::GUEST:rw` if they may write.
         dirs: Vec<Word<Directory>>,
@@ -337,6 +358,7 @@ impl<'de> Visitor<'de> for ListenReader {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ProxyProtocolTable {
     /// Networks of the trusted proxies. Connections from other networks are refused.
+    #[schemars(length(min = 1))]
     pub(super) from: Vec<Word<Network>>,
     /// How long the header may take. Default: `5s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -345,6 +367,7 @@ pub(super) struct ProxyProtocolTable {
 
 /// Settings of TLS.
 #[derive(Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("allOf" = [required("client-optional", json!({ "const": true }), &["client-ca"])]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct TlsTable {
     /// File of the certificate chain, in PEM format.

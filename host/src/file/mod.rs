@@ -5,6 +5,8 @@
 
 mod build;
 mod keys;
+mod patterns;
+mod place;
 mod print;
 mod problem;
 mod words;
@@ -19,7 +21,7 @@ use crate::config::Config;
 use build::Builder;
 use keys::File;
 pub use print::print;
-use problem::Problem;
+pub use problem::{Problem, Problems};
 
 /// Bytes that a file may have. None needs more than a small part of it.
 const MAX_FILE: u64 = 16 << 20;
@@ -28,7 +30,7 @@ const MAX_FILE: u64 = 16 << 20;
 #[derive(Debug, Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("cannot read `{}`: {error}", path.display())]
+    #[error("cannot read the services file `{}`: {error}", path.display())]
     Read {
         /// Its path.
         path: PathBuf,
@@ -36,13 +38,77 @@ pub enum FileError {
         error: io::Error,
     },
     /// What it says cannot be done.
-    #[error("{}:{problem}", path.display())]
+    #[error("{}:{problems}", path.display())]
     Refused {
         /// Its path.
         path: PathBuf,
         /// What is wrong, and where.
-        problem: Problem,
+        problems: Problems,
     },
+}
+
+impl FileError {
+    /// A sentence for each thing that is wrong.
+    pub fn sentences(&self) -> Vec<String> {
+        match self {
+            Self::Read { .. } => vec![self.to_string()],
+            Self::Refused { path, problems } => {
+                let path = path.display();
+                let problems = problems.0.iter();
+                problems.map(|problem| format!("{path}:{problem}")).collect()
+            }
+        }
+    }
+}
+
+/// A file as it was read.
+#[derive(Clone, Debug)]
+pub struct Text {
+    path: PathBuf,
+    text: String,
+}
+
+impl Text {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let text = read_text(path).map_err(|error| FileError::Read {
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            text,
+        })
+    }
+
+    /// The path that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says. Paths in it are meant from the directory that it is in.
+    ///
+    /// # Errors
+    ///
+    /// It says something that is not understood or could not be done.
+    pub fn config(&self) -> Result<Config, FileError> {
+        let base = self.path.parent().unwrap_or(Path::new(""));
+        parse(&self.text, base).map_err(|problems| FileError::Refused {
+            path: self.path.clone(),
+            problems,
+        })
+    }
+
+    /// Says that something is wrong with `key`, such as `service[0].component`, with the line that
+    /// sets it.
+    pub fn problem(&self, key: &str, message: String) -> String {
+        let problem = Problem::of(&self.text, key, message);
+        format!("{}:{problem}", self.path.display())
+    }
 }
 
 /// Reads the file at `path`. Paths in it are meant from the directory that it is in.
@@ -51,16 +117,7 @@ pub enum FileError {
 ///
 /// It cannot be read, or says something that is not understood or could not be done.
 pub fn read(path: &Path) -> Result<Config, FileError> {
-    let refused = |problem| FileError::Refused {
-        path: path.to_owned(),
-        problem,
-    };
-    let text = read_text(path).map_err(|error| FileError::Read {
-        path: path.to_owned(),
-        error,
-    })?;
-    let base = path.parent().unwrap_or(Path::new(""));
-    parse(&text, base).map_err(refused)
+    Text::read(path)?.config()
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -76,11 +133,12 @@ fn read_text(path: &Path) -> io::Result<String> {
 /// # Errors
 ///
 /// It says something that is not understood or could not be done.
-pub fn parse(text: &str, base: &Path) -> Result<Config, Problem> {
-    let deserializer = toml::Deserializer::parse(text).map_err(|error| Problem::syntax(text, &error))?;
-    let file: File =
-        serde_path_to_error::deserialize(deserializer).map_err(|error| Problem::content(text, &error))?;
-    Builder { text, base }.config(file)
+pub fn parse(text: &str, base: &Path) -> Result<Config, Problems> {
+    let one = |problem| Problems(vec![problem]);
+    let deserializer = toml::Deserializer::parse(text).map_err(|error| one(Problem::syntax(text, &error)))?;
+    let file: File = serde_path_to_error::deserialize(deserializer)
+        .map_err(|error| one(Problem::content(text, &error)))?;
+    Builder::new(text, base).config(file)
 }
 
 /// A schema of the file by the JSON Schema standard, for editors.

@@ -1,7 +1,6 @@
 //! A [`Config`] as a file, with all that is in force.
 
 use anyhow::Context as _;
-use toml::Spanned;
 
 use super::keys::{
     AccessTable, AdminTable, DefaultsTable, File, GrantsTable, IdentityTable, Isolation, LimitsTable,
@@ -59,11 +58,11 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
 
 fn service(service: &Service) -> ServiceTable {
     ServiceTable {
-        name: unplaced(Word(service.name.clone())),
+        name: Word(service.name.clone()),
         listen: service
             .listen
             .iter()
-            .map(|one| unplaced(ListenEntry(listen(one))))
+            .map(|one| ListenEntry(listen(one)))
             .collect(),
         component: service.component.clone(),
         middleware: service.middleware.clone(),
@@ -104,13 +103,14 @@ fn service(service: &Service) -> ServiceTable {
 
 fn listen(listen: &Listen) -> ListenTable {
     let socket = &listen.socket;
+    let has_effect = |option| listen.address.ignores(option).is_none();
     ListenTable {
         address: Word(listen.address.clone()),
         name: listen.name.clone(),
         socket: SocketTable {
-            backlog: Some(Word(socket.backlog)),
-            nodelay: Some(socket.nodelay),
-            keepalive: Some(Word(socket.keepalive)),
+            backlog: has_effect("backlog").then_some(Word(socket.backlog)),
+            nodelay: has_effect("nodelay").then_some(socket.nodelay),
+            keepalive: has_effect("keepalive").then_some(Word(socket.keepalive)),
             receive_buffer: Some(Word(socket.receive_buffer)),
             send_buffer: Some(Word(socket.send_buffer)),
             dual_stack: socket.dual_stack,
@@ -165,8 +165,4 @@ fn limits(limits: &Limits) -> LimitsTable {
 
 fn words<K: Kind<Value: Clone>>(values: &[K::Value]) -> Vec<Word<K>> {
     values.iter().cloned().map(Word).collect()
-}
-
-fn unplaced<T>(value: T) -> Spanned<T> {
-    Spanned::new(0..0, value)
 }

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use serde_path_to_error::{Error, Segment};
 
+use super::place;
+
 /// How alike two words have to be for the one to be suggested for the other, from 0 to 1.
 const ALIKE: f64 = 0.75;
 
@@ -28,9 +30,29 @@ impl fmt::Display for Problem {
     }
 }
 
+/// All that is wrong with a file, in the order in which it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            let before = if index == 0 { "" } else { "; " };
+            write!(f, "{before}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Problem {
+    /// A problem with `key`, such as `service[0].limits.max-memory`, in the file `text`.
+    pub(super) fn of(text: &str, key: &str, message: String) -> Self {
+        let (key, span) = place::find(text, key);
+        Self::at(text, span, key, message)
+    }
+
     /// A problem with the key at `span` of `text`.
-    pub(super) fn at(text: &str, span: Range<usize>, key: String, message: String) -> Self {
+    fn at(text: &str, span: Range<usize>, key: String, message: String) -> Self {
         let before = text.get(..span.start.min(text.len())).unwrap_or(text);
         Self {
             line: 1 + before.matches('\n').count(),
@@ -72,7 +94,10 @@ impl Problem {
                 path.pop_if(|last| last == found);
                 unknown_word(kind, found, &known)
             }
-            None => in_one_line(&message.replacen("missing field", "missing key", 1)),
+            None => {
+                let message = message.replacen("missing field", "missing key", 1);
+                in_one_line(&in_words_of_toml(&message, &path))
+            }
         };
         Self::at(text, inner.span().unwrap_or_default(), path.join("."), message)
     }
@@ -86,6 +111,43 @@ fn unknown(message: &str) -> Option<(&'static str, &str, Vec<&str>)> {
     };
     let mut names = names.split('`').skip(1).step_by(2);
     Some((kind, names.next()?, names.collect()))
+}
+
+/// Rewrites serde's message about a value of the wrong type in the words of TOML. `path` leads to
+/// the value.
+fn in_words_of_toml(message: &str, path: &[String]) -> String {
+    let types = message.strip_prefix("invalid type: ");
+    let Some((found, expected)) = types.and_then(|types| types.split_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let of_toml = |word: &str| match word {
+        "a sequence" | "sequence" => "a list".to_owned(),
+        "a map" | "map" => "a table".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "path string" => "a path in quotes".to_owned(),
+        word if word.starts_with("struct ") => "a table".to_owned(),
+        word => word.to_owned(),
+    };
+    let advice = match (found, expected) {
+        // Lists of tables, which a table with single brackets does not begin.
+        ("map", "a sequence") => {
+            let names: Vec<_> = path
+                .iter()
+                .map(|part| part.split('[').next().unwrap_or_default())
+                .collect();
+            format!("; write [[{0}]] instead of [{0}]", names.join("."))
+        }
+        (found, "a sequence") => match found.strip_prefix("string ") {
+            Some(text) => format!("; write [{text}]"),
+            None => String::new(),
+        },
+        _ => String::new(),
+    };
+    format!(
+        "invalid type: {}, expected {}{advice}",
+        of_toml(found),
+        of_toml(expected)
+    )
 }
 
 fn unknown_word(kind: &str, found: &str, known: &[&str]) -> String {

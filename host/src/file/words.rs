@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
+use super::patterns;
 use crate::config::{Address, Endpoint, GrantedDir, Mode, Rate, Ratio};
 use crate::values::{self, OFF};
 
@@ -21,8 +22,12 @@ pub(super) trait Kind {
     const NAME: &'static str;
     /// An example, for who sees the schema.
     const EXAMPLE: &'static str;
+    /// What it matches as a string, in the schema.
+    const PATTERN: &'static str;
     /// Whether it can stand there as a number.
     const NUMBERS: bool = false;
+    /// The least and the greatest of these numbers.
+    const RANGE: (f64, f64) = (1.0, f64::INFINITY);
 
     fn parse(text: &str) -> Result<Self::Value, String>;
     fn show(value: &Self::Value) -> String;
@@ -103,23 +108,36 @@ impl<K: Kind> JsonSchema for Word<K> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let example = K::EXAMPLE;
-        if K::NUMBERS {
-            let whole = if example.contains('.') {
-                "number"
-            } else {
-                "integer"
-            };
-            json_schema!({ "type": [whole, "string"], "examples": [example] })
-        } else {
-            json_schema!({ "type": "string", "examples": [example] })
+        let (example, pattern) = (K::EXAMPLE, K::PATTERN);
+        if !K::NUMBERS {
+            return json_schema!({ "type": "string", "pattern": pattern, "examples": [example] });
         }
+        let number = if example.contains('.') {
+            "number"
+        } else {
+            "integer"
+        };
+        let (least, greatest) = K::RANGE;
+        // A range holds for numbers alone, and a pattern for strings.
+        let mut schema = json_schema!({
+            "type": [number, "string"],
+            "minimum": least as u64,
+            "pattern": pattern,
+            "examples": [example],
+        });
+        if greatest.is_finite() {
+            schema.insert("maximum".to_owned(), (greatest as u64).into());
+        }
+        schema
     }
 }
 
 /// Makes kinds: the value, its parser, how it is written, and an example.
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident: $value:ty = $parse:path, $show:expr, $example:literal $(, $numbers:ident)?;)*) => {$(
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $value:ty = $parse:path, $show:expr, $example:literal, $pattern:ident $(, $least:literal to $greatest:expr)?;
+    )*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(super) enum $name {}
@@ -128,7 +146,11 @@ macro_rules! kinds {
             type Value = $value;
             const NAME: &'static str = stringify!($name);
             const EXAMPLE: &'static str = $example;
-            $(const NUMBERS: bool = kinds!(@$numbers);)?
+            const PATTERN: &'static str = patterns::$pattern;
+            $(
+                const NUMBERS: bool = true;
+                const RANGE: (f64, f64) = ($least, $greatest);
+            )?
 
             fn parse(text: &str) -> Result<$value, String> {
                 $parse(text)
@@ -140,60 +162,59 @@ macro_rules! kinds {
             }
         }
     )*};
-    (@number) => { true };
 }
 
 kinds! {
     /// A time that may be none.
-    Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s";
+    Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s", TIMEOUT;
     /// A time that may be zero.
-    Time: Duration = values::duration, span, "10s";
+    Time: Duration = values::duration, span, "10s", TIME;
     /// A time above zero.
-    Deadline: Duration = values::deadline, span, "5s";
+    Deadline: Duration = values::deadline, span, "5s", DEADLINE;
     /// A turn.
-    Slice: Duration = values::slice, span, "2ms";
+    Slice: Duration = values::slice, span, "2ms", DEADLINE;
     /// When the kernel asks for a peer.
-    Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m";
+    Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m", TIMEOUT;
     /// An amount of memory.
-    Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB";
+    Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB", SIZE;
     /// A number of bytes.
-    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB";
+    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB", BYTES;
     /// A buffer of the kernel's.
-    Buffer: Option<usize> = values::buffer, |size| or_off(size.as_ref(), |size| bytes(&(*size as u64))), "256KiB";
+    Buffer: Option<usize> = values::buffer, |size| or_off(size.as_ref(), |size| bytes(&(*size as u64))), "256KiB", BYTES;
     /// A number of connections.
-    Connections: NonZeroUsize = values::connections, ToString::to_string, "1024", number;
+    Connections: NonZeroUsize = values::connections, ToString::to_string, "1024", CONNECTIONS, 1.0 to 1e9;
     /// A number of connections that may be none.
-    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", number;
+    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", COUNT, 1.0 to f64::INFINITY;
     /// Connections in a time.
-    MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", number;
+    MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", RATE, 1.0 to 1e6;
     /// Instances that connections share.
-    Instances: NonZeroUsize = values::instances, ToString::to_string, "cores", number;
+    Instances: NonZeroUsize = values::instances, ToString::to_string, "cores", INSTANCES, 1.0 to 1024.0;
     /// Threads.
-    Threads: NonZeroUsize = values::threads, ToString::to_string, "4", number;
+    Threads: NonZeroUsize = values::threads, ToString::to_string, "4", THREADS, 1.0 to 1024.0;
     /// Connections that wait.
-    Backlog: u32 = values::backlog, ToString::to_string, "4096", number;
+    Backlog: u32 = values::backlog, ToString::to_string, "4096", BACKLOG, 1.0 to 65_535.0;
     /// A part of all.
-    Sample: Ratio = values::ratio, |ratio| ratio.get().to_string(), "0.1", number;
+    Sample: Ratio = values::ratio, |ratio| ratio.get().to_string(), "0.1", SAMPLE, 0.0 to 1.0;
     /// An address to listen at.
-    ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080";
+    ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080", LISTEN;
     /// An address to be looked at.
-    AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090";
+    AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090", ADMIN;
     /// A collector.
-    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318";
+    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318", COLLECTOR;
     /// A network.
-    Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24";
+    Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24", NETWORK;
     /// The mode of a socket.
-    SocketMode: Mode = values::mode, |mode| format!("{:04o}", mode.0), "0660";
+    SocketMode: Mode = values::mode, |mode| format!("{:04o}", mode.0), "0660", MODE;
     /// The owner of a socket.
-    Owner: String = values::owner, Clone::clone, "user:group";
+    Owner: String = values::owner, Clone::clone, "user:group", OWNER;
     /// A protocol for ALPN.
-    Protocol: String = values::protocol, Clone::clone, "h2";
+    Protocol: String = values::protocol, Clone::clone, "h2", PROTOCOL;
     /// The name of a service.
-    Name: String = values::name, Clone::clone, "echo";
+    Name: String = values::name, Clone::clone, "echo", NAME;
     /// A directory that is granted.
-    Directory: GrantedDir = values::directory, show_directory, "data::/data:rw";
+    Directory: GrantedDir = values::directory, show_directory, "data::/data:rw", DIRECTORY;
     /// A destination that is granted.
-    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432";
+    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432", DESTINATION;
 }
 
 fn or_off<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {

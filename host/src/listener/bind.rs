@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail};
 use nix::unistd::{Group, User};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::debug;
 
 use super::inherited::{self, Lease};
 use crate::config::{Address, Listen, Mode, SocketOptions};
+use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
 /// has the reason and the measurements.
@@ -48,17 +50,24 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow:
     let options = &config.socket;
     match &config.address {
         Address::Tcp(address) => {
-            let (socket, local) = tcp(*address, options).map_err(|error| {
-                let advice = advice(&error, flag);
-                anyhow!("cannot listen on {address}: {error}; {advice}")
-            })?;
+            let (socket, local) =
+                tcp(*address, options).map_err(|error| refused(&error, &config.address, flag))?;
             Ok(Bound {
                 socket: super::Socket::Tcp(socket, local),
                 hold: Hold::Nothing,
             })
         }
-        Address::Unix(path) => {
-            unix(path, options, owner, flag).with_context(|| format!("cannot listen on {}", config.address))
+        Address::Unix(path) => unix(path, options, owner, flag).map_err(|error| match error.downcast() {
+            Ok(Unbound(error)) => refused(&error, &config.address, flag),
+            Err(error) => error.context(format!("cannot listen on {}", config.address)),
+        }),
+        Address::Abstract(name) => {
+            let socket = abstract_socket(name, options);
+            let socket = socket.map_err(|error| refused(&error, &config.address, flag))?;
+            Ok(Bound {
+                socket: super::Socket::Unix(socket, format!("@{name}").into()),
+                hold: Hold::Nothing,
+            })
         }
         Address::Inherited(name) => {
             inherited(name, options).with_context(|| format!("cannot listen on {}", config.address))
@@ -66,18 +75,81 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow:
     }
 }
 
+/// The system has not let a socket be made or bound.
+#[derive(Debug, Error)]
+#[error(transparent)]
+struct Unbound(#[from] io::Error);
+
+/// Says that an address cannot be bound, and what to do about it. Another could be chosen by
+/// `flag`.
+fn refused(error: &io::Error, address: &Address, flag: &str) -> anyhow::Error {
+    let advice = advice(error, address, flag);
+    anyhow!("cannot listen on {address}: {error}; {advice}")
+}
+
 /// What to do about an address that cannot be bound. Another could be chosen by `flag`.
-fn advice(error: &io::Error, flag: &str) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("stop the process that uses it, or choose another address with {flag}")
-        }
-        io::ErrorKind::AddrNotAvailable => format!("choose an address of this machine with {flag}"),
-        io::ErrorKind::PermissionDenied => format!(
-            "a port below 1024 may need CAP_NET_BIND_SERVICE; grant it, or choose another port with \
-             {flag}"
+fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
+    let parent = match address {
+        Address::Unix(path) => Some(
+            path.parent()
+                .filter(|dir| *dir != Path::new(""))
+                .unwrap_or(Path::new(".")),
         ),
-        _ => format!("choose another address with {flag}"),
+        _ => None,
+    };
+    let another = match parent {
+        Some(_) => format!("choose another path with {flag}"),
+        None => format!("choose another address with {flag}"),
+    };
+    match (error.raw_os_error(), address, parent) {
+        (Some(libc::EADDRINUSE), ..) => format!("stop the process that uses it, or {another}"),
+        (Some(libc::EADDRNOTAVAIL), ..) => format!("choose an address of this machine with {flag}"),
+        (Some(libc::EMFILE), ..) => format!(
+            "the process has too many files open; raise the limit (`ulimit -n`, or `LimitNOFILE=` in \
+             the systemd unit), or remove listeners from {flag}"
+        ),
+        (Some(libc::ENFILE), ..) => {
+            "the system has too many files open; raise the limit with `sysctl fs.file-max`".to_owned()
+        }
+        (Some(libc::EAFNOSUPPORT), Address::Tcp(SocketAddr::V6(_)), _) => {
+            format!("IPv6 is disabled on this machine; enable it, or choose an IPv4 address with {flag}")
+        }
+        (Some(libc::EAFNOSUPPORT), ..) => {
+            format!("the system does not support this kind of address; {another}")
+        }
+        (Some(libc::EINVAL), Address::Tcp(SocketAddr::V6(address)), _)
+            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
+        {
+            format!(
+                "a link-local address requires the interface, such as [{}%eth0]:{}; name it with {flag}",
+                address.ip(),
+                address.port()
+            )
+        }
+        (Some(libc::EACCES | libc::EPERM), Address::Tcp(address), _)
+            if (1..1024).contains(&address.port()) =>
+        {
+            format!(
+                "a port below 1024 may need CAP_NET_BIND_SERVICE; grant it, or choose another port with \
+                 {flag}"
+            )
+        }
+        (Some(libc::EACCES | libc::EPERM), _, Some(dir)) => format!(
+            "the host must be permitted to create files in `{}`; permit it, or {another}",
+            dir.display()
+        ),
+        (Some(libc::EACCES | libc::EPERM), ..) => {
+            format!("a security policy of the system forbids it; change the policy, or {another}")
+        }
+        (Some(libc::ENOENT), _, Some(dir)) => format!(
+            "the directory `{}` does not exist; create it, or {another}",
+            dir.display()
+        ),
+        (Some(libc::ENOTDIR), _, Some(dir)) => {
+            format!("`{}` is not a directory; {another}", dir.display())
+        }
+        (Some(libc::EROFS), ..) => format!("the file system is read-only; {another}"),
+        _ => another,
     }
 }
 
@@ -180,17 +252,33 @@ fn inherited(name: &str, options: &SocketOptions) -> anyhow::Result<Bound> {
 
 /// A socket that is bound to `path`, in place of one that nobody listens at any more.
 fn unix_socket(path: &Path, flag: &str) -> anyhow::Result<(Socket, SocketFile)> {
-    let address = SockAddr::unix(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let length = path.as_os_str().len();
+    if length > values::SOCKET_PATH {
+        bail!("{} with {flag}", values::too_long(length));
+    }
+    let address = SockAddr::unix(path).map_err(Unbound)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Unbound)?;
     if let Err(error) = socket.bind(&address) {
         if error.kind() != io::ErrorKind::AddrInUse {
-            return Err(error.into());
+            return Err(Unbound(error).into());
         }
         remove_stale(path, &address, flag)?;
-        socket.bind(&address)?;
+        socket.bind(&address).map_err(Unbound)?;
     }
     let file = SocketFile::of(path.to_owned())?;
     Ok((socket, file))
+}
+
+/// A listening socket with a name and no file.
+fn abstract_socket(name: &str, options: &SocketOptions) -> io::Result<UnixListener> {
+    // Such a name begins with a NUL byte (unix(7)).
+    let address = SockAddr::unix(format!("\0{name}"))?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    set(&socket, options)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address)?;
+    socket.listen(backlog(options))?;
+    UnixListener::from_std(socket.into())
 }
 
 /// Removes a socket that a process has left behind. Of two hosts that find the same one at the same moment, one has its file

@@ -76,6 +76,21 @@ impl Prepared<'_> {
     }
 }
 
+/// Finds everything that keeps a listener from being prepared. Returns the keys of the settings,
+/// and what is wrong with each.
+pub(crate) fn faults(config: &Listen) -> Vec<(String, anyhow::Error)> {
+    let tls = config.tls.iter().flat_map(tls::faults);
+    let tls = tls.map(|(key, error)| {
+        let error = anyhow::Error::new(error).context(format!("cannot serve TLS on {}", config.address));
+        (format!("tls.{key}"), error)
+    });
+    let owner = bind::owner(&config.socket).err().map(|error| {
+        let error = error.context(format!("cannot listen on {}", config.address));
+        ("socket.owner".to_owned(), error)
+    });
+    tls.chain(owner).collect()
+}
+
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener, SocketAddr),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use sha2::{Digest as _, Sha256};
 
+use super::generation::look;
 use super::load_error::{LoadError, Refusal};
 use super::proposals;
 
@@ -63,16 +64,24 @@ impl Source {
     ///
     /// As of [`Origin::read`].
     pub fn read(&self) -> Result<Content, LoadError> {
-        let component = self.component.read()?;
-        if self.middleware.is_empty() {
-            return Ok(component);
+        Ok(self.whole(self.read_parts().collect::<Result<_, _>>()?))
+    }
+
+    /// Each of its parts: the middlewares, and then the component.
+    pub(crate) fn read_parts(&self) -> impl Iterator<Item = Result<Content, LoadError>> {
+        let middleware = self.middleware.iter().map(|path| read_as("middleware", path));
+        middleware.chain(std::iter::once_with(|| self.component.read()))
+    }
+
+    /// All of it, of its parts.
+    pub(crate) fn whole(&self, mut parts: Vec<Content>) -> Content {
+        match (parts.pop(), parts.is_empty()) {
+            (Some(component), true) => component,
+            (component, _) => {
+                parts.extend(component);
+                Content::of_parts(self.to_string(), parts)
+            }
         }
-        let mut parts = Vec::new();
-        for path in &self.middleware {
-            parts.push(read_as("middleware", path)?);
-        }
-        parts.push(component);
-        Ok(Content::of_parts(self.to_string(), parts))
     }
 }
 
@@ -280,6 +289,15 @@ impl Content {
             [] => std::slice::from_ref(self),
             parts => parts,
         }
+    }
+
+    /// Checks whether it begins as WebAssembly does.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub(crate) fn check_beginning(&self) -> Result<(), LoadError> {
+        look(&self.bytes).map_err(|refusal| self.refused(refusal))
     }
 
     /// How many bytes it has.

@@ -100,7 +100,7 @@ impl Sandbox {
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
-            Err(_) => return Err(refused(Refusal::Start(format!("it took longer than {PROBE:?}")))),
+            Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
         warn_of_small_pool(&generation.engine, &generation.code, core_instances);
         Ok(Arc::new(generation))
@@ -316,7 +316,7 @@ impl fmt::Debug for Generation {
 }
 
 /// Tells what is no component by its first bytes: magic number, version and layer.
-fn look(bytes: &[u8]) -> Result<(), Refusal> {
+pub(super) fn look(bytes: &[u8]) -> Result<(), Refusal> {
     match bytes {
         [] => Err(Refusal::Empty),
         [b'\0', b'a', b's', b'm', ..] => Ok(()),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -204,6 +205,9 @@ pub enum Refusal {
          destinations that are granted to it"
     )]
     Configuration(String),
+    /// It could not be instantiated in time.
+    #[error("cannot start: it took longer than {0:?}; have its start-up code do less work")]
+    Slow(Duration),
     /// It could not be instantiated.
     #[error(
         "cannot start ({0}): fix its start-up code, or raise `max-memory` if it ran out of \

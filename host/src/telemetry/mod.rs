@@ -14,10 +14,12 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use percent_encoding::percent_decode_str;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::measures::Measure;
 use crate::config::Otlp as Config;
@@ -26,6 +28,9 @@ pub(crate) use spans::{Ended, Trace};
 
 /// What the host is called where nothing else is in the environment.
 const NAME: &str = "wasm-inetd";
+
+/// The attribute with the name of the host.
+const SERVICE_NAME: &str = "service.name";
 
 /// How long what is still to be sent may take at the end of a drain.
 const LAST: Duration = Duration::from_secs(2);
@@ -122,18 +127,48 @@ impl Telemetry {
     }
 }
 
-/// What the environment says of the host, and what it says itself.
+/// What the environment says of the host, and what the host says itself.
 fn resource() -> Resource {
-    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let found = Resource::builder().with_attribute(version);
-    let named = Resource::builder().build();
-    let name = named.get_ref(&"service.name".into()).map(ToString::to_string);
-    // Which is what is made up where nobody says one.
-    if name.is_none_or(|name| name.starts_with("unknown_service")) {
-        found.with_service_name(NAME).build()
-    } else {
-        found.build()
-    }
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let attributes = attributes(&variable("OTEL_RESOURCE_ATTRIBUTES")).unwrap_or_else(|entry| {
+        warn!(
+            "OTEL_RESOURCE_ATTRIBUTES is ignored: `{entry}` is not valid; expected KEY=VALUE with \
+             percent-encoded values"
+        );
+        Vec::new()
+    });
+    let name = variable("OTEL_SERVICE_NAME");
+    let named = [KeyValue::new(SERVICE_NAME, name.clone())];
+    // Of attributes with the same key, the last is kept.
+    Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_attribute(KeyValue::new(SERVICE_NAME, NAME))
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attributes(attributes)
+        .with_attributes(named.into_iter().filter(|_| !name.is_empty()))
+        .build()
+}
+
+/// Parses `KEY=VALUE,…` with percent-encoded values, as OpenTelemetry specifies it for
+/// `OTEL_RESOURCE_ATTRIBUTES`.
+///
+/// # Errors
+///
+/// An entry is malformed, and is returned.
+fn attributes(text: &str) -> Result<Vec<KeyValue>, &str> {
+    let entries = text.split(',').filter(|entry| !entry.trim().is_empty());
+    entries
+        .map(|entry| {
+            let (key, value) = entry.split_once('=').ok_or(entry)?;
+            let value = percent_decode_str(value.trim())
+                .decode_utf8()
+                .map_err(|_| entry)?;
+            match key.trim() {
+                "" => Err(entry),
+                key => Ok(KeyValue::new(key.to_owned(), value.into_owned())),
+            }
+        })
+        .collect()
 }
 
 /// A time above zero that is in the environment in milliseconds, as the standard has it.
@@ -145,4 +180,28 @@ fn milliseconds(variable: &str) -> Option<Duration> {
         .ok()
         .filter(|milliseconds| *milliseconds > 0)?;
     Some(Duration::from_millis(milliseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_decoded_or_refused_together() {
+        let parsed = |text| {
+            attributes(text).map(|all| {
+                let pairs = all.iter().map(|one| (one.key.to_string(), one.value.to_string()));
+                pairs.collect::<Vec<_>>()
+            })
+        };
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(parsed(""), Ok(Vec::new()));
+        assert_eq!(
+            parsed(" a = b%20c ,d=e=f%2Cg,h=,"),
+            Ok(vec![pair("a", "b c"), pair("d", "e=f,g"), pair("h", "")])
+        );
+        assert_eq!(parsed("a=b,c"), Err("c"));
+        assert_eq!(parsed("a=b,=c"), Err("=c"));
+        assert_eq!(parsed("a=%ff"), Err("a=%ff"));
+    }
 }

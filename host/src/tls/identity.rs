@@ -170,6 +170,32 @@ pub(super) fn read(config: &Config) -> Result<Read, Unusable> {
     Ok(Read { server, files })
 }
 
+/// Finds everything that keeps the files of `config` from being used. Returns the keys of the
+/// settings, and what is wrong with each.
+pub(crate) fn faults(config: &Config) -> Vec<(String, Unusable)> {
+    let provider = ring::default_provider();
+    let files = &mut Vec::new();
+    let mut faults = Vec::new();
+    for (index, identity) in config.identities.iter().enumerate() {
+        let table = match index {
+            0 => String::new(),
+            index => format!("more[{}].", index - 1),
+        };
+        let certificate = certificates(&identity.certificate, files).err();
+        let key = key(&identity.key).err();
+        let both = match (&certificate, &key) {
+            (None, None) => certified(identity, &provider, files).err(),
+            _ => None,
+        };
+        faults.extend(certificate.map(|error| (format!("{table}certificate"), error)));
+        faults.extend(key.or(both).map(|error| (format!("{table}key"), error)));
+    }
+    let clients = config.clients.as_ref();
+    let clients = clients.and_then(|clients| authorities(&clients.authorities, files).err());
+    faults.extend(clients.map(|error| ("client-ca".to_owned(), error)));
+    faults
+}
+
 fn certified(
     identity: &Identity,
     provider: &CryptoProvider,

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 pub use identity::Unusable;
+pub(crate) use identity::faults;
 pub use pem::Fault;
 pub use stream::{Reader, Writer};
 

@@ -289,6 +289,42 @@ mod tests {
     }
 
     #[test]
+    fn no_variable_of_a_connection_can_be_granted() {
+        let tls = Tls {
+            version: "TLSv1.3",
+            server_name: Some("example.org".into()),
+            protocol: Some("h2".into()),
+            subject: Some("CN=alice".into()),
+        };
+        let process = Process {
+            uid: 1000,
+            gid: 100,
+            pid: Some(4711),
+        };
+        let by_tcp = Peer {
+            remote: "192.0.2.7:49152".into(),
+            local: "192.0.2.1:8080".into(),
+            tls: Some(tls),
+            ..Peer::default()
+        };
+        let by_unix = Peer {
+            local: "unix:/run/echo.sock".into(),
+            process: Some(process),
+            ..Peer::default()
+        };
+        let mut names: Vec<_> = [by_tcp, by_unix]
+            .iter()
+            .flat_map(ucspi)
+            .map(|(name, _)| name)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut reserved = crate::values::HOST_VARIABLES;
+        reserved.sort_unstable();
+        assert_eq!(names, reserved);
+    }
+
+    #[test]
     fn a_program_finds_who_has_come_by_a_socket_of_the_file_system() {
         let process = Process {
             uid: 1000,

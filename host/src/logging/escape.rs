@@ -1,0 +1,197 @@
+//! Escapes for text from outside the host, in the log and in messages on standard error.
+//!
+//! Clients, guests and names of files can contain any character. Everything that the host writes to
+//! standard error passes through here, so that no such text can imitate a line of the host, control
+//! a terminal, or change the order in which a line is displayed.
+
+use std::fmt::{self, Debug, Display, Write};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::field::{RecordFields, VisitOutput};
+use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The field of an event that holds its message.
+const MESSAGE: &str = "message";
+
+/// Begins the second and further lines of a message. No line of the host begins with a space.
+const INDENT: &str = "\n    ";
+
+/// How unsafe characters are written.
+#[derive(Clone, Copy, Debug)]
+enum Style {
+    /// As Rust escapes them.
+    Line,
+    /// As Rust escapes them, but a line break begins an indented line.
+    Lines,
+    /// As JSON escapes them. A line break ends the line.
+    Json,
+}
+
+impl Style {
+    fn write(self, c: char, out: &mut impl Write) -> fmt::Result {
+        match (self, c) {
+            (Self::Lines, '\n') => out.write_str(INDENT),
+            (Self::Json, '\n') => out.write_char(c),
+            (Self::Json, _) => write!(out, "\\u{:04x}", u32::from(c)),
+            (Self::Line | Self::Lines, _) => write!(out, "{}", c.escape_default()),
+        }
+    }
+}
+
+/// Checks whether a character can end a line, control a terminal, or reorder the text around it.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            // Arabic letter mark; left-to-right and right-to-left marks.
+            '\u{61c}' | '\u{200e}' | '\u{200f}'
+            // Line and paragraph separators; embeddings and overrides.
+            | '\u{2028}'..='\u{202e}'
+            // Isolates, and deprecated format characters.
+            | '\u{2066}'..='\u{206f}'
+            | '\u{feff}'
+        )
+}
+
+/// Writes text on, with unsafe characters escaped.
+struct Escaper<'a, W> {
+    out: &'a mut W,
+    style: Style,
+}
+
+impl<W: Write> Write for Escaper<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some(at) = rest.find(is_unsafe) {
+            let (plain, found) = rest.split_at(at);
+            self.out.write_str(plain)?;
+            let mut chars = found.chars();
+            if let Some(c) = chars.next() {
+                self.style.write(c, self.out)?;
+            }
+            rest = chars.as_str();
+        }
+        self.out.write_str(rest)
+    }
+}
+
+/// Displays `text` in one line, with unsafe characters escaped.
+pub fn in_one_line(text: impl Display) -> impl Display {
+    fmt::from_fn(move |f| {
+        let style = Style::Line;
+        write!(Escaper { out: f, style }, "{text}")
+    })
+}
+
+/// Formats the fields of text lines, with unsafe characters escaped.
+#[derive(Debug)]
+pub(super) struct EscapedFields;
+
+impl<'writer> FormatFields<'writer> for EscapedFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = DefaultVisitor::new(writer, true);
+        fields.record(&mut EscapedVisitor(&mut visitor));
+        visitor.finish()
+    }
+}
+
+/// Passes fields on, with unsafe characters escaped.
+struct EscapedVisitor<'a, V>(&'a mut V);
+
+impl<V: Visit> Visit for EscapedVisitor<'_, V> {
+    // Strings come here too: `Visit` passes their `Debug` form, which is quoted.
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let style = if field.name() == MESSAGE {
+            Style::Lines
+        } else {
+            Style::Line
+        };
+        let escaped = fmt::from_fn(|f| write!(Escaper { out: f, style }, "{value:?}"));
+        self.0.record_debug(field, &escaped);
+    }
+}
+
+/// Formats JSON lines by `E`, with the unsafe characters escaped that JSON permits in strings.
+#[derive(Debug)]
+pub(super) struct EscapedJson<E>(pub(super) E);
+
+impl<S, N, E> FormatEvent<S, N> for EscapedJson<E>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    E: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        // Outside of strings, JSON is ASCII without control characters.
+        let style = Style::Json;
+        let mut escaper = Escaper {
+            out: &mut writer,
+            style,
+        };
+        self.0.format_event(context, Writer::new(&mut escaper), event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Characters that are escaped, each with its Rust escape.
+    const UNSAFE: [(char, &str); 12] = [
+        ('\n', "\\n"),
+        ('\r', "\\r"),
+        ('\t', "\\t"),
+        ('\0', "\\u{0}"),
+        ('\u{1b}', "\\u{1b}"),
+        ('\u{7f}', "\\u{7f}"),
+        ('\u{85}', "\\u{85}"),
+        ('\u{9b}', "\\u{9b}"),
+        ('\u{2028}', "\\u{2028}"),
+        ('\u{202e}', "\\u{202e}"),
+        ('\u{2066}', "\\u{2066}"),
+        ('\u{200f}', "\\u{200f}"),
+    ];
+
+    fn written(style: Style, text: &str) -> String {
+        let mut out = String::new();
+        write!(Escaper { out: &mut out, style }, "{text}").unwrap();
+        out
+    }
+
+    #[test]
+    fn unsafe_characters_are_escaped_in_each_style() {
+        for (c, escape) in UNSAFE {
+            let text = format!("é{c}\"\\ x{c}");
+            let line = format!("é{escape}\"\\ x{escape}");
+            assert_eq!(in_one_line(&text).to_string(), line);
+            let json = written(Style::Json, &text);
+            if c == '\n' {
+                assert_eq!(written(Style::Lines, &text), "é\n    \"\\ x\n    ");
+                assert_eq!(json, text);
+            } else {
+                assert_eq!(written(Style::Lines, &text), line);
+                assert_eq!(
+                    json,
+                    text.replace(c, &format!("\\u{:04x}", u32::from(c))),
+                    "{line}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn other_characters_stay_as_they_are() {
+        let text = "naïve “日本語” \u{1f469}\u{200d}\u{1f680} \\x1b";
+        for style in [Style::Line, Style::Lines, Style::Json] {
+            assert_eq!(written(style, text), text);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Checks of everything that the host needs to start, short of compiling components and binding
+//! addresses.
+//!
+//! A start, a reconfiguration and `check --config` all come through here. A start that goes on has
+//! what was read here, so that the check cannot differ from it.
+
+use std::fs;
+use std::io;
+use std::net::ToSocketAddrs as _;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+use rustix::fs::{Access, access};
+use thiserror::Error;
+
+use crate::admin;
+use crate::config::{CacheDir, Config, Listen, Service};
+use crate::conversation::Conversation;
+use crate::file::Text;
+use crate::listener::{self, Listener, Prepared};
+use crate::sandbox::{Content, Sandbox, Source};
+
+/// Something that a start needs and that is missing or unusable.
+#[derive(Debug)]
+struct Obstacle {
+    /// The setting, as a services file has it: `service[0].gate`.
+    key: String,
+    /// The name of the service that needs it; `None` if the host does.
+    service: Option<String>,
+    error: anyhow::Error,
+}
+
+/// Everything that keeps the host from starting, as far as it was found.
+#[derive(Debug, Default)]
+pub(crate) struct Obstacles(Vec<Obstacle>);
+
+/// The sentences about the obstacles of a start, at least one.
+#[derive(Debug, Error)]
+#[error("{}", .0.join("; "))]
+pub struct Blocked(pub Vec<String>);
+
+impl Obstacles {
+    /// Notes an error in what `key` of a service names.
+    pub(crate) fn add(&mut self, key: String, service: Option<&Service>, error: anyhow::Error) {
+        self.0.push(Obstacle {
+            key,
+            service: service.map(|service| service.name.clone()),
+            error,
+        });
+    }
+
+    /// Returns an error if there are obstacles. Each is named by its line in `file`, if settings
+    /// come from there.
+    pub(crate) fn end(self, file: Option<&Text>) -> Result<(), Blocked> {
+        let say = |Obstacle { key, service, error }: Obstacle| match (file, service) {
+            (None, _) => format!("{error:#}"),
+            (Some(file), None) => file.problem(&key, format!("{error:#}")),
+            (Some(file), Some(name)) => file.problem(&key, format!("service `{name}`: {error:#}")),
+        };
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        Err(Blocked(self.0.into_iter().map(say).collect()))
+    }
+
+    fn note<T>(
+        &mut self,
+        key: impl Into<String>,
+        service: Option<&Service>,
+        result: Result<T, impl Into<anyhow::Error>>,
+    ) -> Option<T> {
+        result
+            .map_err(|error| self.add(key.into(), service, error.into()))
+            .ok()
+    }
+}
+
+/// A service that has all that it needs, and whose component is not compiled yet.
+#[derive(Debug)]
+pub(crate) struct Unloaded {
+    pub(crate) config: Service,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) source: Source,
+    pub(crate) content: Content,
+}
+
+/// What a start needs, as it was found.
+#[derive(Debug)]
+pub(crate) struct Found<'a> {
+    /// In the order of the configuration; those that lack something are missing.
+    pub(crate) services: Vec<(usize, Unloaded)>,
+    /// The listeners of each service, in the same order.
+    pub(crate) listeners: Vec<Vec<Prepared<'a>>>,
+}
+
+/// Looks for everything that `config` needs.
+pub(crate) fn find<'a>(config: &'a Config, cache: &CacheDir, obstacles: &mut Obstacles) -> Found<'a> {
+    let mut found = Found {
+        services: Vec::new(),
+        listeners: Vec::new(),
+    };
+    if let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_deref()) {
+        obstacles.note("admin.token", None, check_token(token));
+    }
+    for (index, service) in config.services.iter().enumerate() {
+        let unloaded = find_service(index, service, cache, obstacles);
+        found.services.extend(unloaded.map(|unloaded| (index, unloaded)));
+        let listeners = service.listen.iter().enumerate();
+        let listeners =
+            listeners.filter_map(|(number, listen)| find_listener(index, number, service, listen, obstacles));
+        found.listeners.push(listeners.collect());
+    }
+    found
+}
+
+/// Looks for everything that a service needs beside its listeners.
+pub(crate) fn find_service(
+    index: usize,
+    config: &Service,
+    cache: &CacheDir,
+    obstacles: &mut Obstacles,
+) -> Option<Unloaded> {
+    let of = Some(config);
+    let key = |key: &str| format!("service[{index}].{key}");
+    let before = obstacles.0.len();
+    let source = Source::new(config.component.clone(), config.middleware.clone());
+    let mut parts = Vec::new();
+    for (number, part) in source.read_parts().enumerate() {
+        let name = match number {
+            number if number < config.middleware.len() => format!("middleware[{number}]"),
+            _ => "component".to_owned(),
+        };
+        let part = part.and_then(|part| part.check_beginning().map(|()| part));
+        parts.extend(obstacles.note(key(&name), of, part));
+    }
+    if let Some(gate) = &config.gate {
+        let read = Conversation::read_all(gate).context("cannot read the conversations of the `gate`");
+        obstacles.note(key("gate"), of, read);
+    }
+    if let Some(dir) = &config.record {
+        let checked = can_create(dir).map_err(|error| {
+            anyhow!(
+                "cannot record to `{}` ({error}): expected a directory that the host can write to",
+                dir.display()
+            )
+        });
+        obstacles.note(key("record"), of, checked);
+    }
+    for (number, dir) in config.grants.dirs.iter().enumerate() {
+        let listed = fs::read_dir(&dir.host)
+            .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
+        obstacles.note(key(&format!("grants.dirs[{number}]")), of, listed);
+    }
+    let sandbox = Sandbox::new(&config.limits, &config.grants, cache);
+    let sandbox = match sandbox {
+        Ok(sandbox) => sandbox.preinit(config.preinit).isolation(config.isolation),
+        Err(error) => {
+            let resolved = obstacles.0.len();
+            for (number, destination) in config.grants.outbound.iter().enumerate() {
+                let resolved = destination
+                    .to_socket_addrs()
+                    .with_context(|| format!("cannot resolve the granted destination `{destination}`"));
+                obstacles.note(key(&format!("grants.allow-outbound[{number}]")), of, resolved);
+            }
+            if obstacles.0.len() == resolved {
+                obstacles.add(
+                    key("name"),
+                    of,
+                    anyhow::Error::new(error).context("cannot start the sandbox"),
+                );
+            }
+            return None;
+        }
+    };
+    (obstacles.0.len() == before).then(|| Unloaded {
+        config: config.clone(),
+        sandbox,
+        content: source.whole(parts),
+        source,
+    })
+}
+
+/// Looks for everything that a listener needs beside its address.
+pub(crate) fn find_listener<'a>(
+    index: usize,
+    number: usize,
+    service: &Service,
+    listen: &'a Listen,
+    obstacles: &mut Obstacles,
+) -> Option<Prepared<'a>> {
+    let of = Some(service);
+    let key = format!("service[{index}].listen[{number}]");
+    let error = match Listener::prepare(listen) {
+        Ok(prepared) => return Some(prepared),
+        Err(error) => error,
+    };
+    let faults = listener::faults(listen);
+    if faults.is_empty() {
+        obstacles.add(key, of, error);
+    } else {
+        for (of_listener, error) in faults {
+            obstacles.add(format!("{key}.{of_listener}"), of, error);
+        }
+    }
+    None
+}
+
+/// Checks a token file, and that the host can create it if it is missing.
+fn check_token(path: &Path) -> anyhow::Result<()> {
+    if admin::has_token(path)? {
+        return Ok(());
+    }
+    let dir = path.parent().filter(|dir| *dir != Path::new(""));
+    let dir = dir.unwrap_or(Path::new("."));
+    is_writable(dir).with_context(|| format!("cannot create the token file `{}`", path.display()))
+}
+
+/// Checks whether `dir` is a directory with room for files, or could be created.
+fn can_create(dir: &Path) -> io::Result<()> {
+    let dir = std::path::absolute(dir)?;
+    for dir in dir.ancestors() {
+        match is_writable(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            checked => return checked,
+        }
+    }
+    Ok(())
+}
+
+fn is_writable(dir: &Path) -> io::Result<()> {
+    if !fs::metadata(dir)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
+}

@@ -1,0 +1,168 @@
+//! Addresses and networks as text.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+
+use hyper::Uri;
+use ipnet::IpNet;
+
+use crate::config::{Address, Endpoint};
+
+/// An address to listen at.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    let expected = "expected ADDRESS:PORT with a numeric address (such as 127.0.0.1:8080 or \
+                    [::1]:8080), unix:PATH or inherited:NAME";
+    let refused = || expected.to_owned();
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.strip_prefix('@') {
+            Some(name) => abstract_name(name).map(Address::Abstract),
+            None => socket_path(path).map(Address::Unix),
+        };
+    }
+    if let Some(name) = text.strip_prefix("inherited:") {
+        let name = Some(name).filter(|name| !name.is_empty()).ok_or_else(refused)?;
+        return Ok(Address::Inherited(name.to_owned()));
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(Address::Tcp(address));
+    }
+    scoped(text).unwrap_or_else(|| Err(refused())).map(Address::Tcp)
+}
+
+/// An IPv6 address with the name of a network interface as its scope, such as `[fe80::1%eth0]:80`;
+/// `None` if it is no such address.
+fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
+    let (host, port) = text.strip_prefix('[')?.split_once("]:")?;
+    let (address, interface) = host.split_once('%')?;
+    let (_, port): (Ipv6Addr, u16) = (address.parse().ok()?, port.parse().ok()?);
+    // The address is numeric, so that the resolver only looks up the interface.
+    let found = (host, port)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next());
+    Some(found.filter(|_| !interface.is_empty()).ok_or_else(|| {
+        format!(
+            "there is no network interface `{interface}`; expected the name or the number of one after `%`"
+        )
+    }))
+}
+
+/// The name of an abstract Unix socket, as it follows the `@`.
+fn abstract_name(name: &str) -> Result<String, String> {
+    match name.len() {
+        _ if !cfg!(target_os = "linux") => {
+            Err("abstract sockets (`unix:@NAME`) exist on Linux only; use unix:PATH".to_owned())
+        }
+        0 => Err("expected the name of an abstract socket after `unix:@`".to_owned()),
+        1..=SOCKET_PATH if name.contains('\0') => {
+            Err("the name of an abstract socket cannot contain a NUL byte".to_owned())
+        }
+        1..=SOCKET_PATH => Ok(name.to_owned()),
+        length => Err(format!(
+            "the name of the abstract socket has {length} bytes; the limit is {SOCKET_PATH}; choose a \
+             shorter name"
+        )),
+    }
+}
+
+/// An address to be looked at: like one to listen at, but a port alone is one of the loopback, and none is inherited.
+pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
+    if let Ok(port) = text.parse() {
+        return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+    }
+    match address(text) {
+        Ok(address @ (Address::Tcp(_) | Address::Unix(_))) => Ok(address),
+        // Its mode could not keep other users out.
+        Ok(Address::Abstract(_)) => {
+            Err("every user of the machine can connect to an abstract socket; use unix:PATH".to_owned())
+        }
+        Ok(Address::Inherited(_)) | Err(_) => {
+            Err("expected PORT (on 127.0.0.1), numeric ADDRESS:PORT, or unix:PATH".to_owned())
+        }
+    }
+}
+
+/// Where traces and metrics are sent.
+pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
+    let refused = || "expected a URL such as http://127.0.0.1:4318".to_owned();
+    if text.starts_with("https:") {
+        return Err(
+            "TLS is not supported here; expected http:// (for TLS, send to a collector on this \
+             machine that forwards over TLS)"
+                .to_owned(),
+        );
+    }
+    let url: Uri = text.parse().map_err(|_| refused())?;
+    let authority = url.authority().ok_or_else(refused)?;
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = bare.unwrap_or(host);
+    let odd = url.scheme_str() != Some("http")
+        || url.query().is_some()
+        || text.contains('#')
+        || host.is_empty()
+        || authority.as_str().contains('@')
+        // A port that is none is told by nothing else.
+        || authority.as_str().ends_with(':')
+        || url.port().is_some() && url.port_u16().is_none_or(|port| port == 0);
+    if odd {
+        return Err(refused());
+    }
+    let path = url.path().trim_end_matches('/');
+    if path.ends_with("/v1/traces") || path.ends_with("/v1/metrics") {
+        return Err("leave out `/v1/traces` and `/v1/metrics`; the host appends them".to_owned());
+    }
+    Ok(Endpoint {
+        host: host.to_owned(),
+        port: url.port_u16().unwrap_or(80),
+        path: path.to_owned(),
+    })
+}
+
+/// Bytes that the path of a socket may have: the kernel keeps it in 108, with a zero at the end.
+pub(crate) const SOCKET_PATH: usize = 107;
+
+/// What is wrong with the path of a socket that has so many bytes.
+pub(crate) fn too_long(length: usize) -> String {
+    format!("the socket path has {length} bytes; the limit is {SOCKET_PATH}; choose a shorter path")
+}
+
+/// The path of a socket.
+fn socket_path(path: &str) -> Result<PathBuf, String> {
+    match path.len() {
+        0 => Err("expected a path after `unix:`".to_owned()),
+        1..=SOCKET_PATH if !path.contains('\0') => Ok(PathBuf::from(path)),
+        1..=SOCKET_PATH => Err("a socket path cannot contain a NUL byte".to_owned()),
+        length => Err(too_long(length)),
+    }
+}
+
+/// A network, as `192.0.2.0/24`, or a single address.
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
+    let parsed = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = parsed.map_err(|_| {
+        "expected a network or an address, such as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned()
+    })?;
+    if network.addr() == network.network() {
+        Ok(canonical(network))
+    } else {
+        Err(format!(
+            "the address has bits set after the prefix; expected the network {} or the address {}",
+            network.trunc(),
+            network.addr()
+        ))
+    }
+}
+
+/// A network of IPv4 as one, where it is written as one of IPv6.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.addr().to_ipv4_mapped().zip(Some(v6.prefix_len() - 96)),
+        _ => None,
+    };
+    mapped
+        .and_then(|(address, length)| IpNet::new(address.into(), length).ok())
+        .unwrap_or(network)
+}
