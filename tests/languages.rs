@@ -1,14 +1,14 @@
-//! Guests in languages other than Rust, `guest/languages/*`: each is built as its folder says, and serves.
+//! Guests in `guest/languages/*`: each is built by its `build.sh`, and serves.
 //!
-//! What builds them is optional. A test whose compiler is not here says how to install it and passes, unless the folder is
-//! named in `WASM_INETD_LANGUAGES`, as in `WASM_INETD_LANGUAGES=c,go`.
+//! A test whose compiler is missing names the command that installs it, and passes. It fails if
+//! `WASM_INETD_REQUIRED` names the folder, as in `WASM_INETD_REQUIRED=c,go`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::fetched::{fetch, or_skip};
 use crate::harness::lines::serves_lines;
+use crate::harness::tools::{fetch, is_required, or_skip};
 use crate::harness::{Host, command, scratch};
 
 /// What comes from PyPI and npm, by versions.
@@ -25,13 +25,6 @@ const MISSING: i32 = 127;
 
 fn folder(name: &str) -> PathBuf {
     guest_builder::workspace().join("guest/languages").join(name)
-}
-
-/// The folders whose guests have to be built here.
-fn required() -> Vec<String> {
-    let languages = std::env::var("WASM_INETD_LANGUAGES").unwrap_or_default();
-    let names = languages.split(',').filter(|name| !name.is_empty());
-    names.map(str::to_owned).collect()
 }
 
 /// Has the `build.sh` of a folder build its guest into `dir`, in an environment with these variables too.
@@ -81,7 +74,7 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     let dir = scratch_of(name);
     let _ = fs::remove_dir_all(&dir);
     let built = variables.and_then(|variables| build(name, &dir, &variables));
-    let Some(component) = or_skip(built, required().iter().any(|one| one == name)) else {
+    let Some(component) = or_skip(name, built) else {
         return;
     };
     assert_eq!(serves_lines(&component), contract);
@@ -104,7 +97,7 @@ fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variab
     }
     let component = new.join("my-guest.wasm");
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
-    if or_skip(built, required().iter().any(|one| one == name)).is_some() {
+    if or_skip(name, built).is_some() {
         let said = host("replay", &[&new, &component]);
         assert_eq!(said, "2 conversations, no differences\n");
     }
@@ -202,13 +195,13 @@ fn javascript() {
     is_made_new("javascript", &["--lang", "js"], "sessions", tool);
 }
 
-/// What takes minutes is done where it is asked for.
+/// Checks that a guest whose build takes minutes is required.
 fn asked_for(name: &str) -> Result<(), String> {
-    if required().iter().any(|one| one == name) {
+    if is_required(name) {
         Ok(())
     } else {
         Err(format!(
-            "{name} takes minutes: WASM_INETD_LANGUAGES={name} asks for it"
+            "{name} takes minutes: run `WASM_INETD_REQUIRED={name} cargo test --test service languages`"
         ))
     }
 }
@@ -320,12 +313,6 @@ fn every_folder_is_whole_and_has_a_test() {
     let names: Vec<String> = folders
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    for name in required() {
-        assert!(
-            names.contains(&name),
-            "WASM_INETD_LANGUAGES names {name}, but there is no such folder"
-        );
-    }
     assert!(names.len() > 2, "{names:?}");
     for name in names {
         assert!(

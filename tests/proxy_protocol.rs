@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::fetched;
+use crate::harness::tools;
 use crate::harness::{Client, DEADLINE, Host, field, guest, noise, scratch, until};
 
 const FROM_HERE: [&str; 2] = ["--proxy-protocol-from", "127.0.0.1"];
@@ -287,7 +287,7 @@ fn haproxy(program: &Path, name: &str, server: &str, how: &str) -> (Balancer, So
 
 #[test]
 fn haproxy_tells_of_its_clients() {
-    let Some(program) = fetched::client("haproxy", "haproxy") else {
+    let Some(program) = tools::tool("haproxy") else {
         return;
     };
     let dir = scratch("haproxy-unix");
