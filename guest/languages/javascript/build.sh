@@ -9,7 +9,7 @@ out=${1:-$here/lines.wasm}
 tool=${COMPONENTIZE_QJS:-componentize-qjs}
 
 if ! command -v "$tool" >/dev/null; then
-    echo "$tool not found: install it with \`npm install --global componentize-qjs@0.4.5\`," \
+    echo "$tool is not installed: install it with \`npm install --global componentize-qjs@0.4.5\`," \
         "or set COMPONENTIZE_QJS." >&2
     exit 127
 fi

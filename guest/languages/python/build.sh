@@ -10,7 +10,7 @@ out=${1:-$here/lines.wasm}
 tool=${COMPONENTIZE_PY:-componentize-py}
 
 if ! command -v "$tool" >/dev/null; then
-    echo "$tool not found: install it with \`pip install componentize-py==0.25.1\`," \
+    echo "$tool is not installed: install it with \`pip install componentize-py==0.25.1\`," \
         "or set COMPONENTIZE_PY." >&2
     exit 127
 fi
