@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::harness::lines::serves_lines;
 use crate::harness::tools::{fetch, is_required, or_skip, tool};
@@ -83,11 +84,11 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     assert_eq!(said, "2 conversations, no differences\n");
 }
 
-/// Has `host new` make a guest, which builds as it is and passes its conversations. The folder that it is made from is
-/// `name`.
+/// Has `wasm-inetd new` create a project from the folder `name`, which builds outside this repository and passes its
+/// conversations.
 fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variables) {
-    let dir = scratch(&format!("languages-new-{name}"));
-    fs::create_dir_all(&dir).unwrap();
+    let dir = Outside::new(name);
+    let dir = &dir.0;
     let new = dir.join("my-guest");
     let output = command().arg("new").arg(&new).args(arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -101,6 +102,23 @@ fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variab
     if or_skip(name, built).is_some() {
         let said = host("replay", &[&new, &component]);
         assert_eq!(said, "2 conversations, no differences\n");
+    }
+}
+
+/// A directory outside this repository. It is removed when this is dropped.
+struct Outside(PathBuf);
+
+impl Outside {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("wasm-inetd-new-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -136,6 +154,23 @@ fn rust_session() {
         &["--contract", "session"],
         "sessions",
         cargo("rust-session"),
+    );
+}
+
+#[test]
+fn rust_bare() {
+    proves("rust-bare", "streams", cargo("rust-bare"));
+    is_made_new("rust-bare", &["--bare"], "streams", cargo("rust-bare"));
+}
+
+#[test]
+fn rust_session_bare() {
+    proves("rust-session-bare", "sessions", cargo("rust-session-bare"));
+    is_made_new(
+        "rust-session-bare",
+        &["--contract", "sessions", "--bare"],
+        "sessions",
+        cargo("rust-session-bare"),
     );
 }
 
@@ -217,19 +252,30 @@ fn componentize_py(name: &str) -> Variables {
     ])
 }
 
+/// Held by a test that compiles an interpreter, which takes both cores of a small machine for minutes.
+static INTERPRETER: Mutex<()> = Mutex::new(());
+
 #[test]
 fn python() {
+    let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     proves("python", "sessions", componentize_py("python"));
+    let variables = componentize_py("python");
+    is_made_new("python", &["--lang", "python"], "sessions", variables);
 }
 
 #[test]
 fn python_streams() {
+    let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     proves("python-streams", "streams", componentize_py("python-streams"));
+    let arguments = ["--lang", "python", "--contract", "streams"];
+    let variables = componentize_py("python-streams");
+    is_made_new("python-streams", &arguments, "streams", variables);
 }
 
 /// An interpreter that is built from its source.
 #[test]
 fn python_preinit() {
+    let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     let name = "python-preinit";
     let variables = asked_for(name).and_then(|()| cargo(name));
     proves("python-preinit", "sessions", variables);
@@ -243,23 +289,6 @@ fn python_preinit() {
             assert_eq!(client.rest(), b"");
         }
     }
-}
-
-#[test]
-fn python_made_new() {
-    is_made_new(
-        "python",
-        &["--lang", "python"],
-        "sessions",
-        componentize_py("python"),
-    );
-    let streams = ["--lang", "python", "--contract", "streams"];
-    is_made_new(
-        "python-streams",
-        &streams,
-        "streams",
-        componentize_py("python-streams"),
-    );
 }
 
 #[test]
@@ -289,6 +318,12 @@ fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
             &["--lang", "js", "--contract", "cli"],
             2,
             "expected sessions",
+        ),
+        (
+            "guest",
+            &["--lang", "go", "--bare"],
+            2,
+            "--bare requires --lang rust",
         ),
         ("no/such/guest", &[], 1, "in an existing directory"),
     ] {
@@ -345,6 +380,8 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
         ("rust", "CARGO"),
         ("rust-session", "CARGO"),
         ("rust-cli", "CARGO"),
+        ("rust-bare", "CARGO"),
+        ("rust-session-bare", "CARGO"),
         ("python-preinit", "CARGO"),
     ] {
         // The build script looks for clang first.
