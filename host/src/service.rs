@@ -119,6 +119,7 @@ impl Loaded {
         let source = Source::new(config.component.clone(), config.middleware.clone());
         let sandbox = Sandbox::new(&config.limits, &config.grants, cache)
             .context("cannot start the sandbox")?
+            .service(&config.name)
             .preinit(config.preinit)
             .isolation(config.isolation);
         let generation = sandbox.load(&source.read()?).await?;
