@@ -11,8 +11,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod command_line;
 pub mod connection;
 pub mod framer;
+mod guests;
 pub mod handshake;
+pub mod migration;
 pub mod proxy_header;
+mod transport;
