@@ -10,7 +10,7 @@ use std::process::Command;
 
 use markdown::Document;
 
-use crate::harness::fetched::client;
+use crate::harness::tools::{TOOLS, tool};
 use crate::harness::{command, scratch, words};
 
 fn document(path: &str) -> String {
@@ -210,13 +210,17 @@ const RUN: [&str; 10] = [
 
 /// Runs the commands of a document, at least `count` of them.
 fn commands_work(path: &str, count: usize) {
-    for (program, package) in [("nc", "netcat-openbsd"), ("openssl", "openssl"), ("curl", "curl")] {
-        if client(program, package).is_none() {
+    assert!(RUN.contains(&path), "{path}");
+    let document = Document::read(path);
+    for used in TOOLS
+        .iter()
+        .filter(|tool| commands::use_tool(&document, tool.name))
+    {
+        if tool(used.name).is_none() {
             return;
         }
     }
-    assert!(RUN.contains(&path), "{path}");
-    let ran = commands::run(&Document::read(path));
+    let ran = commands::run(&document);
     assert!(ran >= count, "{path}: only {ran} commands were run");
 }
 

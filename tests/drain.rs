@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{CONT, Client, HUP, Host, INT, STOP, TERM, field, guest, replace, scratch};
 
+/// How long a drain may take whose timeout is one second: at most four seconds more, for the
+/// connections that are closed with FIN, and for a slow machine.
+const ON_TIME: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
 #[test]
 fn an_idle_host_ends_at_once() {
     for signal in [INT, TERM] {
@@ -58,7 +62,9 @@ fn what_is_left_at_the_timeout_is_closed_and_counted() {
     drop(idle);
     assert_eq!(field(&host.line("drained: "), "closed"), "2");
     assert_eq!(host.wait().code(), Some(0));
-    assert!(start.elapsed() >= Duration::from_secs(3));
+    let took = start.elapsed();
+    let extra = Duration::from_secs(2);
+    assert!((ON_TIME.0 + extra..ON_TIME.1 + extra).contains(&took), "{took:?}");
     let log = host.log();
     assert_eq!(log.matches("outcome=\"finished\"").count(), 1, "{log}");
     assert_eq!(log.matches("outcome=\"drained\"").count(), 2, "{log}");
@@ -122,9 +128,8 @@ fn a_drain_ends_on_time_whatever_guests_and_peers_do() {
     let line = host.line("INFO drained");
     assert_eq!(field(&line, "closed"), "4");
     assert_eq!(host.wait().code(), Some(0));
-    // Were it not on time, it would never end.
     let took = start.elapsed();
-    assert!(took >= Duration::from_secs(1), "{took:?}");
+    assert!((ON_TIME.0..ON_TIME.1).contains(&took), "{took:?}");
     assert_eq!(host.log().matches("\"drained\"").count(), 4);
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::harness::tools::{or_skip, tool};
 use crate::harness::{HOST, Host, TERM, field, guest, scratch, with_cache};
 
 #[test]
@@ -164,8 +165,22 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
 }
 
 #[test]
-#[ignore = "needs strace: apt-get install strace, then cargo test -- --ignored"]
 fn errors_of_accept_are_survived() {
+    let Some(program) = tool("strace") else {
+        return;
+    };
+    let traced = Command::new(program)
+        .args(["-qq", "-o", "/dev/null", "true"])
+        .output()
+        .unwrap();
+    let permitted = if traced.status.success() {
+        Ok(())
+    } else {
+        Err("this machine does not permit a process to trace another".to_owned())
+    };
+    if or_skip("strace", permitted).is_none() {
+        return;
+    }
     for (error, waits) in [
         ("EMFILE", true),
         ("ENFILE", true),

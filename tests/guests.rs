@@ -290,6 +290,56 @@ mod sink {
     }
 }
 
+mod impatient {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn greets_after_a_pause_and_ends_if_no_name_comes() {
+        let host = Host::serving("impatient", &[]);
+        let client = host.connect();
+        client.expect("Your name?\n");
+        for name in ["ann", "bob"] {
+            let start = Instant::now();
+            client.send(format!("{name}\n"));
+            client.expect(format!("Hello {name}!\nYour name?\n"));
+            let pause = start.elapsed();
+            assert!((100..1000).contains(&pause.as_millis()), "{pause:?}");
+        }
+        // Half a line is no name, and bytes do not prolong the time.
+        let start = Instant::now();
+        client.send("ca");
+        assert_eq!(client.rest(), b"Too late.\n");
+        let patience = start.elapsed();
+        assert!((800..5000).contains(&patience.as_millis()), "{patience:?}");
+        drop(client);
+        assert_eq!(host.outcome(), "finished");
+    }
+
+    #[test]
+    fn timers_of_connections_that_share_an_instance_are_independent() {
+        let host = Host::serving("impatient", &["--isolation", "service"]);
+        let late = host.connect();
+        late.expect("Your name?\n");
+        let start = Instant::now();
+        let others: Vec<_> = (0..20).map(|_| host.connect()).collect();
+        for client in &others {
+            client.expect("Your name?\n");
+            client.send("ann\n");
+        }
+        for client in &others {
+            client.expect("Hello ann!\nYour name?\n");
+        }
+        // One after the other, the pauses would take two seconds.
+        assert!(
+            start.elapsed() < Duration::from_millis(1500),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(late.rest(), b"Too late.\n");
+    }
+}
+
 mod upload {
     use super::*;
 

@@ -108,6 +108,40 @@ mod panic {
     fn ends_its_connection_and_no_other() {
         super::fails_alone("panic", "sessions", "unreachable");
     }
+
+    #[test]
+    fn is_explained_in_the_log() {
+        for (args, level) in [
+            (&[][..], None),
+            (&["-v"][..], Some("DEBUG")),
+            (&["--env", "RUST_BACKTRACE=1"][..], Some("INFO")),
+            (&["--env", "RUST_BACKTRACE=0"][..], None),
+        ] {
+            let mut host = super::Host::serving("panic", args);
+            let client = host.connect();
+            client.send("!");
+            client.expect_reset();
+            let line = host.line("guest output");
+            assert_eq!(super::field(&line, "service"), "panic");
+            let line = host.line("connection ended");
+            assert!(line.contains(" WARN "), "{line}");
+            let stderr = super::field(&line, "stderr");
+            for part in ["panic/src/lib.rs:", "the peer asked for a panic"] {
+                assert!(stderr.contains(part), "{part} is missing in {line}");
+            }
+            assert!(!stderr.contains("note: run with"), "{line}");
+            host.stop();
+            let log = host.log();
+            let found = log.lines().find(|line| line.contains("the guest failed: "));
+            assert_eq!(found.is_some(), level.is_some(), "{args:?}: {log}");
+            if let (Some(found), Some(level)) = (found, level) {
+                assert!(found.contains(level), "{found}");
+                assert!(log.contains("::panicking::panic_fmt"), "{log}");
+                // The prefixes of Rust's mangled names.
+                assert!(!log.contains("!_R") && !log.contains("!_ZN"), "{log}");
+            }
+        }
+    }
 }
 
 /// A guest that traps at a `!`, for `reason`, while a neighbour keeps talking.

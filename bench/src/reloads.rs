@@ -20,6 +20,9 @@ const CONNECTIONS: usize = 50;
 /// The guests that take turns, and what each answers to a line that is `quit`.
 const GUESTS: [(&str, &[u8]); 2] = [("echo", b"quit\n"), ("lines-session", b"")];
 
+/// How many times as long as without reloads the 99th percentile of the latency may be.
+const MAX_P99_RATIO: f64 = 10.0;
+
 /// How long the load is measured at a time.
 const LENGTH: Duration = Duration::from_secs(5);
 
@@ -27,8 +30,8 @@ const LENGTH: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 ///
-/// A connection or a byte is lost, or a new connection does not get the component that the log
-/// reports.
+/// A connection or a byte is lost, a new connection does not get the component that the log reports,
+/// or the 99th percentile of the latency exceeds its bound.
 pub(crate) fn measure(places: &Places) -> Result<()> {
     let component = places.scratch.join("reloaded.wasm");
     put(places, GUESTS[0].0, &component)?;
@@ -74,6 +77,12 @@ pub(crate) fn measure(places: &Places) -> Result<()> {
     for (name, run) in [("without reloads", &without), ("during reloads", &with)] {
         print_row(name, run);
     }
+    let p99 = |run: &Run| run.latency.value_at_quantile(0.99) as f64;
+    let ratio = p99(&with) / p99(&without);
+    ensure!(
+        ratio <= MAX_P99_RATIO,
+        "during reloads the p99 latency is {ratio:.1} times as long: expected at most {MAX_P99_RATIO}"
+    );
     Ok(())
 }
 

@@ -1,24 +1,25 @@
 //! A connection, with both contracts' line guests, over a transport that does what the case says: reads in chunks, short
 //! writes, the end, resets, and a cut from outside.
+//!
+//! A case runs on one thread, where time stands still, or on several. Only there does the host call sessions without a
+//! fiber.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use host::config::{CacheDir, Grants, Limits};
 use host::connection::{self, Outcome};
 use host::half::Half;
-use host::peer::Peer;
-use host::sandbox::{Generation, Origin, Sandbox};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use host::sandbox::{Generation, Sandbox};
 use tokio::runtime::{Builder, Runtime};
+
+use crate::guests;
+use crate::transport::{End, Heard, Read, Reader, Write, Writer, peer};
 
 /// The longest line that the guests take.
 const MAX_LINE: usize = 4096;
@@ -29,48 +30,14 @@ const TOO_LONG: &[u8] = b"error: a line may have at most 4096 bytes\n";
 #[derive(Debug)]
 struct Case {
     sessions: bool,
+    /// Several threads.
+    threads: bool,
     reads: Vec<Read>,
     /// What comes when all has been read.
     end: End,
     writes: Vec<Write>,
     /// How often the connection may be polled before it is cut.
     cut: Option<u16>,
-}
-
-#[derive(Clone, Debug)]
-enum Read {
-    Bytes(Vec<u8>),
-    /// So many bytes of one kind, as long lines need them.
-    Many(u16),
-    Line(u8),
-    Quit,
-    Wait,
-}
-
-impl Read {
-    fn bytes(&self) -> Vec<u8> {
-        match self {
-            Self::Bytes(bytes) => bytes.clone(),
-            Self::Many(count) => vec![b'm'; usize::from(*count) % 6000],
-            Self::Line(count) => [vec![b'l'; usize::from(*count)], vec![b'\n']].concat(),
-            Self::Quit => b"quit\n".to_vec(),
-            Self::Wait => Vec::new(),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Fin,
-    Reset,
-    Silence,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Write {
-    Short(u8),
-    Wait,
-    Reset,
 }
 
 impl<'a> Arbitrary<'a> for Case {
@@ -81,34 +48,8 @@ impl<'a> Arbitrary<'a> for Case {
             end: u.arbitrary()?,
             writes: u.arbitrary()?,
             cut: u.arbitrary()?,
-        })
-    }
-}
-
-impl<'a> Arbitrary<'a> for Read {
-    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        Ok(match u.int_in_range(0..=4)? {
-            0 => Self::Bytes(u.arbitrary()?),
-            1 => Self::Many(u.arbitrary()?),
-            2 => Self::Line(u.arbitrary()?),
-            3 => Self::Quit,
-            _ => Self::Wait,
-        })
-    }
-}
-
-impl<'a> Arbitrary<'a> for End {
-    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        Ok(*u.choose(&[Self::Fin, Self::Reset, Self::Silence])?)
-    }
-}
-
-impl<'a> Arbitrary<'a> for Write {
-    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        Ok(match u.int_in_range(0..=2)? {
-            0 => Self::Short(u.arbitrary()?),
-            1 => Self::Wait,
-            _ => Self::Reset,
+            // Last, so that inputs that were found before mean the same.
+            threads: u.arbitrary()?,
         })
     }
 }
@@ -119,9 +60,13 @@ impl<'a> Arbitrary<'a> for Write {
 ///
 /// The peer hears what the model does not say, or the connection ends otherwise.
 pub fn run(bytes: &[u8]) {
-    let Ok(case) = Case::arbitrary(&mut Unstructured::new(bytes)) else {
+    let Ok(mut case) = Case::arbitrary(&mut Unstructured::new(bytes)) else {
         return;
     };
+    // With several threads time passes, and it would be long before the silence was noticed.
+    if case.threads && case.end == End::Silence {
+        case.end = End::Fin;
+    }
     let reads: VecDeque<Vec<u8>> = case.reads.iter().map(Read::bytes).collect();
     let input: Vec<u8> = reads.iter().flatten().copied().collect();
     let reader = Reader { reads, end: case.end };
@@ -140,18 +85,21 @@ pub fn run(bytes: &[u8]) {
             Poll::Pending
         }
     });
-    let served = &*SERVED;
+    let served: &Served = if case.threads { &THREADS } else { &SERVED };
     let generation = if case.sessions {
         &served.sessions
     } else {
         &served.streams
     };
-    let report = served.runtime.block_on(async {
+    let generation = Arc::clone(generation);
+    let serve = async move {
         // Here, where time is that of the runtime.
         let inbound = Half::new(reader, limits().max_bytes_in);
         let outbound = Half::new(writer, limits().max_bytes_out);
-        connection::serve(generation, &peer(), inbound, outbound, &limits(), cut).await
-    });
+        connection::serve(&generation, &peer(), inbound, outbound, &limits(), cut).await
+    };
+    // In a task, as in the host: what `block_on` polls itself is on no thread of the runtime.
+    let report = served.runtime.block_on(served.runtime.spawn(serve)).unwrap();
 
     let heard = heard.lock().unwrap();
     let (expected, whole) = model(&input, &case);
@@ -209,125 +157,30 @@ struct Served {
     streams: Arc<Generation>,
 }
 
-static SERVED: LazyLock<Served> = LazyLock::new(|| {
-    let here = std::env::current_exe().unwrap();
-    let target_dir = guest_builder::target_dir(&here).unwrap();
-    let guests = guest_builder::build_all(guest_builder::workspace(), &target_dir).unwrap();
-    // Time stands still, and leaps to the next timer when there is nothing else to wait for.
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
-    let load = |name: &str| {
-        let path: &PathBuf = guests.iter().find(|path| path.ends_with(name)).unwrap();
-        let source = Origin::File(path.clone());
-        runtime.block_on(sandbox.load(&source.read().unwrap())).unwrap()
-    };
-    Served {
-        sessions: load("lines-session.wasm"),
-        streams: load("lines.wasm"),
-        runtime,
+/// Time stands still, and leaps to the next timer when there is nothing else to wait for.
+static SERVED: LazyLock<Served> =
+    LazyLock::new(|| Served::on(Builder::new_current_thread().enable_time().start_paused(true)));
+
+static THREADS: LazyLock<Served> =
+    LazyLock::new(|| Served::on(Builder::new_multi_thread().worker_threads(2).enable_time()));
+
+impl Served {
+    fn on(builder: &mut Builder) -> Self {
+        let runtime = builder.build().unwrap();
+        let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
+        let load = |name| runtime.block_on(sandbox.load(&guests::read(name))).unwrap();
+        Self {
+            sessions: load("lines-session"),
+            streams: load("lines"),
+            runtime,
+        }
     }
-});
+}
 
 fn limits() -> Limits {
     Limits {
         max_connections: NonZeroUsize::MIN,
         idle_timeout: Some(Duration::from_secs(300)),
         ..Limits::default()
-    }
-}
-
-fn peer() -> Peer {
-    Peer {
-        connection: 1,
-        remote: "192.0.2.7:49152".into(),
-        local: "192.0.2.1:8080".into(),
-        listener: "fuzz".into(),
-        ..Peer::default()
-    }
-}
-
-struct Reader {
-    /// What is left to read, in chunks; an empty one is a wait.
-    reads: VecDeque<Vec<u8>>,
-    end: End,
-}
-
-impl AsyncRead for Reader {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.reads.pop_front() {
-            Some(chunk) if chunk.is_empty() => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Some(mut chunk) => {
-                let rest = chunk.split_off(chunk.len().min(buffer.remaining()));
-                buffer.put_slice(&chunk);
-                if !rest.is_empty() {
-                    self.reads.push_front(rest);
-                }
-                Poll::Ready(Ok(()))
-            }
-            None => match self.end {
-                End::Fin => Poll::Ready(Ok(())),
-                End::Reset => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-                End::Silence => Poll::Pending,
-            },
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Heard {
-    bytes: Vec<u8>,
-    finished: bool,
-    reset: bool,
-}
-
-struct Writer {
-    writes: VecDeque<Write>,
-    heard: Arc<Mutex<Heard>>,
-}
-
-impl AsyncWrite for Writer {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let next = self.writes.pop_front();
-        let mut heard = self.heard.lock().unwrap();
-        assert!(!heard.finished, "written after FIN");
-        let count = match next {
-            _ if heard.reset => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            Some(Write::Reset) => {
-                heard.reset = true;
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-            }
-            Some(Write::Wait) => {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Some(Write::Short(count)) => bytes.len().min(usize::from(count) + 1),
-            None => bytes.len(),
-        };
-        heard.bytes.extend_from_slice(&bytes[..count]);
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut heard = self.heard.lock().unwrap();
-        if heard.reset {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        }
-        heard.finished = true;
-        Poll::Ready(Ok(()))
     }
 }

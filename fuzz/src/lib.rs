@@ -11,9 +11,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod command_line;
 pub mod connection;
 pub mod framer;
+mod guests;
 pub mod handshake;
+pub mod migration;
 pub mod proxy_header;
 pub mod services_file;
+mod transport;

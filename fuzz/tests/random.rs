@@ -46,6 +46,20 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(cases(2_000))]
+
+    #[test]
+    fn cache(bytes in vec(any::<u8>(), 0..50)) {
+        fuzz::cache::run(&bytes);
+    }
+
+    #[test]
+    fn migration(bytes in vec(any::<u8>(), 0..300)) {
+        fuzz::migration::run(&bytes);
+    }
+}
+
+proptest! {
     #![proptest_config(cases(5_000))]
 
     #[test]

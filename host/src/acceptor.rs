@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::admission::{Admission, Permit, Refused};
 use crate::arrival::{Arrival, Entered, Turned};
@@ -362,24 +362,35 @@ fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {
     }
     let serving = place.serving();
     let cost = service.own_cost(place);
-    info!(
-        service = service.config.name,
-        connection = peer.connection,
-        peer = peer.remote,
-        listener = peer.listener,
-        generation = serving.number,
-        contract = serving.generation.contract().as_str(),
-        bytes_in = report.bytes_in,
-        bytes_out = report.bytes_out,
-        duration_ms = milliseconds(report.duration),
-        first_byte_ms = report.first_byte.map(milliseconds),
-        guest_cpu_ms = cost.map(|cost| milliseconds(cost.cpu())),
-        guest_memory = cost.map(Cost::memory),
-        outcome = report.outcome.as_str(),
-        reason = report.reason.as_deref(),
-        status = report.status,
-        "connection ended"
-    );
+    macro_rules! log {
+        ($log:ident $(, $field:ident = $value:expr)?) => {
+            $log!(
+                service = service.config.name,
+                connection = peer.connection,
+                peer = peer.remote,
+                listener = peer.listener,
+                generation = serving.number,
+                contract = serving.generation.contract().as_str(),
+                bytes_in = report.bytes_in,
+                bytes_out = report.bytes_out,
+                duration_ms = milliseconds(report.duration),
+                first_byte_ms = report.first_byte.map(milliseconds),
+                guest_cpu_ms = cost.map(|cost| milliseconds(cost.cpu())),
+                guest_memory = cost.map(Cost::memory),
+                outcome = report.outcome.as_str(),
+                reason = report.reason.as_deref(),
+                status = report.status,
+                $($field = $value,)?
+                "connection ended"
+            )
+        };
+    }
+    if report.outcome.is_the_guests_fault() {
+        let stderr = cost.and_then(Cost::last_lines);
+        log!(warn, stderr = stderr.as_deref());
+    } else {
+        log!(info);
+    }
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::buffer;
 use crate::config::Limits;
@@ -191,7 +191,12 @@ where
             match outside.outcome() {
                 // The guest was interrupted by it.
                 Some(outcome) => (outcome, None),
-                None => judge(peer, ended, inbound.failure().or(outbound.failure())),
+                None => {
+                    if let Err(fault) = &ended {
+                        show(fault, peer, seat.generation().has_backtraces());
+                    }
+                    judge(ended, inbound.failure().or(outbound.failure()))
+                }
             }
         }
         passed = deadlines::bytes(&inbound, &outbound) => (passed.into(), None),
@@ -282,15 +287,18 @@ async fn judged_together<R, W>(
     (outcome, Some(quiet))
 }
 
-/// The outcome of a connection whose guest came to an end, and the reason behind it.
-fn judge(peer: &Peer, ended: Result<End, Fault>, failure: Option<Failure>) -> (Outcome, Option<String>) {
-    if let Err(fault) = &ended {
-        debug!(
-            connection = peer.connection,
-            "the guest failed: {}",
-            fault.trace()
-        );
+/// Logs how a guest failed, with its backtrace. `asked` is whether the operator asked for it.
+fn show(fault: &Fault, peer: &Peer, asked: bool) {
+    let (connection, trace) = (peer.connection, fault.trace());
+    if asked {
+        info!(connection, "the guest failed: {trace}");
+    } else {
+        debug!(connection, "the guest failed: {trace}");
     }
+}
+
+/// The outcome of a connection whose guest came to an end, and the reason behind it.
+fn judge(ended: Result<End, Fault>, failure: Option<Failure>) -> (Outcome, Option<String>) {
     match (ended, failure) {
         (Err(fault), _) => (Outcome::from(&fault), Some(fault.reason())),
         (Ok(_), Some(Failure::Reset)) => (Outcome::PeerReset, None),

@@ -1,9 +1,16 @@
 //! What one connection costs: the time that its guest works, the memory that it takes, and how long its instance took to make.
 
-use std::sync::OnceLock;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+/// The number of lines of standard error that are kept.
+const MAX_LAST: usize = 4;
+
+/// The end of a Rust guest's message when it panics. It says nothing about the panic.
+const NOTE: &str = "note: run with `RUST_BACKTRACE=1`";
 
 /// What a connection has cost so far, or instances that connections share. It can be read while that goes on.
 #[derive(Debug, Default)]
@@ -17,6 +24,8 @@ pub struct Cost {
     /// When making the instance began, and how long it took; of a session that has moved, the first.
     made: OnceLock<(Instant, Duration)>,
     refused: AtomicBool,
+    /// The last lines that the guest wrote to standard error.
+    last: Mutex<VecDeque<String>>,
 }
 
 impl Cost {
@@ -55,6 +64,29 @@ impl Cost {
         self.refused.store(true, Relaxed);
     }
 
+    fn last(&self) -> MutexGuard<'_, VecDeque<String>> {
+        // Nothing can panic while it is held.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a line that the guest wrote to standard error.
+    pub(crate) fn says(&self, line: &str) {
+        if line.is_empty() || line.starts_with(NOTE) {
+            return;
+        }
+        let mut last = self.last();
+        if last.len() == MAX_LAST {
+            last.pop_front();
+        }
+        last.push_back(line.to_owned());
+    }
+
+    /// Returns the last lines that the guest wrote to standard error, if there are any.
+    pub(crate) fn last_lines(&self) -> Option<String> {
+        let last = self.last();
+        (!last.is_empty()).then(|| last.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
+    }
+
     pub(crate) fn add_cpu(&self, time: Duration) {
         self.cpu.fetch_add(time.as_nanos() as u64, Relaxed);
     }
@@ -73,5 +105,21 @@ impl Cost {
 
     pub(crate) fn instantiated(&self, start: Instant) {
         self.made.get_or_init(|| (start, start.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_without_those_that_say_nothing() {
+        let cost = Cost::default();
+        assert_eq!(cost.last_lines(), None);
+        for line in ["one", "", "two", "three", "four", "five"] {
+            cost.says(line);
+        }
+        cost.says("note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace");
+        assert_eq!(cost.last_lines().as_deref(), Some("two\nthree\nfour\nfive"));
     }
 }

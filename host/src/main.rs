@@ -198,7 +198,12 @@ async fn run(
             }
         },
         Command::Check(file, terms) => check(&file, &terms).await?,
-        Command::New(dir, language, contract) => match scaffold::template(language, contract) {
+        Command::New {
+            dir,
+            language,
+            contract,
+            bare,
+        } => match scaffold::template(language, contract, bare) {
             Ok(template) => scaffold::make(template, &dir)?,
             Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")])),
         },

@@ -153,7 +153,10 @@ pub(crate) fn find_service(
     }
     let sandbox = Sandbox::new(&config.limits, &config.grants, cache);
     let sandbox = match sandbox {
-        Ok(sandbox) => sandbox.preinit(config.preinit).isolation(config.isolation),
+        Ok(sandbox) => sandbox
+            .service(&config.name)
+            .preinit(config.preinit)
+            .isolation(config.isolation),
         Err(error) => {
             let resolved = obstacles.0.len();
             for (number, destination) in config.grants.outbound.iter().enumerate() {

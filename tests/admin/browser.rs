@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 
 use super::{Token, admin_of};
 use crate::harness::http::At;
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, again, fetched, guest, replace, scratch, until};
+use crate::harness::{
+    Client, Done, HUP, Host, NEW, Place, again, guest, replace, scratch, tools::tool, until,
+};
 
 /// What WebDriver calls an element by.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -27,7 +29,8 @@ struct Browser {
 impl Browser {
     /// Starts a browser, if there is one.
     fn start() -> Option<Self> {
-        let program = fetched::browser()?;
+        tool("chromium")?;
+        let program = tool("chromedriver")?;
         let mut driver = Command::new(program)
             .arg("--port=0")
             .stdin(Stdio::null())

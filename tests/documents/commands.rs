@@ -67,6 +67,16 @@ pub fn run(document: &Document) -> usize {
     count
 }
 
+/// Returns whether a command that `run` runs uses the program `name`.
+pub fn use_tool(document: &Document, name: &str) -> bool {
+    let fences = document.fences.iter().filter(|fence| fence.info == "console");
+    let mut shown = fences.flat_map(|fence| commands(&fence.text, fence.line));
+    shown.any(|shown| {
+        let mut words = shown.command.split(|c: char| !c.is_alphanumeric() && c != '-');
+        words.any(|word| word == name)
+    })
+}
+
 struct Session<'a> {
     document: &'a Document,
     dir: PathBuf,

@@ -3,9 +3,9 @@
 //! Nothing here sleeps for a guess: what is waited for is a line of the log, bytes, or the end of a process, and
 //! every wait has a deadline far beyond the time that it should take.
 
-pub mod fetched;
 pub mod http;
 pub mod lines;
+pub mod tools;
 
 use std::collections::BTreeSet;
 use std::fs;

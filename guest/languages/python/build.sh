@@ -10,7 +10,7 @@ out=${1:-$here/lines.wasm}
 tool=${COMPONENTIZE_PY:-componentize-py}
 
 if ! command -v "$tool" >/dev/null; then
-    echo "$tool not found: install it with \`pip install componentize-py==0.25.1\`," \
+    echo "$tool is not installed: install it with \`pip install componentize-py==0.25.1\`," \
         "or set COMPONENTIZE_PY." >&2
     exit 127
 fi
@@ -25,6 +25,6 @@ trap 'rm -rf "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
 cp "$here/sessions.py" "$temporary"
 
-# --stub-wasi: import nothing from WASI, because the guest needs no clock, random numbers or files.
+# The guest imports standard error from WASI: an exception writes its traceback to it.
 "$tool" --wit-path "$wit" --world session-service \
-    componentize --stub-wasi --python-path "$temporary" --output "$out" sessions
+    componentize --python-path "$temporary" --output "$out" sessions

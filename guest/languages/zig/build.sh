@@ -12,11 +12,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-case $("$zig" version 2>/dev/null || true) in
+install='install Zig 0.16 with `pip install --target DIR ziglang==0.16.0`'
+if ! command -v "$zig" >/dev/null; then
+    echo "$zig is not installed: $install and set ZIG to DIR/ziglang/zig." >&2
+    exit 127
+fi
+version=$("$zig" version 2>/dev/null) || version=unknown
+case $version in
 0.16.*) ;;
 *)
-    echo "$zig is not Zig 0.16: install it with \`pip install --target DIR ziglang==0.16.0\`" \
-        "and set ZIG to DIR/ziglang/zig." >&2
+    echo "$zig has version $version: $install and set ZIG to DIR/ziglang/zig." >&2
     exit 127
     ;;
 esac

@@ -26,10 +26,16 @@
 //! export!(Upper);
 //! ```
 //!
+//! [`sleep`] and [`timeout`] wait without holding up the other connections of the instance:
+//!
+//! ```ignore
+//! let line = timeout(Duration::from_secs(30), lines.next()).await??;
+//! ```
+//!
 //! # Sessions
 //!
 //! A guest of the sessions contract implements [`sessions::Session`], a state machine that answers
-//! events:
+//! events. Its timer is [`sessions::Answer::wake_after`]:
 //!
 //! ```ignore
 //! use inet_guest::sessions::{Answer, Peer, Session, export};
@@ -57,3 +63,6 @@
 
 pub mod sessions;
 pub mod streams;
+mod time;
+
+pub use time::{Elapsed, sleep, timeout};

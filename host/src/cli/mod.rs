@@ -103,6 +103,10 @@ enum Verb {
         /// Language of the guest
         #[arg(long, value_name = "LANGUAGE", value_enum, default_value_t = Language::Rust)]
         lang: Language,
+
+        /// Use the generated bindings instead of the crate inet-guest (only for Rust)
+        #[arg(long)]
+        bare: bool,
     },
     /// Print the completion script of a shell
     Completions {
@@ -263,8 +267,17 @@ pub enum Command {
     Schema,
     /// To say what a component is.
     Check(PathBuf, Terms),
-    /// To make a guest in a directory of this language and, if it is named, this contract.
-    New(PathBuf, &'static str, Option<&'static str>),
+    /// Create a project for a guest.
+    New {
+        /// The directory to create.
+        dir: PathBuf,
+        /// The language.
+        language: &'static str,
+        /// The contract, if one is named.
+        contract: Option<&'static str>,
+        /// Use the bindings, and not the crate `inet-guest`.
+        bare: bool,
+    },
     /// To print what this shell completes by.
     Completions(Shell),
     /// To print the page of the manual about the command of this name, or about the program.
@@ -307,9 +320,17 @@ impl From<Cli> for Command {
             Some(Verb::Check { file, terms, .. }) => Self::Check(file.unwrap_or_default(), terms.into()),
             Some(Verb::Completions { shell }) => Self::Completions(shell),
             Some(Verb::Man { of }) => Self::Manual(of),
-            Some(Verb::New { dir, contract, lang }) => {
-                Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
-            }
+            Some(Verb::New {
+                dir,
+                contract,
+                lang,
+                bare,
+            }) => Self::New {
+                dir,
+                language: lang.as_str(),
+                contract: contract.map(ContractArg::as_str),
+                bare,
+            },
             Some(Verb::Profile {
                 file,
                 dir,

@@ -36,6 +36,9 @@ pub struct Listener {
     /// The last pause, while connections cannot be accepted.
     pause: Option<Duration>,
     hold: Hold,
+    /// Errors with which the next calls of accept(2) fail, in a test.
+    #[cfg(test)]
+    failures: std::collections::VecDeque<i32>,
 }
 
 /// A listener that has all it takes but its address.
@@ -72,6 +75,8 @@ impl Prepared<'_> {
             entrance: Arc::new(Entrance::made(self.config, local, self.tls)),
             pause: None,
             hold: bound.hold,
+            #[cfg(test)]
+            failures: Default::default(),
         })
     }
 }
@@ -258,11 +263,20 @@ impl Listener {
         &self.entrance.name
     }
 
+    /// Waits for a connection or an error.
+    async fn attempt(&mut self) -> io::Result<(Stream, End, End)> {
+        #[cfg(test)]
+        if let Some(code) = self.failures.pop_front() {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        self.socket.accept().await
+    }
+
     /// Waits for a connection, whatever errors come before it, which are counted.
     pub(crate) async fn accept(&mut self, errors: &Count) -> Accepted {
         let mut skipped = 0;
         loop {
-            match self.socket.accept().await {
+            match self.attempt().await {
                 Ok(accepted) => {
                     if self.pause.take().is_some() {
                         info!(listener = self.name(), "accepting connections again");

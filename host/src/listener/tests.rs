@@ -20,6 +20,62 @@ fn a_dead_client_is_skipped_and_exhaustion_is_waited_out() {
     }
 }
 
+/// Time stands still in this test, and advances to the next timer while the listener waits.
+#[tokio::test(start_paused = true)]
+async fn accept_recovers_within_a_second_from_every_error() {
+    let mut listener = Listener::bind(&at(([127, 0, 0, 1], 0).into())).unwrap();
+    let reached = address(&listener);
+    let errors = Count::default();
+    let mut count = 0;
+    // Twice, since the pause after an error is short again once a connection was accepted.
+    for (code, waits) in [
+        (libc::ECONNABORTED, false),
+        (libc::EINTR, false),
+        (libc::EPROTO, false),
+        (libc::EMFILE, true),
+        (libc::ENFILE, true),
+        (libc::ENOBUFS, true),
+        (libc::ENOMEM, true),
+        (libc::EINVAL, true),
+    ]
+    .repeat(2)
+    {
+        listener.failures = [code; 5].into();
+        let client = std::net::TcpStream::connect(reached).unwrap();
+        let start = tokio::time::Instant::now();
+        let accepted = listener.accept(&errors).await;
+        let took = start.elapsed();
+        assert_eq!(accepted.remote, End::Tcp(client.local_addr().unwrap()));
+        // The five pauses are 5, 10, 20, 40 and 80 ms.
+        let expected = if waits {
+            Duration::from_millis(155)..Duration::from_millis(200)
+        } else {
+            Duration::ZERO..Duration::from_millis(1)
+        };
+        assert!(expected.contains(&took), "{code}: {took:?}");
+        count += 5;
+        assert_eq!(errors.get(), count, "{code}");
+    }
+}
+
+/// However long the errors last, the last pause is half a second. Dead connections make the listener
+/// pause if there are too many of them in a row.
+#[tokio::test(start_paused = true)]
+async fn accept_pauses_for_half_a_second_at_most() {
+    let mut listener = Listener::bind(&at(([127, 0, 0, 1], 0).into())).unwrap();
+    let reached = address(&listener);
+    let errors = Count::default();
+    for (code, free) in [(libc::EMFILE, 0), (libc::ECONNABORTED, MAX_SKIPPED as usize)] {
+        listener.failures = vec![code; free + 107].into();
+        let _client = std::net::TcpStream::connect(reached).unwrap();
+        let start = tokio::time::Instant::now();
+        listener.accept(&errors).await;
+        // 5, 10, 20, 40, 80, 160 and 320 ms, and then 100 times 500 ms.
+        let took = start.elapsed().as_millis();
+        assert!((50_635..50_835).contains(&took), "{code}: {took} ms");
+    }
+}
+
 fn at(address: SocketAddr) -> Listen {
     Listen::at(Address::Tcp(address))
 }

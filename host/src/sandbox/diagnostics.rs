@@ -17,6 +17,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::state::State;
+use crate::cost::Cost;
 
 /// Bytes of a line that are logged in one piece.
 const MAX_LINE: usize = 1024;
@@ -53,23 +54,31 @@ impl Logged {
     }
 }
 
+/// The source of lines of the log: a guest, the service it is of, and what its connection costs.
+#[derive(Clone)]
+pub(super) struct Voice {
+    pub(super) speaker: Speaker,
+    pub(super) service: Option<Arc<str>>,
+    pub(super) logged: Logged,
+    /// Keeps the last lines of standard error.
+    pub(super) cost: Option<Arc<Cost>>,
+}
+
 /// The standard error of a guest. Nothing about it waits or fails.
 #[derive(Clone)]
 pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
 
 struct Lines {
-    speaker: Speaker,
+    voice: Voice,
     partial: Vec<u8>,
-    logged: Logged,
 }
 
 impl Diagnostics {
     /// That of this one's guest.
-    pub(super) fn of(speaker: Speaker, logged: Logged) -> Self {
+    pub(super) fn of(voice: Voice) -> Self {
         Self(Arc::new(Mutex::new(Lines {
-            speaker,
+            voice,
             partial: Vec::new(),
-            logged,
         })))
     }
 
@@ -93,34 +102,44 @@ impl Lines {
 
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
-        let Some((connection, instance)) = may_be_logged(self.speaker, &self.logged) else {
-            return;
-        };
         // As a field, so that control characters are escaped and no line of the host can be forged.
         let line = String::from_utf8_lossy(line.trim_ascii_end());
-        info!(connection, instance, stderr = &*line, "guest output");
+        if let (Speaker::Connection(_), Some(cost)) = (self.voice.speaker, &self.voice.cost) {
+            cost.says(&line);
+        }
+        let Some((connection, instance)) = self.voice.may_log() else {
+            return;
+        };
+        let service = self.voice.service.as_deref();
+        info!(service, connection, instance, stderr = &*line, "guest output");
     }
 }
 
-/// Whose line one more line is, if it may be logged.
-fn may_be_logged(speaker: Speaker, Logged(logged): &Logged) -> Option<(Option<u64>, Option<u64>)> {
-    let (connection, instance) = match speaker {
-        Speaker::Nobody => return None,
-        Speaker::Connection(number) => (Some(number), None),
-        Speaker::Instance(number) => (None, Some(number)),
-    };
-    if logged.load(Relaxed) > MAX_LINES {
-        return None;
+impl Voice {
+    /// Counts one more line. Returns the connection or the instance that it is of, if it may be
+    /// logged.
+    fn may_log(&self) -> Option<(Option<u64>, Option<u64>)> {
+        let (connection, instance) = match self.speaker {
+            Speaker::Nobody => return None,
+            Speaker::Connection(number) => (Some(number), None),
+            Speaker::Instance(number) => (None, Some(number)),
+        };
+        let Logged(logged) = &self.logged;
+        if logged.load(Relaxed) > MAX_LINES {
+            return None;
+        }
+        // All guests of a connection are run by its one task, and an instance by its own.
+        if logged.fetch_add(1, Relaxed) == MAX_LINES {
+            warn!(
+                service = self.service.as_deref(),
+                connection,
+                instance,
+                "the guest wrote more than {MAX_LINES} lines; further lines are not logged"
+            );
+            return None;
+        }
+        PACE.one_more(Instant::now()).then_some((connection, instance))
     }
-    // All guests of a connection are run by its one task, and an instance by its own.
-    if logged.fetch_add(1, Relaxed) == MAX_LINES {
-        warn!(
-            connection,
-            instance, "the guest wrote more than {MAX_LINES} lines; further lines are not logged"
-        );
-        return None;
-    }
-    PACE.one_more(Instant::now()).then_some((connection, instance))
 }
 
 /// How many lines all guests together have logged in this second, whatever service they are of: the log is one.
@@ -200,9 +219,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
         linker.instance(name)?.func_wrap(
             "log",
             |mut store: StoreContextMut<'_, State>, (level, context, message): (Level, String, String)| {
-                let (speaker, logged) = store.data_mut().voice();
-                if let Some(whose) = may_be_logged(speaker, &logged) {
-                    say(level, whose, beginning(&context), beginning(&message));
+                let voice = store.data_mut().voice();
+                if let Some(of) = voice.may_log() {
+                    say(level, &voice, of, beginning(&context), beginning(&message));
                 }
                 Ok(())
             },
@@ -216,11 +235,25 @@ fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_LINE)]
 }
 
-fn say(level: Level, (connection, instance): (Option<u64>, Option<u64>), context: &str, message: &str) {
+fn say(
+    level: Level,
+    voice: &Voice,
+    (connection, instance): (Option<u64>, Option<u64>),
+    context: &str,
+    message: &str,
+) {
+    let service = voice.service.as_deref();
     // As fields, so that control characters are escaped and no line of the host can be forged.
     macro_rules! say {
         ($say:ident) => {
-            $say!(connection, instance, context, said = message, "guest log")
+            $say!(
+                service,
+                connection,
+                instance,
+                context,
+                said = message,
+                "guest log"
+            )
         };
     }
     match level {

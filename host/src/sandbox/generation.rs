@@ -232,6 +232,12 @@ impl Generation {
         Ok(store)
     }
 
+    /// Whether the log shows the backtrace of each guest that fails, since it is granted
+    /// `RUST_BACKTRACE`.
+    pub fn has_backtraces(&self) -> bool {
+        self.engine.granted.has_backtraces()
+    }
+
     /// How often its guests were looked at, where the sandbox does so.
     pub fn looks(&self) -> u64 {
         self.profile.as_ref().map_or(0, Profile::count)

@@ -15,8 +15,10 @@ use crate::config::{GrantedDir, Grants};
 const MAX_RANDOM: u64 = 64 << 10;
 
 /// The grants, with the names in them resolved.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Granted {
+    /// The name of the service, for the lines that guests log. `None` if there is no service.
+    pub(super) service: Option<Arc<str>>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     dirs: Vec<GrantedDir>,
@@ -40,11 +42,30 @@ impl Granted {
             outbound.extend(addresses);
         }
         Ok(Self {
+            service: None,
             args: grants.args.clone(),
             env: grants.env.clone(),
             dirs: grants.dirs.clone(),
             outbound: outbound.into(),
         })
+    }
+
+    /// The same for the service of this name.
+    pub(super) fn of_service(&self, name: &str) -> Self {
+        Self {
+            service: Some(name.into()),
+            ..self.clone()
+        }
+    }
+
+    /// Whether the guest is granted `RUST_BACKTRACE`, and so asks for a backtrace if it panics.
+    ///
+    /// A Rust guest prints an empty one, because the standard library cannot walk the stack of
+    /// WebAssembly. The host can.
+    pub(super) fn has_backtraces(&self) -> bool {
+        let mut env = self.env.iter().rev();
+        let value = env.find(|(name, _)| name == "RUST_BACKTRACE");
+        value.is_some_and(|(_, value)| value != "0")
     }
 
     /// Whether what is granted has to be opened for each instance.

@@ -106,6 +106,13 @@ impl Sandbox {
         Ok(Self::new(&terms.limits, &terms.grants, cache)?.preinit(terms.preinit))
     }
 
+    /// Sets the name of the service, which the lines that guests log contain.
+    #[must_use]
+    pub fn service(self, name: &str) -> Self {
+        let granted = Arc::new(self.granted.of_service(name));
+        Self { granted, ..self }
+    }
+
     /// The same, but each component is initialised when it is loaded, if `preinit` is set.
     #[must_use]
     pub fn preinit(self, preinit: bool) -> Self {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use wasmtime::Store;
 
 use super::contract::handler::shared::{Arrival, Visitor, run};
@@ -139,7 +139,9 @@ impl Instances {
             end: Arc::clone(&end),
         };
         let (pre, cost) = (self.pre.clone(), Arc::clone(&self.cost));
-        tokio::spawn(live(pre, cost, store, Arc::clone(&pulse), arrivals, guard));
+        let backtraces = generation.has_backtraces();
+        let live = live(pre, cost, store, Arc::clone(&pulse), arrivals, guard, backtraces);
+        tokio::spawn(live);
         Ok(Arc::new(Instance {
             number,
             arrivals: sender,
@@ -162,6 +164,7 @@ async fn live(
     pulse: Arc<Pulse>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     guard: Guard,
+    backtraces: bool,
 ) {
     let instance = guard.number;
     debug!(instance, "shared instance started");
@@ -180,7 +183,11 @@ async fn live(
                 reason = fault.reason(),
                 "shared instance failed, with its connections; the next connection starts another"
             );
-            debug!(instance, "the guest failed: {}", fault.trace());
+            if backtraces {
+                info!(instance, "the guest failed: {}", fault.trace());
+            } else {
+                debug!(instance, "the guest failed: {}", fault.trace());
+            }
             guard.end.fail(Failure::Fault(Arc::new(fault)));
         }
     }

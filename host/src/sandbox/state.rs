@@ -11,7 +11,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::contract::handler::ends::Ends;
-use super::diagnostics::{Diagnostics, Logged, Speaker};
+use super::diagnostics::{Diagnostics, Logged, Speaker, Voice};
 use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
@@ -178,19 +178,13 @@ impl State {
 
     /// What WASI preview 1 works with.
     pub(super) fn preview1(&mut self) -> &mut WasiP1Ctx {
-        let Self {
-            granted,
-            program,
-            speaker,
-            logged,
-            preview1,
-            ..
-        } = self;
         // A module that is only tried has none.
-        preview1.get_or_insert_with(|| {
-            let diagnostics = diagnostics(*speaker, logged);
-            for_a_module(&mut granted.without_dirs(program, diagnostics))
-        })
+        if self.preview1.is_none() {
+            let diagnostics = self.diagnostics();
+            let mut wasi = self.granted.without_dirs(&self.program, diagnostics);
+            self.preview1 = Some(for_a_module(&mut wasi));
+        }
+        self.preview1.as_mut().expect("it was made above")
     }
 
     /// Another connection has joined the instance.
@@ -220,13 +214,19 @@ impl State {
         self.logged.get_or_insert_default().clone()
     }
 
-    /// Who speaks, and how many lines of that were logged.
-    pub(super) fn voice(&mut self) -> (Speaker, Logged) {
-        (self.speaker, self.logged())
+    /// The source of the lines that the guest logs.
+    pub(super) fn voice(&mut self) -> Voice {
+        Voice {
+            speaker: self.speaker,
+            service: self.granted.service.clone(),
+            logged: self.logged(),
+            cost: self.memory.cost.clone(),
+        }
     }
 
+    /// Standard error for the guest.
     fn diagnostics(&mut self) -> Diagnostics {
-        diagnostics(self.speaker, &mut self.logged)
+        Diagnostics::of(self.voice())
     }
 
     /// Whether a component holds handles of what the host made for it.
@@ -259,28 +259,15 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let Self {
-            granted,
-            program,
-            speaker,
-            logged,
-            wasi,
-            table,
-            ..
-        } = self;
+        if self.wasi.is_none() {
+            let diagnostics = self.diagnostics();
+            self.wasi = Some(self.granted.without_dirs(&self.program, diagnostics).build());
+        }
         WasiCtxView {
-            ctx: wasi.get_or_insert_with(|| {
-                let diagnostics = diagnostics(*speaker, logged);
-                granted.without_dirs(program, diagnostics).build()
-            }),
-            table,
+            ctx: self.wasi.as_mut().expect("it was made above"),
+            table: &mut self.table,
         }
     }
-}
-
-/// Standard error for a guest.
-fn diagnostics(speaker: Speaker, logged: &mut Option<Logged>) -> Diagnostics {
-    Diagnostics::of(speaker, logged.get_or_insert_default().clone())
 }
 
 /// What a core module works with, whose handles are in a table of its own.

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Builds the component: build.sh [OUT]. OUT is `lines.wasm` beside this script by default.
+#
+# CARGO: the cargo to use (default: `cargo` in PATH).
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$here/lines.wasm}
+cargo=${CARGO:-cargo}
+
+if ! command -v "$cargo" >/dev/null; then
+    echo "$cargo is not installed: install Rust with rustup (https://rustup.rs) and run" \
+        "\`rustup target add wasm32-wasip2\`, or set CARGO." >&2
+    exit 127
+fi
+if ! [ -d "$(rustc --print target-libdir --target wasm32-wasip2 2>/dev/null)" ]; then
+    echo "Rust's target wasm32-wasip2 is not installed:" \
+        "install it with \`rustup target add wasm32-wasip2\`." >&2
+    exit 127
+fi
+
+# The stack is part of the linear memory, and each connection has its own: keep the stack small.
+# The initial heap avoids growing the memory, which takes longer than creating an instance.
+flags='-C link-arg=-zstack-size=65536 -C link-arg=--initial-heap=131072'
+export CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS="$flags"
+target=${CARGO_TARGET_DIR:-$here/target}
+"$cargo" build --quiet --release --target wasm32-wasip2 \
+    --manifest-path "$here/Cargo.toml" --target-dir "$target"
+cp "$target/wasm32-wasip2/release/lines.wasm" "$out"
