@@ -12,11 +12,9 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use host::check::check;
 use host::cli::{Cli, Command, Given};
-use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clash};
-use host::conversation::Conversation;
+use host::config::{At, Config, Log, LogFormat, LogLevel, clash};
 use host::profile::profile;
-use host::replay::replay;
-use host::sandbox::{Sandbox, Source};
+use host::replay::Prepared;
 use host::server::Drained;
 use host::terminal::Terminal;
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
@@ -40,8 +38,7 @@ fn main() -> ExitCode {
     };
     let (threads, log) = match &serve {
         Some(config) => (config.threads.get(), config.log),
-        // What it has to say goes to standard output.
-        None => (1, WARNINGS),
+        None => (1, log_of(&command)),
     };
     let runtime = runtime(threads);
     let log = logging::start(log);
@@ -56,11 +53,34 @@ fn main() -> ExitCode {
         (_, Err(error)) => Err(anyhow!("cannot set up logging: {error}")),
     };
     match outcome {
-        Ok(status) => status,
+        Ok(Done { text, status }) => {
+            // The log comes first.
+            drop(log);
+            match io::stdout().write_all(text.as_bytes()) {
+                Ok(()) => status,
+                Err(error) => {
+                    eprintln!("error: cannot write to standard output: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Err(error) => {
             error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What a command comes to: its text for standard output, and its exit status.
+struct Done {
+    text: String,
+    status: ExitCode,
+}
+
+impl From<ExitCode> for Done {
+    fn from(status: ExitCode) -> Self {
+        let text = String::new();
+        Self { text, status }
     }
 }
 
@@ -72,6 +92,7 @@ fn configuration(given: &Given) -> Result<Config, ExitCode> {
             Ok(()) => Ok((**config).clone()),
             Err(clash) => Err(match clash.at {
                 At::Listener(_) => format!("--listen: {clash}"),
+                At::Key("record") => format!("--to: {clash}"),
                 At::Key(key) | At::Limit(key) => format!("--{key}: {clash}"),
             }),
         },
@@ -88,11 +109,17 @@ const LAST: Duration = Duration::from_secs(1);
 /// The exit code for a command line that cannot be understood.
 const USAGE: u8 = 2;
 
-/// What is worth a line where the output is for somebody else.
-const WARNINGS: Log = Log {
-    format: LogFormat::Text,
-    level: LogLevel::Warn,
-};
+/// What a command other than serving logs beside its output.
+fn log_of(command: &Command) -> Log {
+    let level = match command {
+        Command::Replay(_, true) => LogLevel::Debug,
+        _ => LogLevel::Warn,
+    };
+    Log {
+        format: LogFormat::Text,
+        level,
+    }
+}
 
 /// The threads that serve connections.
 fn runtime(threads: usize) -> io::Result<Runtime> {
@@ -105,19 +132,15 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
 }
 
 /// Does what is asked, with this configuration if it is to serve.
-async fn run(
-    command: Command,
-    serve: Option<Config>,
-    terminal: Option<Terminal>,
-) -> anyhow::Result<ExitCode> {
+async fn run(command: Command, serve: Option<Config>, terminal: Option<Terminal>) -> anyhow::Result<Done> {
     if let (Command::Serve(given), Some(config)) = (&command, serve) {
         let file = match given {
             Given::File(path) => Some(path.clone()),
             Given::Flags(_) => None,
         };
         return Ok(match server::serve(config, file, terminal).await? {
-            Drained::Done => ExitCode::SUCCESS,
-            Drained::Quit => ExitCode::FAILURE,
+            Drained::Done => ExitCode::SUCCESS.into(),
+            Drained::Quit => ExitCode::FAILURE.into(),
         });
     }
     let text = match command {
@@ -128,11 +151,11 @@ async fn run(
                 1 => "1 service, no errors\n".to_owned(),
                 count => format!("{count} services, no errors\n"),
             },
-            Err(refused) => return Ok(refused),
+            Err(refused) => return Ok(refused.into()),
         },
         Command::Print(given) => match configuration(&given) {
             Ok(config) => file::print(&config)?,
-            Err(refused) => return Ok(refused),
+            Err(refused) => return Ok(refused.into()),
         },
         Command::Schema => file::schema(),
         Command::Completions(shell) => cli::completions(shell),
@@ -143,7 +166,7 @@ async fn run(
                     "there is no command `{}`; `wasm-inetd --help` lists the commands",
                     of.unwrap_or_default()
                 );
-                return Ok(ExitCode::from(USAGE));
+                return Ok(ExitCode::from(USAGE).into());
             }
         },
         Command::Check(file, terms) => check(&file, &terms).await?,
@@ -151,33 +174,24 @@ async fn run(
             Ok(template) => scaffold::make(template, &dir)?,
             Err(error) => {
                 error!("{error:#}");
-                return Ok(ExitCode::from(USAGE));
+                return Ok(ExitCode::from(USAGE).into());
             }
         },
-        Command::Profile {
-            file,
-            dir,
-            to,
-            time,
-            terms,
-        } => profile(&file, &dir, &to, time, &terms).await?,
-        Command::Replay(dir, file, terms) => {
-            let conversations = Conversation::read_all(&dir)?;
-            let sandbox = Sandbox::on(&terms, &CacheDir::OfUser).context("cannot start the sandbox")?;
-            let source = Source::new(Some(file), terms.middleware);
-            let generation = sandbox.load(&source.read()?).await?;
-            match replay(&generation, &terms.limits, &conversations).await {
-                Ok(()) => match conversations.len() {
-                    1 => "1 conversation, no differences\n".to_owned(),
-                    count => format!("{count} conversations, no differences\n"),
-                },
-                Err(difference) => {
-                    io::stdout().write_all(format!("{difference}\n").as_bytes())?;
-                    return Ok(ExitCode::FAILURE);
+        Command::Profile { what, to, time } => profile(&what, &to, time).await?,
+        Command::Replay(what, _) => {
+            let prepared = Prepared::new(&what, false).await?;
+            match (prepared.replay().await, prepared.count()) {
+                (Ok(()), 1) => "1 conversation, no differences\n".to_owned(),
+                (Ok(()), count) => format!("{count} conversations, no differences\n"),
+                (Err(difference), _) => {
+                    return Ok(Done {
+                        text: format!("{difference}\n"),
+                        status: ExitCode::FAILURE,
+                    });
                 }
             }
         }
     };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    let status = ExitCode::SUCCESS;
+    Ok(Done { text, status })
 }

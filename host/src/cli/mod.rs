@@ -2,18 +2,20 @@
 
 mod listen;
 mod service;
+mod template;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{Config, Terms};
+use crate::config::{Config, Replay, Terms};
 use crate::scaffold;
 use crate::values;
 use service::{GrantFlags, LimitFlags, ServiceFlags};
+use template::{ContractArg, Language};
 
 /// inetd for WebAssembly components.
 ///
@@ -128,6 +130,9 @@ enum Verb {
         time: Duration,
 
         #[command(flatten)]
+        patience: PatienceFlag,
+
+        #[command(flatten)]
         terms: TermFlags,
     },
     /// Replay conversations against a component and show the first difference
@@ -141,8 +146,23 @@ enum Verb {
         file: PathBuf,
 
         #[command(flatten)]
+        patience: PatienceFlag,
+
+        /// Log each conversation, and what the guest writes to standard error
+        #[arg(short, long)]
+        verbose: bool,
+
+        #[command(flatten)]
         terms: TermFlags,
     },
+}
+
+/// How long a replay waits for a guest.
+#[derive(Debug, Args)]
+struct PatienceFlag {
+    /// How long the guest may take for a step of a conversation
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::deadline)]
+    patience: Duration,
 }
 
 /// On what terms a component is tried.
@@ -230,21 +250,17 @@ pub enum Command {
     Completions(Shell),
     /// To print the page of the manual about the command of this name, or about the program.
     Manual(Option<String>),
-    /// To write down to this file where a component spends its time in the conversations of a directory.
+    /// To write a CPU profile of a component that takes part in conversations.
     Profile {
-        /// The component.
-        file: PathBuf,
-        /// The conversations.
-        dir: PathBuf,
+        /// The component, and the conversations.
+        what: Replay,
         /// Where to write.
         to: PathBuf,
         /// How long to go on.
         time: Duration,
-        /// On what terms.
-        terms: Terms,
     },
-    /// To have a component take part in the conversations of a directory.
-    Replay(PathBuf, PathBuf, Terms),
+    /// To have a component take part in conversations, and to log more than the difference if that is asked for.
+    Replay(Replay, bool),
 }
 
 impl From<Cli> for Command {
@@ -270,19 +286,24 @@ impl From<Cli> for Command {
                 Self::New(dir, lang.as_str(), contract.map(ContractArg::as_str))
             }
             Some(Verb::Profile {
-                file,
                 dir,
+                file,
                 to,
                 time,
+                patience,
                 terms,
             }) => Self::Profile {
-                file,
-                dir,
+                what: replay(dir, file, &patience, terms),
                 to,
                 time,
-                terms: terms.into(),
             },
-            Some(Verb::Replay { dir, file, terms }) => Self::Replay(dir, file, terms.into()),
+            Some(Verb::Replay {
+                dir,
+                file,
+                patience,
+                verbose,
+                terms,
+            }) => Self::Replay(replay(dir, file, &patience, terms), verbose),
         }
     }
 }
@@ -336,45 +357,12 @@ Signals:
 Exit status: 0 after a drain, 1 after a failure, 2 for a command line or a
 services file that is not valid.";
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ContractArg {
-    Streams,
-    #[value(alias = "session")]
-    Sessions,
-    Cli,
-}
-
-impl ContractArg {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Streams => "streams",
-            Self::Sessions => "sessions",
-            Self::Cli => "cli",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Language {
-    Rust,
-    C,
-    #[value(alias = "javascript")]
-    Js,
-    Python,
-    Go,
-    Zig,
-}
-
-impl Language {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Rust => "rust",
-            Self::C => "c",
-            Self::Js => "js",
-            Self::Python => "python",
-            Self::Go => "go",
-            Self::Zig => "zig",
-        }
+fn replay(dir: PathBuf, file: PathBuf, patience: &PatienceFlag, terms: TermFlags) -> Replay {
+    Replay {
+        dir,
+        file,
+        patience: patience.patience,
+        terms: terms.into(),
     }
 }
 

@@ -74,7 +74,7 @@ pub fn clash(services: &[Service]) -> Result<(), Clash> {
     Ok(())
 }
 
-/// What is set and cannot be where connections share instances.
+/// A setting that cannot be used where connections share instances.
 fn contradiction(service: &Service) -> Option<(At, &'static str)> {
     if service.isolation == Isolation::Connection {
         None
@@ -89,6 +89,12 @@ fn contradiction(service: &Service) -> Option<(At, &'static str)> {
             At::Limit("max-cpu-time"),
             "the CPU time of one connection cannot be measured in a shared instance, but isolation is \
              `service`; remove one of the two settings",
+        ))
+    } else if service.record.is_some() {
+        Some((
+            At::Key("record"),
+            "a conversation with a shared instance depends on other connections and cannot be \
+             replayed, but isolation is `service`; record with isolation `connection`",
         ))
     } else {
         None

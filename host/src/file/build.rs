@@ -104,6 +104,9 @@ impl Builder<'_> {
                 return Err(self.problem(at, &format!("{key}.{name}"), &message));
             }
         }
+        if table.gate_patience.is_some() && table.gate.is_none() {
+            return Err(self.problem(at, &format!("{key}.gate-patience"), "requires `gate` to be set"));
+        }
         let has_component = component.is_some();
         if table.listen.is_empty() {
             return Err(self.problem(
@@ -142,6 +145,7 @@ impl Builder<'_> {
             },
             drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),
             gate: table.gate.map(|path| self.path(path)),
+            gate_patience: value(table.gate_patience, config::PATIENCE),
             record: table.record.map(|path| self.path(path)),
             listen,
             access: access(table.access.or(defaults.access.unwrap_or_default())),

@@ -5,6 +5,7 @@ use std::future::pending;
 use std::sync::Arc;
 
 use super::contract::Fault;
+use super::diagnostics::Transcript;
 use super::generation::Generation;
 use crate::cost::Cost;
 
@@ -26,6 +27,11 @@ pub trait Seat: Sync {
 
     /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
     fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
+
+    /// Where the lines that its guest writes to standard error or logs are kept, instead of in the log.
+    fn transcript(&self) -> Option<Transcript> {
+        None
+    }
 }
 
 /// A generation on offer. To drop it is to decline for now.
