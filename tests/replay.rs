@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{Client, HUP, Host, command, guest, replace, scratch, until};
+use crate::harness::{Client, HUP, Host, command, guest, noise, replace, scratch, until};
 
 /// Runs `wasm-inetd replay`, and gives its exit status and its output.
 fn replay(dir: &Path, guest: &Path) -> (Option<i32>, String) {
@@ -223,6 +223,26 @@ fn resets_traps_and_limits_are_told_apart() {
                 assert!(said.contains(&shown), "{name}: {said}");
             }
         }
+    }
+}
+
+#[test]
+fn a_replay_says_that_it_compiles_a_large_component() {
+    // A custom section of 5 MiB, which no cache has seen.
+    let mut component = fs::read(guest("echo")).unwrap();
+    component.extend([0, 0x82, 0x80, 0xc0, 0x02, 1, b'#']);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    component.extend(noise(seed.as_nanos() as u64, 5 << 20));
+    let dir = written("large", "> end\n< end\n");
+    let file = crate::harness::file("large.wasm", component);
+    let (status, said) = replay(&dir, &file);
+    assert_eq!(status, Some(0), "{said}");
+    for part in [
+        "INFO compiling `",
+        "INFO compiled `",
+        "1 conversation, no differences\n",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
     }
 }
 

@@ -16,7 +16,7 @@ use host::config::{At, Config, Log, LogFormat, LogLevel, clash};
 use host::profile::profile;
 use host::replay::Prepared;
 use host::server::Drained;
-use host::terminal::Terminal;
+use host::terminal::{Progress, Terminal};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(Done { text, status }) => {
-            // The log comes first.
+            // The log comes first, and with it the status line of a terminal is gone.
             drop(log);
             match io::stdout().write_all(text.as_bytes()) {
                 Ok(()) => status,
@@ -113,6 +113,8 @@ const USAGE: u8 = 2;
 fn log_of(command: &Command) -> Log {
     let level = match command {
         Command::Replay(_, true) => LogLevel::Debug,
+        // A component is compiled, which may take minutes.
+        Command::Check(..) | Command::Profile { .. } | Command::Replay(..) => LogLevel::Info,
         _ => LogLevel::Warn,
     };
     Log {
@@ -169,7 +171,11 @@ async fn run(command: Command, serve: Option<Config>, terminal: Option<Terminal>
                 return Ok(ExitCode::from(USAGE).into());
             }
         },
-        Command::Check(file, terms) => check(&file, &terms).await?,
+        Command::Check(file, terms) => {
+            let progress = Progress::start(terminal);
+            progress.set("loading the component");
+            check(&file, &terms).await?
+        }
         Command::New(dir, language, contract) => match scaffold::template(language, contract) {
             Ok(template) => scaffold::make(template, &dir)?,
             Err(error) => {
@@ -177,10 +183,11 @@ async fn run(command: Command, serve: Option<Config>, terminal: Option<Terminal>
                 return Ok(ExitCode::from(USAGE).into());
             }
         },
-        Command::Profile { what, to, time } => profile(&what, &to, time).await?,
+        Command::Profile { what, to, time } => profile(&what, &to, time, &Progress::start(terminal)).await?,
         Command::Replay(what, _) => {
-            let prepared = Prepared::new(&what, false).await?;
-            match (prepared.replay().await, prepared.count()) {
+            let progress = Progress::start(terminal);
+            let prepared = Prepared::new(&what, false, &progress).await?;
+            match (prepared.replay(&progress).await, prepared.count()) {
                 (Ok(()), 1) => "1 conversation, no differences\n".to_owned(),
                 (Ok(()), count) => format!("{count} conversations, no differences\n"),
                 (Err(difference), _) => {

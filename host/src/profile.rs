@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::config::Replay;
 use crate::replay::Prepared;
+use crate::terminal::Progress;
 
 /// Looks that a profile has at least before it says anything; less is chance.
 const FEW: u64 = 100;
@@ -23,12 +24,17 @@ const FEW: u64 = 100;
 ///
 /// There are no conversations, the component cannot serve or does something else in one, it does
 /// too little to be sampled, or the file cannot be written.
-pub async fn profile(what: &Replay, to: &Path, time: Duration) -> anyhow::Result<String> {
-    let prepared = Prepared::new(what, true).await?;
+pub async fn profile(
+    what: &Replay,
+    to: &Path,
+    time: Duration,
+    progress: &Progress,
+) -> anyhow::Result<String> {
+    let prepared = Prepared::new(what, true, progress).await?;
     let start = Instant::now();
     let mut rounds = 0;
     while rounds == 0 || start.elapsed() < time {
-        let replayed = prepared.replay().await;
+        let replayed = prepared.replay(progress).await;
         replayed.map_err(|difference| anyhow::anyhow!("{}", difference.in_one_line()))?;
         rounds += 1;
     }

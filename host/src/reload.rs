@@ -206,7 +206,7 @@ impl Reloader {
             let generation = sandbox.load(&content).await?;
             if let Some(gate) = gate {
                 let conversations = Conversation::read_all(&gate)?;
-                let passed = replay(&generation, &rules, &conversations).await;
+                let passed = replay(&generation, &rules, &conversations, |_| ()).await;
                 passed.map_err(|difference| {
                     anyhow!(
                         "{} does not pass the gate: {}",

@@ -23,6 +23,7 @@ use crate::half::Half;
 use crate::peer::Peer;
 use crate::record;
 use crate::sandbox::{Generation, Sandbox, Seat, Source, Transcript};
+use crate::terminal::Progress;
 pub use difference::Difference;
 use player::{Player, SETTLE};
 
@@ -49,16 +50,18 @@ pub struct Prepared {
 
 impl Prepared {
     /// Reads the conversations and loads the component, with a profile of it if `profiling` is set.
+    /// Shows its `progress`.
     ///
     /// # Errors
     ///
     /// There are no conversations, one is not valid, or the component cannot serve.
-    pub async fn new(what: &Replay, profiling: bool) -> anyhow::Result<Self> {
+    pub async fn new(what: &Replay, profiling: bool, progress: &Progress) -> anyhow::Result<Self> {
         let conversations = Conversation::read_all(&what.dir)?;
         let sandbox = Sandbox::on(&what.terms, &CacheDir::OfUser)
             .context("cannot start the sandbox")?
             .profiling(profiling);
         let source = Source::new(Some(what.file.clone()), what.terms.middleware.clone());
+        progress.set("loading the component");
         let generation = sandbox.load(&source.read()?).await?;
         Ok(Self {
             generation,
@@ -75,17 +78,20 @@ impl Prepared {
         self.conversations.len()
     }
 
-    /// Replays every conversation once.
+    /// Replays every conversation once, and shows its `progress`.
     ///
     /// # Errors
     ///
     /// The guest does something else in one of them.
-    pub async fn replay(&self) -> Result<(), Difference> {
-        replay(&self.generation, &self.rules, &self.conversations).await
+    pub async fn replay(&self, progress: &Progress) -> Result<(), Difference> {
+        let count = self.count();
+        let begins = |number| progress.set(format!("replaying conversation {number} of {count}"));
+        replay(&self.generation, &self.rules, &self.conversations, begins).await
     }
 }
 
-/// Has an instance of `generation` take part in each of `conversations`.
+/// Has an instance of `generation` take part in each of `conversations`. Calls `begins` before each
+/// one, with its number, counted from 1.
 ///
 /// # Errors
 ///
@@ -94,8 +100,10 @@ pub async fn replay(
     generation: &Arc<Generation>,
     rules: &Rules,
     conversations: &[(PathBuf, Conversation)],
+    begins: impl Fn(u64),
 ) -> Result<(), Difference> {
     for (number, (file, conversation)) in (1..).zip(conversations) {
+        begins(number);
         let played = one(generation, rules, number, file, conversation).await;
         // Neither the next conversation nor a later connection gets a used instance.
         generation.renew();
