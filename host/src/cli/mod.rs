@@ -113,13 +113,13 @@ enum Verb {
     },
     /// Replay conversations repeatedly and write a CPU profile of the component
     Profile {
-        /// Component to profile
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-
         /// Directory of conversations to replay
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+
+        /// Component to profile
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
 
         /// File to write the profile to, for the Firefox Profiler
         #[arg(long, value_name = "FILE", default_value = "profile.json")]
