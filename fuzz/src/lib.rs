@@ -13,6 +13,7 @@
 
 pub mod command_line;
 pub mod connection;
+pub mod conversation;
 pub mod framer;
 pub mod handshake;
 pub mod proxy_header;
