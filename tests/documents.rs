@@ -2,6 +2,7 @@
 //! program.
 
 mod commands;
+mod conversations;
 mod markdown;
 
 use std::collections::BTreeSet;
@@ -352,9 +353,9 @@ fn rooms_do_not_know_what_they_should_not() {
         ("cli", &["tokio", "wasmtime"]),
         ("config", &["tokio::", "wasmtime", "clap"]),
         ("values.rs", &["tokio", "wasmtime", "clap"]),
-        ("conversation.rs", &["wasmtime", "tokio", "crate::"]),
-        ("record.rs", &["wasmtime", "tokio::net", "crate::sandbox"]),
-        ("replay.rs", &["wasmtime", "tokio::net"]),
+        ("conversation", &["wasmtime", "tokio", "crate::"]),
+        ("record", &["wasmtime", "tokio::net", "crate::sandbox"]),
+        ("replay", &["wasmtime", "tokio::net"]),
         ("check.rs", &["wasmtime", "tokio::net"]),
         ("scaffold.rs", &["wasmtime", "tokio", "crate::"]),
         ("generations.rs", &["wasmtime", "tokio::net"]),

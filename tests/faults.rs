@@ -242,6 +242,7 @@ fn a_write_beyond_the_limit_on_the_size_of_files_fails_and_ends_nothing() {
     drop(client);
     let line = host.line("cannot write the recorded conversation");
     assert!(line.contains("File too large"), "{line}");
+    assert_eq!(fs::read_dir(talks).unwrap().count(), 0);
     assert!(host.stop().success());
 }
 

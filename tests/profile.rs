@@ -10,7 +10,7 @@ use crate::harness::{command, guest, scratch};
 /// Runs `host profile` for a short time, and gives its exit status and what it says.
 fn profile(guest: &Path, dir: &Path, to: &Path) -> (Option<i32>, String) {
     let mut command = command();
-    command.arg("profile").arg(guest).arg(dir).arg("--to").arg(to);
+    command.arg("profile").arg(dir).arg(guest).arg("--to").arg(to);
     let output = command.args(["--time", "200ms"]).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(said).unwrap())

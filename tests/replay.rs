@@ -2,14 +2,34 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{HUP, Host, command, guest, replace, scratch, until};
+use crate::harness::{Client, HUP, Host, command, guest, noise, replace, scratch, until};
 
-/// Runs `host replay`, and gives its exit status and what it says.
+/// Runs `wasm-inetd replay`, and gives its exit status and its output.
 fn replay(dir: &Path, guest: &Path) -> (Option<i32>, String) {
-    let output = command().arg("replay").arg(dir).arg(guest).output().unwrap();
+    replay_with(dir, guest, &[])
+}
+
+fn replay_with(dir: &Path, guest: &Path, flags: &[&str]) -> (Option<i32>, String) {
+    let mut command = command();
+    let output = command
+        .arg("replay")
+        .args(flags)
+        .arg(dir)
+        .arg(guest)
+        .output()
+        .unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// A directory with one conversation, `1.conversation`.
+fn written(name: &str, text: &str) -> PathBuf {
+    let dir = scratch(&format!("talks-{name}"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("1.conversation"), text).unwrap();
+    dir
 }
 
 /// A conversation in which `guest` has echoed lines, as it was recorded.
@@ -63,7 +83,7 @@ fn a_component_that_says_the_same_passes_and_another_is_shown_where_it_does_not(
     }
     for (other, found) in [
         ("daytime", "+ < \""),
-        ("discard", "+ < \"\", then nothing for 5s"),
+        ("discard", "+ nothing more for 5s"),
         ("sink", "+ < \"ready\\n\""),
     ] {
         let (status, said) = replay(&dir, &guest(other));
@@ -76,26 +96,375 @@ fn a_component_that_says_the_same_passes_and_another_is_shown_where_it_does_not(
 
 #[test]
 fn a_conversation_can_be_written_by_hand() {
-    let dir = scratch("talks-by-hand");
-    fs::create_dir_all(&dir).unwrap();
-    let write = |text: &str| fs::write(dir.join("1.conversation"), text).unwrap();
-    write("# A word resets it.\n> \"hello\"\n< \"hello\"\n> \"!\"\n< reset\n");
+    let dir = written(
+        "by-hand",
+        "# A word resets it.\n> \"hello\"\n< \"hello\"\n> \"!\"\n< reset\n",
+    );
     assert_eq!(replay(&dir, &guest("hang-up-session")).0, Some(0));
-    assert_eq!(replay(&dir, &guest("trap")).0, Some(0));
     let (status, said) = replay(&dir, &guest("echo"));
     assert_eq!(status, Some(1));
     assert!(said.contains("1.conversation:5\n- < reset\n+ < \"!\""), "{said}");
-    write("> hello\n");
-    let (status, said) = replay(&dir, &guest("echo"));
-    assert_eq!(status, Some(1));
-    assert!(
-        said.contains("1.conversation") && said.contains("line 1"),
-        "{said}"
-    );
     fs::remove_file(dir.join("1.conversation")).unwrap();
     let (status, said) = replay(&dir, &guest("echo"));
     assert_eq!(status, Some(1));
     assert!(said.contains("no conversations in"), "{said}");
+}
+
+#[test]
+fn what_is_no_conversation_is_refused_with_its_file_line_and_problem() {
+    for (text, expected) in [
+        ("> hello\n", "line 1: expected a text in quotes"),
+        ("> \"a\"\n< \"\\q\"\n", "line 2: `\\q` is not a valid escape"),
+        (
+            "> \"a\"\n> end\n> \"b\"\n",
+            "line 3: `> \"...\"` cannot follow `> end` in line 2",
+        ),
+        (
+            "> \"a\"\n> reset\n< \"a\"\n",
+            "line 3: `< \"...\"` cannot follow `> reset` in line 2",
+        ),
+        ("", "the file has no steps"),
+        ("# connection 1, finished\n", "the file has no steps"),
+    ] {
+        let (status, said) = replay(&written("none", text), &guest("echo"));
+        assert_eq!(status, Some(1), "{text}: {said}");
+        assert!(
+            said.contains("1.conversation`") && said.contains(expected),
+            "{text}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_guest_that_does_more_than_the_conversation_has_differs() {
+    for (text, name, expected) in [
+        (
+            "> \"hello\"\n< \"hel\"\n",
+            "echo",
+            "1.conversation:2\n- nothing more\n+ < \"lo\"\n",
+        ),
+        (
+            "> \"hello\"\n< \"hel\"\n> end\n",
+            "echo",
+            "1.conversation:3\n- nothing more\n+ < \"lo\"\n",
+        ),
+        (
+            "> \"a\"\n< \"a\"\n> end\n< end\n< reset\n",
+            "echo",
+            "1.conversation:5\n- < reset\n+ < end\n",
+        ),
+        (
+            "> \"!\"\n",
+            "panic",
+            "1.conversation:1\n- nothing more\n+ < trap\n",
+        ),
+        (
+            "> \"!\"\n",
+            "hang-up",
+            "1.conversation:1\n- nothing more\n+ < reset\n",
+        ),
+    ] {
+        let (status, said) = replay(&written("more", text), &guest(name));
+        assert_eq!(status, Some(1), "{text}: {said}");
+        assert!(said.contains(expected), "{text}: {said}");
+        // The guest is not told that the client ends, unless the conversation says so.
+        assert!(
+            text.contains("end") || !said.contains("+ < end"),
+            "{text}: {said}"
+        );
+    }
+    // What a client that resets does not hear is not compared.
+    let (status, said) = replay(
+        &written("more", "> \"hello\"\n< \"hel\"\n> reset\n"),
+        &guest("echo"),
+    );
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
+fn a_guest_that_fails_is_shown_with_how_it_failed_and_what_it_wrote() {
+    let dir = written("fails", "> \"!\"\n< \"!\"\n");
+    let (status, said) = replay(&dir, &guest("panic"));
+    assert_eq!(status, Some(1));
+    for part in [
+        "1.conversation:2\n- < \"!\"\n+ < trap\n  wasm ",
+        "\n  standard error:\n",
+        "the peer asked for a panic",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    assert!(!said.contains("INFO") && !said.contains("DEBUG"), "{said}");
+    let (status, said) = replay_with(&dir, &guest("panic"), &["-v"]);
+    assert_eq!(status, Some(1));
+    for part in ["guest output", "conversation replayed", "outcome=\"guest-trap\""] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}
+
+#[test]
+fn resets_traps_and_limits_are_told_apart() {
+    let endings = ["< reset", "< trap", "< cpu-limit", "< byte-limit", "< end"];
+    for (name, flags, ending) in [
+        ("hang-up", &[][..], "< reset"),
+        ("hang-up-session", &[], "< reset"),
+        ("trap", &[], "< trap"),
+        ("panic", &[], "< trap"),
+        ("spin", &["--max-call-time", "300ms"], "< cpu-limit"),
+        ("echo", &["--max-bytes-in", "1"], "< byte-limit"),
+    ] {
+        for expected in endings {
+            let text = format!("> \"a\"\n< \"a\"\n> \"!!!\"\n{expected}\n");
+            let (status, said) = replay_with(&written("endings", &text), &guest(name), flags);
+            if expected == ending {
+                assert_eq!(status, Some(0), "{name}: {said}");
+            } else {
+                let shown = format!("1.conversation:4\n- {expected}\n+ {ending}\n");
+                assert_eq!(status, Some(1), "{name}: {said}");
+                assert!(said.contains(&shown), "{name}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replay_says_that_it_compiles_a_large_component() {
+    // A custom section of 5 MiB, which no cache has seen.
+    let mut component = fs::read(guest("echo")).unwrap();
+    component.extend([0, 0x82, 0x80, 0xc0, 0x02, 1, b'#']);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    component.extend(noise(seed.as_nanos() as u64, 5 << 20));
+    let dir = written("large", "> end\n< end\n");
+    let file = crate::harness::file("large.wasm", component);
+    let (status, said) = replay(&dir, &file);
+    assert_eq!(status, Some(0), "{said}");
+    for part in [
+        "INFO compiling `",
+        "INFO compiled `",
+        "1 conversation, no differences\n",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+}
+
+#[test]
+fn a_break_splits_what_the_client_sends() {
+    // It answers whole chunks, and fails at one with `!`.
+    let text = "> \"ab\"\n> break\n> \"!\"\n< \"ab\"\n< trap\n";
+    assert_eq!(replay(&written("break", text), &guest("panic")).0, Some(0));
+    let text = text.replace("> break\n", "");
+    let (status, said) = replay(&written("break", &text), &guest("panic"));
+    assert_eq!(status, Some(1), "{said}");
+}
+
+#[test]
+fn a_pause_takes_its_time_and_patience_is_as_long_as_it_is_asked_to_be() {
+    let text = "> \"a\"\n< \"a\"\n> pause 300ms\n> \"b\"\n< \"b\"\n> end\n< end\n";
+    let start = Instant::now();
+    assert_eq!(replay(&written("pause", text), &guest("echo")).0, Some(0));
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    // There is a tenth of a second between the two words.
+    let dir = written("patience", "< \"tick\\n\"\n< \"tock\\n\"\ncut\n");
+    assert_eq!(replay(&dir, &guest("metronome")).0, Some(0));
+    let (status, said) = replay_with(&dir, &guest("metronome"), &["--patience", "1ms"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("nothing more for 1ms"), "{said}");
+    let (status, said) = replay_with(&dir, &guest("metronome"), &["--patience", "0s"]);
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("--patience"), "{said}");
+}
+
+/// A conversation that was recorded is replayed without a difference by the same guest on the same terms.
+fn is_the_same_again(
+    name: &str,
+    guest_name: &str,
+    flags: &[&str],
+    ending: &str,
+    talk: impl FnOnce(&mut Host),
+) {
+    let dir = scratch(&format!("talks-again-{name}"));
+    let component = guest(guest_name);
+    let (to, file) = (dir.to_str().unwrap(), component.to_str().unwrap());
+    let args = [
+        "record",
+        "--to",
+        to,
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        file,
+    ];
+    let mut host = Host::start(&[&args, flags].concat());
+    talk(&mut host);
+    let file = dir.join("00000001.conversation");
+    until("the conversation is written", || file.exists());
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.ends_with(&format!("\n{ending}\n")), "{name}: {text}");
+    // Neither the time of a host nor a drain is part of what is replayed.
+    let flags = match flags {
+        ["--max-call-time" | "--max-bytes-out", _] => flags,
+        _ => &[],
+    };
+    let (status, said) = replay_with(&dir, &component, flags);
+    assert_eq!(status, Some(0), "{name}: {text}{said}");
+}
+
+#[test]
+fn what_is_recorded_is_replayed_by_the_same_guest_however_it_ended() {
+    let idle = ["--idle-timeout", "100ms"];
+    let waits = |host: &mut Host| {
+        let client = host.connect();
+        client.echo("hi\n");
+        client.rest();
+        host.line("connection ended");
+    };
+    let asks = |host: &mut Host| {
+        let client = host.connect();
+        client.send("!");
+        client.expect_reset();
+        host.line("connection ended");
+    };
+    is_the_same_again("idle", "echo", &idle, "cut", waits);
+    is_the_same_again("idle-session", "lines-session", &idle, "cut", waits);
+    is_the_same_again("lifetime", "echo", &["--max-lifetime", "100ms"], "cut", waits);
+    is_the_same_again(
+        "silent",
+        "echo",
+        &["--first-byte-timeout", "100ms"],
+        "cut",
+        |host| {
+            assert_eq!(host.connect().rest(), b"");
+        },
+    );
+    is_the_same_again("drained", "echo", &["--drain-timeout", "100ms"], "cut", |host| {
+        let client = host.connect();
+        client.echo("hi\n");
+        assert!(host.stop().success());
+    });
+    // It would go on for ever, and has sent more than the client has read.
+    is_the_same_again(
+        "chargen",
+        "chargen",
+        &["--max-lifetime", "100ms"],
+        "cut",
+        |host| {
+            let client = host.connect();
+            client.line();
+            host.line("connection ended");
+        },
+    );
+    is_the_same_again("client-resets", "chargen", &[], "> reset", |host| {
+        let client = host.connect();
+        client.line();
+        client.reset();
+    });
+    is_the_same_again(
+        "too-much",
+        "chargen",
+        &["--max-bytes-out", "1000"],
+        "< byte-limit",
+        |host| {
+            host.connect().expect_reset();
+        },
+    );
+    is_the_same_again("reset", "hang-up", &[], "< reset", asks);
+    is_the_same_again("trap", "trap", &[], "< trap", asks);
+    is_the_same_again("cpu", "spin", &["--max-call-time", "100ms"], "< cpu-limit", asks);
+    // It ends its half first and reads on.
+    is_the_same_again("ends-first", "sink", &[], "> end", |host| {
+        let client = host.connect();
+        client.send("one");
+        client.expect("ready\n");
+        assert_eq!(client.rest(), b"");
+        client.send("two");
+        client.finish();
+        host.line("connection ended");
+    });
+}
+
+#[test]
+fn hosts_that_record_to_one_directory_replace_nothing() {
+    let dir = scratch("talks-two-hosts");
+    let hosts =
+        [(); 2].map(|()| Host::start(&["record", "--to", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"]));
+    for number in 0..3 {
+        for (name, host) in ["a", "b"].iter().zip(&hosts) {
+            let client = host.connect();
+            client.echo(format!("{name}{number}"));
+            client.finish();
+            assert_eq!(client.rest(), b"");
+            host.line("connection ended");
+        }
+    }
+    let entries = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+    let texts: Vec<_> = entries.map(|path| fs::read_to_string(path).unwrap()).collect();
+    assert_eq!(texts.len(), 6, "{texts:?}");
+    for said in ["a0", "a1", "a2", "b0", "b1", "b2"] {
+        assert_eq!(
+            texts.iter().filter(|text| text.contains(said)).count(),
+            1,
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_service_that_comes_later_records_beside_another() {
+    let dir = scratch("talks-services");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("services.toml");
+    let table = |name: &str| {
+        format!("[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\nrecord = \"talks\"\n")
+    };
+    fs::write(&file, table("a")).unwrap();
+    let mut host = Host::with_config(&file, 1);
+    let talk = |host: &Host, address, said: &str| {
+        let client = Client::connect(address).unwrap();
+        client.echo(said);
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        host.line("connection ended");
+    };
+    let a = host.address();
+    talk(&host, a, "one");
+    fs::write(&file, table("a") + &table("b")).unwrap();
+    host.signal(HUP);
+    host.listens(1);
+    let b = *host.addresses().last().unwrap();
+    for (address, said) in [(b, "two"), (a, "three"), (a, "four")] {
+        talk(&host, address, said);
+    }
+    let entries = fs::read_dir(dir.join("talks")).unwrap();
+    let texts: Vec<_> = entries
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    for said in ["one", "two", "three", "four"] {
+        assert_eq!(
+            texts.iter().filter(|text| text.contains(said)).count(),
+            1,
+            "{said}: {texts:?}"
+        );
+    }
+}
+
+#[test]
+fn conversations_of_shared_instances_are_not_recorded() {
+    let refusal = crate::harness::refused(&["record", "--to", "talks", "--isolation", "service"]);
+    assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+    assert!(
+        refusal.message.contains("--to: ") && refusal.message.contains("shared instance"),
+        "{}",
+        refusal.message
+    );
+    let text =
+        "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\nisolation = \"service\"\nrecord = \"r\"\n";
+    let file = crate::harness::file("shared-record.toml", text);
+    let refusal = crate::harness::refused(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+    assert!(
+        refusal.message.contains("service[0].record: ") && refusal.message.contains("shared instance"),
+        "{}",
+        refusal.message
+    );
 }
 
 #[test]
@@ -117,6 +486,20 @@ fn what_does_not_pass_the_gate_does_not_serve() {
     host.signal(HUP);
     let line = host.line("keeps serving");
     assert!(line.contains("does not pass the gate"), "{line}");
+    // In the same line is how the guest failed and what it wrote.
+    put("panic");
+    fs::write(gate.join("2.conversation"), "> \"!\"\n< \"!\"\n").unwrap();
+    host.signal(HUP);
+    let line = host.line("keeps serving");
+    for part in [
+        "2.conversation:2: expected < ",
+        "found < trap (wasm ",
+        "the peer asked for a panic",
+    ] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    assert!(!host.log().contains("guest output"), "{}", host.log());
+    fs::remove_file(gate.join("2.conversation")).unwrap();
     put("lines");
     host.signal(HUP);
     host.line("component reloaded");

@@ -1,5 +1,6 @@
 //! What is shown to who looks at the host on a terminal.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -7,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::harness::tools::tool;
-use crate::harness::{Client, DEADLINE, HOST, Host, until, with_cache};
+use crate::harness::{Client, DEADLINE, HOST, Host, guest, scratch, until, with_cache};
 
 /// What clears the line below the others.
 const CLEAR: &str = "\r\x1b[K";
@@ -23,14 +24,15 @@ struct Terminal {
 
 impl Terminal {
     fn start(args: &str) -> Option<Self> {
+        Self::run(&format!("--listen 127.0.0.1:0 {args}"))
+    }
+
+    /// Runs the program with these arguments.
+    fn run(args: &str) -> Option<Self> {
         let program = tool("script")?;
         let mut command = with_cache(Command::new(program));
         let mut script = command
-            .args([
-                "-qefc",
-                &format!("exec {HOST} --listen 127.0.0.1:0 {args}"),
-                "/dev/null",
-            ])
+            .args(["-qefc", &format!("exec {HOST} {args}"), "/dev/null"])
             .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -67,6 +69,11 @@ impl Terminal {
     /// Types ^C, and gives the exit status and all that was shown.
     fn interrupt(mut self) -> (Option<i32>, String) {
         self.keys.write_all(b"\x03").unwrap();
+        self.end()
+    }
+
+    /// Waits for the end of the program, and gives the exit status and all that was shown.
+    fn end(mut self) -> (Option<i32>, String) {
         let status = self.script.wait().unwrap();
         while let Ok(chunk) = self.chunks.recv() {
             self.shown.push_str(&String::from_utf8(chunk).unwrap());
@@ -146,6 +153,23 @@ fn a_table_tells_what_is_served_and_a_line_below_the_log_how_it_goes() {
         !shown.replace(CLEAR, "").contains('\x1b'),
         "colours in spite of NO_COLOR: {shown:?}"
     );
+}
+
+#[test]
+fn a_line_tells_how_a_replay_goes_and_is_gone_before_its_result() {
+    let dir = scratch("talks-on-a-terminal");
+    fs::create_dir_all(&dir).unwrap();
+    let text = "> pause 1500ms\n> \"a\"\n< \"a\"\n> end\n< end\n";
+    fs::write(dir.join("1.conversation"), text).unwrap();
+    let args = format!("replay {} {}", dir.display(), guest("echo").display());
+    let Some(mut terminal) = Terminal::run(&args) else {
+        return;
+    };
+    terminal.shows("replaying conversation 1 of 1, ");
+    let (status, shown) = terminal.end();
+    assert_eq!(status, Some(0), "{shown}");
+    let expected = format!("{CLEAR}1 conversation, no differences\r\n");
+    assert!(shown.ends_with(&expected), "{shown:?}");
 }
 
 #[test]

@@ -14,6 +14,7 @@
 pub mod cache;
 pub mod command_line;
 pub mod connection;
+pub mod conversation;
 pub mod framer;
 mod guests;
 pub mod handshake;

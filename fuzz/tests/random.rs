@@ -21,6 +21,11 @@ proptest! {
     }
 
     #[test]
+    fn conversation(bytes in vec(any::<u8>(), 0..300)) {
+        fuzz::conversation::run(&bytes);
+    }
+
+    #[test]
     fn proxy_header(bytes in vec(any::<u8>(), 0..200)) {
         fuzz::proxy_header::run(&bytes);
     }

@@ -253,7 +253,7 @@ fn serve_one(
             let (reader, writer) = (tape.record(reader), tape.record(writer));
             // In a box, so that what is not recorded is not larger for it.
             let report = Box::pin(converse(&service, &place, &peer, reader, writer)).await;
-            recorder.keep(peer.connection, tape, report.outcome).await;
+            recorder.keep(peer.connection, tape, &report).await;
             report
         };
         let served = AssertUnwindSafe(served).catch_unwind().await;

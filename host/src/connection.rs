@@ -139,6 +139,22 @@ pub struct Report {
     pub duration: Duration,
     /// From when it has come in to the first byte that was handed to the transport.
     pub first_byte: Option<Duration>,
+    /// What had passed when it ended, before the host closed it.
+    pub at_end: AtEnd,
+}
+
+/// What had passed on a connection when its guest ended, or was ended. What the host reads and writes to close the
+/// connection comes after it.
+#[derive(Clone, Copy, Debug)]
+pub struct AtEnd {
+    /// Bytes that came from the peer.
+    pub bytes_in: u64,
+    /// The peer's FIN was read.
+    pub peer_ended: bool,
+    /// The peer had reset the connection, or was lost.
+    pub peer_failed: bool,
+    /// The guest had ended its half with FIN.
+    pub guest_ended: bool,
 }
 
 /// Serves one connection with an instance of its own and returns when it is over. `cut` ends it from outside, as at the
@@ -205,6 +221,12 @@ where
             (outcome, None)
         }
     };
+    let at_end = AtEnd {
+        bytes_in: inbound.bytes(),
+        peer_ended: inbound.ended(),
+        peer_failed: inbound.failure().or(outbound.failure()).is_some(),
+        guest_ended: outcome == Outcome::Finished || outbound.ended(),
+    };
     if outcome == Outcome::Finished {
         // TLS may still hold bytes for a peer that reads slowly. Until they are sent, the limits on time hold as before.
         tokio::select! {
@@ -243,6 +265,7 @@ where
         bytes_out: outbound.bytes(),
         duration: start.elapsed(),
         first_byte: outbound.first(),
+        at_end,
     }
 }
 

@@ -13,16 +13,14 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use host::check::{check, check_services};
 use host::cli::{Cli, Command, Given};
-use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes};
-use host::conversation::Conversation;
+use host::config::{At, Config, Log, LogFormat, LogLevel, clashes};
 use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
 use host::profile::profile;
-use host::replay::replay;
-use host::sandbox::{Sandbox, Source};
+use host::replay::Prepared;
 use host::server::Drained;
-use host::terminal::Terminal;
+use host::terminal::{Progress, Terminal};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
@@ -43,7 +41,7 @@ fn main() -> ExitCode {
             return status;
         }
         // It is help or the version.
-        Err(error) => return print(&error.render().to_string()),
+        Err(error) => return print(&error.render().to_string(), ExitCode::SUCCESS),
     };
     let serve = match &command {
         Command::Serve(given) => match configuration(given) {
@@ -54,8 +52,7 @@ fn main() -> ExitCode {
     };
     let (threads, log) = match &serve {
         Some((config, _)) => (config.threads.get(), config.log),
-        // What it has to say goes to standard output.
-        None => (1, WARNINGS),
+        None => (1, log_of(&command)),
     };
     let runtime = runtime(threads);
     let log = logging::start(log);
@@ -70,7 +67,15 @@ fn main() -> ExitCode {
         (_, Err(error)) => Err(anyhow!("cannot set up logging: {error}")),
     };
     match outcome {
-        Ok(status) => status,
+        Ok(Done { text, status }) => {
+            // The log comes first, and with it the status line of a terminal is gone.
+            drop(log);
+            if text.is_empty() {
+                status
+            } else {
+                print(&text, status)
+            }
+        }
         Err(error) => {
             match error.downcast_ref::<Blocked>() {
                 Some(Blocked(sentences)) => sentences.iter().for_each(|sentence| error!("{sentence}")),
@@ -78,6 +83,19 @@ fn main() -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What a command comes to: its text for standard output, and its exit status.
+struct Done {
+    text: String,
+    status: ExitCode,
+}
+
+impl From<ExitCode> for Done {
+    fn from(status: ExitCode) -> Self {
+        let text = String::new();
+        Self { text, status }
     }
 }
 
@@ -96,14 +114,14 @@ fn refuse<S: Display>(status: u8, sentences: impl IntoIterator<Item = S>) -> Exi
     ExitCode::from(status)
 }
 
-/// Prints `text` on standard output. A reader that has seen enough, such as head(1), is no failure.
-fn print(text: &str) -> ExitCode {
+/// Prints `text` on standard output, and returns `status`. A reader that has seen enough, such as head(1), is no failure.
+fn print(text: &str, status: ExitCode) -> ExitCode {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             refuse(FAILURE, [format!("cannot write to standard output: {error}")])
         }
-        _ => ExitCode::SUCCESS,
+        _ => status,
     }
 }
 
@@ -142,11 +160,19 @@ const FAILURE: u8 = 1;
 /// The exit code for a command line that cannot be understood.
 const USAGE: u8 = 2;
 
-/// What is worth a line where the output is for somebody else.
-const WARNINGS: Log = Log {
-    format: LogFormat::Text,
-    level: LogLevel::Warn,
-};
+/// What a command other than serving logs beside its output.
+fn log_of(command: &Command) -> Log {
+    let level = match command {
+        Command::Replay(_, true) => LogLevel::Debug,
+        // A component is compiled, which may take minutes.
+        Command::Check(..) | Command::Profile { .. } | Command::Replay(..) => LogLevel::Info,
+        _ => LogLevel::Warn,
+    };
+    Log {
+        format: LogFormat::Text,
+        level,
+    }
+}
 
 /// The threads that serve connections.
 fn runtime(threads: usize) -> io::Result<Runtime> {
@@ -163,11 +189,11 @@ async fn run(
     command: Command,
     serve: Option<(Config, Option<Text>)>,
     terminal: Option<Terminal>,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<Done> {
     if let Some((config, file)) = serve {
         return Ok(match server::serve(config, file, terminal).await? {
-            Drained::Done => ExitCode::SUCCESS,
-            Drained::Quit => ExitCode::FAILURE,
+            Drained::Done => ExitCode::SUCCESS.into(),
+            Drained::Quit => ExitCode::FAILURE.into(),
         });
     }
     let text = match command {
@@ -176,16 +202,16 @@ async fn run(
         Command::CheckConfig { file, compile } => {
             let text = match Text::read(&file).and_then(|text| Ok((text.config()?, text))) {
                 Ok((config, text)) => check_services(&text, &config, compile).await,
-                Err(error) => return Ok(refuse(USAGE, error.sentences())),
+                Err(error) => return Ok(refuse(USAGE, error.sentences()).into()),
             };
             match text {
                 Ok(text) => text,
-                Err(Blocked(sentences)) => return Ok(refuse(FAILURE, sentences)),
+                Err(Blocked(sentences)) => return Ok(refuse(FAILURE, sentences).into()),
             }
         }
         Command::Print(given) => match configuration(&given) {
             Ok((config, _)) => file::print(&config)?,
-            Err(refused) => return Ok(refuse(USAGE, refused)),
+            Err(refused) => return Ok(refuse(USAGE, refused).into()),
         },
         Command::Schema => file::schema(),
         Command::Completions(shell) => cli::completions(shell),
@@ -194,10 +220,14 @@ async fn run(
             None => {
                 let of = of.unwrap_or_default();
                 let sentence = format!("there is no command `{of}`; `wasm-inetd --help` lists the commands");
-                return Ok(refuse(USAGE, [sentence]));
+                return Ok(refuse(USAGE, [sentence]).into());
             }
         },
-        Command::Check(file, terms) => check(&file, &terms).await?,
+        Command::Check(file, terms) => {
+            let progress = Progress::start(terminal);
+            progress.set("loading the component");
+            check(&file, &terms).await?
+        }
         Command::New {
             dir,
             language,
@@ -205,31 +235,24 @@ async fn run(
             bare,
         } => match scaffold::template(language, contract, bare) {
             Ok(template) => scaffold::make(template, &dir)?,
-            Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")])),
+            Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")]).into()),
         },
-        Command::Profile {
-            file,
-            dir,
-            to,
-            time,
-            terms,
-        } => profile(&file, &dir, &to, time, &terms).await?,
-        Command::Replay(dir, file, terms) => {
-            let conversations = Conversation::read_all(&dir)?;
-            let sandbox = Sandbox::on(&terms, &CacheDir::OfUser).context("cannot start the sandbox")?;
-            let source = Source::new(Some(file), terms.middleware);
-            let generation = sandbox.load(&source.read()?).await?;
-            match replay(&generation, &terms.limits, &conversations).await {
-                Ok(()) => match conversations.len() {
-                    1 => "1 conversation, no differences\n".to_owned(),
-                    count => format!("{count} conversations, no differences\n"),
-                },
-                Err(difference) => {
-                    print(&format!("{difference}\n"));
-                    return Ok(ExitCode::FAILURE);
+        Command::Profile { what, to, time } => profile(&what, &to, time, &Progress::start(terminal)).await?,
+        Command::Replay(what, _) => {
+            let progress = Progress::start(terminal);
+            let prepared = Prepared::new(&what, false, &progress).await?;
+            match (prepared.replay(&progress).await, prepared.count()) {
+                (Ok(()), 1) => "1 conversation, no differences\n".to_owned(),
+                (Ok(()), count) => format!("{count} conversations, no differences\n"),
+                (Err(difference), _) => {
+                    return Ok(Done {
+                        text: format!("{difference}\n"),
+                        status: ExitCode::FAILURE,
+                    });
                 }
             }
         }
     };
-    Ok(print(&text))
+    let status = ExitCode::SUCCESS;
+    Ok(Done { text, status })
 }

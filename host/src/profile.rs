@@ -1,4 +1,5 @@
-//! `host profile`: a component taken through conversations again and again, and where its time goes.
+//! `host profile`: a component taken through conversations again and again, and where its time
+//! goes.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -9,60 +10,56 @@ use anyhow::{Context as _, bail};
 use bytesize::ByteSize;
 use tokio::time::Instant;
 
-use crate::config::{CacheDir, Terms};
-use crate::conversation::Conversation;
-use crate::replay::replay;
-use crate::sandbox::{Sandbox, Source};
+use crate::config::Replay;
+use crate::replay::Prepared;
+use crate::terminal::Progress;
 
 /// Looks that a profile has at least before it says anything; less is chance.
 const FEW: u64 = 100;
 
-/// Takes the component in `file` through the conversations of `dir` for so long a time, writes to `to` where it has spent that, and says
-/// in a few lines what is there.
+/// Replays conversations for `time`, writes a CPU profile of the component to the file `to`, and
+/// describes it in a few lines.
 ///
 /// # Errors
 ///
-/// The component cannot serve, there are no conversations, it says something else than in one, it does too little to be looked at, or
-/// the file cannot be written.
+/// There are no conversations, the component cannot serve or does something else in one, it does
+/// too little to be sampled, or the file cannot be written.
 pub async fn profile(
-    file: &Path,
-    dir: &Path,
+    what: &Replay,
     to: &Path,
     time: Duration,
-    terms: &Terms,
+    progress: &Progress,
 ) -> anyhow::Result<String> {
-    let conversations = Conversation::read_all(dir)?;
-    let sandbox = Sandbox::on(terms, &CacheDir::OfUser)
-        .context("cannot start the sandbox")?
-        .profiling(true);
-    let source = Source::new(Some(file.to_owned()), terms.middleware.clone());
-    let generation = sandbox.load(&source.read()?).await?;
+    let prepared = Prepared::new(what, true, progress).await?;
     let start = Instant::now();
     let mut rounds = 0;
     while rounds == 0 || start.elapsed() < time {
-        let replayed = replay(&generation, &terms.limits, &conversations).await;
+        let replayed = prepared.replay(progress).await;
         replayed.map_err(|difference| anyhow::anyhow!("{}", difference.in_one_line()))?;
         rounds += 1;
     }
     let took = start.elapsed();
-    let looks = generation.looks();
+    let looks = prepared.generation.looks();
     if looks == 0 {
         bail!(
             "no samples: the guest did too little work in {} of the conversations in `{}`; raise \
              --time, or use conversations that need more work",
             count(rounds, "round"),
-            dir.display()
+            what.dir.display()
         );
     }
     let said = || format!("cannot write the profile to `{}`", to.display());
     let mut output = BufWriter::new(File::create(to).with_context(said)?);
-    generation.write_profile(&mut output).with_context(said)?;
+    prepared
+        .generation
+        .write_profile(&mut output)
+        .with_context(said)?;
     output.flush().with_context(said)?;
     let size = std::fs::metadata(to).map_or(0, |metadata| metadata.len());
     let mut text = format!(
         "{}, {} in {took:.1?}: {}, one per 1 ms tick in which the guest ran\n\
          wrote `{}` ({}): open it at https://profiler.firefox.com\n",
-        count(conversations.len() as u64, "conversation"),
+        count(prepared.count() as u64, "conversation"),
         count(rounds, "round"),
         count(looks, "sample"),
         to.display(),

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::generations::Generations;
-use crate::replay::replay;
+use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, LoadError, Sandbox, Source};
 use crate::service::warn_of_migration;
 use crate::stamp::{Stamp, stamp};
@@ -198,12 +198,16 @@ impl Reloader {
         let sandbox = Arc::clone(&self.sandbox);
         let runtime = Handle::current();
         let name = content.name.clone();
-        let (gate, limits) = (self.config.gate.clone(), self.config.limits);
+        let gate = self.config.gate.clone();
+        let rules = Rules {
+            limits: self.config.limits,
+            patience: self.config.gate_patience,
+        };
         let load = async move {
             let generation = sandbox.load(&content).await?;
             if let Some(gate) = gate {
                 let conversations = Conversation::read_all(&gate)?;
-                let passed = replay(&generation, &limits, &conversations).await;
+                let passed = replay(&generation, &rules, &conversations, |_| ()).await;
                 passed.map_err(|difference| {
                     anyhow!(
                         "{} does not pass the gate: {}",

@@ -1,13 +1,14 @@
 //! What is shown where somebody looks at the host on a terminal, beside its log: a table at the start, and a line that tells how it
 //! goes, below all others.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::{Isolation, Service as Config};
@@ -97,6 +98,75 @@ impl Terminal {
         bytes.extend_from_slice(line.as_bytes());
         self.0.write_all(&bytes)
     }
+}
+
+/// The status line of a command that may take long. It is cleared when this is dropped.
+#[derive(Debug)]
+pub struct Progress(Arc<Mutex<Option<Doing>>>);
+
+/// What a command is doing.
+#[derive(Debug)]
+struct Doing {
+    terminal: Terminal,
+    what: Cow<'static, str>,
+    since: Instant,
+}
+
+impl Progress {
+    /// Shows on `terminal`, if there is one, what the command does. A command that takes less than a second shows
+    /// nothing.
+    pub fn start(terminal: Option<Terminal>) -> Self {
+        let doing = terminal.map(|terminal| Doing {
+            terminal,
+            what: Cow::Borrowed(""),
+            since: Instant::now(),
+        });
+        let shows = doing.is_some();
+        let progress = Self(Arc::new(Mutex::new(doing)));
+        if shows {
+            let doing = Arc::clone(&progress.0);
+            // The task of the command may be compiling, and not be back for minutes.
+            tokio::spawn(async move {
+                loop {
+                    sleep(LOOK).await;
+                    match &mut *locked(&doing) {
+                        Some(doing) => doing.show(),
+                        None => return,
+                    }
+                }
+            });
+        }
+        progress
+    }
+
+    /// Says what the command does from now on.
+    pub fn set(&self, what: impl Into<Cow<'static, str>>) {
+        if let Some(doing) = &mut *locked(&self.0) {
+            doing.what = what.into();
+            doing.since = Instant::now();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(mut doing) = locked(&self.0).take() {
+            doing.terminal.clear();
+        }
+    }
+}
+
+impl Doing {
+    fn show(&mut self) {
+        let line = format!("{}, {} s", self.what, self.since.elapsed().as_secs());
+        // What cannot be shown is of no account.
+        let _ = self.terminal.below(&line);
+    }
+}
+
+fn locked(doing: &Mutex<Option<Doing>>) -> MutexGuard<'_, Option<Doing>> {
+    // Nothing can panic while it is held.
+    doing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is told of all services together.

@@ -3,19 +3,21 @@
 mod listen;
 mod refused;
 mod service;
+mod template;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{Config, Terms};
+use crate::config::{Config, Replay, Terms};
 use crate::scaffold;
 use crate::values;
 pub use refused::sentence;
 use service::{GrantFlags, LimitFlags, ServiceFlags, component, ids};
+use template::{ContractArg, Language};
 
 /// inetd for WebAssembly components.
 ///
@@ -122,13 +124,13 @@ enum Verb {
     },
     /// Replay conversations repeatedly and write a CPU profile of the component
     Profile {
-        /// Component to profile
-        #[arg(value_name = "FILE", value_parser = component())]
-        file: PathBuf,
-
         /// Directory of conversations to replay
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+
+        /// Component to profile
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
 
         /// File to write the profile to, for the Firefox Profiler
         #[arg(long, value_name = "FILE", default_value = "profile.json")]
@@ -137,6 +139,9 @@ enum Verb {
         /// How long to keep replaying
         #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::duration)]
         time: Duration,
+
+        #[command(flatten)]
+        patience: PatienceFlag,
 
         #[command(flatten)]
         terms: TermFlags,
@@ -152,8 +157,23 @@ enum Verb {
         file: PathBuf,
 
         #[command(flatten)]
+        patience: PatienceFlag,
+
+        /// Log each conversation, and what the guest writes to standard error
+        #[arg(short, long)]
+        verbose: bool,
+
+        #[command(flatten)]
         terms: TermFlags,
     },
+}
+
+/// How long a replay waits for a guest.
+#[derive(Debug, Args)]
+struct PatienceFlag {
+    /// How long the guest may take for a step of a conversation
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::deadline)]
+    patience: Duration,
 }
 
 /// On what terms a component is tried.
@@ -282,21 +302,17 @@ pub enum Command {
     Completions(Shell),
     /// To print the page of the manual about the command of this name, or about the program.
     Manual(Option<String>),
-    /// To write down to this file where a component spends its time in the conversations of a directory.
+    /// To write a CPU profile of a component that takes part in conversations.
     Profile {
-        /// The component.
-        file: PathBuf,
-        /// The conversations.
-        dir: PathBuf,
+        /// The component, and the conversations.
+        what: Replay,
         /// Where to write.
         to: PathBuf,
         /// How long to go on.
         time: Duration,
-        /// On what terms.
-        terms: Terms,
     },
-    /// To have a component take part in the conversations of a directory.
-    Replay(PathBuf, PathBuf, Terms),
+    /// To have a component take part in conversations, and to log more than the difference if that is asked for.
+    Replay(Replay, bool),
 }
 
 impl From<Cli> for Command {
@@ -332,19 +348,24 @@ impl From<Cli> for Command {
                 bare,
             },
             Some(Verb::Profile {
-                file,
                 dir,
+                file,
                 to,
                 time,
+                patience,
                 terms,
             }) => Self::Profile {
-                file,
-                dir,
+                what: replay(dir, file, &patience, terms),
                 to,
                 time,
-                terms: terms.into(),
             },
-            Some(Verb::Replay { dir, file, terms }) => Self::Replay(dir, file, terms.into()),
+            Some(Verb::Replay {
+                dir,
+                file,
+                patience,
+                verbose,
+                terms,
+            }) => Self::Replay(replay(dir, file, &patience, terms), verbose),
         }
     }
 }
@@ -399,45 +420,12 @@ Signals:
 Exit status: 0 after a drain, 1 after a failure, 2 for a command line or a
 services file that is not valid.";
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ContractArg {
-    Streams,
-    #[value(alias = "session")]
-    Sessions,
-    Cli,
-}
-
-impl ContractArg {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Streams => "streams",
-            Self::Sessions => "sessions",
-            Self::Cli => "cli",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Language {
-    Rust,
-    C,
-    #[value(alias = "javascript")]
-    Js,
-    Python,
-    Go,
-    Zig,
-}
-
-impl Language {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Rust => "rust",
-            Self::C => "c",
-            Self::Js => "js",
-            Self::Python => "python",
-            Self::Go => "go",
-            Self::Zig => "zig",
-        }
+fn replay(dir: PathBuf, file: PathBuf, patience: &PatienceFlag, terms: TermFlags) -> Replay {
+    Replay {
+        dir,
+        file,
+        patience: patience.patience,
+        terms: terms.into(),
     }
 }
 

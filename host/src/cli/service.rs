@@ -84,6 +84,10 @@ pub(super) struct ServiceFlags {
     #[arg(long, value_name = "DIR", requires = "files", help_heading = "Service")]
     pub(super) gate: Option<PathBuf>,
 
+    /// How long a guest may take for a step of a conversation of the gate
+    #[arg(long, value_name = "TIME", default_value = "5s", requires = "gate", value_parser = values::deadline, help_heading = "Service")]
+    pub(super) gate_patience: Duration,
+
     #[command(flatten)]
     pub(super) grants: GrantFlags,
 
@@ -336,6 +340,7 @@ impl From<ServiceFlags> for Config {
             grants: flags.grants.into(),
             drain_generations: flags.drain_generations.0,
             gate: flags.gate,
+            gate_patience: flags.gate_patience,
             record: None,
             listen,
             access,

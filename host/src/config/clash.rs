@@ -93,6 +93,13 @@ fn contradictions(service: &Service) -> Vec<(At, &'static str)> {
              `service`; remove one of the two settings",
         ));
     }
+    if service.record.is_some() {
+        found.push((
+            At::Key("record"),
+            "a conversation with a shared instance depends on other connections and cannot be \
+             replayed, but isolation is `service`; record with isolation `connection`",
+        ));
+    }
     found
 }
 

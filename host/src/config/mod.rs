@@ -18,6 +18,9 @@ pub use listen::{
 /// How long a drain may take, where nothing is said of it.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a guest may take for a step of a replayed conversation, where nothing is said of it.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long the header of the PROXY protocol may take, where nothing is said of it.
 pub const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -136,6 +139,8 @@ pub struct Service {
     pub drain_generations: Option<Duration>,
     /// Conversations that a component has to pass before it replaces another.
     pub gate: Option<PathBuf>,
+    /// How long a guest may take for a step of these conversations.
+    pub gate_patience: Duration,
     /// Where conversations are recorded.
     pub record: Option<PathBuf>,
     /// Where its connections come from, at least one.
@@ -172,6 +177,19 @@ pub struct Terms {
     pub grants: Grants,
     /// Whether it is initialised first.
     pub preinit: bool,
+}
+
+/// A component that takes part in conversations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// The directory of the conversations.
+    pub dir: PathBuf,
+    /// The component.
+    pub file: PathBuf,
+    /// How long it may take for a step.
+    pub patience: Duration,
+    /// On what terms it is tried.
+    pub terms: Terms,
 }
 
 /// Where compiled components are kept, so that each is compiled once.

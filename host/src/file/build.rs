@@ -122,6 +122,9 @@ impl<'a> Builder<'a> {
                 self.refuse(&format!("{key}.{name}"), &format!("requires {needed} to be set"));
             }
         }
+        if table.gate_patience.is_some() && table.gate.is_none() {
+            return Err(self.problem(at, &format!("{key}.gate-patience"), "requires `gate` to be set"));
+        }
         let has_component = component.is_some();
         if table.listen.is_empty() {
             let message = "the list is empty; expected at least one address";
@@ -180,6 +183,7 @@ impl<'a> Builder<'a> {
             },
             drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),
             gate: table.gate.map(|path| self.path(path)),
+            gate_patience: value(table.gate_patience, config::PATIENCE),
             record: table.record.map(|path| self.path(path)),
             listen,
             access: access(table.access.or(defaults.access.unwrap_or_default())),

@@ -206,6 +206,9 @@ pub(super) struct ServiceTable {
     /// Directory of conversations that a new component must pass before it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gate: Option<PathBuf>,
+    /// How long a guest may take for a step of these conversations. Default: `5s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gate_patience: Option<Word<Deadline>>,
     /// Directory in which the host records conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) record: Option<PathBuf>,

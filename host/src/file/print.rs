@@ -68,6 +68,7 @@ fn service(service: &Service) -> ServiceTable {
         middleware: service.middleware.clone(),
         args: service.grants.args.clone(),
         gate: service.gate.clone(),
+        gate_patience: service.gate.as_ref().map(|_| Word(service.gate_patience)),
         record: service.record.clone(),
         preinit: Some(service.preinit),
         watch: Some(service.watch),

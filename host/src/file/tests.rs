@@ -42,6 +42,7 @@ component = "second.wasm"
 middleware = ["limit.wasm", "/log.wasm"]
 args = ["--strict"]
 gate = "conversations"
+gate-patience = "1m"
 isolation = "service"
 instances = 2
 access = { allow = ["::1"] }
@@ -169,6 +170,19 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
             &format!("{service}isolation = \"service\"\nlimits = {{ max-cpu-time = \"1s\" }}"),
             "5: service[0].limits.max-cpu-time: the CPU time of one connection cannot be measured in a \
              shared instance, but isolation is `service`; remove one of the two settings",
+        ),
+        (
+            &format!("{service}isolation = \"service\"\nrecord = \"talks\""),
+            "2: service[0].record: a conversation with a shared instance depends on other connections \
+             and cannot be replayed, but isolation is `service`; record with isolation `connection`",
+        ),
+        (
+            &format!("{service}gate-patience = \"1m\""),
+            "2: service[0].gate-patience: requires `gate` to be set",
+        ),
+        (
+            &format!("{service}gate = \"talks\"\ngate-patience = \"0s\""),
+            "5: service[0].gate-patience: invalid value `0s`: expected a time above zero",
         ),
         (
             &format!(

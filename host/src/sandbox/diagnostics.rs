@@ -1,5 +1,6 @@
 //! What guests write to standard error: lines of the log, with the number of the connection or of the instance.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU32;
@@ -45,12 +46,62 @@ pub(super) enum Speaker {
 
 /// How many lines of a connection have been logged, whichever of its guests has written them.
 #[derive(Clone, Default)]
-pub(super) struct Logged(Arc<AtomicU32>);
+pub(super) struct Logged {
+    count: Arc<AtomicU32>,
+    /// Where the lines are kept instead.
+    transcript: Option<Transcript>,
+}
 
 impl Logged {
+    /// Has the lines kept in `transcript`, and logged with debug messages only.
+    pub(super) fn kept_in(transcript: Transcript) -> Self {
+        Self {
+            transcript: Some(transcript),
+            ..Self::default()
+        }
+    }
+
     /// Begins to count again.
     pub(super) fn forget(&self) {
-        self.0.store(0, Relaxed);
+        self.count.store(0, Relaxed);
+    }
+}
+
+/// Lines that a [`Transcript`] keeps.
+const KEPT: usize = 20;
+
+/// The last lines that the guest of one connection has written to standard error, or logged.
+#[derive(Clone, Debug, Default)]
+pub struct Transcript(Arc<Mutex<VecDeque<String>>>);
+
+impl Transcript {
+    /// The lines, without control characters.
+    pub fn lines(&self) -> Vec<String> {
+        self.kept().iter().cloned().collect()
+    }
+
+    fn add(&self, line: &str) {
+        let mut shown = String::with_capacity(line.len());
+        for char in line.chars() {
+            if char.is_control() {
+                shown.extend(char.escape_default());
+            } else {
+                shown.push(char);
+            }
+        }
+        if shown.is_empty() {
+            return;
+        }
+        let mut kept = self.kept();
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(shown);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<String>> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,16 +153,24 @@ impl Lines {
 
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
-        // As a field, so that control characters are escaped and no line of the host can be forged.
         let line = String::from_utf8_lossy(line.trim_ascii_end());
-        if let (Speaker::Connection(_), Some(cost)) = (self.voice.speaker, &self.voice.cost) {
+        let voice = &self.voice;
+        if let (Speaker::Connection(_), Some(cost)) = (voice.speaker, &voice.cost) {
             cost.says(&line);
         }
-        let Some((connection, instance)) = self.voice.may_log() else {
+        if let Some(transcript) = &voice.logged.transcript {
+            transcript.add(&line);
+        }
+        let Some((connection, instance)) = voice.may_log() else {
             return;
         };
-        let service = self.voice.service.as_deref();
-        info!(service, connection, instance, stderr = &*line, "guest output");
+        let service = voice.service.as_deref();
+        // As a field, so that control characters are escaped and no line of the host can be forged.
+        if voice.logged.transcript.is_some() {
+            debug!(service, connection, instance, stderr = &*line, "guest output");
+        } else {
+            info!(service, connection, instance, stderr = &*line, "guest output");
+        }
     }
 }
 
@@ -124,7 +183,7 @@ impl Voice {
             Speaker::Connection(number) => (Some(number), None),
             Speaker::Instance(number) => (None, Some(number)),
         };
-        let Logged(logged) = &self.logged;
+        let logged = &self.logged.count;
         if logged.load(Relaxed) > MAX_LINES {
             return None;
         }
@@ -220,8 +279,16 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
             "log",
             |mut store: StoreContextMut<'_, State>, (level, context, message): (Level, String, String)| {
                 let voice = store.data_mut().voice();
+                let (context, message) = (beginning(&context), beginning(&message));
+                let level = match &voice.logged.transcript {
+                    Some(transcript) => {
+                        transcript.add(&format!("{level:?} {context} {message}"));
+                        Level::Debug
+                    }
+                    None => level,
+                };
                 if let Some(of) = voice.may_log() {
-                    say(level, &voice, of, beginning(&context), beginning(&message));
+                    say(level, &voice, of, context, message);
                 }
                 Ok(())
             },

@@ -39,6 +39,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
+pub use diagnostics::Transcript;
 pub use engine::PoolUse;
 pub use facts::{Facts, Import};
 pub use generation::Generation;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 use super::contract::Fault;
+use super::diagnostics::Transcript;
 use super::generation::Generation;
 use crate::cost::Cost;
 
@@ -27,10 +28,17 @@ pub trait Seat: Sync {
     fn started(&self);
 
     /// The connections that share instances with this one, where a drain ends all of them together.
-    fn neighbours(&self) -> Option<TaskTracker>;
+    fn neighbours(&self) -> Option<TaskTracker> {
+        None
+    }
 
     /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
     fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
+
+    /// Where the lines that its guest writes to standard error or logs are kept, instead of in the log.
+    fn transcript(&self) -> Option<Transcript> {
+        None
+    }
 }
 
 /// A generation on offer. To drop it is to decline for now.
@@ -78,10 +86,6 @@ impl Seat for Arc<Generation> {
     }
 
     fn started(&self) {}
-
-    fn neighbours(&self) -> Option<TaskTracker> {
-        None
-    }
 
     fn offer(&self) -> impl Future<Output = Infallible> + Send {
         pending()

@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::contract::{self, CpuLimit, End, Fault, Served};
-use super::diagnostics::Speaker;
+use super::diagnostics::{Logged, Speaker};
 use super::seat::{Ending, Seat};
 use super::shared;
 use crate::half::Half;
@@ -44,8 +44,9 @@ where
     let ticker = Arc::clone(&generation.engine.ticker);
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     let cost = seat.cost();
+    let logged = seat.transcript().map(Logged::kept_in);
     let mut store = generation
-        .store(Speaker::Connection(peer.connection), None, Some(&cost))
+        .store(Speaker::Connection(peer.connection), logged, Some(&cost))
         .map_err(Fault::Grant)?;
     store.data_mut().ends_by(ending);
     // It is in a box, so that what a relay holds of it is gone with the instance.

@@ -1,0 +1,227 @@
+//! Conversations: the bytes that a client and a guest send to each other, as text that people can
+//! read and edit.
+//!
+//! `docs/conversations.md` describes the text form.
+
+mod parse;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+pub use parse::{ParseError, Problem};
+
+/// Bytes in one line of a file.
+const WIDTH: usize = 1000;
+
+/// How the names of files with conversations end.
+const EXTENSION: &str = "conversation";
+
+/// The longest [`Client::Pause`].
+pub const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// Numbers of files above this one are ignored, so that numbering never runs out.
+const MAX_NUMBER: u64 = u64::MAX / 2;
+
+/// One step of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The client does something.
+    Client(Client),
+    /// The guest does something.
+    Guest(Guest),
+    /// The host ends the connection here. The guest may have had more to say.
+    Cut,
+}
+
+/// What a client does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// It sends bytes.
+    Sends(Vec<u8>),
+    /// The bytes that it sends next arrive in a separate read.
+    Break,
+    /// It does nothing for a time.
+    Pause(Duration),
+    /// It ends its half (FIN).
+    End,
+    /// It resets the connection.
+    Reset,
+}
+
+/// What a guest does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// It sends bytes.
+    Sends(Vec<u8>),
+    /// It ends its half (FIN).
+    End,
+    /// It resets the connection.
+    Reset,
+    /// It fails, or passes a limit, which resets the connection.
+    Fails(Failure),
+}
+
+/// Ways in which a connection ends through a fault of its guest, in the words of the host's
+/// outcomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The guest traps, or panics.
+    Trap,
+    /// The guest takes more time than `max-call-time` or `max-cpu-time`.
+    CpuLimit,
+    /// More bytes come or go than `max-bytes-in` or `max-bytes-out`.
+    ByteLimit,
+    /// No instance can be made.
+    StartFailed,
+    /// A resource that is granted is not available.
+    GrantFailed,
+}
+
+impl Failure {
+    /// Every failure.
+    pub const ALL: [Self; 5] = [
+        Self::Trap,
+        Self::CpuLimit,
+        Self::ByteLimit,
+        Self::StartFailed,
+        Self::GrantFailed,
+    ];
+
+    /// The word for it in a file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::CpuLimit => "cpu-limit",
+            Self::ByteLimit => "byte-limit",
+            Self::StartFailed => "start-failed",
+            Self::GrantFailed => "grant-failed",
+        }
+    }
+}
+
+/// The steps of one connection, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// Each step, with the number of the line in which it begins if it was read from a file.
+    pub steps: Vec<(usize, Step)>,
+}
+
+impl Conversation {
+    /// Adds a step. Bytes of one side that follow each other become one step.
+    pub fn add(&mut self, line: usize, step: Step) {
+        if let Some((_, last)) = self.steps.last_mut() {
+            match (last, &step) {
+                (Step::Client(Client::Sends(sent)), Step::Client(Client::Sends(more)))
+                | (Step::Guest(Guest::Sends(sent)), Step::Guest(Guest::Sends(more))) => {
+                    sent.extend_from_slice(more);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.steps.push((line, step));
+    }
+
+    /// Reads every conversation in a directory, sorted by file name.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or is not valid, or the directory has no conversations.
+    pub fn read_all(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Self)>> {
+        let mut paths = Vec::new();
+        for entry in dir
+            .read_dir()
+            .with_context(|| format!("cannot list the directory `{}`", dir.display()))?
+        {
+            let path = entry?.path();
+            if is_conversation(&path) {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        if paths.is_empty() {
+            bail!(
+                "no conversations in `{}`: expected files `*.{EXTENSION}`, such as those that \
+                 `wasm-inetd record` writes",
+                dir.display()
+            );
+        }
+        let read = |path: PathBuf| {
+            let text = fs::read_to_string(&path).map_err(anyhow::Error::from);
+            let conversation = text.and_then(|text| Ok(Self::parse(&text)?));
+            let conversation =
+                conversation.with_context(|| format!("cannot read the conversation `{}`", path.display()))?;
+            Ok((path, conversation))
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    /// The highest number that names a conversation in a directory, or 0. Names whose number is too
+    /// high to be followed by others are ignored.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be listed.
+    pub fn last_number(dir: &Path) -> anyhow::Result<u64> {
+        let mut last = 0;
+        for entry in dir.read_dir()? {
+            let path = entry?.path();
+            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            if let Some(number) = number.filter(|number| *number <= MAX_NUMBER && is_conversation(&path)) {
+                last = last.max(number);
+            }
+        }
+        Ok(last)
+    }
+
+    /// The name of the file for the conversation with a number.
+    pub fn file_name(number: u64) -> String {
+        format!("{number:08}.{EXTENSION}")
+    }
+}
+
+fn is_conversation(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == EXTENSION)
+}
+
+impl fmt::Display for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.steps.iter().try_for_each(|(_, step)| writeln!(f, "{step}"))
+    }
+}
+
+/// Writes a step as a file has it, in one line or more, without the last line feed.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(Client::Sends(bytes)) => quote(f, '>', bytes),
+            Self::Client(Client::Break) => f.write_str("> break"),
+            Self::Client(Client::Pause(time)) => write!(f, "> pause {}", humantime::format_duration(*time)),
+            Self::Client(Client::End) => f.write_str("> end"),
+            Self::Client(Client::Reset) => f.write_str("> reset"),
+            Self::Guest(Guest::Sends(bytes)) => quote(f, '<', bytes),
+            Self::Guest(Guest::End) => f.write_str("< end"),
+            Self::Guest(Guest::Reset) => f.write_str("< reset"),
+            Self::Guest(Guest::Fails(failure)) => write!(f, "< {}", failure.as_str()),
+            Self::Cut => f.write_str("cut"),
+        }
+    }
+}
+
+fn quote(f: &mut fmt::Formatter<'_>, mark: char, bytes: &[u8]) -> fmt::Result {
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let mut pieces = lines.flat_map(|line| line.chunks(WIDTH));
+    write!(
+        f,
+        "{mark} \"{}\"",
+        pieces.next().unwrap_or_default().escape_ascii()
+    )?;
+    pieces.try_for_each(|piece| write!(f, "\n{mark} \"{}\"", piece.escape_ascii()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! Recording conversations as they pass.
+
+mod tape;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::anyhow;
+use bytesize::ByteSize;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use tokio::task::spawn_blocking;
+use tracing::warn;
+
+use crate::connection::{Outcome, Report};
+use crate::conversation::{Client, Conversation, Failure, Guest, Step};
+pub(crate) use tape::Tape;
+
+/// Bytes of a conversation that are kept. A longer one is not written.
+pub(crate) const MAX: usize = 16 << 20;
+
+/// How the names of files end that are still being written.
+const PART: &str = "part";
+
+/// The step that ends a conversation whose connection has this outcome, besides what its two sides
+/// have done.
+pub(crate) fn last_step(outcome: Outcome) -> Option<Step> {
+    let fails = |failure| Some(Step::Guest(Guest::Fails(failure)));
+    match outcome {
+        Outcome::Finished => None,
+        Outcome::GuestReset => Some(Step::Guest(Guest::Reset)),
+        Outcome::GuestTrap => fails(Failure::Trap),
+        Outcome::CpuLimit => fails(Failure::CpuLimit),
+        Outcome::ByteLimit => fails(Failure::ByteLimit),
+        Outcome::StartFailed => fails(Failure::StartFailed),
+        Outcome::GrantFailed => fails(Failure::GrantFailed),
+        Outcome::PeerReset | Outcome::PeerLost => Some(Step::Client(Client::Reset)),
+        Outcome::FirstByteTimeout
+        | Outcome::IdleTimeout
+        | Outcome::WriteTimeout
+        | Outcome::Lifetime
+        | Outcome::Drained
+        | Outcome::Closed
+        | Outcome::HostPanic => Some(Step::Cut),
+    }
+}
+
+/// Where conversations are recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorder(Arc<Directory>);
+
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    /// The number of a file is at least this much higher than that of its connection.
+    ahead: AtomicU64,
+    /// Numbers the files that are being written.
+    parts: AtomicU64,
+}
+
+impl Recorder {
+    /// Records into `dir`, which is created if it does not exist, beside the files that it has.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be created or listed.
+    pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
+        let before = fs::create_dir_all(dir)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| Conversation::last_number(dir))
+            .map_err(|error| {
+                anyhow!(
+                    "cannot record to `{}` ({error:#}): expected a directory that the host can write to",
+                    dir.display()
+                )
+            })?;
+        Ok(Self(Arc::new(Directory {
+            path: dir.to_owned(),
+            ahead: AtomicU64::new(before),
+            parts: AtomicU64::new(0),
+        })))
+    }
+
+    /// Writes the conversation of connection `number` to a file, and waits until it is written.
+    pub(crate) async fn keep(&self, number: u64, tape: Tape, report: &Report) {
+        let directory = Arc::clone(&self.0);
+        let (outcome, at_end) = (report.outcome, report.at_end);
+        let writing = spawn_blocking(move || {
+            let Some(conversation) = tape.conversation(outcome, at_end) else {
+                warn!(
+                    connection = number,
+                    "conversation not recorded: it has more than {}",
+                    ByteSize::b(MAX as u64)
+                );
+                return;
+            };
+            let text = format!("# connection {number}, {}\n{conversation}", outcome.as_str());
+            if let Err(error) = directory.write(number, &text) {
+                warn!(
+                    connection = number,
+                    "cannot write the recorded conversation to `{}`: {error}; the conversation is lost",
+                    directory.path.display()
+                );
+            }
+        });
+        // It does not panic, and is only given up with the process.
+        let _ = writing.await;
+    }
+}
+
+impl Directory {
+    /// Writes a file whose number is that of the connection, as far as other files permit. The file
+    /// appears whole or not at all, and replaces no other.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written. Nothing is left of it then.
+    fn write(&self, connection: u64, text: &str) -> io::Result<()> {
+        let mut part = self.part()?;
+        part.file.write_all(text.as_bytes())?;
+        let mut number = self.ahead.load(Relaxed).saturating_add(connection);
+        while let Err(error) = part.put(&self.path.join(Conversation::file_name(number))) {
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                return Err(error);
+            }
+            // Another service or host records to the same directory.
+            number = number.checked_add(1).ok_or(error)?;
+        }
+        self.ahead.fetch_max(number - connection, Relaxed);
+        Ok(())
+    }
+
+    /// Creates a file that is not a conversation yet.
+    fn part(&self) -> io::Result<Part> {
+        loop {
+            let number = self.parts.fetch_add(1, Relaxed);
+            let path = self.path.join(format!("{}-{number}.{PART}", process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    return Ok(Part {
+                        file,
+                        path,
+                        renamed: false,
+                    });
+                }
+                // A process of another container may have the same number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A file that is being written. It is removed when this is dropped, unless it was put in place.
+struct Part {
+    file: File,
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Part {
+    /// Gives the file its name, if no other file has it.
+    fn put(&mut self, path: &Path) -> io::Result<()> {
+        match renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE) {
+            Ok(()) => self.renamed = true,
+            // Some file systems, such as NFS, cannot do that, but have links.
+            Err(Errno::INVAL | Errno::NOSYS) => fs::hard_link(&self.path, path)?,
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.renamed {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

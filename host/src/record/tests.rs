@@ -1,0 +1,179 @@
+use std::collections::BTreeSet;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::connection::AtEnd;
+
+/// A directory of its own for one test. It is removed when this is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("wasm-inetd-record-{name}-{}", process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        Self(dir)
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn no_file_is_replaced_whoever_records_to_a_directory() {
+    let scratch = Scratch::new("shared");
+    let recorders = ["a", "b", "c"].map(|name| (name, Recorder::new(&scratch.0).unwrap()));
+    let mut expected = BTreeSet::new();
+    for number in 1..=4 {
+        for (name, Recorder(directory)) in &recorders {
+            let text = format!("> \"{name} {number}\"\n");
+            directory.write(number, &text).unwrap();
+            expected.insert(text);
+        }
+    }
+    let names = scratch.names();
+    assert_eq!(names.len(), 12, "{names:?}");
+    let texts = names
+        .iter()
+        .map(|name| fs::read_to_string(scratch.0.join(name)).unwrap());
+    assert_eq!(texts.collect::<BTreeSet<_>>(), expected);
+    assert!(names.contains("00000001.conversation") && names.contains("00000012.conversation"));
+}
+
+#[test]
+fn a_file_has_the_number_of_its_connection_behind_those_that_were_there() {
+    let scratch = Scratch::new("numbers");
+    fs::create_dir_all(&scratch.0).unwrap();
+    for name in ["00000007.conversation", "18446744073709551615.conversation"] {
+        fs::write(scratch.0.join(name), "> end\n").unwrap();
+    }
+    let Recorder(directory) = Recorder::new(&scratch.0).unwrap();
+    for number in [2, 1] {
+        directory.write(number, &format!("# {number}\n")).unwrap();
+    }
+    for (name, text) in [
+        ("00000007.conversation", "> end\n"),
+        ("00000008.conversation", "# 1\n"),
+        ("00000009.conversation", "# 2\n"),
+    ] {
+        assert_eq!(fs::read_to_string(scratch.0.join(name)).unwrap(), text, "{name}");
+    }
+    assert_eq!(scratch.names().len(), 4);
+}
+
+#[test]
+fn nothing_is_left_of_a_file_that_cannot_be_put_in_place() {
+    let scratch = Scratch::new("left");
+    let Recorder(directory) = Recorder::new(&scratch.0).unwrap();
+    let mut part = directory.part().unwrap();
+    part.file.write_all(b"> \"half").unwrap();
+    part.put(&scratch.0.join("missing/1.conversation")).unwrap_err();
+    assert_eq!(scratch.names().len(), 1);
+    drop(part);
+    assert!(scratch.names().is_empty());
+}
+
+/// The conversation of a client that sends `hello`, whose guest answers `HELLO`; the host then ends
+/// the connection properly.
+async fn conversation(outcome: Outcome, at_end: AtEnd) -> String {
+    let tape = Tape::default();
+    let (near, mut far) = tokio::io::duplex(100);
+    let (reader, writer) = tokio::io::split(near);
+    let (mut reader, mut writer) = (tape.record(reader), tape.record(writer));
+    far.write_all(b"hello").await.unwrap();
+    reader.read_exact(&mut [0; 5]).await.unwrap();
+    writer.write_all(b"HELLO").await.unwrap();
+    // The host's part.
+    writer.shutdown().await.unwrap();
+    far.write_all(b" again").await.unwrap();
+    far.shutdown().await.unwrap();
+    reader.read_to_end(&mut Vec::new()).await.unwrap();
+    tape.conversation(outcome, at_end).unwrap().to_string()
+}
+
+#[tokio::test]
+async fn a_conversation_has_what_the_guest_did_and_not_what_the_host_did_to_end_it() {
+    let at_end = AtEnd {
+        bytes_in: 5,
+        peer_ended: false,
+        peer_failed: false,
+        guest_ended: false,
+    };
+    let finished = AtEnd {
+        guest_ended: true,
+        ..at_end
+    };
+    let failed = AtEnd {
+        peer_failed: true,
+        ..at_end
+    };
+    for (outcome, at_end, last) in [
+        (Outcome::Finished, finished, "< end\n"),
+        (Outcome::IdleTimeout, at_end, "cut\n"),
+        (Outcome::FirstByteTimeout, at_end, "cut\n"),
+        (Outcome::WriteTimeout, at_end, "cut\n"),
+        (Outcome::Lifetime, at_end, "cut\n"),
+        (Outcome::Drained, at_end, "cut\n"),
+        (Outcome::Closed, at_end, "cut\n"),
+        // The guest had ended its half, and read on.
+        (Outcome::Drained, finished, "< end\ncut\n"),
+        (Outcome::GuestReset, at_end, "< reset\n"),
+        (Outcome::GuestTrap, at_end, "< trap\n"),
+        (Outcome::GuestTrap, failed, "> reset\n< trap\n"),
+        (Outcome::GuestTrap, finished, "< end\n< trap\n"),
+        (Outcome::CpuLimit, at_end, "< cpu-limit\n"),
+        (Outcome::PeerReset, failed, "> reset\n"),
+        (Outcome::PeerLost, failed, "> reset\n"),
+    ] {
+        let text = conversation(outcome, at_end).await;
+        assert_eq!(text, format!("> \"hello\"\n< \"HELLO\"\n{last}"), "{outcome:?}");
+        Conversation::parse(&text).unwrap();
+    }
+    // All bytes were read before it ended.
+    let all = AtEnd {
+        bytes_in: 11,
+        peer_ended: true,
+        ..finished
+    };
+    let text = conversation(Outcome::Finished, all).await;
+    assert_eq!(text, "> \"hello\"\n< \"HELLO\"\n< end\n> \" again\"\n> end\n");
+}
+
+#[tokio::test]
+async fn what_comes_after_the_guest_has_ended_does_not_make_a_conversation_too_long() {
+    let at_end = AtEnd {
+        bytes_in: 5,
+        peer_ended: false,
+        peer_failed: false,
+        guest_ended: true,
+    };
+    for (ends_first, bytes_in) in [(true, 5), (false, 5), (true, MAX as u64)] {
+        let tape = Tape::default();
+        let (mut reader, mut writer) = (tape.record(tokio::io::repeat(b'x')), tape.record(Vec::new()));
+        reader.read_exact(&mut [0; 5]).await.unwrap();
+        if ends_first {
+            writer.shutdown().await.unwrap();
+        }
+        for _ in 0..=MAX / (1 << 20) {
+            reader.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
+        }
+        let conversation = tape.conversation(Outcome::Finished, AtEnd { bytes_in, ..at_end });
+        let kept = ends_first && bytes_in == 5;
+        let expected = kept.then(|| "> \"xxxxx\"\n< end\n".to_owned());
+        assert_eq!(
+            conversation.map(|kept| kept.to_string()),
+            expected,
+            "{ends_first} {bytes_in}"
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! Where a guest does something else than a conversation has, and how that is shown.
+
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+
+use crate::connection::{Outcome, Report};
+use crate::conversation::{Guest, Step};
+use crate::record;
+
+/// Bytes that are shown of what a guest sends.
+const SHOWN: usize = 200;
+
+/// Lines of a guest's output that are shown in one line of a log.
+const LINES: usize = 5;
+
+/// The first place where a guest does not do what a conversation has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The file of the conversation.
+    pub file: PathBuf,
+    /// The line of the step.
+    pub line: usize,
+    /// What the conversation has there.
+    pub expected: String,
+    /// What the guest does, in lines such as a conversation has them.
+    pub found: Vec<String>,
+    /// Why the guest failed, if it did.
+    pub reason: Option<String>,
+    /// The last lines that the guest wrote to standard error or logged.
+    pub output: Vec<String>,
+}
+
+impl Difference {
+    /// Describes the difference in one line, for a log.
+    pub fn in_one_line(&self) -> String {
+        let Self {
+            file, line, expected, ..
+        } = self;
+        let found = self.found.join(", then ");
+        let mut text = format!("{}:{line}: expected {expected}, found {found}", file.display());
+        if let Some(reason) = &self.reason {
+            let _ = write!(text, " ({reason})");
+        }
+        if !self.output.is_empty() {
+            let last = &self.output[self.output.len().saturating_sub(LINES)..];
+            let _ = write!(text, "; standard error: {}", last.join(" | "));
+        }
+        text
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}\n- {}", self.file.display(), self.line, self.expected)?;
+        for found in &self.found {
+            write!(f, "\n+ {found}")?;
+        }
+        if let Some(reason) = &self.reason {
+            write!(f, "\n  {reason}")?;
+        }
+        if !self.output.is_empty() {
+            f.write_str("\n  standard error:")?;
+        }
+        self.output.iter().try_for_each(|line| write!(f, "\n    {line}"))
+    }
+}
+
+impl std::error::Error for Difference {}
+
+/// Shows a step of a conversation, of a long text the beginning.
+pub(super) fn expected(step: &Step) -> String {
+    match step {
+        Step::Guest(Guest::Sends(bytes)) => sends(bytes),
+        Step::Client(_) => "the guest reads what the client sends".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Shows the beginning of what a guest sends, in one line.
+pub(super) fn sends(bytes: &[u8]) -> String {
+    let more = if bytes.len() > SHOWN { " ..." } else { "" };
+    format!("< \"{}\"{more}", bytes[..bytes.len().min(SHOWN)].escape_ascii())
+}
+
+/// Shows how a connection has ended: with the guest's FIN, its failure, or both. Empty if something
+/// else ended it.
+pub(super) fn ending(report: &Report) -> Vec<String> {
+    let mut found = Vec::new();
+    if report.at_end.guest_ended {
+        found.push(Step::Guest(Guest::End).to_string());
+    }
+    match record::last_step(report.outcome) {
+        Some(step @ Step::Guest(_)) => found.push(step.to_string()),
+        // The host ends a replay in this way itself.
+        Some(Step::Cut) if report.outcome != Outcome::Drained => {
+            found.push(format!("cut by the host: {}", report.outcome.as_str()));
+        }
+        _ => {}
+    }
+    found
+}

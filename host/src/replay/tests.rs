@@ -1,0 +1,106 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+const STEP: Duration = Duration::from_secs(60);
+
+fn steps(text: &str) -> Conversation {
+    Conversation::parse(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_read_gives_bytes_of_one_chunk() {
+    let (mut player, mut reader, _writer) = Player::new(STEP);
+    let text = "> \"on\"\n> \"e\"\n> break\n> \"two\"\n> pause 1ms\n> \"three\"\n> end\n";
+    let conversation = steps(text);
+    let playing = async {
+        for (_, step) in &conversation.steps {
+            player.play(step).await.unwrap();
+        }
+    };
+    let reading = async {
+        let mut reads = Vec::new();
+        let mut buffer = [0; 100];
+        loop {
+            let count = reader.read(&mut buffer).await.unwrap();
+            reads.push(String::from_utf8(buffer[..count].to_vec()).unwrap());
+            if count == 0 {
+                return reads;
+            }
+        }
+    };
+    let ((), reads) = tokio::join!(playing, reading);
+    assert_eq!(reads, ["one", "two", "three", ""]);
+}
+
+#[tokio::test]
+async fn a_client_that_resets_is_seen_in_both_directions() {
+    let (mut player, mut reader, mut writer) = Player::new(STEP);
+    player.play(&Step::Client(Client::Reset)).await.unwrap();
+    let read = reader.read(&mut [0]).await.unwrap_err();
+    let write = writer.write(b"x").await.unwrap_err();
+    assert_eq!(read.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(write.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_has_as_long_for_each_step_as_patience_allows() {
+    let (mut player, _reader, mut writer) = Player::new(Duration::from_secs(2));
+    let step = Step::Guest(Guest::Sends(b"ab".to_vec()));
+    let guest = async {
+        writer.write_all(b"a").await.unwrap();
+        sleep(Duration::from_millis(1900)).await;
+        writer.write_all(b"b").await.unwrap();
+        writer
+    };
+    let (played, _writer) = tokio::join!(player.play(&step), guest);
+    played.unwrap();
+    let found = player.play(&step).await.unwrap_err();
+    assert_eq!(found, ["nothing more for 2s"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_guest_sends_behind_the_last_step_is_found_for_a_short_time() {
+    for (pause, is_found) in [(0, true), (90, true), (1000, false)] {
+        let (mut player, _reader, mut writer) = Player::new(STEP);
+        let guest = async {
+            writer.write_all(b"one").await.unwrap();
+            sleep(Duration::from_millis(pause)).await;
+            // Nobody may listen any more.
+            let _ = writer.write_all(b"two").await;
+        };
+        let conversation = steps("< \"one\"\n");
+        let playing = async {
+            let played = play_all(&mut player, &conversation).await;
+            drop(player);
+            played
+        };
+        let (played, ()) = tokio::join!(playing, guest);
+        let found = played.err().map(|differs| (differs.line, differs.found));
+        let expected = is_found.then(|| (1, vec!["< \"two\"".to_owned()]));
+        assert_eq!(found, expected, "{pause}");
+    }
+}
+
+#[test]
+fn a_difference_is_shown_with_what_the_guest_wrote() {
+    let difference = Difference {
+        file: "talks/1.conversation".into(),
+        line: 3,
+        expected: "< \"one\\n\"".to_owned(),
+        found: vec!["< \"on\"".to_owned(), "< trap".to_owned()],
+        reason: Some("wasm `unreachable` instruction executed".to_owned()),
+        output: vec!["panicked at src/lib.rs:3:5:".to_owned(), "no".to_owned()],
+    };
+    assert_eq!(
+        difference.to_string(),
+        "talks/1.conversation:3\n- < \"one\\n\"\n+ < \"on\"\n+ < trap\n  \
+         wasm `unreachable` instruction executed\n  standard error:\n    \
+         panicked at src/lib.rs:3:5:\n    no"
+    );
+    assert_eq!(
+        difference.in_one_line(),
+        "talks/1.conversation:3: expected < \"one\\n\", found < \"on\", then < trap \
+         (wasm `unreachable` instruction executed); standard error: panicked at src/lib.rs:3:5: | no"
+    );
+}
