@@ -163,7 +163,7 @@ impl Server {
         })
     }
 
-    /// Loads, binds and starts the services of `config`, which is `from_file` or from flags.
+    /// Loads, binds and starts the services of `config`, which comes from `file` or from flags.
     async fn start(config: Config, watched: bool, file: Option<&Text>) -> anyhow::Result<(Self, Signals)> {
         let (listen, admin_listen) = if file.is_some() {
             ("the key `listen`", "the key `listen` of `[admin]`")

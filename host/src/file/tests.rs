@@ -277,8 +277,8 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         // Everything that is wrong is said.
         (
             "cache = \"\"\n[[service]]\nname = \"a\"\nlisten = []\nwatch = true",
-            "4: service[0].listen: the list is empty; expected at least one address; 5: \
-             service[0].watch: requires `component` or `middleware` to be set; 1: cache: the path is \
+            "5: service[0].watch: requires `component` or `middleware` to be set; 4: \
+             service[0].listen: the list is empty; expected at least one address; 1: cache: the path is \
              empty; expected a directory, or `off`",
         ),
     ] {
