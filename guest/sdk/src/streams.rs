@@ -37,7 +37,7 @@ pub trait Service {
     ///
     /// By default, each connection has an instance of its own, and no other connection sees its
     /// static variables. With `--isolation service`, connections share an instance and its static
-    /// variables. One connection can then wake another with a [`bell`].
+    /// variables. One connection can then wake another with a [`bell()`].
     ///
     /// # Errors
     ///

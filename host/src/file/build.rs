@@ -123,7 +123,7 @@ impl<'a> Builder<'a> {
             }
         }
         if table.gate_patience.is_some() && table.gate.is_none() {
-            return Err(self.problem(at, &format!("{key}.gate-patience"), "requires `gate` to be set"));
+            self.refuse(&format!("{key}.gate-patience"), "requires `gate` to be set");
         }
         let has_component = component.is_some();
         if table.listen.is_empty() {

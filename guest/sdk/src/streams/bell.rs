@@ -31,7 +31,7 @@ struct State {
     waiting: Cell<bool>,
 }
 
-/// The half of a [`bell`] that rings.
+/// The half of a [`bell()`] that rings.
 pub struct Ringer {
     writer: StreamWriter<u8>,
     state: Rc<State>,
@@ -52,7 +52,7 @@ impl Ringer {
     }
 }
 
-/// The half of a [`bell`] that waits.
+/// The half of a [`bell()`] that waits.
 pub struct Bell {
     reader: StreamReader<u8>,
     state: Rc<State>,
