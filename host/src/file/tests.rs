@@ -173,7 +173,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}isolation = \"service\"\nrecord = \"talks\""),
-            "2: service[0].record: a conversation with a shared instance depends on other connections \
+            "5: service[0].record: a conversation with a shared instance depends on other connections \
              and cannot be replayed, but isolation is `service`; record with isolation `connection`",
         ),
         (
