@@ -5,6 +5,17 @@ use std::net::Shutdown;
 
 use crate::harness::{Client, HUP, Host, Place, again, field, guest, refused, text_guest, text_module};
 
+mod afterwards {
+    use super::*;
+
+    #[test]
+    fn has_what_it_writes_after_its_run_has_returned_delivered() {
+        let host = Host::serving("afterwards", &[]);
+        assert_eq!(host.connect().rest(), b"during\nafter\n");
+        assert_eq!(host.outcome(), "finished");
+    }
+}
+
 mod flood {
     use super::*;
 

@@ -46,13 +46,6 @@ fn a_program_finds_its_arguments_and_its_connection() {
 }
 
 #[test]
-fn tasks_of_a_program_go_on_when_its_run_has_returned() {
-    let host = Host::serving("afterwards", &[]);
-    assert_eq!(host.connect().rest(), b"during\nafter\n");
-    assert_eq!(host.outcome(), "finished");
-}
-
-#[test]
 fn what_is_granted_is_granted_to_the_other_contracts_too() {
     let host = Host::serving("curious", &["--env", "A=1", "--", "b"]);
     let found = String::from_utf8(host.connect().rest()).unwrap();

@@ -66,6 +66,7 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
 /// Something that a start needs is missing or unusable. The error has all that was found.
 pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Result<String, Blocked> {
     let mut obstacles = Obstacles::default();
+    preflight::check_admin(config, &mut obstacles);
     // A check leaves no files behind.
     let found = preflight::find(config, &CacheDir::Off, &mut obstacles);
     if compile {

@@ -93,15 +93,18 @@ pub(crate) struct Found<'a> {
     pub(crate) listeners: Vec<Vec<Prepared<'a>>>,
 }
 
-/// Looks for everything that `config` needs.
+/// Checks what the admin interface needs. Returns whether it can start.
+pub(crate) fn check_admin(config: &Config, obstacles: &mut Obstacles) -> bool {
+    let token = config.admin.as_ref().and_then(|admin| admin.token.as_deref());
+    token.is_none_or(|token| obstacles.note("admin.token", None, check_token(token)).is_some())
+}
+
+/// Looks for everything that the services of `config` need.
 pub(crate) fn find<'a>(config: &'a Config, cache: &CacheDir, obstacles: &mut Obstacles) -> Found<'a> {
     let mut found = Found {
         services: Vec::new(),
         listeners: Vec::new(),
     };
-    if let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_deref()) {
-        obstacles.note("admin.token", None, check_token(token));
-    }
     for (index, service) in config.services.iter().enumerate() {
         let unloaded = find_service(index, service, cache, obstacles);
         found.services.extend(unloaded.map(|unloaded| (index, unloaded)));

@@ -178,12 +178,14 @@ impl Server {
         let observed = watched || config.admin.is_some() || telemetry.is_some();
         let process = Arc::new(Process::new(observed, telemetry));
         let mut obstacles = Obstacles::default();
-        let found = preflight::find(&config, &config.cache, &mut obstacles);
-        obstacles.end(file)?;
-        // Before components are compiled, so that it can be asked whether the host is ready.
-        if let Some(admin) = &config.admin {
+        // First, so that it can be asked whether the host is ready.
+        if preflight::check_admin(&config, &mut obstacles)
+            && let Some(admin) = &config.admin
+        {
             admin::start(admin, admin_listen, &process)?;
         }
+        let found = preflight::find(&config, &config.cache, &mut obstacles);
+        obstacles.end(file)?;
         // Of what follows, the first obstacle ends the start.
         let blocked = |key, service, error| -> anyhow::Error {
             let mut obstacles = Obstacles::default();
