@@ -47,10 +47,7 @@ const NAMES: [(WasmFeatures, &str); 19] = [
 pub(super) fn not_offered(bytes: &[u8]) -> Option<String> {
     let mut features = OFFERED;
     // Each round adds a proposal, and there are 64 at most.
-    loop {
-        let Err(error) = validate(bytes, features) else {
-            break;
-        };
+    while let Err(error) = validate(bytes, features) {
         match error.missing_wasm_feature() {
             Some(missing) if !features.contains(missing) => features |= missing,
             _ => {
