@@ -84,8 +84,8 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     assert_eq!(said, "2 conversations, no differences\n");
 }
 
-/// Has `wasm-inetd new` create a project from the folder `name`, which builds outside this repository and passes its
-/// conversations.
+/// Has `wasm-inetd new` create a project from the folder `name`, which builds outside this
+/// repository and passes its conversations.
 fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variables) {
     is_made_new_and(None, name, arguments, contract, variables);
 }
@@ -311,7 +311,8 @@ fn componentize_py(name: &str) -> Variables {
     ])
 }
 
-/// Held by a test that compiles an interpreter, which takes both cores of a small machine for minutes.
+/// Held by a test that compiles an interpreter, which takes both cores of a small machine for
+/// minutes.
 static INTERPRETER: Mutex<()> = Mutex::new(());
 
 #[test]

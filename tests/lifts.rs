@@ -1,7 +1,9 @@
-//! Guests whose functions are of a contract and are typed or lifted in any way that the component model has.
+//! Guests whose functions are of a contract and are typed or lifted in any way that the component
+//! model has.
 //!
-//! Toolchains differ in both: a function of the type `async func` may be lifted as a plain call, and a plain function
-//! may stand where WASI has an asynchronous one. The host serves with each combination, or refuses it at the load.
+//! Toolchains differ in both: a function of the type `async func` may be lifted as a plain call,
+//! and a plain function may stand where WASI has an asynchronous one. The host serves with each
+//! combination, or refuses it at the load.
 
 use std::fs;
 
@@ -21,8 +23,8 @@ enum Lift {
 const LIFTS: [Lift; 3] = [Lift::Sync, Lift::Callback, Lift::Stackful];
 
 impl Lift {
-    /// Exports the function `name` with these parameters. It passes its result with `task_return` if it is lifted
-    /// asynchronously, and returns it with `sync` if not.
+    /// Exports the function `name` with these parameters. It passes its result with `task_return`
+    /// if it is lifted asynchronously, and returns it with `sync` if not.
     fn export(self, name: &str, params: &str, sync: &str, task_return: &str) -> String {
         match self {
             Self::Sync => format!("(func (export \"{name}\") {params} (result i32) {sync})"),
@@ -38,7 +40,8 @@ impl Lift {
         }
     }
 
-    /// Imports `[task-return]function` of `interface`, for a function that is lifted asynchronously.
+    /// Imports `[task-return]function` of `interface`, for a function that is lifted
+    /// asynchronously.
     fn import(self, interface: &str, function: &str, params: &str) -> String {
         match self {
             Self::Sync => String::new(),
@@ -49,7 +52,8 @@ impl Lift {
     }
 }
 
-/// Encodes a component of a world whose WIT is `wit`; `None` if the component model has no such lift.
+/// Encodes a component of a world whose WIT is `wit`; `None` if the component model has no such
+/// lift.
 fn encode(wit: &str, world: &str, module: &str) -> Option<Vec<u8>> {
     let mut module = wat::parse_str(module).unwrap();
     let mut resolve = Resolve::default();
@@ -144,8 +148,8 @@ fn program(version: &str, plain: bool, lift: Lift) -> Option<Vec<u8>> {
     encode(&wit, "program", &module)
 }
 
-/// Asserts that `component` serves a connection without a fault, or that the host refuses it with a reason. Returns whether
-/// it serves.
+/// Asserts that `component` serves a connection without a fault, or that the host refuses it with a
+/// reason. Returns whether it serves.
 fn serves(name: &str, component: &[u8]) -> bool {
     let path = file(&format!("lift-{name}.wasm"), component);
     let check = command().arg("check").arg(&path).output().unwrap();
@@ -209,7 +213,8 @@ fn each_type_and_lift_is_served_or_refused_at_the_load() {
     assert_eq!(served, expected);
 }
 
-/// A component that exports `run` of both releases; that of WASI 0.2 traps, as the stub of some toolchains does.
+/// A component that exports `run` of both releases; that of WASI 0.2 traps, as the stub of some
+/// toolchains does.
 fn program_of_both_releases() -> Vec<u8> {
     wat::parse_str(
         r#"(component

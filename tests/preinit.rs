@@ -51,7 +51,8 @@ fn a_module_begins_every_connection_with_what_it_was_initialised_to() {
 
 #[test]
 fn a_time_that_was_kept_is_past() {
-    // Waits until its monotonic clock shows 50 ms, and keeps what the clock shows then. A connection says `ok` if that is past.
+    // Waits until its monotonic clock shows 50 ms, and keeps what the clock shows then. A
+    // connection says `ok` if that is past.
     let text = r#"(module
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "clock_time_get" (func $time (param i32 i64 i32) (result i32)))

@@ -273,7 +273,8 @@ fn a_pause_takes_its_time_and_patience_is_as_long_as_it_is_asked_to_be() {
     assert!(said.contains("--patience"), "{said}");
 }
 
-/// A conversation that was recorded is replayed without a difference by the same guest on the same terms.
+/// A conversation that was recorded is replayed without a difference by the same guest on the same
+/// terms.
 fn is_the_same_again(
     name: &str,
     guest_name: &str,

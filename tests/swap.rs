@@ -293,8 +293,8 @@ fn swaps_leave_nothing_behind() {
     until("all descriptors are closed", || host.entries("fd") <= files);
 }
 
-/// Reloads of a service that is busy all the time. The first of them fill the pool and the caches of
-/// the allocator, and all others together take little memory.
+/// Reloads of a service that is busy all the time. The first of them fill the pool and the caches
+/// of the allocator, and all others together take little memory.
 #[test]
 fn two_hundred_reloads_under_load_lose_nothing_and_keep_the_memory() {
     let place = Place::new("many-reloads", "lines-session");

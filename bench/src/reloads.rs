@@ -30,8 +30,8 @@ const LENGTH: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 ///
-/// A connection or a byte is lost, a new connection does not get the component that the log reports,
-/// or the 99th percentile of the latency exceeds its bound.
+/// A connection or a byte is lost, a new connection does not get the component that the log
+/// reports, or the 99th percentile of the latency exceeds its bound.
 pub(crate) fn measure(places: &Places) -> Result<()> {
     let component = places.scratch.join("reloaded.wasm");
     put(places, GUESTS[0].0, &component)?;

@@ -1,4 +1,5 @@
-//! An entry of the cache of compiled code that the case damages: the component must be served all the same.
+//! An entry of the cache of compiled code that the case damages: the component must be served all
+//! the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};

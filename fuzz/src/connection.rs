@@ -1,8 +1,8 @@
 //! A connection, with both contracts' line guests, over a transport that does what the case says: reads in chunks, short
 //! writes, the end, resets, and a cut from outside.
 //!
-//! A case runs on one thread, where time stands still, or on several. Only there does the host call sessions without a
-//! fiber.
+//! A case runs on one thread, where time stands still, or on several. Only there does the host call
+//! sessions without a fiber.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

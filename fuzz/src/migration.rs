@@ -1,4 +1,5 @@
-//! A session that moves to another generation whenever the case says so, against a session that stays.
+//! A session that moves to another generation whenever the case says so, against a session that
+//! stays.
 
 use std::collections::VecDeque;
 use std::future::{pending, poll_fn};

@@ -143,8 +143,8 @@ pub struct Report {
     pub at_end: AtEnd,
 }
 
-/// What had passed on a connection when its guest ended, or was ended. What the host reads and writes to close the
-/// connection comes after it.
+/// What had passed on a connection when its guest ended, or was ended. What the host reads and
+/// writes to close the connection comes after it.
 #[derive(Clone, Copy, Debug)]
 pub struct AtEnd {
     /// Bytes that came from the peer.
@@ -274,10 +274,11 @@ fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> bool {
     outbound.at_rest() && inbound.moved().max(outbound.moved()).elapsed() >= QUIET
 }
 
-/// Waits until something ends the connection from `outside`. Where a drain ends it, returns whether it was quiet.
+/// Waits until something ends the connection from `outside`. Where a drain ends it, returns whether
+/// it was quiet.
 ///
-/// A drain ends all connections of a shared instance, which may write to each of them when one of the others ends. So each
-/// is judged before the first of them ends.
+/// A drain ends all connections of a shared instance, which may write to each of them when one of
+/// the others ends. So each is judged before the first of them ends.
 async fn ends_from_outside<S: Seat, R, W>(
     outside: &Outside,
     seat: &S,

@@ -145,8 +145,8 @@ impl Generations {
         (known, past.previous.as_ref().map(|previous| previous.number))
     }
 
-    /// How many generations serve connections or may serve some again. A generation that was rolled back to is known twice
-    /// while its first connections are open.
+    /// How many generations serve connections or may serve some again. A generation that was rolled
+    /// back to is known twice while its first connections are open.
     pub(crate) fn alive(&self) -> usize {
         let (known, _) = self.known();
         let numbers: HashSet<u64> = known.iter().map(|serving| serving.number).collect();
@@ -158,8 +158,8 @@ impl Generations {
         self.current.load_full()
     }
 
-    /// The generations of the service that connections of this one can move to: its own, or those of the service that
-    /// has replaced it.
+    /// The generations of the service that connections of this one can move to: its own, or those
+    /// of the service that has replaced it.
     pub(crate) fn newest(self: &Arc<Self>) -> &Arc<Self> {
         let mut newest = self;
         while let Some(successor) = newest.successor.get() {
@@ -168,7 +168,8 @@ impl Generations {
         newest
     }
 
-    /// Has the sessions of this service move to the one that has replaced it, if sessions of both move.
+    /// Has the sessions of this service move to the one that has replaced it, if sessions of both
+    /// move.
     pub(crate) fn succeed(&self, successor: &Arc<Self>) {
         if self.moving.is_some() && successor.moving.is_some() {
             // A service is replaced once.

@@ -114,7 +114,8 @@ fn refuse<S: Display>(status: u8, sentences: impl IntoIterator<Item = S>) -> Exi
     ExitCode::from(status)
 }
 
-/// Prints `text` on standard output, and returns `status`. A reader that has seen enough, such as head(1), is no failure.
+/// Prints `text` on standard output, and returns `status`. A reader that has seen enough, such as
+/// head(1), is no failure.
 fn print(text: &str, status: ExitCode) -> ExitCode {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

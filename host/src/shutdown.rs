@@ -68,10 +68,11 @@ impl Terminal {
     /// The file that stands for the controlling terminal of the process that opens it.
     const PATH: &str = "/dev/tty";
 
-    /// Looks up the terminal that the host was started from, before a handler for SIGHUP is installed.
+    /// Looks up the terminal that the host was started from, before a handler for SIGHUP is
+    /// installed.
     ///
-    /// Returns `None` for a host that is meant to outlive its terminal: one that nohup(1) started, which ignores SIGHUP, or a
-    /// service manager, and a daemon, which has no terminal.
+    /// Returns `None` for a host that is meant to outlive its terminal: one that nohup(1) started,
+    /// which ignores SIGHUP, or a service manager, and a daemon, which has no terminal.
     fn of_host() -> Option<Self> {
         let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
         (!managed && !ignores_hangup() && File::open(Self::PATH).is_ok()).then_some(Self)
@@ -142,8 +143,8 @@ impl Signals {
         }
     }
 
-    /// The name of the next signal that asks to stop, passing over others. A terminal that is closed can send several
-    /// SIGHUPs, so that the second of these does not count.
+    /// The name of the next signal that asks to stop, passing over others. A terminal that is
+    /// closed can send several SIGHUPs, so that the second of these does not count.
     pub async fn stop(&mut self) -> &'static str {
         loop {
             if let Notice::Stop(signal) = self.next().await {

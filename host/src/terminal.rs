@@ -113,8 +113,8 @@ struct Doing {
 }
 
 impl Progress {
-    /// Shows on `terminal`, if there is one, what the command does. A command that takes less than a second shows
-    /// nothing.
+    /// Shows on `terminal`, if there is one, what the command does. A command that takes less than
+    /// a second shows nothing.
     pub fn start(terminal: Option<Terminal>) -> Self {
         let doing = terminal.map(|terminal| Doing {
             terminal,

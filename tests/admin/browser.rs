@@ -400,7 +400,8 @@ fn a_row_shows_whose_connection_its_button_closes_at_any_width() {
         });
         browser.post("/goog/cdp/execute", &screen);
         assert_eq!(browser.says("innerWidth"), width);
-        // Every cell of the row is inside its region without scrolling, and none lies under another.
+        // Every cell of the row is inside its region without scrolling, and none lies under
+        // another.
         let covered = browser.says(
             "(() => {
                 const region = document.getElementById('connections-region');

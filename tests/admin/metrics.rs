@@ -338,7 +338,8 @@ fn swaps_rollbacks_and_rejected_files_are_counted() {
     host.signal(USR2);
     host.line("rolled back to");
     counts(1.0, 1.0, 1.0, 1.0);
-    // The first generation counts once, though it has connections of before and serves those to come.
+    // The first generation counts once, though it has connections of before and serves those to
+    // come.
     assert_eq!(of(&metrics(&admin), "guest", "generations_alive", &[]), 1.0);
     // What was gone back from is not taken again.
     place.put("lines-session");

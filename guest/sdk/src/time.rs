@@ -68,8 +68,8 @@ impl From<Elapsed> for ErrorCode {
 ///
 /// # Errors
 ///
-/// Returns [`Elapsed`] if the future is not ready in time. The future is then dropped. A read that is
-/// dropped loses the bytes that it has read, so end the connection after a read that timed out.
+/// Returns [`Elapsed`] if the future is not ready in time. The future is then dropped. A read that
+/// is dropped loses the bytes that it has read, so end the connection after a read that timed out.
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
     let (mut future, mut timer) = (pin!(future), pin!(sleep(duration)));
     poll_fn(|cx| {

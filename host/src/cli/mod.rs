@@ -311,7 +311,8 @@ pub enum Command {
         /// How long to go on.
         time: Duration,
     },
-    /// To have a component take part in conversations, and to log more than the difference if that is asked for.
+    /// To have a component take part in conversations, and to log more than the difference if that
+    /// is asked for.
     Replay(Replay, bool),
 }
 

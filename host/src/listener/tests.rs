@@ -58,8 +58,8 @@ async fn accept_recovers_within_a_second_from_every_error() {
     }
 }
 
-/// However long the errors last, the last pause is half a second. Dead connections make the listener
-/// pause if there are too many of them in a row.
+/// However long the errors last, the last pause is half a second. Dead connections make the
+/// listener pause if there are too many of them in a row.
 #[tokio::test(start_paused = true)]
 async fn accept_pauses_for_half_a_second_at_most() {
     let mut listener = Listener::bind(&at(([127, 0, 0, 1], 0).into())).unwrap();

@@ -10,8 +10,9 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A monotonic clock that all guests of the process share.
 ///
-/// A guest can keep a time for longer than its instance lives: in the snapshot that `preinit` makes, or in the state of a
-/// session that moves. With a clock for each instance, such a time would lie in the future.
+/// A guest can keep a time for longer than its instance lives: in the snapshot that `preinit`
+/// makes, or in the state of a session that moves. With a clock for each instance, such a time
+/// would lie in the future.
 pub(super) struct ProcessClock;
 
 impl HostMonotonicClock for ProcessClock {

@@ -13,7 +13,8 @@ pub(super) const INTERFACE: &str = "inet:service/configuration@0.1.0";
 /// Characters of a reason that a message shows.
 const MAX_REASON: usize = 1024;
 
-/// The name by which a composition exports the interface of one of its parts, without the number of the part.
+/// The name by which a composition exports the interface of one of its parts, without the number of
+/// the part.
 const PART: &str = "configuration-part";
 
 /// The name by which a composition exports the interface of one of its parts.

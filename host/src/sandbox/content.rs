@@ -275,7 +275,8 @@ impl Content {
         }
     }
 
-    /// Reports that it cannot be compiled: because of proposals that the host does not offer, or because it is damaged.
+    /// Reports that it cannot be compiled: because of proposals that the host does not offer, or
+    /// because it is damaged.
     pub(super) fn invalid(&self, reason: String) -> LoadError {
         self.refused(match proposals::not_offered(&self.bytes) {
             Some(proposals) => Refusal::Unsupported(proposals),

@@ -1,7 +1,8 @@
 //! The size of an instance, as the sections of its component tell before it is compiled.
 //!
-//! A pool has slots of one size, and memory that is allocated on demand has none. The bounds here are those of the pool
-//! or tighter, so that a host takes the same components whether or not it could reserve a pool.
+//! A pool has slots of one size, and memory that is allocated on demand has none. The bounds here
+//! are those of the pool or tighter, so that a host takes the same components whether or not it
+//! could reserve a pool.
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef,
@@ -20,11 +21,12 @@ pub(super) const MAX_TABLE_ELEMENTS: u64 = TABLE_ELEMENTS << 6;
 /// Bytes of one memory: what a 32-bit memory can have.
 pub(super) const MAX_MEMORY: u64 = 1 << 32;
 
-/// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its functions, globals and
-/// imports.
+/// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its
+/// functions, globals and imports.
 pub(super) const MAX_METADATA: usize = 1 << 20;
 
-/// Bytes of metadata for each core instance, and for each item in it: more than wasmtime takes for any kind of item.
+/// Bytes of metadata for each core instance, and for each item in it: more than wasmtime takes for
+/// any kind of item.
 const METADATA_OF_INSTANCE: u64 = 1024;
 const METADATA_OF_ITEM: u64 = 40;
 
@@ -47,7 +49,8 @@ pub(super) struct Extent {
 impl Extent {
     /// Measures an instance of a component or module.
     ///
-    /// A file that is not valid has the size of the part that can be read; compiling it fails anyway.
+    /// A file that is not valid has the size of the part that can be read; compiling it fails
+    /// anyway.
     pub(super) fn of(bytes: &[u8]) -> Self {
         let mut levels = Levels::default();
         for payload in Parser::new(0).parse_all(bytes) {
@@ -120,8 +123,8 @@ impl Extent {
         self.shared_memory |= memory.shared;
     }
 
-    /// Adds a section of a core module. A function can be called from outside only if an element segment or an export
-    /// names it, so that these are counted and not the functions.
+    /// Adds a section of a core module. A function can be called from outside only if an element
+    /// segment or an export names it, so that these are counted and not the functions.
     fn see(&mut self, payload: &Payload<'_>) -> wasmparser::Result<()> {
         match payload {
             Payload::ImportSection(section) => {

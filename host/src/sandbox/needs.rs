@@ -69,8 +69,8 @@ impl Room {
     }
 }
 
-/// Elements for which a pool reserves address space in each table: a power of two times those of most components, so that
-/// there are few different engines.
+/// Elements for which a pool reserves address space in each table: a power of two times those of
+/// most components, so that there are few different engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TableSize(u64);
 
@@ -97,11 +97,12 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    /// What a component needs of its engine: concurrency, if its contract needs it or if it is valid only with it, images
-    /// that are mapped, if it begins with much data, room for its `extent`, and stacks for its calls.
+    /// What a component needs of its engine: concurrency, if its contract needs it or if it is
+    /// valid only with it, images that are mapped, if it begins with much data, room for its
+    /// `extent`, and stacks for its calls.
     ///
-    /// This looks at types and sections and leaves out code. For a component that is not valid either way, it does not
-    /// matter which engine refuses it.
+    /// This looks at types and sections and leaves out code. For a component that is not valid
+    /// either way, it does not matter which engine refuses it.
     pub(super) fn of(bytes: &[u8], extent: &Extent) -> Self {
         let without = WasmFeatures::all().difference(WasmFeatures::CM_ASYNC);
         let mut validator = Validator::new_with_features(without);
@@ -162,8 +163,9 @@ struct Surface {
     depth: u32,
     /// It serves by sessions.
     sessions: bool,
-    /// It exports a contract, or imports an interface of WASI, whose functions are asynchronous. The types alone do not tell:
-    /// a plain function of such an interface is valid without concurrency.
+    /// It exports a contract, or imports an interface of WASI, whose functions are asynchronous.
+    /// The types alone do not tell: a plain function of such an interface is valid without
+    /// concurrency.
     concurrent: bool,
     /// Its sessions can move.
     moves: bool,
@@ -181,7 +183,8 @@ impl Surface {
         }
     }
 
-    /// Whether it is called by a contract that needs concurrency. Of several contracts, sessions count.
+    /// Whether it is called by a contract that needs concurrency. Of several contracts, sessions
+    /// count.
     fn is_concurrent(&self) -> bool {
         self.concurrent && !self.sessions
     }

@@ -2,7 +2,8 @@
 
 use wasmparser::{Validator, WasmFeatures};
 
-/// The proposals that the engines of this host offer, in a build of wasmtime without garbage collection.
+/// The proposals that the engines of this host offer, in a build of wasmtime without garbage
+/// collection.
 const OFFERED: WasmFeatures = WasmFeatures::WASM3
     .union(WasmFeatures::COMPONENT_MODEL)
     .union(WasmFeatures::CM_ASYNC)

@@ -35,7 +35,8 @@ pub trait Seat: Sync {
     /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
     fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
 
-    /// Where the lines that its guest writes to standard error or logs are kept, instead of in the log.
+    /// Where the lines that its guest writes to standard error or logs are kept, instead of in the
+    /// log.
     fn transcript(&self) -> Option<Transcript> {
         None
     }

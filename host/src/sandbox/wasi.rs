@@ -12,7 +12,8 @@ pub(super) enum Release {
 }
 
 impl Release {
-    /// The release that a version belongs to; `None` for a release candidate, and for any other release.
+    /// The release that a version belongs to; `None` for a release candidate, and for any other
+    /// release.
     fn of_version(version: &str) -> Option<Self> {
         let (release, patch) = [("0.2.", Self::Two), ("0.3.", Self::Three)]
             .into_iter()

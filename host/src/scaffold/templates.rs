@@ -1,4 +1,5 @@
-//! The templates of `wasm-inetd new`: the folders of `guest/languages`, which are tested where they are.
+//! The templates of `wasm-inetd new`: the folders of `guest/languages`, which are tested where they
+//! are.
 
 use super::{Basis, Template};
 

@@ -65,7 +65,8 @@ fn abstract_name(name: &str) -> Result<String, String> {
     }
 }
 
-/// An address to be looked at: like one to listen at, but a port alone is one of the loopback, and none is inherited.
+/// An address to be looked at: like one to listen at, but a port alone is one of the loopback, and
+/// none is inherited.
 pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
     if let Ok(port) = text.parse() {
         return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));

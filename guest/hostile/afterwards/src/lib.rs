@@ -1,4 +1,5 @@
-//! Says `during` and returns from `run`, and says `after` a tenth of a second later, as a program for WASI 0.3.
+//! Says `during` and returns from `run`, and says `after` a tenth of a second later, as a program
+//! for WASI 0.3.
 
 use wasip3::cli::stdout;
 use wasip3::clocks::monotonic_clock;

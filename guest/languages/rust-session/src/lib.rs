@@ -19,8 +19,8 @@ impl Session for Lines {
         Self { rest: Vec::new() }
     }
 
-    // A chunk is not a message: a line can arrive in several chunks, and a chunk can contain several
-    // lines.
+    // A chunk is not a message: a line can arrive in several chunks, and a chunk can contain
+    // several lines.
     fn received(&mut self, chunk: Vec<u8>) -> Answer {
         let mut reply = Vec::with_capacity(self.rest.len() + chunk.len());
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {

@@ -39,7 +39,8 @@ const MEMORY: &str = "memory";
 const INITIALIZE: &str = "_initialize";
 
 impl Command {
-    /// Looks up the function that runs a program, by the release of WASI that [`Contract::export`] chooses.
+    /// Looks up the function that runs a program, by the release of WASI that [`Contract::export`]
+    /// chooses.
     ///
     /// # Errors
     ///

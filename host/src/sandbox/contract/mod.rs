@@ -81,8 +81,8 @@ impl Contract {
         }
     }
 
-    /// The one of `exports` that serves by this contract. A program of both releases of WASI is run by 0.3, since
-    /// toolchains whose programs are asynchronous export a stub for 0.2 beside it.
+    /// The one of `exports` that serves by this contract. A program of both releases of WASI is run
+    /// by 0.3, since toolchains whose programs are asynchronous export a stub for 0.2 beside it.
     pub(super) fn export<'a>(self, exports: &[&'a str]) -> Option<&'a str> {
         let serves = || {
             exports
