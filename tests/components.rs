@@ -125,6 +125,35 @@ fn a_component_that_is_a_program_by_name_alone() {
 }
 
 #[test]
+fn a_program_whose_run_has_another_type() {
+    for (version, parameters, result) in [
+        ("0.2.6", "", ""),
+        ("0.2.6", "", "(result u32)"),
+        ("0.2.6", "(param \"a\" u32)", "(result (result))"),
+        ("0.3.0", "", ""),
+        ("0.3.0", "", "(result u32)"),
+    ] {
+        let core = match (parameters, result) {
+            ("", "") => "(func (export \"run\"))",
+            ("", _) => "(func (export \"run\") (result i32) (i32.const 0))",
+            _ => "(func (export \"run\") (param i32) (result i32) (i32.const 0))",
+        };
+        let text = format!(
+            r#"(component
+                (core module $m {core})
+                (core instance $i (instantiate $m))
+                (func $run {parameters} {result} (canon lift (core func $i "run")))
+                (component $c
+                    (import "f" (func $f {parameters} {result})) (export "run" (func $f)))
+                (instance $r (instantiate $c (with "f" (func $run))))
+                (export "wasi:cli/run@{version}" (instance $r)))"#
+        );
+        let component = wat::parse_str(text).unwrap();
+        refuses(&file("run-of-another-type.wasm", component), &["type mismatch"]);
+    }
+}
+
+#[test]
 fn a_component_that_exports_something_else() {
     let component = wat::parse_str(
         r#"(component

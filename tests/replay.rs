@@ -510,6 +510,33 @@ fn what_does_not_pass_the_gate_does_not_serve() {
 }
 
 #[test]
+fn a_changed_service_passes_its_gate_too() {
+    let (gate, _) = recorded("gate-config", "lines-session");
+    let dir = scratch("talks-gate-config");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("services.toml");
+    let names = |component: &str| {
+        let text = format!(
+            "[[service]]\nname = \"s\"\nlisten = [\"127.0.0.1:0\"]\ngate = \"{}\"\ncomponent = \"{}\"\n",
+            gate.display(),
+            guest(component).display()
+        );
+        replace(&file, text);
+    };
+    names("lines-session");
+    let host = Host::with_config(&file, 1);
+    names("daytime");
+    host.signal(HUP);
+    let line = host.line("reconfiguration failed");
+    assert!(line.contains("does not pass the gate"), "{line}");
+    host.connect().echo("hello\n");
+    names("lines");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    host.connect().echo("hello\n");
+}
+
+#[test]
 fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
     let dir = scratch("talks-no-gate");
     let refusal = crate::harness::refused(&[

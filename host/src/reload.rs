@@ -18,7 +18,7 @@ use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::{Rules, replay};
-use crate::sandbox::{Content, Digest, LoadError, Sandbox, Source};
+use crate::sandbox::{Content, Digest, Generation, LoadError, Sandbox, Source};
 use crate::service::warn_of_migration;
 use crate::stamp::{Stamp, stamp};
 use crate::system;
@@ -198,24 +198,10 @@ impl Reloader {
         let sandbox = Arc::clone(&self.sandbox);
         let runtime = Handle::current();
         let name = content.name.clone();
-        let gate = self.config.gate.clone();
-        let rules = Rules {
-            limits: self.config.limits,
-            patience: self.config.gate_patience,
-        };
+        let config = self.config.clone();
         let load = async move {
             let generation = sandbox.load(&content).await?;
-            if let Some(gate) = gate {
-                let conversations = Conversation::read_all(&gate)?;
-                let passed = replay(&generation, &rules, &conversations, |_| ()).await;
-                passed.map_err(|difference| {
-                    anyhow!(
-                        "{} does not pass the gate: {}",
-                        content.name,
-                        difference.in_one_line()
-                    )
-                })?;
-            }
+            pass_gate(&config, &generation, &content.name).await?;
             anyhow::Ok(generation)
         };
         let loading = spawn_blocking(move || runtime.block_on(load));
@@ -250,6 +236,28 @@ impl Reloader {
         }
         self.unfit = Some(unfit);
     }
+}
+
+/// Has a component take part in the conversations of the gate of its service, if it has one.
+///
+/// # Errors
+///
+/// A conversation cannot be read, or the component does something else in it.
+pub(crate) async fn pass_gate(
+    config: &Config,
+    generation: &Arc<Generation>,
+    name: &str,
+) -> anyhow::Result<()> {
+    let Some(gate) = &config.gate else {
+        return Ok(());
+    };
+    let rules = Rules {
+        limits: config.limits,
+        patience: config.gate_patience,
+    };
+    let conversations = Conversation::read_all(gate)?;
+    let passed = replay(generation, &rules, &conversations, |_| ()).await;
+    passed.map_err(|difference| anyhow!("{name} does not pass the gate: {}", difference.in_one_line()))
 }
 
 /// Watches the directory of each of `files`, since the file itself may be replaced, and the one that it stands for.

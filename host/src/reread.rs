@@ -14,6 +14,7 @@ use crate::config::{Access, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::listener::{Entrance, Listener};
 use crate::preflight::{self, Obstacles};
+use crate::reload::pass_gate;
 use crate::service::Loaded;
 use crate::system;
 
@@ -114,8 +115,15 @@ pub(crate) async fn plan(
         loaded.push(match unloaded {
             None => None,
             Some(unloaded) => {
-                let one = Loaded::new(unloaded).await;
-                Some(one.with_context(|| format!("service `{}`", service.name))?)
+                let of_service = || format!("service `{}`", service.name);
+                let name = unloaded.content.name.clone();
+                let one = Loaded::new(unloaded).await.with_context(of_service)?;
+                // A service that is new starts as it would with the host, without its gate.
+                if now.services.iter().any(|before| before.name == service.name) {
+                    let passed = pass_gate(service, &one.generation, &name).await;
+                    passed.with_context(of_service)?;
+                }
+                Some(one)
             }
         });
     }

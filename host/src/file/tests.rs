@@ -178,7 +178,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}gate-patience = \"1m\""),
-            "2: service[0].gate-patience: requires `gate` to be set",
+            "4: service[0].gate-patience: requires `gate` to be set",
         ),
         (
             &format!("{service}gate = \"talks\"\ngate-patience = \"0s\""),

@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentPre;
+use wasmtime_wasi::p2::bindings::{Command as Program, CommandPre};
+use wasmtime_wasi::p3::bindings::{Command as ConcurrentProgram, CommandPre as ConcurrentPre};
 
 use super::{Contract, End, Fault, within};
 use crate::half::Half;
@@ -85,17 +85,28 @@ impl Command {
     }
 
     /// Makes an instance. Returns it if it is of a component.
+    ///
+    /// # Errors
+    ///
+    /// No instance can be made, or its `run` has another type than in WASI.
     pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<Option<Instance>> {
-        let pre = match self {
-            Self::Plain(pre) => pre.instance_pre(),
-            Self::Concurrent(pre) => pre.instance_pre(),
+        Ok(Some(match self {
+            Self::Plain(pre) => {
+                let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
+                Program::new(store, &instance)?;
+                instance
+            }
+            Self::Concurrent(pre) => {
+                let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
+                ConcurrentProgram::new(store, &instance)?;
+                instance
+            }
             Self::Module(pre) => {
                 let instance = pre.instantiate_async(&mut *store).await?;
                 instance.get_typed_func::<(), ()>(store, START)?;
                 return Ok(None);
             }
-        };
-        pre.instantiate_async(store).await.map(Some)
+        }))
     }
 }
 
