@@ -512,7 +512,7 @@ fn what_does_not_pass_the_gate_does_not_serve() {
 #[test]
 fn a_changed_service_passes_its_gate_too() {
     let (gate, _) = recorded("gate-config", "lines-session");
-    let dir = scratch("talks-gate-config");
+    let dir = scratch("gate-of-a-changed-service");
     fs::create_dir_all(&dir).unwrap();
     let file = dir.join("services.toml");
     let names = |component: &str| {
