@@ -25,7 +25,7 @@ pub struct Cost {
     made: OnceLock<(Instant, Duration)>,
     refused: AtomicBool,
     /// The last lines that the guest wrote to standard error.
-    last: Mutex<VecDeque<String>>,
+    last: LastLines<MAX_LAST>,
 }
 
 impl Cost {
@@ -64,27 +64,17 @@ impl Cost {
         self.refused.store(true, Relaxed);
     }
 
-    fn last(&self) -> MutexGuard<'_, VecDeque<String>> {
-        // Nothing can panic while it is held.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Keeps a line that the guest wrote to standard error.
     pub(crate) fn says(&self, line: &str) {
-        if line.is_empty() || line.starts_with(NOTE) {
-            return;
+        if !line.starts_with(NOTE) {
+            self.last.add(line);
         }
-        let mut last = self.last();
-        if last.len() == MAX_LAST {
-            last.pop_front();
-        }
-        last.push_back(line.to_owned());
     }
 
     /// Returns the last lines that the guest wrote to standard error, if there are any.
     pub(crate) fn last_lines(&self) -> Option<String> {
-        let last = self.last();
-        (!last.is_empty()).then(|| last.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
+        let lines = self.last.lines();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     pub(crate) fn add_cpu(&self, time: Duration) {
@@ -105,6 +95,34 @@ impl Cost {
 
     pub(crate) fn instantiated(&self, start: Instant) {
         self.made.get_or_init(|| (start, start.elapsed()));
+    }
+}
+
+/// Keeps the last `MAX` lines that are not empty.
+#[derive(Debug, Default)]
+pub(crate) struct LastLines<const MAX: usize>(Mutex<VecDeque<String>>);
+
+impl<const MAX: usize> LastLines<MAX> {
+    /// Adds a line. The first line goes if there are `MAX` already.
+    pub(crate) fn add(&self, line: &str) {
+        if line.is_empty() {
+            return;
+        }
+        let mut kept = self.kept();
+        if kept.len() == MAX {
+            kept.pop_front();
+        }
+        kept.push_back(line.to_owned());
+    }
+
+    /// The lines, as they were written.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.kept().iter().cloned().collect()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<String>> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::connection::{Outcome, Report};
 use crate::conversation::{Guest, Step};
+use crate::logging::in_one_line;
 use crate::record;
 
 /// Bytes that are shown of what a guest sends.
@@ -51,17 +52,20 @@ impl Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}\n- {}", self.file.display(), self.line, self.expected)?;
+        let file = in_one_line(self.file.display());
+        write!(f, "{file}:{}\n- {}", self.line, in_one_line(&self.expected))?;
         for found in &self.found {
-            write!(f, "\n+ {found}")?;
+            write!(f, "\n+ {}", in_one_line(found))?;
         }
         if let Some(reason) = &self.reason {
-            write!(f, "\n  {reason}")?;
+            write!(f, "\n  {}", in_one_line(reason))?;
         }
         if !self.output.is_empty() {
             f.write_str("\n  standard error:")?;
         }
-        self.output.iter().try_for_each(|line| write!(f, "\n    {line}"))
+        self.output
+            .iter()
+            .try_for_each(|line| write!(f, "\n    {}", in_one_line(line)))
     }
 }
 

@@ -1,6 +1,5 @@
 //! What guests write to standard error: lines of the log, with the number of the connection or of the instance.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU32;
@@ -18,7 +17,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::state::State;
-use crate::cost::Cost;
+use crate::cost::{Cost, LastLines};
 
 /// Bytes of a line that are logged in one piece.
 const MAX_LINE: usize = 1024;
@@ -72,36 +71,16 @@ const KEPT: usize = 20;
 
 /// The last lines that the guest of one connection has written to standard error, or logged.
 #[derive(Clone, Debug, Default)]
-pub struct Transcript(Arc<Mutex<VecDeque<String>>>);
+pub struct Transcript(Arc<LastLines<KEPT>>);
 
 impl Transcript {
-    /// The lines, without control characters.
+    /// The lines, as the guest wrote them. Escape them where they are shown.
     pub fn lines(&self) -> Vec<String> {
-        self.kept().iter().cloned().collect()
+        self.0.lines()
     }
 
     fn add(&self, line: &str) {
-        let mut shown = String::with_capacity(line.len());
-        for char in line.chars() {
-            if char.is_control() {
-                shown.extend(char.escape_default());
-            } else {
-                shown.push(char);
-            }
-        }
-        if shown.is_empty() {
-            return;
-        }
-        let mut kept = self.kept();
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(shown);
-    }
-
-    fn kept(&self) -> MutexGuard<'_, VecDeque<String>> {
-        // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.add(line);
     }
 }
 
