@@ -34,7 +34,7 @@ const WORDS: &[&str] = &[
 
 #[derive(Debug)]
 enum Case {
-    /// Steps, of which those are left out that cannot come where they stand.
+    /// Steps. Those that cannot come where they stand are left out.
     Steps(Vec<Step>),
     /// Any text.
     Text(String),
@@ -80,7 +80,7 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
 ///
 /// # Panics
 ///
-/// What is read is not what was written, or a refusal does not name a line of the text.
+/// The parser reads other steps than were written, or a refusal does not name a line of the text.
 pub fn run(bytes: &[u8]) {
     let Ok(case) = Case::arbitrary(&mut Unstructured::new(bytes)) else {
         return;
@@ -130,7 +130,7 @@ fn unnumbered(mut conversation: Conversation) -> Conversation {
     conversation
 }
 
-/// A model of which steps can come where: leaves out the others.
+/// Removes the steps that cannot come where they stand, by a model of the rules.
 fn possible(steps: Vec<Step>) -> Vec<Step> {
     let mut kept: Vec<Step> = Vec::new();
     for step in steps {

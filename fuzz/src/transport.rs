@@ -85,7 +85,7 @@ pub(crate) fn peer() -> Peer {
 }
 
 pub(crate) struct Reader {
-    /// What is left to read, in chunks; an empty one is a wait.
+    /// The chunks that are left to read. An empty chunk stands for a wait.
     pub(crate) reads: VecDeque<Vec<u8>>,
     pub(crate) end: End,
 }

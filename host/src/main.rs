@@ -18,7 +18,7 @@ use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
 use host::profile::profile;
-use host::replay::Prepared;
+use host::replay::Replayer;
 use host::server::Drained;
 use host::terminal::{Progress, Terminal};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
@@ -241,7 +241,7 @@ async fn run(
         Command::Profile { what, to, time } => profile(&what, &to, time, &Progress::start(terminal)).await?,
         Command::Replay(what, _) => {
             let progress = Progress::start(terminal);
-            let prepared = Prepared::new(&what, false, &progress).await?;
+            let prepared = Replayer::new(&what, false, &progress).await?;
             match (prepared.replay(&progress).await, prepared.count()) {
                 (Ok(()), 1) => "1 conversation, no differences\n".to_owned(),
                 (Ok(()), count) => format!("{count} conversations, no differences\n"),

@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use tokio::time::Instant;
 
 use crate::config::Replay;
-use crate::replay::Prepared;
+use crate::replay::Replayer;
 use crate::terminal::Progress;
 
 /// Looks that a profile has at least before it says anything; less is chance.
@@ -30,7 +30,7 @@ pub async fn profile(
     time: Duration,
     progress: &Progress,
 ) -> anyhow::Result<String> {
-    let prepared = Prepared::new(what, true, progress).await?;
+    let prepared = Replayer::new(what, true, progress).await?;
     let start = Instant::now();
     let mut rounds = 0;
     while rounds == 0 || start.elapsed() < time {

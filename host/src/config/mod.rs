@@ -217,8 +217,8 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// Finds names that are granted twice, of which guests could find only one. Returns the keys of
-    /// the settings, and a sentence about each.
+    /// Finds names that are granted twice, so that guests could find only one of the two. Returns
+    /// the keys of the settings, and a sentence about each.
     pub fn repeated(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         for (index, (name, _)) in self.env.iter().enumerate() {

@@ -16,7 +16,7 @@ enum Step<'a> {
 /// which the file sets it, and its bytes.
 ///
 /// A service takes settings from `defaults`, and a listener from its service. If the file does not
-/// set the key at all, the bytes are those of the nearest table around it.
+/// set the key at all, this returns the bytes of the nearest table around it.
 pub(super) fn find(text: &str, key: &str) -> (String, Range<usize>) {
     let Ok(root) = DeTable::parse(text) else {
         return (key.to_owned(), 0..0);

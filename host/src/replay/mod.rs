@@ -41,14 +41,14 @@ pub struct Rules {
 
 /// A component and conversations that are ready to be replayed.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct Replayer {
     /// The component.
     pub generation: Arc<Generation>,
     conversations: Vec<(PathBuf, Conversation)>,
     rules: Rules,
 }
 
-impl Prepared {
+impl Replayer {
     /// Reads the conversations and loads the component, with a profile of it if `profiling` is set.
     /// Shows its `progress`.
     ///

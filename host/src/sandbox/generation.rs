@@ -67,8 +67,8 @@ impl Sandbox {
             _ => content.refused(refusal),
         };
         let whole = self.whole(content).await?;
-        let (engine, code) = self.compile(&whole)?;
-        let core_instances = Extent::of(whole.bytes()).core_instances;
+        let extent = Extent::of(whole.bytes());
+        let (engine, code) = self.compile(&whole, &extent)?;
         let prepared = match &code {
             Code::Component(component) => {
                 find_contract(component).and_then(|contract| prepare(&engine, component, contract))
@@ -102,7 +102,7 @@ impl Sandbox {
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
-        warn_of_small_pool(&generation.engine, &generation.code, core_instances);
+        warn_of_small_pool(&generation.engine, &generation.code, extent.core_instances);
         Ok(Arc::new(generation))
     }
 
@@ -158,12 +158,15 @@ impl Sandbox {
         needs
     }
 
-    /// Compiles a component for the engine that fits it.
-    pub(super) fn compile(&self, content: &Content) -> Result<(Engine, Code), LoadError> {
-        let extent = Extent::of(content.bytes());
+    /// Compiles a component, whose size is `extent`, for the engine that fits it.
+    ///
+    /// # Errors
+    ///
+    /// It is too large, not valid, or uses a proposal that the host does not offer.
+    pub(super) fn compile(&self, content: &Content, extent: &Extent) -> Result<(Engine, Code), LoadError> {
         extent.check().map_err(|refusal| content.refused(refusal))?;
         let engine = self
-            .engine(self.needs(content.bytes(), &extent))
+            .engine(self.needs(content.bytes(), extent))
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {

@@ -22,6 +22,7 @@ use super::content::Content;
 use super::contract::Contract;
 use super::diagnostics::Speaker;
 use super::engine::Engine;
+use super::extent::Extent;
 use super::generation::{find_contract, line};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
@@ -75,7 +76,9 @@ impl Sandbox {
         let failed = |error| content.refused(Refusal::Initialise(line(&error)));
         let mut wizer = Wizer::new();
         let (context, instrumented) = wizer.instrument(content.bytes()).map_err(impossible)?;
-        let (engine, code) = self.compile(&content.instrumented(instrumented))?;
+        let instrumented = content.instrumented(instrumented);
+        let extent = Extent::of(instrumented.bytes());
+        let (engine, code) = self.compile(&instrumented, &extent)?;
         let Code::Module(module) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
@@ -119,7 +122,9 @@ impl Sandbox {
         wizer.keep_init_func(true);
         let instrumented = wizer.instrument_component(content.bytes());
         let (context, instrumented) = instrumented.map_err(impossible)?;
-        let (engine, code) = self.compile(&content.instrumented(instrumented))?;
+        let instrumented = content.instrumented(instrumented);
+        let extent = Extent::of(instrumented.bytes());
+        let (engine, code) = self.compile(&instrumented, &extent)?;
         let Code::Component(component) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };

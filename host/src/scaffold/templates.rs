@@ -3,7 +3,7 @@
 
 use super::{Basis, Template};
 
-/// A template from a folder of `guest/languages`.
+/// A template from a folder of `guest/languages`, which has these files beside those of every folder.
 macro_rules! template {
     (
         $language:literal, $contract:literal, $basis:ident, $folder:literal, $tools:expr,
@@ -14,11 +14,16 @@ macro_rules! template {
             contract: $contract,
             basis: Basis::$basis,
             tools: $tools,
-            files: &[$((
-                $file,
-                include_str!(concat!("../../../guest/languages/", $folder, "/", $file)),
-            )),*],
+            files: template!(@files $folder, [
+                $($file,)* "build.sh", "lines.conversation", "rest.conversation",
+            ]),
         }
+    };
+    (@files $folder:literal, [$($file:literal),* $(,)?]) => {
+        &[$((
+            $file,
+            include_str!(concat!("../../../guest/languages/", $folder, "/", $file)),
+        )),*]
     };
 }
 
@@ -39,13 +44,7 @@ pub const TEMPLATES: &[Template] = &[
         Crate,
         "rust",
         RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/lib.rs"
-        ]
+        ["Cargo.toml", "src/lib.rs"]
     ),
     template!(
         "rust",
@@ -53,13 +52,7 @@ pub const TEMPLATES: &[Template] = &[
         Bindings,
         "rust-bare",
         RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/lib.rs"
-        ]
+        ["Cargo.toml", "src/lib.rs"]
     ),
     template!(
         "rust",
@@ -67,13 +60,7 @@ pub const TEMPLATES: &[Template] = &[
         Crate,
         "rust-session",
         RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/lib.rs"
-        ]
+        ["Cargo.toml", "src/lib.rs"]
     ),
     template!(
         "rust",
@@ -81,13 +68,7 @@ pub const TEMPLATES: &[Template] = &[
         Bindings,
         "rust-session-bare",
         RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/lib.rs"
-        ]
+        ["Cargo.toml", "src/lib.rs"]
     ),
     template!(
         "rust",
@@ -95,79 +76,20 @@ pub const TEMPLATES: &[Template] = &[
         Nothing,
         "rust-cli",
         RUSTUP,
-        [
-            "Cargo.toml",
-            "build.sh",
-            "lines.conversation",
-            "rest.conversation",
-            "src/main.rs"
-        ]
+        ["Cargo.toml", "src/main.rs"]
     ),
-    template!(
-        "c",
-        "cli",
-        Nothing,
-        "c",
-        CLANG,
-        ["build.sh", "lines.c", "lines.conversation", "rest.conversation"]
-    ),
+    template!("c", "cli", Nothing, "c", CLANG, ["lines.c"]),
     template!(
         "c",
         "sessions",
         Bindings,
         "c-session",
         CLANG_AND_BINDINGS,
-        ["build.sh", "lines.c", "lines.conversation", "rest.conversation"]
+        ["lines.c"]
     ),
-    template!(
-        "js",
-        "sessions",
-        Bindings,
-        "javascript",
-        QJS,
-        ["build.sh", "lines.js", "lines.conversation", "rest.conversation"]
-    ),
-    template!(
-        "python",
-        "sessions",
-        Bindings,
-        "python",
-        PY,
-        [
-            "build.sh",
-            "sessions.py",
-            "lines.conversation",
-            "rest.conversation"
-        ]
-    ),
-    template!(
-        "python",
-        "streams",
-        Bindings,
-        "python-streams",
-        PY,
-        ["build.sh", "lines.py", "lines.conversation", "rest.conversation"]
-    ),
-    template!(
-        "go",
-        "cli",
-        Nothing,
-        "go",
-        GO,
-        [
-            "build.sh",
-            "go.mod",
-            "main.go",
-            "lines.conversation",
-            "rest.conversation"
-        ]
-    ),
-    template!(
-        "zig",
-        "cli",
-        Nothing,
-        "zig",
-        ZIG,
-        ["build.sh", "lines.zig", "lines.conversation", "rest.conversation"]
-    ),
+    template!("js", "sessions", Bindings, "javascript", QJS, ["lines.js"]),
+    template!("python", "sessions", Bindings, "python", PY, ["sessions.py"]),
+    template!("python", "streams", Bindings, "python-streams", PY, ["lines.py"]),
+    template!("go", "cli", Nothing, "go", GO, ["go.mod", "main.go"]),
+    template!("zig", "cli", Nothing, "zig", ZIG, ["lines.zig"]),
 ];
