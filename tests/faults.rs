@@ -1,13 +1,15 @@
 //! Peers and systems that do not behave.
 
 use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::harness::tools::{or_skip, tool};
-use crate::harness::{HOST, Host, TERM, field, guest, scratch, with_cache};
+use crate::harness::{HOST, Host, TERM, field, guest, refusal_of, scratch, until, with_cache};
 
 #[test]
 fn a_peer_that_resets_while_the_guest_writes() {
@@ -164,21 +166,27 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
     }
 }
 
+/// Returns whether the machine permits what `command` does with a tool; skips the test if not.
+fn permitted(tool: &str, command: &mut Command) -> bool {
+    let permitted = if command.output().unwrap().status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "this machine does not permit what the test does with {tool}"
+        ))
+    };
+    or_skip(tool, permitted).is_some()
+}
+
 #[test]
 fn errors_of_accept_are_survived() {
     let Some(program) = tool("strace") else {
         return;
     };
-    let traced = Command::new(program)
-        .args(["-qq", "-o", "/dev/null", "true"])
-        .output()
-        .unwrap();
-    let permitted = if traced.status.success() {
-        Ok(())
-    } else {
-        Err("this machine does not permit a process to trace another".to_owned())
-    };
-    if or_skip("strace", permitted).is_none() {
+    if !permitted(
+        "strace",
+        Command::new(program).args(["-qq", "-o", "/dev/null", "true"]),
+    ) {
         return;
     }
     for (error, waits) in [
@@ -205,6 +213,62 @@ fn errors_of_accept_are_survived() {
         ] {
             assert_eq!(log.matches(line).count(), usize::from(times), "{error}: {log}");
         }
+    }
+}
+
+#[test]
+fn an_error_of_the_system_comes_with_advice() {
+    let Some(program) = tool("strace") else {
+        return;
+    };
+    if !permitted(
+        "strace",
+        Command::new(&program).args(["-qq", "-o", "/dev/null", "true"]),
+    ) {
+        return;
+    }
+    for (call, error, address, advice) in [
+        ("socket", "EMFILE", "127.0.0.1:0", "raise the limit (`ulimit -n`"),
+        (
+            "socket",
+            "ENFILE",
+            "127.0.0.1:0",
+            "raise the limit with `sysctl fs.file-max`",
+        ),
+        (
+            "socket",
+            "EAFNOSUPPORT",
+            "[::1]:0",
+            "IPv6 is disabled on this machine",
+        ),
+        ("bind", "EACCES", "127.0.0.1:80", "CAP_NET_BIND_SERVICE"),
+        (
+            "bind",
+            "EACCES",
+            "127.0.0.1:0",
+            "a security policy of the system forbids it",
+        ),
+        (
+            "bind",
+            "EPERM",
+            "unix:/tmp/wasm-inetd-advice",
+            "create files in `/tmp`",
+        ),
+    ] {
+        let mut strace = with_cache(Command::new(&program));
+        strace
+            .args(["-f", "-qq", "-o", "/dev/null", "-e"])
+            .arg(format!("trace={call}"))
+            .arg("-e")
+            .arg(format!("inject={call}:error={error}"));
+        let refusal = refusal_of(strace.arg(HOST).args(["--listen", address]));
+        assert_eq!(refusal.status, Some(1), "{error}: {}", refusal.message);
+        assert!(
+            refusal.message.contains(&format!("cannot listen on {address}: "))
+                && refusal.message.contains(advice),
+            "{error}: {}",
+            refusal.message
+        );
     }
 }
 
@@ -243,6 +307,78 @@ fn a_write_beyond_the_limit_on_the_size_of_files_fails_and_ends_nothing() {
     let line = host.line("cannot write the recorded conversation");
     assert!(line.contains("File too large"), "{line}");
     assert_eq!(fs::read_dir(talks).unwrap().count(), 0);
+    assert!(host.stop().success());
+}
+
+#[test]
+fn a_full_disk_fails_what_writes_to_it_and_ends_nothing() {
+    let Some(unshare) = tool("unshare") else {
+        return;
+    };
+    let mount = [
+        "--map-root-user",
+        "--mount",
+        "mount",
+        "-t",
+        "tmpfs",
+        "none",
+        "/mnt",
+    ];
+    if !permitted("unshare", Command::new(&unshare).args(mount)) {
+        return;
+    }
+    let dir = scratch("full-disk");
+    fs::create_dir_all(&dir).unwrap();
+    // A file system of 64 KiB, in which no compiled component has room. Only this host sees it.
+    let mount = format!(
+        "exec '{}' --map-root-user --mount sh -c 'mount -t tmpfs -o size=64k none {} && exec \"$0\" \"$@\"' \
+         \"$0\" \"$@\"; true",
+        unshare.display(),
+        dir.display()
+    );
+    let errands = guest("errands");
+    let grant = format!("{}::/data:rw", dir.display());
+    let mut host = Host::below_shell(
+        &mount,
+        &[
+            "record",
+            "--to",
+            dir.join("talks").to_str().unwrap(),
+            "--listen",
+            "127.0.0.1:0",
+            "--cache",
+            dir.join("cache").to_str().unwrap(),
+            "--component",
+            errands.to_str().unwrap(),
+            "--dir",
+            &grant,
+        ],
+    );
+    let log = host.log();
+    let warned = |line: &str| line.contains("cannot keep the compiled ") && line.contains("No space left on");
+    assert!(log.lines().any(warned), "{log}");
+    let seen = PathBuf::from(format!("/proc/{}/root{}", host.pid(), dir.display()));
+    assert_eq!(fs::read_dir(seen.join("cache")).unwrap().count(), 0);
+
+    // What fits is written.
+    let client = host.connect();
+    client.send("write /data/file\n");
+    assert_eq!(client.line(), "written");
+    drop(client);
+    let talks = || fs::read_dir(seen.join("talks")).unwrap().count();
+    until("the conversation is recorded", || talks() == 1);
+
+    // Nothing fits any more.
+    let filled = fs::write(seen.join("rest"), vec![0; 64 << 10]);
+    assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let client = host.connect();
+    client.send("write /data/file\n");
+    let answer = client.line();
+    assert!(answer.starts_with("refused: No space left"), "{answer}");
+    drop(client);
+    let line = host.line("cannot write the recorded conversation");
+    assert!(line.contains("No space left on device"), "{line}");
+    assert_eq!(talks(), 1);
     assert!(host.stop().success());
 }
 

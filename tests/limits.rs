@@ -252,11 +252,15 @@ fn a_guest_that_has_used_its_time_is_interrupted() {
 fn spinning_ends(limit: &str, limits: &[&str]) {
     let host = Host::serving("spin", limits);
     let client = host.connect();
+    let before = host.processor_time();
     client.send("!");
     client.expect_reset();
     let line = host.line("connection ended");
     assert_eq!(field(&line, "outcome"), "cpu-limit");
     assert!(line.contains(limit), "{line}");
+    // The limits are 200 ms.
+    let used = host.processor_time() - before;
+    assert!(used < Duration::from_secs(1), "{used:?}");
 }
 
 #[test]

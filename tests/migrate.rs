@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::harness::{
-    Client, Done, HUP, Host, NEW, Place, USR2, again, field, guest, replace, scratch, until,
+    Client, Done, HUP, Host, NEW, Place, USR2, again, field, file, guest, refused, replace, scratch, until,
 };
 
 const MOVED: &str = "session moved";
@@ -324,4 +324,54 @@ fn no_session_loses_anything_under_load() {
     until("every connection has ended", || {
         host.log().matches("outcome=\"finished\"").count() == SESSIONS
     });
+}
+
+#[test]
+fn a_migration_of_other_resources_is_refused() {
+    // The interface has a resource of its own in place of the sessions.
+    let wit = scratch("migrate-other-resource");
+    fs::create_dir_all(&wit).unwrap();
+    for entry in fs::read_dir(guest_builder::workspace().join("wit")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text.replace("use sessions.{session};", "resource session;");
+        fs::write(wit.join(path.file_name().unwrap()), text).unwrap();
+    }
+    let component = file("migrate-other-resource.wasm", dummy(&wit));
+    let refusal = refused(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component.to_str().unwrap(),
+    ]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    assert!(
+        refusal
+            .message
+            .contains("`inet:service/migration@0.1.0` does not move the `session` of"),
+        "{}",
+        refusal.message
+    );
+    // The same component by the contract is served.
+    let component = file(
+        "migrate-dummy.wasm",
+        dummy(&guest_builder::workspace().join("wit")),
+    );
+    Host::with(&component, &[]);
+}
+
+/// Returns a component of the world `movable-session-service` in a directory, each of whose functions
+/// traps.
+fn dummy(wit: &Path) -> Vec<u8> {
+    let mut resolve = wit_parser::Resolve::default();
+    let (package, _) = resolve.push_dir(wit).unwrap();
+    let world = resolve
+        .select_world(&[package], Some("movable-session-service"))
+        .unwrap();
+    let mangling = wit_parser::ManglingAndAbi::Standard32;
+    let mut module = wit_component::dummy_module(&resolve, world, mangling);
+    let encoding = wit_component::StringEncoding::UTF8;
+    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding).unwrap();
+    let encoder = wit_component::ComponentEncoder::default().module(&module);
+    encoder.and_then(|mut encoder| encoder.encode()).unwrap()
 }

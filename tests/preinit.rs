@@ -262,3 +262,22 @@ fn a_new_generation_is_initialised_too() {
     host.line(NEW);
     assert_eq!(says(&host), "ok1");
 }
+
+#[test]
+fn initialising_without_end_is_given_up() {
+    // Sleeps for an hour.
+    let sleep = "(i32.store8 (i32.const 64) (i32.const 0))
+        (i64.store (i32.const 88) (i64.const 3600000000000))
+        (drop (call $poll (i32.const 64) (i32.const 128) (i32.const 1) (i32.const 256)))";
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "poll_oneoff"
+                (func $poll (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (func (export "_start"))
+            (func (export "wizer-initialize") {sleep}))"#
+    );
+    let module = file("preinit-forever.wasm", wat::parse_str(text).unwrap());
+    let said = refusal(&module);
+    assert!(said.contains("it took longer than 60s"), "{said}");
+}

@@ -554,3 +554,26 @@ fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
         refusal.message
     );
 }
+
+#[test]
+fn a_session_without_clocks_has_the_clock_of_the_conversation() {
+    // A beat every 100 ms. Everything that is due within the pause is heard, and nothing else.
+    let text = "< \"tick\\n\"\n> pause 1s\n< \"tock\\ntick\\ntock\\ntick\\ntock\\ntick\\ntock\\ntick\\n\"\n\
+                < \"tock\\ntick\\n\"\n> pause 99ms\n> end\n< end\n";
+    let dir = written("clock", text);
+    let (status, said) = replay(&dir, &guest("metronome"));
+    assert_eq!(
+        (status, said.as_str()),
+        (Some(0), "1 conversation, no differences\n")
+    );
+
+    // Hours pass while a session waits. A guest that can read clocks would really wait.
+    let dir = written("hours", "> \"a\\n\"\n< \"a\\n\"\n> pause 24h\n> end\n< end\n");
+    assert_eq!(replay(&dir, &guest("lines-session")).0, Some(0));
+    let (status, said) = replay(&dir, &guest("echo"));
+    assert_eq!(status, Some(1), "{said}");
+    assert!(
+        said.contains("1.conversation:3\n- > pause 1day\n+ a pause of at most 1m, since"),
+        "{said}"
+    );
+}

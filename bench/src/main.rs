@@ -14,6 +14,7 @@ mod measure;
 mod plot;
 mod reloads;
 mod report;
+mod restarts;
 mod service;
 mod starts;
 mod summary;
@@ -65,6 +66,10 @@ struct Cli {
     #[arg(long)]
     starts: bool,
 
+    /// Only measure how long the first and the second start with a large component take
+    #[arg(long)]
+    restarts: bool,
+
     /// Also write the tables and a plot into the documentation
     #[arg(long)]
     publish: bool,
@@ -85,6 +90,9 @@ fn main() -> Result<()> {
     }
     if cli.starts {
         return starts::measure(&places);
+    }
+    if cli.restarts {
+        return restarts::measure(&places);
     }
     let named = |contender: &Contender| cli.contenders.iter().any(|name| name == contender.name);
     let watched = contender::watched().into_iter().filter(named);

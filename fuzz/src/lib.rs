@@ -1,8 +1,16 @@
 //! Input that nobody thought of, and models of what should come of it.
 //!
 //! Each module has a function `run` that makes a case of any bytes, does what the case says, compares with a model, and
-//! panics where they differ. `cargo test` runs it on random bytes, and `cargo fuzz` on bytes that it has found to lead
-//! somewhere new:
+//! panics where they differ. `cargo test` runs it on random bytes. With libFuzzer, it runs on bytes
+//! that lead somewhere new. `fuzz/run` does so for some seconds on each target, or on those that it
+//! is given, and needs a C++ compiler:
+//!
+//! ```console
+//! $ fuzz/run 600 connection
+//! ```
+//!
+//! `cargo fuzz` runs the targets too. It instruments all dependencies, so it compiles all of them
+//! again:
 //!
 //! ```console
 //! $ cargo install cargo-fuzz

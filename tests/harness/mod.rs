@@ -559,8 +559,12 @@ pub struct Refusal {
 
 /// Runs a host that is expected to end by itself.
 pub fn refused(args: &[&str]) -> Refusal {
-    let mut child = command()
-        .args(args)
+    refusal_of(command().args(args))
+}
+
+/// Runs a host by a command, and returns how it ends by itself.
+pub fn refusal_of(command: &mut Command) -> Refusal {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -574,7 +578,7 @@ pub fn refused(args: &[&str]) -> Refusal {
     let Some(status) = end_of(&mut child) else {
         child.kill().unwrap();
         child.wait().unwrap();
-        panic!("the host did not refuse {args:?}: {:?}", reader.join().unwrap());
+        panic!("no refusal by {command:?}: {:?}", reader.join().unwrap());
     };
     Refusal {
         status: status.code(),

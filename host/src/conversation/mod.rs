@@ -21,7 +21,7 @@ const WIDTH: usize = 1000;
 const EXTENSION: &str = "conversation";
 
 /// The longest [`Client::Pause`].
-pub const MAX_PAUSE: Duration = Duration::from_secs(60);
+pub const MAX_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Numbers of files above this one are ignored, so that numbering never runs out.
 const MAX_NUMBER: u64 = u64::MAX / 2;

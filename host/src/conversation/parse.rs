@@ -47,7 +47,7 @@ pub enum Problem {
     )]
     Escape(String),
     /// The time of a pause is not valid.
-    #[error("`{0}` is not a valid pause: expected a time from `1ms` to `1m`, such as `500ms`")]
+    #[error("`{0}` is not a valid pause: expected a time from `1ms` to `24h`, such as `500ms`")]
     Pause(String),
     /// A break is not between two texts of the client.
     #[error("`> break` has to stand between two lines in which the client sends bytes")]

@@ -84,7 +84,7 @@ fn a_line_that_is_not_valid_is_refused_with_its_problem() {
         ("> pause", pause("")),
         ("> pause soon", pause("soon")),
         ("> pause 0s", pause("0s")),
-        ("> pause 61s", pause("61s")),
+        ("> pause 25h", pause("25h")),
     ] {
         assert_eq!(problem(&format!("> \"a\"\n{line}\n")), (2, expected), "{line}");
     }

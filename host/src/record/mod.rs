@@ -21,7 +21,7 @@ use crate::connection::{Outcome, Report};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
 pub(crate) use tape::Tape;
 
-/// Bytes of a conversation that are kept. A longer one is not written.
+/// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
 pub(crate) const MAX: usize = 16 << 20;
 
 /// How the names of files end that are still being written.
@@ -94,7 +94,7 @@ impl Recorder {
             let Some(conversation) = tape.conversation(outcome, at_end) else {
                 warn!(
                     connection = number,
-                    "conversation not recorded: it has more than {}",
+                    "conversation not recorded: it takes more than {}",
                     ByteSize::b(MAX as u64)
                 );
                 return;

@@ -15,9 +15,13 @@ use crate::conversation::{Client, Conversation, Guest, Step};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tape(Arc<Mutex<Kept>>);
 
+/// Bytes of a step beside its text: the step, and the least that the allocator gives to a text.
+pub(super) const STEP: usize = size_of::<(usize, Step)>() + 16;
+
 #[derive(Debug, Default)]
 struct Kept {
     conversation: Conversation,
+    /// Bytes that the conversation takes in memory.
     bytes: usize,
     /// Bytes of the client that are kept.
     bytes_in: u64,
@@ -50,7 +54,9 @@ impl Kept {
             Step::Guest(Guest::End) if std::mem::replace(&mut self.guest_ended, true) => return,
             _ => {}
         }
+        let before = self.conversation.steps.len();
         self.conversation.add(0, step);
+        self.bytes += STEP * (self.conversation.steps.len() - before);
     }
 }
 

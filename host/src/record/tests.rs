@@ -177,3 +177,28 @@ async fn what_comes_after_the_guest_has_ended_does_not_make_a_conversation_too_l
         );
     }
 }
+
+#[tokio::test]
+async fn steps_count_as_the_memory_that_they_take() {
+    // Each round is two steps of one byte each, which no other step joins.
+    let most = MAX / (2 * (tape::STEP + 1));
+    for (rounds, is_kept) in [(most - 10, true), (most + 10, false)] {
+        let tape = Tape::default();
+        let (mut reader, mut writer) = (
+            tape.record(tokio::io::repeat(b'x')),
+            tape.record(tokio::io::sink()),
+        );
+        for _ in 0..rounds {
+            reader.read_exact(&mut [0]).await.unwrap();
+            writer.write_all(b"y").await.unwrap();
+        }
+        let at_end = AtEnd {
+            bytes_in: rounds as u64,
+            peer_ended: false,
+            peer_failed: false,
+            guest_ended: false,
+        };
+        let conversation = tape.conversation(Outcome::Drained, at_end);
+        assert_eq!(conversation.is_some(), is_kept, "{rounds}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Replaying conversations against a component, and comparing what it does.
 
+mod clock;
 mod difference;
 mod player;
 
@@ -24,8 +25,12 @@ use crate::peer::Peer;
 use crate::record;
 use crate::sandbox::{Generation, Sandbox, Seat, Source, Transcript};
 use crate::terminal::Progress;
+use clock::{Clock, Time};
 pub use difference::Difference;
 use player::{Player, SETTLE};
+
+/// The longest pause that takes real time.
+const MAX_REAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is expected behind the last step of a conversation.
 const NOTHING: &str = "nothing more";
@@ -126,11 +131,16 @@ async fn one(
         listener: "replay".to_owned(),
         ..Peer::default()
     };
+    let time = Time(generation.waits_by_timers_alone().then(Clock::default));
+    if time.is_real() {
+        check_pauses(file, conversation)?;
+    }
     let stage = Stage {
         generation: Arc::clone(generation),
         transcript: Transcript::default(),
+        time: time.clone(),
     };
-    let (player, reader, writer) = Player::new(rules.patience);
+    let (player, reader, writer) = Player::new(rules.patience, time);
     let inbound = Half::new(reader, rules.limits.max_bytes_in);
     let outbound = Half::new(writer, rules.limits.max_bytes_out);
     let (over, done) = (CancellationToken::new(), CancellationToken::new());
@@ -172,6 +182,30 @@ async fn one(
             output: stage.transcript.lines(),
         },
     )
+}
+
+/// Checks that no pause takes longer than somebody would wait.
+///
+/// # Errors
+///
+/// A pause is longer than [`MAX_REAL_PAUSE`].
+fn check_pauses(file: &Path, conversation: &Conversation) -> Result<(), Difference> {
+    for (line, step) in &conversation.steps {
+        if matches!(step, Step::Client(Client::Pause(time)) if *time > MAX_REAL_PAUSE) {
+            let max = humantime::format_duration(MAX_REAL_PAUSE);
+            return Err(Difference {
+                file: file.to_owned(),
+                line: *line,
+                expected: step.to_string(),
+                found: vec![format!(
+                    "a pause of at most {max}, since this component can read clocks"
+                )],
+                reason: None,
+                output: Vec::new(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A step at which the guest does something else.
@@ -302,6 +336,7 @@ fn is_open(conversation: &Conversation, last: &Step) -> bool {
 struct Stage {
     generation: Arc<Generation>,
     transcript: Transcript,
+    time: Time,
 }
 
 impl Seat for Stage {
@@ -320,6 +355,10 @@ impl Seat for Stage {
 
     fn offer(&self) -> impl Future<Output = Infallible> + Send {
         pending()
+    }
+
+    fn timer(&self, after: Option<Duration>) -> impl Future<Output = ()> + Send {
+        self.time.timer(after)
     }
 
     fn transcript(&self) -> Option<Transcript> {

@@ -1,15 +1,19 @@
 //! The client of a replayed conversation.
 
+use std::future::pending;
 use std::io;
+use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
 
+use super::clock::Time;
 use super::difference;
 use crate::buffer;
 use crate::conversation::{Client, Guest, Step};
@@ -29,7 +33,9 @@ type Found = Vec<String>;
 /// Sends what the client sends, and compares what the guest sends.
 pub(super) struct Player {
     /// `None` once the client's half has ended.
-    input: Option<mpsc::Sender<io::Result<Bytes>>>,
+    input: Option<mpsc::Sender<Bytes>>,
+    /// Tells the guest's end that the client has reset the connection.
+    reset: Arc<AtomicBool>,
     /// `None` once the client has reset the connection.
     output: Option<DuplexStream>,
     /// Bytes that the guest has sent and no step has had yet.
@@ -38,23 +44,30 @@ pub(super) struct Player {
     ended: bool,
     /// How long the guest may take for a step.
     patience: Duration,
+    time: Time,
 }
 
 impl Player {
     /// A client, with the reader and the writer of the guest's end of the connection.
-    pub(super) fn new(patience: Duration) -> (Self, Chunks, DuplexStream) {
+    pub(super) fn new(patience: Duration, time: Time) -> (Self, Chunks, DuplexStream) {
         let (input, receiver) = mpsc::channel(1);
         let (near, far) = duplex(PIPE);
+        let reset = Arc::new(AtomicBool::new(false));
         let chunks = Chunks {
             receiver,
+            reset: Arc::clone(&reset),
             chunk: Bytes::new(),
+            ended: false,
+            time: time.clone(),
         };
         let player = Self {
             input: Some(input),
+            reset,
             output: Some(far),
             heard: Vec::new(),
             ended: false,
             patience,
+            time,
         };
         (player, chunks, near)
     }
@@ -68,8 +81,9 @@ impl Player {
     pub(super) async fn play(&mut self, step: &Step) -> Result<(), Found> {
         match step {
             Step::Client(Client::Sends(bytes)) => {
-                let sent = timeout(self.patience, self.send(bytes)).await;
-                sent.map_err(|_| self.mismatch(Some("nothing is read")))
+                let time = self.time.clone();
+                let sent = time.within(self.patience, self.send(bytes)).await;
+                sent.ok_or_else(|| self.mismatch(Some("nothing is read")))
             }
             // Each step that sends bytes sends chunks of its own.
             Step::Client(Client::Break) | Step::Cut => Ok(()),
@@ -78,31 +92,33 @@ impl Player {
                 Ok(())
             }
             Step::Client(Client::End) => {
+                self.time.sends();
                 self.input = None;
                 Ok(())
             }
             Step::Client(Client::Reset) => {
-                if let Some(input) = self.input.take() {
-                    // A reset discards what waits before it.
-                    let _ = input.try_send(Err(io::ErrorKind::ConnectionReset.into()));
-                }
+                self.time.sends();
+                self.reset.store(true, Ordering::Release);
+                self.input = None;
                 self.output = None;
                 Ok(())
             }
             Step::Guest(Guest::Sends(bytes)) => {
-                let heard = timeout(self.patience, self.expect(bytes)).await;
+                let time = self.time.clone();
+                let heard = time.within(self.patience, self.expect(bytes)).await;
                 match heard {
-                    Ok(true) => Ok(()),
-                    Ok(false) => Err(self.mismatch(None)),
-                    Err(_) => Err(self.mismatch(Some("nothing more"))),
+                    Some(true) => Ok(()),
+                    Some(false) => Err(self.mismatch(None)),
+                    None => Err(self.mismatch(Some("nothing more"))),
                 }
             }
             Step::Guest(Guest::End | Guest::Reset | Guest::Fails(_)) => {
-                let heard = timeout(self.patience, self.expect_end()).await;
+                let time = self.time.clone();
+                let heard = time.within(self.patience, self.expect_end()).await;
                 match heard {
-                    Ok(()) if self.heard.is_empty() => Ok(()),
-                    Ok(()) => Err(self.mismatch(None)),
-                    Err(_) => Err(self.mismatch(Some("nothing more"))),
+                    Some(()) if self.heard.is_empty() => Ok(()),
+                    Some(()) => Err(self.mismatch(None)),
+                    None => Err(self.mismatch(Some("nothing more"))),
                 }
             }
         }
@@ -112,7 +128,8 @@ impl Player {
     /// more.
     pub(super) async fn settle(&mut self) -> Result<(), Found> {
         while self.heard.is_empty() && !self.ended {
-            if timeout(SETTLE, self.hear()).await.is_err() {
+            let time = self.time.clone();
+            if time.within(SETTLE, self.hear()).await.is_none() {
                 return Ok(());
             }
         }
@@ -151,7 +168,8 @@ impl Player {
                     biased;
                     room = input.reserve() => match room {
                         Ok(room) => {
-                            room.send(Ok(Bytes::copy_from_slice(chunk)));
+                            self.time.sends();
+                            room.send(Bytes::copy_from_slice(chunk));
                             break;
                         }
                         Err(_) => return,
@@ -163,13 +181,14 @@ impl Player {
     }
 
     async fn pause(&mut self, time: Duration) {
-        let mut pause = std::pin::pin!(sleep(time));
-        loop {
-            tokio::select! {
-                () = pause.as_mut() => return,
-                () = self.hear(), if self.hears() => {}
+        let clock = self.time.clone();
+        let hearing = async {
+            while self.hears() {
+                self.hear().await;
             }
-        }
+            pending::<()>().await;
+        };
+        clock.within(time, hearing).await;
     }
 
     /// Waits until the guest has sent `bytes`, and takes them; gives `false` as soon as it has sent
@@ -213,15 +232,19 @@ impl Player {
                     self.ended = true;
                 }
             }
-            None => std::future::pending().await,
+            None => pending().await,
         }
     }
 }
 
 /// What the client sends, as the guest reads it: a read returns bytes of one chunk at most.
 pub(super) struct Chunks {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    receiver: mpsc::Receiver<Bytes>,
+    reset: Arc<AtomicBool>,
     chunk: Bytes,
+    /// The guest has seen the end.
+    ended: bool,
+    time: Time,
 }
 
 impl AsyncRead for Chunks {
@@ -232,9 +255,17 @@ impl AsyncRead for Chunks {
     ) -> Poll<io::Result<()>> {
         if self.chunk.is_empty() {
             match ready!(self.receiver.poll_recv(cx)) {
-                Some(chunk) => self.chunk = chunk?,
-                None => return Poll::Ready(Ok(())),
+                Some(chunk) => {
+                    self.time.takes();
+                    self.chunk = chunk;
+                }
+                None if !mem::replace(&mut self.ended, true) => self.time.takes(),
+                None => {}
             }
+        }
+        // A reset discards what waits before it.
+        if self.reset.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let count = self.chunk.len().min(buffer.remaining());
         buffer.put_slice(&self.chunk[..count]);

@@ -10,7 +10,7 @@ fn steps(text: &str) -> Conversation {
 
 #[tokio::test]
 async fn a_read_gives_bytes_of_one_chunk() {
-    let (mut player, mut reader, _writer) = Player::new(STEP);
+    let (mut player, mut reader, _writer) = Player::new(STEP, Time(None));
     let text = "> \"on\"\n> \"e\"\n> break\n> \"two\"\n> pause 1ms\n> \"three\"\n> end\n";
     let conversation = steps(text);
     let playing = async {
@@ -35,7 +35,7 @@ async fn a_read_gives_bytes_of_one_chunk() {
 
 #[tokio::test]
 async fn a_client_that_resets_is_seen_in_both_directions() {
-    let (mut player, mut reader, mut writer) = Player::new(STEP);
+    let (mut player, mut reader, mut writer) = Player::new(STEP, Time(None));
     player.play(&Step::Client(Client::Reset)).await.unwrap();
     let read = reader.read(&mut [0]).await.unwrap_err();
     let write = writer.write(b"x").await.unwrap_err();
@@ -43,9 +43,19 @@ async fn a_client_that_resets_is_seen_in_both_directions() {
     assert_eq!(write.kind(), std::io::ErrorKind::BrokenPipe);
 }
 
+#[tokio::test]
+async fn a_reset_discards_bytes_that_wait() {
+    let (mut player, mut reader, _writer) = Player::new(STEP, Time(None));
+    for step in &steps("> \"one\"\n> reset\n").steps {
+        player.play(&step.1).await.unwrap();
+    }
+    let read = reader.read(&mut [0]).await.unwrap_err();
+    assert_eq!(read.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guest_has_as_long_for_each_step_as_patience_allows() {
-    let (mut player, _reader, mut writer) = Player::new(Duration::from_secs(2));
+    let (mut player, _reader, mut writer) = Player::new(Duration::from_secs(2), Time(None));
     let step = Step::Guest(Guest::Sends(b"ab".to_vec()));
     let guest = async {
         writer.write_all(b"a").await.unwrap();
@@ -62,7 +72,7 @@ async fn a_guest_has_as_long_for_each_step_as_patience_allows() {
 #[tokio::test(start_paused = true)]
 async fn what_a_guest_sends_behind_the_last_step_is_found_for_a_short_time() {
     for (pause, is_found) in [(0, true), (90, true), (1000, false)] {
-        let (mut player, _reader, mut writer) = Player::new(STEP);
+        let (mut player, _reader, mut writer) = Player::new(STEP, Time(None));
         let guest = async {
             writer.write_all(b"one").await.unwrap();
             sleep(Duration::from_millis(pause)).await;

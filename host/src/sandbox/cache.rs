@@ -50,6 +50,8 @@ static PARTS: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
+    /// Whether the user chose the directory, and so expects entries there.
+    chosen: bool,
 }
 
 impl Cache {
@@ -58,6 +60,10 @@ impl Cache {
         match choice {
             CacheDir::Off => None,
             CacheDir::At(dir) => Self::open(dir)
+                .map(|cache| Self {
+                    chosen: true,
+                    ..cache
+                })
                 .inspect_err(|error| {
                     warn!(
                         "cannot cache compiled components in `{}`: {error}; set `cache` to a \
@@ -96,7 +102,10 @@ impl Cache {
                 "other users can write to the directory (run `chmod go-w` on it)",
             ));
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            chosen: false,
+        })
     }
 
     /// The code of a component or module, out of the cache if it is there, compiled and put there if not, and whether it
@@ -115,8 +124,14 @@ impl Cache {
             }
         }
         let code = Code::compile(engine, content)?;
-        if let Err(error) = self.keep(&path, content, &code) {
-            debug!(path = %path.display(), %error, "cannot write the cache entry");
+        match self.keep(&path, content, &code) {
+            Err(error) if self.chosen => warn!(
+                "cannot keep the compiled {} in `{}`: {error}; the next start compiles it again",
+                content.name,
+                path.display()
+            ),
+            Err(error) => debug!(path = %path.display(), %error, "cannot write the cache entry"),
+            Ok(()) => {}
         }
         Ok((code, true))
     }

@@ -302,6 +302,17 @@ impl Generation {
         self.shared.is_some()
     }
 
+    /// Returns whether the host sees all time that passes for its guests: they are sessions, whose
+    /// timers belong to the host, and import no clock.
+    pub fn waits_by_timers_alone(&self) -> bool {
+        let Code::Component(component) = &self.code else {
+            return false;
+        };
+        let component = component.component_type();
+        let mut imports = component.imports(self.engine.engine());
+        self.contract() == Contract::Sessions && !imports.any(|(name, _)| name.starts_with("wasi:clocks/"))
+    }
+
     /// Whether its sessions can move to another generation, or be taken from one.
     pub fn migrates(&self) -> bool {
         self.prepared.migrates()

@@ -36,16 +36,17 @@ const RESUME: &str = "wizer.resume";
 /// What a reactor has called before anything else.
 const REACTOR: &str = "_initialize";
 
-/// How long initialising may take.
+/// How long the guest's own code may run. The time to compile the guest, which depends on its size
+/// and on the machine, does not count.
 const MAX: Duration = Duration::from_secs(60);
 
 impl Sandbox {
-    /// Initialises a guest, and gives what it has come to.
+    /// Initialises a guest, and returns the guest with the state that it reached.
     ///
     /// # Errors
     ///
-    /// It exports no function for that, or the function fails or takes longer than [`MAX`], or it keeps state of which no
-    /// snapshot can be made.
+    /// The guest exports no function to initialise it, the function fails or runs longer than
+    /// [`MAX`], or the guest has state that a snapshot cannot keep.
     pub(super) async fn initialise(&self, content: &Content) -> Result<Content, LoadError> {
         let start = Instant::now();
         let snapshot = async {
@@ -56,16 +57,10 @@ impl Sandbox {
             }
         };
         // The crate panics where it meets what it does not know.
-        let snapshot = match timeout(MAX, AssertUnwindSafe(snapshot).catch_unwind()).await {
-            Ok(Ok(snapshot)) => snapshot?,
-            Ok(Err(_)) => {
-                return Err(content.refused(Refusal::Snapshot("its structure is not supported".to_owned())));
-            }
-            Err(_) => {
-                let refusal = Refusal::Initialise(format!("it took longer than {MAX:?}"));
-                return Err(content.refused(refusal));
-            }
+        let Ok(snapshot) = AssertUnwindSafe(snapshot).catch_unwind().await else {
+            return Err(content.refused(Refusal::Snapshot("its structure is not supported".to_owned())));
         };
+        let snapshot = snapshot?;
         let duration_ms = start.elapsed().as_millis() as u64;
         debug!(duration_ms, size = snapshot.len(), "component initialised");
         Ok(content.initialised(snapshot))
@@ -73,7 +68,6 @@ impl Sandbox {
 
     async fn snapshot_of_module(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
         let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
-        let failed = |error| content.refused(Refusal::Initialise(line(&error)));
         let mut wizer = Wizer::new();
         let (context, instrumented) = wizer.instrument(content.bytes()).map_err(impossible)?;
         let instrumented = content.instrumented(instrumented);
@@ -108,7 +102,7 @@ impl Sandbox {
             }
             Ok(instance)
         });
-        let instance = initialised.await.map_err(failed)?;
+        let instance = in_time(content, initialised).await?;
         let mut initialised = Initialised::new(store, instance);
         let snapshot = wizer.snapshot(&context, &mut initialised).await;
         initialised.or_why_not(snapshot).map_err(impossible)
@@ -116,7 +110,6 @@ impl Sandbox {
 
     async fn snapshot_of_component(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
         let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
-        let failed = |error| content.refused(Refusal::Initialise(line(&error)));
         let mut wizer = Wizer::new();
         // What is exported by this name would be taken away from the module within too, where the component looks for it.
         wizer.keep_init_func(true);
@@ -143,7 +136,7 @@ impl Sandbox {
             function.call_async(&mut store, ()).await?;
             Ok(instance)
         });
-        let instance = initialised.await.map_err(failed)?;
+        let instance = in_time(content, initialised).await?;
         if store.data().holds_handles() {
             return Err(content.refused(Refusal::Snapshot(HANDLES.to_owned())));
         }
@@ -156,6 +149,23 @@ impl Sandbox {
             .run(wizer.snapshot_component(&context, &mut initialised))
             .await;
         initialised.or_why_not(snapshot).map_err(impossible)
+    }
+}
+
+/// Waits for the guest of `content` to be initialised.
+///
+/// # Errors
+///
+/// The guest fails, or takes longer than [`MAX`].
+async fn in_time<T>(
+    content: &Content,
+    initialised: impl Future<Output = wasmtime::Result<T>>,
+) -> Result<T, LoadError> {
+    let failed = |reason| content.refused(Refusal::Initialise(reason));
+    match timeout(MAX, initialised).await {
+        Ok(Ok(instance)) => Ok(instance),
+        Ok(Err(error)) => Err(failed(line(&error))),
+        Err(_) => Err(failed(format!("it took longer than {MAX:?}"))),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::contract::Fault;
@@ -34,6 +36,17 @@ pub trait Seat: Sync {
 
     /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
     fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
+
+    /// Waits for the timer of a session: for a time, or for ever if the guest has asked for none.
+    /// The future is polled whenever the session waits, and after its peer.
+    fn timer(&self, after: Option<Duration>) -> impl Future<Output = ()> + Send {
+        async move {
+            match after {
+                Some(time) => sleep(time).await,
+                None => pending().await,
+            }
+        }
+    }
 
     /// Where the lines that its guest writes to standard error or logs are kept, instead of in the
     /// log.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::Store;
-use wasmtime::component::{Instance, InstancePre};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, Instance, InstancePre, Type};
 
 use super::session::{Session, Sessions};
-use super::{CpuLimit, Fault, within};
+use super::{Contract, CpuLimit, Fault, within};
 use crate::bindings::movable_session_service::exports::inet::service::migration::{
     Guest, GuestIndices, Refusal, SavedStateParam, SavedStateResult,
 };
@@ -21,6 +22,9 @@ use crate::sandbox::state::State;
 /// The interface that a component exports for it.
 pub(in crate::sandbox) const INTERFACE: &str = "inet:service/migration@0.1.0";
 
+/// The interface of the sessions that it moves.
+const SESSIONS: &str = Contract::Sessions.interface();
+
 /// How long each call may take that moves a session, where --max-call-time does not say: others wait for their turn.
 const MAX_CALL: Duration = Duration::from_secs(10);
 
@@ -28,16 +32,25 @@ const MAX_CALL: Duration = Duration::from_secs(10);
 pub(super) struct Migration(GuestIndices);
 
 impl Migration {
-    /// Looks it up, if the component has it.
+    /// Finds the functions of the interface, if the component exports it.
     ///
     /// # Errors
     ///
-    /// Something of it is missing.
+    /// A function is missing, or takes or returns a resource that is not the `session` of the
+    /// contract.
     pub(super) fn find(pre: &InstancePre<State>) -> wasmtime::Result<Option<Self>> {
-        if pre.component().get_export_index(None, INTERFACE).is_none() {
+        let component = pre.component();
+        if component.get_export_index(None, INTERFACE).is_none() {
             return Ok(None);
         }
-        Ok(Some(Self(GuestIndices::new(pre)?)))
+        let indices = GuestIndices::new(pre)?;
+        // The bindings check all types but this one: to them, each resource is of any type.
+        if !moves_sessions(component).unwrap_or(false) {
+            return Err(wasmtime::format_err!(
+                "`{INTERFACE}` does not move the `session` of `{SESSIONS}`, but a resource of its own"
+            ));
+        }
+        Ok(Some(Self(indices)))
     }
 
     /// Its functions in `instance`.
@@ -48,6 +61,30 @@ impl Migration {
     pub(super) fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Guest> {
         self.0.load(store, instance)
     }
+}
+
+/// Returns whether the functions of the interface take and return the `session` that the component
+/// exports for the contract; `None` if one of them has another type altogether.
+fn moves_sessions(component: &Component) -> Option<bool> {
+    let engine = component.engine();
+    let ty = component.component_type();
+    let instance = |name| match ty.get_export(engine, name)?.ty {
+        ComponentItem::ComponentInstance(instance) => Some(instance),
+        _ => None,
+    };
+    let ComponentItem::Resource(session) = instance(SESSIONS)?.get_export(engine, "session")?.ty else {
+        return None;
+    };
+    let migration = instance(INTERFACE)?;
+    let function = |name| match migration.get_export(engine, name)?.ty {
+        ComponentItem::ComponentFunc(function) => Some(function),
+        _ => None,
+    };
+    let (_, taken) = function("snapshot")?.params().next()?;
+    let Type::Result(returned) = function("restore")?.results().next()? else {
+        return None;
+    };
+    Some(taken == Type::Borrow(session) && returned.ok()? == Type::Own(session))
 }
 
 /// Has the session go on in the generation on offer, if it can. Says whether it may be asked again before anything else

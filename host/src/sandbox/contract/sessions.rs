@@ -2,12 +2,11 @@
 
 use std::future::pending;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Sleep, sleep};
 use wasmtime::Store;
 
 use super::migration;
@@ -90,7 +89,7 @@ where
             (Ok(()), Wait::Nothing) => Happened::Written,
             (Ok(()), Wait::Event(timer)) => {
                 outbound.owe(false);
-                let mut timer = pin!(timer.map(sleep));
+                let mut timer = pin!(seat.timer(timer));
                 let mut movable = true;
                 loop {
                     let offered = offer.as_mut();
@@ -119,7 +118,7 @@ where
 async fn next<R: AsyncRead + Unpin, O>(
     reader: &mut Lent<R>,
     ended: bool,
-    timer: Pin<&mut Option<Sleep>>,
+    timer: impl Future<Output = ()>,
     offer: impl Future<Output = O>,
     movable: bool,
 ) -> Awaited<O> {
@@ -128,12 +127,6 @@ async fn next<R: AsyncRead + Unpin, O>(
             pending().await
         } else {
             buffer::read(reader).await
-        }
-    };
-    let timer = async {
-        match timer.as_pin_mut() {
-            Some(timer) => timer.await,
-            None => pending().await,
         }
     };
     tokio::select! {

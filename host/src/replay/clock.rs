@@ -1,0 +1,196 @@
+//! The clock of a replayed conversation.
+
+use std::future::pending;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::poll;
+use tokio::task::unconstrained;
+use tokio::time::{sleep, timeout};
+
+/// Clock that stands still while the guest works, and jumps while it waits.
+///
+/// It knows that the guest waits when the guest has taken everything that the client did, and polls
+/// its [`Timer`]. The next thing to happen is then the timer, or the client's next step.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Clock(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Time since the conversation began.
+    now: Duration,
+    /// What the client did, and how much of it the guest has taken.
+    sent: u64,
+    taken: u64,
+    /// Set while the guest waits.
+    wait: Option<Wait>,
+    /// The client, while it waits for the guest to wait.
+    client: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    /// When the timer is due; never without one.
+    due: Option<Duration>,
+    waker: Waker,
+}
+
+impl Clock {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the client is about to send something to the guest.
+    fn sends(&self) {
+        self.state().sent += 1;
+    }
+
+    /// Notes that the guest has taken something that the client sent.
+    fn takes(&self) {
+        let mut state = self.state();
+        state.taken += 1;
+        state.wait = None;
+    }
+
+    /// Returns a timer that is due in `after`, or never.
+    fn timer(&self, after: Option<Duration>) -> Timer {
+        let due = after.and_then(|after| self.state().now.checked_add(after));
+        Timer {
+            clock: self.clone(),
+            due,
+        }
+    }
+
+    /// Waits until the guest waits.
+    async fn guest_waits(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.state();
+            if state.wait.is_some() && state.sent == state.taken {
+                return Poll::Ready(());
+            }
+            state.client = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Moves the time on to when the timer is due, if that is not after `end`. Otherwise moves it
+    /// on to `end`, and returns `false`.
+    fn jump(&self, end: Duration) -> bool {
+        let mut state = self.state();
+        let due = state.wait.as_ref().and_then(|wait| wait.due);
+        match due.filter(|due| *due <= end) {
+            Some(due) => {
+                state.now = state.now.max(due);
+                if let Some(wait) = state.wait.take() {
+                    wait.waker.wake();
+                }
+                true
+            }
+            None => {
+                state.now = state.now.max(end);
+                false
+            }
+        }
+    }
+
+    /// Waits for `event`, which the guest causes, for as long as `limit` by this clock. A guest that
+    /// never waits has as much real time.
+    async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Option<T> {
+        let end = self.state().now.saturating_add(limit);
+        let mut event = pin!(unconstrained(event));
+        let mut real = pin!(sleep(limit));
+        loop {
+            tokio::select! {
+                biased;
+                outcome = event.as_mut() => return Some(outcome),
+                () = self.guest_waits() => {}
+                () = real.as_mut() => return None,
+            }
+            // The guest may have caused it just before it began to wait.
+            if let Poll::Ready(outcome) = poll!(event.as_mut()) {
+                return Some(outcome);
+            }
+            if !self.jump(end) {
+                return None;
+            }
+        }
+    }
+}
+
+/// The time of a conversation: of its own clock, or real if there is none.
+#[derive(Clone, Debug)]
+pub(super) struct Time(pub(super) Option<Clock>);
+
+impl Time {
+    /// Whether time passes as for a connection.
+    pub(super) fn is_real(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Returns a timer of the guest that is due in `after`, or never.
+    pub(super) async fn timer(&self, after: Option<Duration>) {
+        match (&self.0, after) {
+            (Some(clock), after) => clock.timer(after).await,
+            (None, Some(after)) => sleep(after).await,
+            (None, None) => pending().await,
+        }
+    }
+
+    /// Waits for `event` for as long as `limit`. Returns `None` if it has not come by then.
+    pub(super) async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Option<T> {
+        match &self.0 {
+            Some(clock) => clock.within(limit, event).await,
+            None => timeout(limit, event).await.ok(),
+        }
+    }
+
+    /// Notes that the client is about to send something to the guest.
+    pub(super) fn sends(&self) {
+        if let Some(clock) = &self.0 {
+            clock.sends();
+        }
+    }
+
+    /// Notes that the guest has taken something that the client sent.
+    pub(super) fn takes(&self) {
+        if let Some(clock) = &self.0 {
+            clock.takes();
+        }
+    }
+}
+
+/// A timer of the guest. It completes when the clock has reached its time.
+#[derive(Debug)]
+struct Timer {
+    clock: Clock,
+    due: Option<Duration>,
+}
+
+impl Future for Timer {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.clock.state();
+        if self.due.is_some_and(|due| due <= state.now) {
+            state.wait = None;
+            return Poll::Ready(());
+        }
+        state.wait = Some(Wait {
+            due: self.due,
+            waker: cx.waker().clone(),
+        });
+        if let Some(client) = state.client.take() {
+            client.wake();
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.clock.state().wait = None;
+    }
+}
