@@ -251,6 +251,7 @@ pub fn flag_of(key: &str) -> String {
         "listen.tls.certificate" => "tls-certificate",
         "listen.tls.key" => "tls-key",
         "listen.tls.client-ca" => "tls-client-ca",
+        "tls.alpn" => "tls-alpn",
         "listen.socket.mode" => "socket-mode",
         "listen.socket.owner" => "socket-owner",
         "admin.listen" => "admin",

@@ -184,6 +184,7 @@ fn required(key: &str, value: Value, keys: &[&str]) -> Value {
     required("watch", json!({ "const": true }), &["component", "middleware"]),
     required("migrate", json!({ "const": true }), &["component"]),
     required("gate", json!(true), &["component", "middleware"]),
+    required("drain-generations", json!(true), &["component", "middleware"]),
 ]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ServiceTable {

@@ -102,7 +102,7 @@ impl Sandbox {
             Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
-        warn_of_small_pool(&generation.engine, &generation.code, extent.core_instances);
+        warn_of_small_pool(&generation.engine, &generation.code);
         Ok(Arc::new(generation))
     }
 
@@ -404,7 +404,7 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
 }
 
-fn warn_of_small_pool(engine: &Engine, code: &Code, core_instances: u32) {
+fn warn_of_small_pool(engine: &Engine, code: &Code) {
     let Some(pool) = engine.pool else {
         return;
     };
@@ -412,16 +412,14 @@ fn warn_of_small_pool(engine: &Engine, code: &Code, core_instances: u32) {
     let fit = [
         pool.memories / required.memories.max(1),
         pool.tables / required.tables.max(1),
-        pool.core_instances / core_instances.max(1),
     ]
     .into_iter()
     .fold(u32::MAX, u32::min);
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
-            "an instance of the component takes {} memories, {} tables and {core_instances} core \
-             instances, so the pool has room for {fit} instances, but `max-connections` is \
-             {connections}: lower it to {fit}",
+            "an instance of the component takes {} memories and {} tables, so the pool has room for \
+             {fit} instances, but `max-connections` is {connections}: lower it to {fit}",
             required.memories, required.tables
         );
     }

@@ -63,6 +63,12 @@ pub enum Refusal {
          has an option for each proposal"
     )]
     Unsupported(String),
+    /// It has more of something than this host allows.
+    #[error("exceeds a bound of this host ({0}): build a smaller component, or split it")]
+    Bound(String),
+    /// It is valid and uses no other proposals, but cannot be compiled.
+    #[error("is valid, but this host cannot serve it ({0}): build it without that")]
+    NotCompiled(String),
     /// It is valid, but its instances are larger than any that the host makes.
     #[error(
         "is valid, but too large: each instance has {found} {what}, and this host allows {max}: \
