@@ -99,7 +99,7 @@ impl Sandbox {
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
-            Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
+            Ok(Err(error)) => return Err(refused(not_started(line(&error)))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
         warn_of_small_pool(&generation.engine, &generation.code);
@@ -402,6 +402,16 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
         .link(module)
         .map_err(|error| Refusal::NoProgram(line(&error)))?;
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
+}
+
+/// Why an instance could not be made, for which wasmtime gives the `reason`.
+fn not_started(reason: String) -> Refusal {
+    let too_large = ["exceeds memory limits", "exceeds table limits"];
+    if too_large.iter().any(|what| reason.contains(what)) {
+        Refusal::Memory(reason)
+    } else {
+        Refusal::Start(reason)
+    }
 }
 
 fn warn_of_small_pool(engine: &Engine, code: &Code) {
