@@ -345,8 +345,57 @@ fn a_valid_component_that_is_too_large() {
             "(module (memory i64 70000) (func (export \"_start\")))".to_owned(),
             ["4587520000 bytes in a memory", "allows 4294967296"],
         ),
+        (
+            "module",
+            format!("(module {} (func (export \"_start\")))", "(memory 1)".repeat(101)),
+            [
+                "exceeds a bound of this host",
+                "memories count exceeds limit of 100",
+            ],
+        ),
+        (
+            "component-instances",
+            format!(
+                "(component (component $c) {})",
+                "(instance (instantiate $c))".repeat(1001)
+            ),
+            [
+                "exceeds a bound of this host",
+                "instances count exceeds limit of 1000",
+            ],
+        ),
     ] {
         refused_as_valid(name, &text, &words);
+    }
+}
+
+#[test]
+fn a_component_that_imports_components() {
+    let text = "(component (import \"c\" (component)))";
+    let words = ["is valid, but", "root-level component imports are not supported"];
+    refused_as_valid("component-import", text, &words);
+}
+
+#[test]
+fn a_component_is_accepted_whatever_the_number_of_connections() {
+    let memories = format!("(module {} (func (export \"_start\")))", "(memory 1)".repeat(100));
+    let instances = format!(
+        r#"(component
+            (core module $m (memory 1) (func (export "run") (result i32) (i32.const 0)))
+            (core instance $i (instantiate $m)) {}
+            (func $run (result (result)) (canon lift (core func $i "run")))
+            (component $c (import "f" (func $f (result (result)))) (export "run" (func $f)))
+            (instance $r (instantiate $c (with "f" (func $run))))
+            (export "wasi:cli/run@0.2.6" (instance $r)))"#,
+        "(core instance (instantiate $m))".repeat(59)
+    );
+    for (name, text) in [("memories", memories), ("instances", instances)] {
+        let path = file(&format!("many-{name}.wasm"), wat::parse_str(text).unwrap());
+        for connections in ["1", "4", "64"] {
+            let host = Host::with(&path, &["--max-connections", connections]);
+            assert_eq!(host.connect().rest(), b"", "{name} {connections}");
+            assert_eq!(host.outcome(), "finished", "{name} {connections}: {}", host.log());
+        }
     }
 }
 

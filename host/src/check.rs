@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use crate::config::{CacheDir, Config, Terms};
 use crate::file::Text;
 use crate::logging::in_one_line;
-use crate::preflight::{self, Blocked, Obstacles};
+use crate::preflight::{self, Blocked, Obstacles, Purpose};
 use crate::sandbox::{Sandbox, Source};
 
 /// Says of the component at `path`, in a few lines, what it is.
@@ -66,20 +66,31 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
 /// Something that a start needs is missing or unusable. The error has all that was found.
 pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Result<String, Blocked> {
     let mut obstacles = Obstacles::default();
-    preflight::check_admin(config, &mut obstacles);
+    preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
-    let found = preflight::find(config, &CacheDir::Off, &mut obstacles);
+    let found = preflight::find(config, &CacheDir::Off, Purpose::Check, &mut obstacles);
     if compile {
         for (index, unloaded) in found.services {
             if let Err(error) = unloaded.sandbox.load(&unloaded.content).await {
-                let key = format!("service[{index}].component");
+                let key = preflight::key_of(&unloaded.content, &error);
+                let key = format!("service[{index}].{key}");
                 obstacles.add(key, Some(&unloaded.config), error.into());
             }
         }
     }
     obstacles.end(Some(file))?;
-    Ok(match config.services.len() {
+    let mut text = match config.services.len() {
         1 => "1 service, no errors\n".to_owned(),
         count => format!("{count} services, no errors\n"),
-    })
+    };
+    let listeners = config.services.iter().flat_map(|service| &service.listen);
+    for listen in listeners.filter(|listen| Purpose::Check.leaves_out(listen)) {
+        // A string takes all that is written to it.
+        let _ = writeln!(
+            text,
+            "not checked: {}, which the service manager opens when it starts the host",
+            in_one_line(&listen.address)
+        );
+    }
+    Ok(text)
 }

@@ -134,15 +134,18 @@ fn configuration(given: &Given) -> Result<(Config, Option<Text>), Vec<String>> {
             .and_then(|text| Ok((text.config()?, Some(text))))
             .map_err(|error| error.sentences()),
         Given::Flags(config) => {
-            let clashes = clashes(&config.services).into_iter();
-            let refused: Vec<_> = clashes
+            let clashes = clashes(&config.services, config.admin.as_ref()).into_iter();
+            let mut refused: Vec<_> = clashes
                 .map(|clash| match clash.at {
                     At::Listener(_) => format!("--listen: {clash}"),
+                    At::Admin => format!("--admin: {clash}"),
                     At::OfListener(_, key) | At::Key(key) | At::Limit(key) => {
                         format!("{}: {clash}", cli::flag_of(key))
                     }
                 })
                 .collect();
+            // A flag holds for all listeners.
+            refused.dedup();
             if refused.is_empty() {
                 Ok(((**config).clone(), None))
             } else {

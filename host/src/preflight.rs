@@ -14,11 +14,11 @@ use rustix::fs::{Access, access};
 use thiserror::Error;
 
 use crate::admin;
-use crate::config::{CacheDir, Config, Listen, Service};
+use crate::config::{Address, CacheDir, Config, Listen, Service};
 use crate::conversation::Conversation;
 use crate::file::Text;
 use crate::listener::{self, Listener, Prepared};
-use crate::sandbox::{Content, Sandbox, Source};
+use crate::sandbox::{Content, LoadError, Sandbox, Source};
 
 /// Something that a start needs and that is missing or unusable.
 #[derive(Debug)]
@@ -63,6 +63,21 @@ impl Obstacles {
         Err(Blocked(self.0.into_iter().map(say).collect()))
     }
 
+    /// Returns the error of a step of the start that stops it at the first obstacle.
+    pub(crate) fn only(
+        file: Option<&Text>,
+        key: String,
+        service: Option<&Service>,
+        error: impl Into<anyhow::Error>,
+    ) -> anyhow::Error {
+        let mut obstacles = Self::default();
+        obstacles.add(key, service, error.into());
+        match obstacles.end(file) {
+            Err(blocked) => blocked.into(),
+            Ok(()) => anyhow::Error::msg("the start failed"),
+        }
+    }
+
     fn note<T>(
         &mut self,
         key: impl Into<String>,
@@ -93,14 +108,64 @@ pub(crate) struct Found<'a> {
     pub(crate) listeners: Vec<Vec<Prepared<'a>>>,
 }
 
-/// Checks what the admin interface needs. Returns whether it can start.
-pub(crate) fn check_admin(config: &Config, obstacles: &mut Obstacles) -> bool {
-    let token = config.admin.as_ref().and_then(|admin| admin.token.as_deref());
-    token.is_none_or(|token| obstacles.note("admin.token", None, check_token(token)).is_some())
+/// What the checks are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The host is to listen. Messages name this flag or key as the one that sets the addresses.
+    Listen(&'static str),
+    /// Somebody wants to know whether the host could start from a services file. The service
+    /// manager may open the inherited sockets only then.
+    Check,
+}
+
+impl Purpose {
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Listen(setting) => setting,
+            Self::Check => KEY,
+        }
+    }
+
+    /// Whether the socket of `listen` is one that cannot be looked for.
+    pub(crate) fn leaves_out(self, listen: &Listen) -> bool {
+        let is_inherited = matches!(listen.address, Address::Inherited(_));
+        self == Self::Check && is_inherited && !listener::has_inherited()
+    }
+}
+
+/// How messages about a services file name the setting of an address.
+pub(crate) const KEY: &str = "the key `listen`";
+pub(crate) const ADMIN_KEY: &str = "the key `listen` of `[admin]`";
+
+/// Checks what the admin interface needs, whose address is set by `setting`. Returns whether it can
+/// start.
+pub(crate) fn check_admin(config: &Config, setting: &'static str, obstacles: &mut Obstacles) -> bool {
+    let Some(admin) = &config.admin else {
+        return true;
+    };
+    let token = admin.token.as_deref();
+    let token = token.is_none_or(|token| obstacles.note("admin.token", None, check_token(token)).is_some());
+    let listen = Listen::at(admin.address.clone());
+    let prepared = Listener::prepare(&listen, setting).map(drop);
+    obstacles.note("admin.listen", None, prepared).is_some() && token
+}
+
+/// The key of a service, such as `middleware[0]`, that names the part of `content` which cannot be
+/// loaded.
+pub(crate) fn key_of(content: &Content, error: &LoadError) -> String {
+    match content.middleware_of(error) {
+        Some(number) => format!("middleware[{number}]"),
+        None => "component".to_owned(),
+    }
 }
 
 /// Looks for everything that the services of `config` need.
-pub(crate) fn find<'a>(config: &'a Config, cache: &CacheDir, obstacles: &mut Obstacles) -> Found<'a> {
+pub(crate) fn find<'a>(
+    config: &'a Config,
+    cache: &CacheDir,
+    purpose: Purpose,
+    obstacles: &mut Obstacles,
+) -> Found<'a> {
     let mut found = Found {
         services: Vec::new(),
         listeners: Vec::new(),
@@ -109,8 +174,9 @@ pub(crate) fn find<'a>(config: &'a Config, cache: &CacheDir, obstacles: &mut Obs
         let unloaded = find_service(index, service, cache, obstacles);
         found.services.extend(unloaded.map(|unloaded| (index, unloaded)));
         let listeners = service.listen.iter().enumerate();
-        let listeners =
-            listeners.filter_map(|(number, listen)| find_listener(index, number, service, listen, obstacles));
+        let listeners = listeners.filter_map(|(number, listen)| {
+            find_listener((index, number), service, listen, purpose, obstacles)
+        });
         found.listeners.push(listeners.collect());
     }
     found
@@ -186,29 +252,44 @@ pub(crate) fn find_service(
     })
 }
 
-/// Looks for everything that a listener needs beside its address.
+/// Looks for everything that a listener needs, short of binding its address. The listener is named
+/// by the numbers of its service and of itself.
 pub(crate) fn find_listener<'a>(
-    index: usize,
-    number: usize,
+    (index, number): (usize, usize),
     service: &Service,
     listen: &'a Listen,
+    purpose: Purpose,
     obstacles: &mut Obstacles,
 ) -> Option<Prepared<'a>> {
-    let of = Some(service);
     let key = format!("service[{index}].listen[{number}]");
-    let error = match Listener::prepare(listen) {
-        Ok(prepared) => return Some(prepared),
-        Err(error) => error,
-    };
-    let faults = listener::faults(listen);
-    if faults.is_empty() {
-        obstacles.add(key, of, error);
-    } else {
-        for (of_listener, error) in faults {
-            obstacles.add(format!("{key}.{of_listener}"), of, error);
+    let prepared = (!purpose.leaves_out(listen)).then(|| Listener::prepare(listen, purpose.setting()));
+    match prepared {
+        Some(Ok(prepared)) => return Some(prepared),
+        Some(Err(error)) => add_faults(&key, service, listen, error, obstacles),
+        None => {
+            for (of_listener, error) in listener::faults(listen) {
+                obstacles.add(format!("{key}.{of_listener}"), Some(service), error);
+            }
         }
     }
     None
+}
+
+/// Notes why the listener that is set by `key` cannot be prepared, which failed with `error`.
+pub(crate) fn add_faults(
+    key: &str,
+    service: &Service,
+    listen: &Listen,
+    error: anyhow::Error,
+    obstacles: &mut Obstacles,
+) {
+    let faults = listener::faults(listen);
+    if faults.is_empty() {
+        obstacles.add(key.to_owned(), Some(service), error);
+    }
+    for (of_listener, error) in faults {
+        obstacles.add(format!("{key}.{of_listener}"), Some(service), error);
+    }
 }
 
 /// Checks a token file, and that the host can create it if it is missing.

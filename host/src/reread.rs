@@ -7,15 +7,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::anyhow;
 use tracing::warn;
 
-use crate::config::{Access, Config, Listen, Service, SocketOptions, excludes};
+use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
-use crate::listener::{Entrance, Listener};
-use crate::preflight::{self, Obstacles};
+use crate::listener::{Entrance, Listener, Prepared};
+use crate::preflight::{self, Obstacles, Purpose};
 use crate::reload::pass_gate;
-use crate::service::Loaded;
+use crate::service::{Loaded, NotLoaded};
 use crate::system;
 
 /// What is to become of the services.
@@ -111,37 +111,81 @@ pub(crate) async fn plan(
     }
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
-    for (service, unloaded) in config.services.iter().zip(unloaded) {
+    for (index, (service, unloaded)) in config.services.iter().zip(unloaded).enumerate() {
+        let blocked = |key: &str, error| {
+            Obstacles::only(
+                Some(&file),
+                format!("service[{index}].{key}"),
+                Some(service),
+                error,
+            )
+        };
         loaded.push(match unloaded {
             None => None,
             Some(unloaded) => {
-                let of_service = || format!("service `{}`", service.name);
                 let name = unloaded.content.name.clone();
-                let one = Loaded::new(unloaded).await.with_context(of_service)?;
+                let one = Loaded::new(unloaded).await;
+                let one = one.map_err(|NotLoaded { key, error }| blocked(&key, error))?;
                 // A service that is new starts as it would with the host, without its gate.
                 if now.services.iter().any(|before| before.name == service.name) {
                     let passed = pass_gate(service, &one.generation, &name).await;
-                    passed.with_context(of_service)?;
+                    passed.map_err(|error| blocked("gate", error))?;
                 }
                 Some(one)
             }
         });
     }
+    let mut obstacles = Obstacles::default();
+    let prepared = prepare(&config, now, entrances, &mut obstacles);
+    obstacles.end(Some(&file))?;
+    // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
+    let mut services = Vec::new();
+    for (index, (loaded, prepared)) in loaded.into_iter().zip(prepared).enumerate() {
+        let service = &config.services[index];
+        let listeners = prepared.into_iter().enumerate().map(|(number, listening)| {
+            Ok(match listening {
+                Listening::New(prepared) => Listening::New(prepared.bind().map_err(|error| {
+                    let key = format!("service[{index}].listen[{number}]");
+                    Obstacles::only(Some(&file), key, Some(service), error)
+                })?),
+                Listening::Kept(of, number, entrance) => Listening::Kept(of, number, entrance),
+            })
+        });
+        let listeners: anyhow::Result<Vec<_>> = listeners.collect();
+        services.push(Planned {
+            loaded,
+            listeners: listeners?,
+        });
+    }
+    Ok(Plan { config, services })
+}
+
+/// Prepares the listeners of each service of `config`: keeps those that are there, and looks for all
+/// that the others need. Those that lack something are missing.
+fn prepare<'a>(
+    config: &'a Config,
+    now: &Config,
+    entrances: &[Vec<Arc<Entrance>>],
+    obstacles: &mut Obstacles,
+) -> Vec<Vec<Listening<Prepared<'a>>>> {
     let mut taken = Vec::new();
     let mut prepared = Vec::new();
-    for service in &config.services {
-        let listeners = service.listen.iter().map(|listen| {
-            let Some((of, number)) = find(service, listen, now, &taken) else {
-                let mut all = now.services.iter().flat_map(|before| &before.listen);
-                if let Some(before) = all.find(|before| excludes(before, listen)) {
-                    let (address, before) = (&listen.address, &before.address);
-                    bail!("{address} conflicts with {before}, on which this host listens until a restart");
+    for (index, service) in config.services.iter().enumerate() {
+        let mut listeners = Vec::new();
+        for (number, listen) in service.listen.iter().enumerate() {
+            let key = format!("service[{index}].listen[{number}]");
+            let Some((of, place)) = find(service, listen, now, &taken) else {
+                if let Some(conflict) = conflict(listen, now) {
+                    obstacles.add(key, Some(service), anyhow!(conflict));
+                    continue;
                 }
-                return Listener::prepare(listen)
-                    .map(|prepared| Listening::New(prepared.asked_for_by("the key `listen`")));
+                let purpose = Purpose::Listen(preflight::KEY);
+                let found = preflight::find_listener((index, number), service, listen, purpose, obstacles);
+                listeners.extend(found.map(Listening::New));
+                continue;
             };
-            taken.push((of, number));
-            let before = &now.services[of].listen[number];
+            taken.push((of, place));
+            let before = &now.services[of].listen[place];
             if kept(before, listen) != listen.socket {
                 warn!(
                     service = service.name,
@@ -150,26 +194,31 @@ pub(crate) async fn plan(
                     listen.address
                 );
             }
-            let entrance = entrances[of][number].changed(before, listen)?;
-            Ok(Listening::Kept(of, number, Arc::new(entrance)))
-        });
-        let listeners: anyhow::Result<Vec<_>> = listeners.collect();
-        prepared.push(listeners.with_context(|| format!("service `{}`", service.name))?);
+            match entrances[of][place].changed(before, listen) {
+                Ok(entrance) => listeners.push(Listening::Kept(of, place, Arc::new(entrance))),
+                Err(error) => preflight::add_faults(&key, service, listen, error, obstacles),
+            }
+        }
+        prepared.push(listeners);
     }
-    // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
-    let mut services = Vec::new();
-    for ((service, loaded), prepared) in config.services.iter().zip(loaded).zip(prepared) {
-        let listeners = prepared.into_iter().map(|listening| {
-            Ok(match listening {
-                Listening::New(prepared) => Listening::New(prepared.bind()?),
-                Listening::Kept(of, number, entrance) => Listening::Kept(of, number, entrance),
-            })
-        });
-        let listeners: anyhow::Result<Vec<_>> = listeners.collect();
-        let listeners = listeners.with_context(|| format!("service `{}`", service.name))?;
-        services.push(Planned { loaded, listeners });
+    prepared
+}
+
+/// Says which address of the host that runs excludes that of `listen`, which is new.
+fn conflict(listen: &Listen, now: &Config) -> Option<String> {
+    let address = &listen.address;
+    let mut all = now.services.iter().flat_map(|before| &before.listen);
+    if let Some(Listen { address: before, .. }) = all.find(|before| excludes(before, listen)) {
+        let sentence = "on which this host listens until a restart";
+        return Some(format!("{address} conflicts with {before}, {sentence}"));
     }
-    Ok(Plan { config, services })
+    let Admin { address: admin, .. } = now.admin.as_ref()?;
+    excludes(&Listen::at(admin.clone()), listen).then(|| {
+        format!(
+            "{address} conflicts with {admin}, on which the admin interface listens until a restart; \
+             choose another address"
+        )
+    })
 }
 
 /// The socket options of a listener that stays: those of `before`, but for those that hold for each connection, which are as

@@ -19,10 +19,10 @@ use crate::config::Config;
 use crate::file::Text;
 use crate::listener::Listener;
 use crate::peer::End;
-use crate::preflight::{self, Obstacles};
+use crate::preflight::{self, Obstacles, Purpose};
 use crate::reread::{self, Listening, Plan};
 use crate::running::Running;
-use crate::service::{Loaded, Process};
+use crate::service::{Loaded, NotLoaded, Process};
 use crate::service_manager;
 use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
@@ -166,7 +166,7 @@ impl Server {
     /// Loads, binds and starts the services of `config`, which comes from `file` or from flags.
     async fn start(config: Config, watched: bool, file: Option<&Text>) -> anyhow::Result<(Self, Signals)> {
         let (listen, admin_listen) = if file.is_some() {
-            ("the key `listen`", "the key `listen` of `[admin]`")
+            (preflight::KEY, preflight::ADMIN_KEY)
         } else {
             ("--listen", "--admin")
         };
@@ -179,35 +179,30 @@ impl Server {
         let process = Arc::new(Process::new(observed, telemetry));
         let mut obstacles = Obstacles::default();
         // First, so that it can be asked whether the host is ready.
-        if preflight::check_admin(&config, &mut obstacles)
+        if preflight::check_admin(&config, admin_listen, &mut obstacles)
             && let Some(admin) = &config.admin
+            && let Err(error) = admin::start(admin, admin_listen, &process)
         {
-            admin::start(admin, admin_listen, &process)?;
+            obstacles.add("admin.listen".to_owned(), None, error);
         }
-        let found = preflight::find(&config, &config.cache, &mut obstacles);
+        let found = preflight::find(&config, &config.cache, Purpose::Listen(listen), &mut obstacles);
         obstacles.end(file)?;
         // Of what follows, the first obstacle ends the start.
-        let blocked = |key, service, error| -> anyhow::Error {
-            let mut obstacles = Obstacles::default();
-            obstacles.add(key, Some(service), error);
-            match obstacles.end(file) {
-                Err(blocked) => blocked.into(),
-                Ok(()) => anyhow::Error::msg("the start failed"),
-            }
-        };
         let mut loaded = Vec::new();
         for ((index, unloaded), service) in found.services.into_iter().zip(&config.services) {
-            let key = format!("service[{index}].component");
             let one = Loaded::new(unloaded).await;
-            loaded.push(one.map_err(|error| blocked(key, service, error))?);
+            loaded.push(one.map_err(|NotLoaded { key, error }| {
+                Obstacles::only(file, format!("service[{index}].{key}"), Some(service), error)
+            })?);
         }
         system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
         let mut acceptors = Vec::new();
         for (index, (service, prepared)) in config.services.iter().zip(found.listeners).enumerate() {
             let listeners = prepared.into_iter().enumerate().map(|(number, prepared)| {
                 let key = format!("service[{index}].listen[{number}]");
-                let bound = prepared.asked_for_by(listen).bind();
-                bound.map_err(|error| blocked(key, service, error))
+                prepared
+                    .bind()
+                    .map_err(|error| Obstacles::only(file, key, Some(service), error))
             });
             let admission = Admission::new(&service.limits);
             acceptors.push(Acceptor::new(admission, listeners.collect::<Result<_, _>>()?));

@@ -18,7 +18,7 @@ use crate::cost::Cost;
 use crate::counts::Counts;
 use crate::generations::Generations;
 use crate::place::Place;
-use crate::preflight::Unloaded;
+use crate::preflight::{Unloaded, key_of};
 use crate::record::Recorder;
 use crate::roster::{Open, Roster};
 use crate::sandbox::{Generation, Sandbox, Source};
@@ -99,6 +99,14 @@ pub(crate) struct Loaded {
     pub(crate) recorder: Option<Recorder>,
 }
 
+/// Why a service could not be loaded.
+#[derive(Debug)]
+pub(crate) struct NotLoaded {
+    /// The key of the service that is to blame, such as `component`.
+    pub(crate) key: String,
+    pub(crate) error: anyhow::Error,
+}
+
 impl Loaded {
     /// How many connections there can be, and mappings that they take. Instances that connections share never take so many.
     pub(crate) fn mappings(&self) -> Option<(NonZeroUsize, Mappings)> {
@@ -111,17 +119,24 @@ impl Loaded {
     /// # Errors
     ///
     /// The component cannot serve, or conversations cannot be recorded.
-    pub(crate) async fn new(unloaded: Unloaded) -> anyhow::Result<Self> {
+    pub(crate) async fn new(unloaded: Unloaded) -> Result<Self, NotLoaded> {
         let Unloaded {
             config,
             sandbox,
             source,
             content,
         } = unloaded;
-        let generation = sandbox.load(&content).await?;
+        let generation = sandbox.load(&content).await.map_err(|error| NotLoaded {
+            key: key_of(&content, &error),
+            error: error.into(),
+        })?;
         warn_of_migration(&config, &source, &generation);
+        let recorder = config.record.as_deref().map(Recorder::new).transpose();
         Ok(Self {
-            recorder: config.record.as_deref().map(Recorder::new).transpose()?,
+            recorder: recorder.map_err(|error| NotLoaded {
+                key: "record".to_owned(),
+                error,
+            })?,
             config,
             sandbox,
             source,

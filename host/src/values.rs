@@ -287,6 +287,16 @@ pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
+/// The time that a call may take, which the host measures in milliseconds.
+pub(crate) fn call_time(text: &str) -> Result<Option<Duration>, String> {
+    match timeout(text)? {
+        Some(time) if time < Duration::from_millis(1) => {
+            Err("expected a time of at least 1ms, or `off`".to_owned())
+        }
+        time => Ok(time),
+    }
+}
+
 pub(crate) fn slice(text: &str) -> Result<Duration, String> {
     let range = Duration::from_millis(1)..=Duration::from_secs(1);
     let slice = duration(text)?;

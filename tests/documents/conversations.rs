@@ -95,6 +95,13 @@ fn editors_mark_the_lines_that_the_program_refuses() {
         ("> trap", false),
         ("> pause", false),
         ("> pause soon", false),
+        ("> pause 1sec", false),
+        ("> pause 1.5s", false),
+        ("> pause 1ms 1000us", false),
+        ("\t>\tpause\t1ms\t2ms\t", true),
+        ("\u{a0}> end", false),
+        (">\u{a0}end", false),
+        ("> end\u{c}", false),
         ("hello", false),
     ] {
         assert_eq!(is_marked(&patterns, line), !is_valid, "{line}");

@@ -83,7 +83,7 @@ pub(crate) fn start(config: &Config, flag: &'static str, process: &Arc<Process>)
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);
     }
-    let listener = Listener::prepare(&listen)?.asked_for_by(flag).bind()?;
+    let listener = Listener::prepare(&listen, flag)?.bind()?;
     let local = listener.local();
     let loopback = match &local {
         End::Tcp(address) => address.ip().is_loopback(),

@@ -45,7 +45,15 @@ impl Token {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.with_context(reading)?,
         };
-        let mode = file.metadata().with_context(reading)?.mode() & 0o7777;
+        let metadata = file.metadata().with_context(reading)?;
+        if !metadata.is_file() {
+            bail!(
+                "`{}` is not a file; expected the path of a token file, which the host creates if it \
+                 is missing",
+                path.display()
+            );
+        }
+        let mode = metadata.mode() & 0o7777;
         if mode & 0o077 != 0 {
             bail!(
                 "the token file `{0}` is accessible to other users (mode {mode:04o}); restrict it \
@@ -139,6 +147,11 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         let error = Token::load(&path).unwrap_err().to_string();
         assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
+        let error = Token::load(&std::env::temp_dir()).unwrap_err().to_string();
+        assert!(
+            error.contains("is not a file") && !error.contains("chmod"),
+            "{error}"
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert!(Token::load(&path).unwrap().is("0123456789abcdef"));
         for short in ["", "0123456789abcde", "0123456789 abcdef"] {

@@ -69,9 +69,9 @@ pub(super) struct ListenFlags {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::deadline, requires = "tls_certificate", help_heading = "TLS")]
     tls_timeout: Duration,
 
-    /// Connections that the kernel queues until the host accepts them
-    #[arg(long, value_name = "N", default_value = "4096", value_parser = values::backlog, help_heading = "Sockets")]
-    backlog: u32,
+    /// Connections that the kernel queues until the host accepts them [default: 4096]
+    #[arg(long, value_name = "N", value_parser = values::backlog, help_heading = "Sockets")]
+    backlog: Option<u32>,
 
     /// Send small answers immediately (TCP_NODELAY)
     #[arg(long, value_name = "ON|OFF", value_enum, default_value_t = Switch::On, help_heading = "Sockets")]
@@ -115,6 +115,7 @@ impl ListenFlags {
             ("socket-mode", "mode", self.socket_mode.is_some()),
             ("socket-owner", "owner", self.socket_owner.is_some()),
             ("dual-stack", "dual-stack", self.dual_stack.is_some()),
+            ("backlog", "backlog", self.backlog.is_some()),
             ("nodelay", "nodelay", self.nodelay == Switch::Off),
             ("keepalive", "keepalive", self.keepalive.0.is_some()),
         ];
@@ -141,7 +142,7 @@ impl ListenFlags {
         let like = Listen {
             name: None,
             socket: SocketOptions {
-                backlog: self.backlog,
+                backlog: self.backlog.unwrap_or(SocketOptions::default().backlog),
                 nodelay: self.nodelay == Switch::On,
                 keepalive: self.keepalive.0,
                 receive_buffer: self.receive_buffer.0,

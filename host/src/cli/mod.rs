@@ -16,7 +16,7 @@ use crate::config::{Config, Replay, Terms};
 use crate::scaffold;
 use crate::values;
 pub use refused::sentence;
-use service::{GrantFlags, LimitFlags, ServiceFlags, component, ids};
+use service::{ConnectionLimitFlags, GrantFlags, InstanceLimitFlags, ServiceFlags, component, ids, limits};
 use template::{ContractArg, Language};
 
 /// inetd for WebAssembly components.
@@ -49,7 +49,7 @@ enum Verb {
     /// Check a component or a services file without serving
     Check {
         /// Component to check
-        #[arg(value_name = "FILE", required_unless_present = "config", value_parser = component())]
+        #[arg(value_name = "FILE", value_parser = component())]
         file: Option<PathBuf>,
 
         /// Services file to check, instead of a component
@@ -60,7 +60,7 @@ enum Verb {
         config: Option<PathBuf>,
 
         /// Compile the components of the services file too
-        #[arg(long, conflicts_with = "file")]
+        #[arg(long, conflicts_with = "file", requires = "config")]
         compile: bool,
 
         #[command(flatten)]
@@ -129,7 +129,7 @@ enum Verb {
         dir: PathBuf,
 
         /// Component to profile
-        #[arg(value_name = "FILE")]
+        #[arg(value_name = "FILE", value_parser = component())]
         file: PathBuf,
 
         /// File to write the profile to, for the Firefox Profiler
@@ -145,6 +145,9 @@ enum Verb {
 
         #[command(flatten)]
         terms: TermFlags,
+
+        #[command(flatten)]
+        limits: ConnectionLimitFlags,
     },
     /// Replay conversations against a component and show the first difference
     Replay {
@@ -165,6 +168,9 @@ enum Verb {
 
         #[command(flatten)]
         terms: TermFlags,
+
+        #[command(flatten)]
+        limits: ConnectionLimitFlags,
     },
 }
 
@@ -191,27 +197,38 @@ struct TermFlags {
     grants: GrantFlags,
 
     #[command(flatten)]
-    limits: LimitFlags,
+    limits: InstanceLimitFlags,
 }
 
-impl From<TermFlags> for Terms {
-    fn from(flags: TermFlags) -> Self {
-        Self {
-            middleware: flags.middleware,
-            limits: flags.limits.into(),
-            grants: flags.grants.into(),
-            preinit: flags.preinit,
+impl TermFlags {
+    /// The terms, with limits on connections where there are any.
+    fn into_terms(self, connections: Option<ConnectionLimitFlags>) -> Terms {
+        Terms {
+            middleware: self.middleware,
+            limits: limits(self.limits, connections, None),
+            grants: self.grants.into(),
+            preinit: self.preinit,
         }
     }
 }
 
 impl Cli {
-    /// Returns the command line if its flags do not contradict each other.
+    /// Returns the command line if it is complete and its flags do not contradict each other.
     ///
     /// # Errors
     ///
-    /// Fails if two flags contradict each other in a way that clap does not check.
+    /// Fails if something is missing, or if two flags contradict each other, in a way that clap does
+    /// not check.
     pub fn checked(self) -> Result<Self, clap::Error> {
+        if let Some(Verb::Check {
+            file: None,
+            config: None,
+            ..
+        }) = &self.command
+        {
+            let sentence = "nothing to check; expected FILE, a component, or --config FILE, a services file";
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, sentence));
+        }
         let contradiction = match &self.command {
             None => self.service.contradiction(),
             Some(Verb::Record { service, .. } | Verb::Config { service, .. }) => service.contradiction(),
@@ -251,6 +268,7 @@ pub fn flag_of(key: &str) -> String {
         "listen.tls.certificate" => "tls-certificate",
         "listen.tls.key" => "tls-key",
         "listen.tls.client-ca" => "tls-client-ca",
+        "tls.alpn" => "tls-alpn",
         "listen.socket.mode" => "socket-mode",
         "listen.socket.owner" => "socket-owner",
         "admin.listen" => "admin",
@@ -334,7 +352,9 @@ impl From<Cli> for Command {
                 compile,
                 ..
             }) => Self::CheckConfig { file, compile },
-            Some(Verb::Check { file, terms, .. }) => Self::Check(file.unwrap_or_default(), terms.into()),
+            Some(Verb::Check { file, terms, .. }) => {
+                Self::Check(file.unwrap_or_default(), terms.into_terms(None))
+            }
             Some(Verb::Completions { shell }) => Self::Completions(shell),
             Some(Verb::Man { of }) => Self::Manual(of),
             Some(Verb::New {
@@ -355,8 +375,9 @@ impl From<Cli> for Command {
                 time,
                 patience,
                 terms,
+                limits,
             }) => Self::Profile {
-                what: replay(dir, file, &patience, terms),
+                what: replay(dir, file, &patience, terms.into_terms(Some(limits))),
                 to,
                 time,
             },
@@ -366,7 +387,11 @@ impl From<Cli> for Command {
                 patience,
                 verbose,
                 terms,
-            }) => Self::Replay(replay(dir, file, &patience, terms), verbose),
+                limits,
+            }) => {
+                let terms = terms.into_terms(Some(limits));
+                Self::Replay(replay(dir, file, &patience, terms), verbose)
+            }
         }
     }
 }
@@ -408,7 +433,8 @@ Examples:
   Run the services that a file describes
       wasm-inetd --config services.toml
 
-Times take a unit (500ms, 30s, 5m, 1h), and so do sizes (64KiB, 64MiB, 1GiB).
+Times take a unit (500ms, 30s, 5m, 1h). Sizes are in bytes or take a unit:
+KiB, MiB and GiB (powers of 1024), or kB, MB and GB (powers of 1000).
 
 Signals:
   SIGINT, SIGTERM  drain: stop accepting and let open connections finish;
@@ -421,12 +447,12 @@ Signals:
 Exit status: 0 after a drain, 1 after a failure, 2 for a command line or a
 services file that is not valid.";
 
-fn replay(dir: PathBuf, file: PathBuf, patience: &PatienceFlag, terms: TermFlags) -> Replay {
+fn replay(dir: PathBuf, file: PathBuf, patience: &PatienceFlag, terms: Terms) -> Replay {
     Replay {
         dir,
         file,
         patience: patience.patience,
-        terms: terms.into(),
+        terms,
     }
 }
 

@@ -6,12 +6,25 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 /// Says what is wrong with a command line, in place of the words of clap where those do not name
 /// the flags.
 pub fn sentence(error: &Error) -> String {
-    conflict(error).unwrap_or_else(|| {
+    conflict(error).or_else(|| negative(error)).unwrap_or_else(|| {
         let text = error.render().to_string();
         text.strip_prefix("error: ")
             .unwrap_or(&text)
             .trim_end()
             .to_owned()
+    })
+}
+
+/// Explains a value such as `-1MiB`, which clap takes for flags.
+fn negative(error: &Error) -> Option<String> {
+    let ContextValue::String(found) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let is_number = found.strip_prefix('-')?.starts_with(|c: char| c.is_ascii_digit());
+    (error.kind() == ErrorKind::UnknownArgument && is_number).then(|| {
+        format!(
+            "unexpected `{found}`: no flag takes a value below zero; arguments for guests come after `--`"
+        )
     })
 }
 

@@ -92,7 +92,13 @@ pub(super) struct ServiceFlags {
     pub(super) grants: GrantFlags,
 
     #[command(flatten)]
-    pub(super) limits: LimitFlags,
+    pub(super) instances_take: InstanceLimitFlags,
+
+    #[command(flatten)]
+    pub(super) admission: AdmissionFlags,
+
+    #[command(flatten)]
+    pub(super) connections_take: ConnectionLimitFlags,
 
     /// How long a connection may outlive the reload of its component, or `off`
     #[arg(long, value_name = "TIME", default_value = "off", requires = "files", value_parser = off(values::timeout), help_heading = "Limits")]
@@ -165,30 +171,12 @@ pub(super) struct GrantFlags {
     pub(super) args: Vec<String>,
 }
 
-/// What connections may take.
+/// What instances may take.
 #[derive(Debug, Args)]
-pub(super) struct LimitFlags {
+pub(super) struct InstanceLimitFlags {
     /// Connections served at the same time; others wait in the backlog
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_connections, value_parser = values::connections, help_heading = "Limits")]
     pub(super) max_connections: NonZeroUsize,
-
-    /// Connections served per source at the same time, or `off`; others are refused
-    ///
-    /// A source is an IPv4 address, an IPv6 /64 network, or a user on a Unix socket.
-    #[arg(long, value_name = "N", default_value = "off", value_parser = off(values::count), help_heading = "Limits")]
-    pub(super) max_connections_per_source: Off<NonZeroUsize>,
-
-    /// Connections accepted per second, or `off`; others wait in the backlog
-    ///
-    /// `30/m` is a rate per minute, `500/h` per hour.
-    #[arg(long, value_name = "RATE", default_value = "off", value_parser = off(values::rate), help_heading = "Limits")]
-    pub(super) max_rate: Off<Rate>,
-
-    /// Connections accepted per second from one source, or `off`; others are refused
-    ///
-    /// `30/m` is a rate per minute, `500/h` per hour.
-    #[arg(long, value_name = "RATE", default_value = "off", value_parser = off(values::rate), help_heading = "Limits")]
-    pub(super) max_rate_per_source: Off<Rate>,
 
     /// Memory of one instance: its linear memories and tables together
     ///
@@ -204,15 +192,19 @@ pub(super) struct LimitFlags {
     ///
     /// The host resets the connection after that time. In a shared instance the limit is the time
     /// for which one connection may keep the others waiting.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = off(values::timeout), help_heading = "Limits")]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = off(values::call_time), help_heading = "Limits")]
     pub(super) max_call_time: Off<Duration>,
 
     /// CPU time of one connection's guest in total, or `off`
     ///
     /// The host resets the connection after that time.
-    #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::timeout), help_heading = "Limits")]
+    #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::call_time), help_heading = "Limits")]
     pub(super) max_cpu_time: Off<Duration>,
+}
 
+/// How long connections may last, and what they may move.
+#[derive(Debug, Args)]
+pub(super) struct ConnectionLimitFlags {
     /// How long a new connection may stay silent, or `off`
     ///
     /// The host closes a connection on which no byte was sent or received for that time. The time
@@ -241,6 +233,28 @@ pub(super) struct LimitFlags {
     /// Bytes that a guest may send on one connection, or `off`
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::bytes), help_heading = "Limits")]
     pub(super) max_bytes_out: Off<u64>,
+}
+
+/// Which connections are admitted.
+#[derive(Debug, Args)]
+pub(super) struct AdmissionFlags {
+    /// Connections served per source at the same time, or `off`; others are refused
+    ///
+    /// A source is an IPv4 address, an IPv6 /64 network, or a user on a Unix socket.
+    #[arg(long, value_name = "N", default_value = "off", value_parser = off(values::count), help_heading = "Limits")]
+    pub(super) max_connections_per_source: Off<NonZeroUsize>,
+
+    /// Connections accepted per second, or `off`; others wait in the backlog
+    ///
+    /// `30/m` is a rate per minute, `500/h` per hour.
+    #[arg(long, value_name = "RATE", default_value = "off", value_parser = off(values::rate), help_heading = "Limits")]
+    pub(super) max_rate: Off<Rate>,
+
+    /// Connections accepted per second from one source, or `off`; others are refused
+    ///
+    /// `30/m` is a rate per minute, `500/h` per hour.
+    #[arg(long, value_name = "RATE", default_value = "off", value_parser = off(values::rate), help_heading = "Limits")]
+    pub(super) max_rate_per_source: Off<Rate>,
 }
 
 impl ServiceFlags {
@@ -344,7 +358,11 @@ impl From<ServiceFlags> for Config {
             record: None,
             listen,
             access,
-            limits: flags.limits.into(),
+            limits: limits(
+                flags.instances_take,
+                Some(flags.connections_take),
+                Some(flags.admission),
+            ),
             log_connections: match flags.log_connections {
                 Connections::All => LogConnections::All,
                 Connections::Failed => LogConnections::Failed,
@@ -392,23 +410,39 @@ impl From<GrantFlags> for Grants {
     }
 }
 
-impl From<LimitFlags> for Limits {
-    fn from(flags: LimitFlags) -> Self {
-        Self {
-            max_connections: flags.max_connections,
-            max_connections_per_source: flags.max_connections_per_source.0,
-            max_rate: flags.max_rate.0,
-            max_rate_per_source: flags.max_rate_per_source.0,
-            max_memory: flags.max_memory,
-            cpu_slice: flags.cpu_slice,
-            max_call_time: flags.max_call_time.0,
-            max_cpu_time: flags.max_cpu_time.0,
-            first_byte_timeout: flags.first_byte_timeout.0,
-            idle_timeout: flags.idle_timeout.0,
-            write_timeout: flags.write_timeout.0,
-            max_lifetime: flags.max_lifetime.0,
-            max_bytes_in: flags.max_bytes_in.0,
-            max_bytes_out: flags.max_bytes_out.0,
-        }
+/// The limits that are set by these flags. A command that has no flags for some of them cannot
+/// reach those.
+pub(super) fn limits(
+    instances: InstanceLimitFlags,
+    connections: Option<ConnectionLimitFlags>,
+    admission: Option<AdmissionFlags>,
+) -> Limits {
+    let mut limits = Limits {
+        max_connections: instances.max_connections,
+        max_memory: instances.max_memory,
+        cpu_slice: instances.cpu_slice,
+        max_call_time: instances.max_call_time.0,
+        max_cpu_time: instances.max_cpu_time.0,
+        ..Limits::default()
+    };
+    if let Some(connections) = connections {
+        limits = Limits {
+            first_byte_timeout: connections.first_byte_timeout.0,
+            idle_timeout: connections.idle_timeout.0,
+            write_timeout: connections.write_timeout.0,
+            max_lifetime: connections.max_lifetime.0,
+            max_bytes_in: connections.max_bytes_in.0,
+            max_bytes_out: connections.max_bytes_out.0,
+            ..limits
+        };
     }
+    if let Some(admission) = admission {
+        limits = Limits {
+            max_connections_per_source: admission.max_connections_per_source.0,
+            max_rate: admission.max_rate.0,
+            max_rate_per_source: admission.max_rate_per_source.0,
+            ..limits
+        };
+    }
+    limits
 }

@@ -72,7 +72,6 @@ fn a_file_stands_in_place_of_all_flags() {
         &["check", "--config", "services.toml", "guest.wasm"],
         &["check", "--config", "services.toml", "--max-memory", "1MiB"],
         &["check", "guest.wasm", "--compile"],
-        &["check"],
         &["config", "--config", "services.toml", "--name", "a"],
     ] {
         assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
@@ -108,6 +107,68 @@ fn a_conflict_names_both_flags() {
     }
 }
 
+/// The message that refuses a command line.
+fn refused(args: &[&str]) -> String {
+    let parsed = Cli::try_parse_from([&["wasm-inetd"], args].concat()).and_then(Cli::checked);
+    sentence(&parsed.unwrap_err())
+}
+
+#[test]
+fn what_is_missing_or_below_zero_is_explained() {
+    let nothing = "nothing to check; expected FILE, a component, or --config FILE, a services file";
+    assert!(
+        refused(&["check"]).starts_with(nothing),
+        "{}",
+        refused(&["check"])
+    );
+    let compile = refused(&["check", "--compile"]);
+    assert!(compile.contains("--config <FILE>"), "{compile}");
+    assert_eq!(
+        refused(&["--max-memory", "-1MiB"]),
+        "unexpected `-1`: no flag takes a value below zero; arguments for guests come after `--`"
+    );
+    let oci = refused(&["profile", "talks", "oci://example.org/a:1"]);
+    assert!(oci.contains("`oci://` references are not supported"), "{oci}");
+}
+
+#[test]
+fn limits_without_effect_are_refused() {
+    for (command, flag) in [
+        (&["check", "a.wasm"][..], "--idle-timeout"),
+        (&["check", "a.wasm"], "--max-bytes-in"),
+        (&["check", "a.wasm"], "--max-rate"),
+        (&["replay", "talks", "a.wasm"], "--max-rate"),
+        (&["profile", "talks", "a.wasm"], "--max-connections-per-source"),
+    ] {
+        let message = refused(&[command, &[flag, "1m"]].concat());
+        assert!(
+            message.contains(&format!("unexpected argument '{flag}'")),
+            "{message}"
+        );
+    }
+    let replay = [
+        "wasm-inetd",
+        "replay",
+        "talks",
+        "a.wasm",
+        "--max-bytes-in",
+        "1KiB",
+    ];
+    let Command::Replay(replay, _) = Cli::try_parse_from(replay).unwrap().into() else {
+        panic!()
+    };
+    assert_eq!(replay.terms.limits.max_bytes_in, Some(1024));
+    for flag in ["--max-call-time", "--max-cpu-time"] {
+        let message = refused(&[flag, "1ns"]);
+        assert!(message.contains("at least 1ms"), "{message}");
+    }
+    let backlog = refused(&["--listen", "inherited:a", "--backlog", "4096"]);
+    assert!(
+        backlog.starts_with("--backlog has no effect here: the service manager sets the backlog"),
+        "{backlog}"
+    );
+}
+
 #[test]
 fn keys_have_flags() {
     for (key, flag) in [
@@ -118,6 +179,7 @@ fn keys_have_flags() {
         ("service[0].grants.dirs[0]", "--dir"),
         ("grants.env", "--env"),
         ("record", "--to"),
+        ("tls.alpn", "--tls-alpn"),
         ("admin.token", "--admin-token"),
         ("max-cpu-time", "--max-cpu-time"),
     ] {

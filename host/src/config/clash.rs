@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
-use super::{Address, Isolation, Listen, Service};
+use super::{Address, Admin, Isolation, Listen, Service, Tls};
 
-/// A service that cannot be as it is, or not beside one before it.
+/// A service that cannot be as it is, or not beside one before it or beside the admin interface.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{what}")]
 pub struct Clash {
@@ -28,11 +28,13 @@ pub enum At {
     Key(&'static str),
     /// The limit of this key.
     Limit(&'static str),
+    /// The address of the admin interface.
+    Admin,
 }
 
 /// Looks for services of one name, for listeners of which only one could be bound, and for settings that contradict each
 /// other or have no effect.
-pub fn clashes(services: &[Service]) -> Vec<Clash> {
+pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
     let mut clashes = Vec::new();
     for (index, service) in services.iter().enumerate() {
         let mut clash = |at, what| {
@@ -60,6 +62,9 @@ pub fn clashes(services: &[Service]) -> Vec<Clash> {
             .flat_map(|before| before.listen.iter().map(move |l| (before, l)));
         let mut before: Vec<_> = before.collect();
         for (number, listen) in service.listen.iter().enumerate() {
+            for (key, what) in listen.tls.iter().flat_map(Tls::repeated) {
+                clash(At::OfListener(number, key), what);
+            }
             if let Some((other, taken)) = before.iter().find(|(_, taken)| excludes(taken, listen)) {
                 let what = format!(
                     "{} conflicts with {} of service `{}`; choose another address",
@@ -70,7 +75,24 @@ pub fn clashes(services: &[Service]) -> Vec<Clash> {
             before.push((service, listen));
         }
     }
+    clashes.extend(admin.and_then(|admin| clash_of_admin(services, admin)));
     clashes
+}
+
+/// Looks for the first service that listens where the admin interface is to listen.
+fn clash_of_admin(services: &[Service], admin: &Admin) -> Option<Clash> {
+    let admin = Listen::at(admin.address.clone());
+    services.iter().enumerate().find_map(|(index, service)| {
+        let taken = service.listen.iter().find(|taken| excludes(taken, &admin))?;
+        Some(Clash {
+            service: index,
+            at: At::Admin,
+            what: format!(
+                "{} conflicts with {} of service `{}`; choose another address",
+                admin.address, taken.address, service.name
+            ),
+        })
+    })
 }
 
 /// What is set and cannot be where connections share instances.
@@ -182,5 +204,51 @@ mod tests {
             assert!(!excludes(one, other, None), "{one} {other}");
         }
         assert!(!excludes("[::]:80", "0.0.0.0:80", Some(false)));
+    }
+
+    #[test]
+    fn the_path_of_a_socket_is_that_of_its_directory() {
+        let dir = std::env::temp_dir().join(format!("clash-{}", std::process::id()));
+        let link = dir.join("link");
+        std::fs::create_dir_all(dir.join("sub")).unwrap();
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(dir.join("sub"), &link).unwrap();
+        let [sub, dir] = [dir.join("sub"), dir].map(|path| path.display().to_string());
+        for other in [
+            format!("unix:{sub}/../sub/u"),
+            format!("unix:{dir}/link/u"),
+            format!("unix:{dir}/./sub/u"),
+        ] {
+            assert!(excludes(&format!("unix:{sub}/u"), &other, None), "{other}");
+        }
+        // `..` is relative to where the link leads.
+        assert!(excludes(
+            &format!("unix:{dir}/u"),
+            &format!("unix:{dir}/link/../u"),
+            None
+        ));
+        assert!(!excludes(
+            &format!("unix:{sub}/u"),
+            &format!("unix:{dir}/u"),
+            None
+        ));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_admin_interface_needs_an_address_of_its_own() {
+        let text = "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:7\", \"0.0.0.0:80\"]\n";
+        let services = crate::file::parse(text, std::path::Path::new("/"))
+            .unwrap()
+            .services;
+        let clash = |address: &str| {
+            let address = crate::values::address(address).unwrap();
+            let found = clashes(&services, Some(&Admin { address, token: None }));
+            found.first().map(|clash| (clash.at, clash.to_string()))
+        };
+        let what = "127.0.0.1:80 conflicts with 0.0.0.0:80 of service `a`; choose another address";
+        assert_eq!(clash("127.0.0.1:80"), Some((At::Admin, what.to_owned())));
+        assert_eq!(clash("127.0.0.1:8"), None);
+        assert_eq!(clash("127.0.0.1:0"), None);
     }
 }

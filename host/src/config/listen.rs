@@ -1,8 +1,9 @@
 //! Where connections come from, and who may come in.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -55,15 +56,28 @@ impl Address {
     }
 
     /// Whether it stands for the same place as `other`, however the path of a socket is written.
+    ///
+    /// This looks at the directories of sockets, since a symbolic link can lead to each.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix(one), Self::Unix(other)) => {
-                let absolute = [one, other].map(std::path::absolute);
-                one == other || matches!(absolute, [Ok(one), Ok(other)] if one == other)
+                let places = [one, other].map(|path| place(path));
+                one == other || matches!(places, [Ok(one), Ok(other)] if one == other)
             }
             (one, other) => one == other,
         }
     }
+}
+
+/// The path of a socket with the true path of its directory, if there is one.
+fn place(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(path);
+    };
+    Ok(dir
+        .canonicalize()
+        .map_or_else(|_| path.clone(), |dir| dir.join(name)))
 }
 
 impl Address {
@@ -212,6 +226,29 @@ pub struct Tls {
     ///
     /// Default 10 seconds.
     pub timeout: Duration,
+}
+
+impl Tls {
+    /// Finds protocols and certificates that are given twice, the second of which is never chosen.
+    /// Returns the keys of the settings, and a sentence about each.
+    pub(super) fn repeated(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        for (index, protocol) in self.alpn.iter().enumerate() {
+            if self.alpn[..index].contains(protocol) {
+                let what = format!("the protocol `{protocol}` is given twice; remove one of the two");
+                found.push(("tls.alpn", what));
+            }
+        }
+        for (index, Identity { certificate, .. }) in self.identities.iter().enumerate() {
+            let mut before = self.identities[..index].iter();
+            if before.any(|before| before.certificate == *certificate) {
+                let path = certificate.display();
+                let what = format!("the certificate `{path}` is given twice; remove one of the two");
+                found.push(("tls.more", what));
+            }
+        }
+        found
+    }
 }
 
 /// A certificate, and the key that belongs to it.

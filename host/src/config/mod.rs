@@ -228,10 +228,17 @@ impl Grants {
             }
         }
         for (index, dir) in self.dirs.iter().enumerate() {
-            if self.dirs[..index].iter().any(|before| before.guest == dir.guest) {
-                let guest = &dir.guest;
-                let what =
-                    format!("two directories are called `{guest}` in the guest; rename one of the two");
+            let mut before = self.dirs[..index].iter();
+            if let Some(before) = before.find(|before| before.guest_parts().eq(dir.guest_parts())) {
+                let (guest, before) = (&dir.guest, &before.guest);
+                let what = if guest == before {
+                    format!("two directories are called `{guest}` in the guest; rename one of the two")
+                } else {
+                    format!(
+                        "`{before}` and `{guest}` are the same directory in the guest; rename one of the \
+                         two"
+                    )
+                };
                 found.push(("grants.dirs", what));
             }
         }
@@ -248,6 +255,14 @@ pub struct GrantedDir {
     pub guest: String,
     /// Guests may write to it too.
     pub writable: bool,
+}
+
+impl GrantedDir {
+    /// The parts of its path in the guest. A guest finds the directory by these, whether or not its
+    /// path begins or ends with a slash or has parts `.`.
+    fn guest_parts(&self) -> impl Iterator<Item = &str> {
+        self.guest.split('/').filter(|part| !matches!(*part, "" | "."))
+    }
 }
 
 /// What is logged, and how.

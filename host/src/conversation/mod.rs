@@ -20,6 +20,9 @@ const WIDTH: usize = 1000;
 /// How the names of files with conversations end.
 const EXTENSION: &str = "conversation";
 
+/// Units of a pause, with their milliseconds.
+const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+
 /// The longest [`Client::Pause`].
 pub const MAX_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -200,7 +203,11 @@ impl fmt::Display for Step {
         match self {
             Self::Client(Client::Sends(bytes)) => quote(f, '>', bytes),
             Self::Client(Client::Break) => f.write_str("> break"),
-            Self::Client(Client::Pause(time)) => write!(f, "> pause {}", humantime::format_duration(*time)),
+            Self::Client(Client::Pause(time)) => {
+                let fits = |(_, millis): &(&str, u64)| time.as_millis().is_multiple_of(u128::from(*millis));
+                let (unit, millis) = UNITS.into_iter().rfind(fits).unwrap_or(UNITS[0]);
+                write!(f, "> pause {}{unit}", time.as_millis() / u128::from(millis))
+            }
             Self::Client(Client::End) => f.write_str("> end"),
             Self::Client(Client::Reset) => f.write_str("> reset"),
             Self::Guest(Guest::Sends(bytes)) => quote(f, '<', bytes),

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Client, Conversation, Failure, Guest, MAX_PAUSE, Step};
+use super::{Client, Conversation, Failure, Guest, MAX_PAUSE, Step, UNITS};
+
+/// The characters that may stand around the parts of a line.
+const SPACE: [char; 2] = [' ', '\t'];
 
 /// The reason why a text is not a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -86,7 +89,7 @@ impl Conversation {
         let misplaced = |(line, problem)| ParseError::Line { line, problem };
         for (index, text) in text.lines().enumerate() {
             let line = index + 1;
-            let text = text.trim();
+            let text = text.trim_matches(SPACE);
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
@@ -106,8 +109,8 @@ impl Conversation {
 /// Reads one line that has a step.
 fn step(line: &str) -> Result<Step, Problem> {
     match line.split_at_checked(1) {
-        Some((">", rest)) => client(rest.trim_start()).map(Step::Client),
-        Some(("<", rest)) => guest(rest.trim_start()).map(Step::Guest),
+        Some((">", rest)) => client(rest.trim_start_matches(SPACE)).map(Step::Client),
+        Some(("<", rest)) => guest(rest.trim_start_matches(SPACE)).map(Step::Guest),
         _ if line == "cut" => Ok(Step::Cut),
         _ => Err(Problem::Mark),
     }
@@ -120,7 +123,7 @@ fn client(rest: &str) -> Result<Client, Problem> {
         "reset" => Client::Reset,
         _ => {
             if let Some(time) = rest.strip_prefix("pause") {
-                return pause(time.trim_start()).map(Client::Pause);
+                return pause(time.trim_start_matches(SPACE)).map(Client::Pause);
             }
             Client::Sends(unquote(rest, Problem::Client)?)
         }
@@ -139,10 +142,27 @@ fn guest(rest: &str) -> Result<Guest, Problem> {
 }
 
 fn pause(text: &str) -> Result<Duration, Problem> {
-    humantime::parse_duration(text)
-        .ok()
+    time(text)
         .filter(|time| (Duration::from_millis(1)..=MAX_PAUSE).contains(time))
         .ok_or_else(|| Problem::Pause(text.to_owned()))
+}
+
+/// Reads a time: whole numbers with a unit, such as `1s 500ms`.
+fn time(text: &str) -> Option<Duration> {
+    let mut time = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = rest.split_at(digits);
+        let (millis, after) = UNITS
+            .into_iter()
+            .filter_map(|(unit, millis)| Some((millis, after.strip_prefix(unit)?)))
+            .next()?;
+        let millis = number.parse::<u64>().ok()?.checked_mul(millis)?;
+        time = time.checked_add(Duration::from_millis(millis))?;
+        rest = after.trim_start_matches(SPACE);
+    }
+    Some(time)
 }
 
 /// Returns the bytes that stand in quotes. `otherwise` is the problem of a text without an opening

@@ -48,22 +48,23 @@ impl<'a> Builder<'a> {
             .enumerate()
             .map(|(index, table)| self.service(index, table, file.defaults.clone()))
             .collect();
-        self.refuse_clashes(&services);
+        let admin = file.admin.map(|table| config::Admin {
+            address: self.address(table.listen.0, "admin.listen"),
+            token: table.token.map(|token| self.path(token, "admin.token")),
+        });
+        self.refuse_clashes(&services, admin.as_ref());
         let config = Config {
             services,
             cache: match file.cache.as_deref().map(values::cache) {
                 None => CacheDir::OfUser,
-                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.path(dir)),
+                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.base.join(dir)),
                 Some(Ok(other)) => other,
                 Some(Err(message)) => {
                     self.refuse("cache", &message);
                     CacheDir::Off
                 }
             },
-            admin: file.admin.map(|table| config::Admin {
-                address: self.address(table.listen.0, "admin.listen"),
-                token: table.token.map(|token| self.path(token)),
-            }),
+            admin,
             otlp: file.otlp.map(|table| config::Otlp {
                 endpoint: table.endpoint.0,
                 sample: value(table.sample, Ratio::ALL),
@@ -108,6 +109,10 @@ impl<'a> Builder<'a> {
         let watch = table.watch.or(defaults.watch).unwrap_or_default();
         let migrate = table.migrate.or(defaults.migrate).unwrap_or_default();
         // What the defaults say is for services that it can be said of.
+        if table.drain_generations.is_some() && !has_files {
+            let message = "requires `component` or `middleware` to be set";
+            self.refuse(&format!("{key}.drain-generations"), message);
+        }
         let takes_a_file = [
             (table.preinit, component.is_some(), "preinit", "`component`"),
             (table.watch, has_files, "watch", "`component` or `middleware`"),
@@ -181,10 +186,11 @@ impl<'a> Builder<'a> {
                     instances: value(table.instances, NonZeroUsize::MIN),
                 },
             },
-            drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),
-            gate: table.gate.map(|path| self.path(path)),
+            drain_generations: value(table.drain_generations.or(defaults.drain_generations), None)
+                .filter(|_| has_files),
+            gate: table.gate.map(|path| self.path(path, &format!("{key}.gate"))),
             gate_patience: value(table.gate_patience, config::PATIENCE),
-            record: table.record.map(|path| self.path(path)),
+            record: table.record.map(|path| self.path(path, &format!("{key}.record"))),
             listen,
             access: access(table.access.or(defaults.access.unwrap_or_default())),
             limits: limits(table.limits.or(defaults.limits.unwrap_or_default())),
@@ -225,7 +231,7 @@ impl<'a> Builder<'a> {
             name: table.name,
             socket,
             proxy_protocol,
-            tls: table.tls.map(|table| self.tls(table)),
+            tls: table.tls.map(|table| self.tls(table, &format!("{key}.tls"))),
         }
     }
 
@@ -234,7 +240,7 @@ impl<'a> Builder<'a> {
         let Address::Unix(path) = address else {
             return address;
         };
-        let path = self.path(path);
+        let path = self.base.join(path);
         // It is bound by its whole path, since the directory that the process is in may change.
         let length = std::path::absolute(&path).map_or(0, |path| path.as_os_str().len());
         if length > values::SOCKET_PATH {
@@ -248,26 +254,24 @@ impl<'a> Builder<'a> {
         if let Err(message) = values::component(&path) {
             self.refuse(key, &message);
         }
-        self.path(path)
+        self.base.join(path)
     }
 
-    fn tls(&self, table: TlsTable) -> config::Tls {
-        let identity = |certificate, key| config::Identity {
-            certificate: self.path(certificate),
-            key: self.path(key),
+    fn tls(&self, table: TlsTable, key: &str) -> config::Tls {
+        let identity = |certificate, its_key, at: &str| config::Identity {
+            certificate: self.path(certificate, &format!("{at}.certificate")),
+            key: self.path(its_key, &format!("{at}.key")),
         };
-        let mut identities = vec![identity(table.certificate, table.key)];
+        let mut identities = vec![identity(table.certificate, table.key, key)];
+        let more = table.more.into_iter().enumerate();
         identities.extend(
-            table
-                .more
-                .into_iter()
-                .map(|more| identity(more.certificate, more.key)),
+            more.map(|(number, more)| identity(more.certificate, more.key, &format!("{key}.more[{number}]"))),
         );
         config::Tls {
             identities,
             alpn: list(table.alpn),
             clients: table.client_ca.map(|authorities| config::ClientCertificates {
-                authorities: self.path(authorities),
+                authorities: self.path(authorities, &format!("{key}.client-ca")),
                 required: !table.client_optional,
             }),
             timeout: value(table.timeout, config::TLS_TIMEOUT),
@@ -284,7 +288,7 @@ impl<'a> Builder<'a> {
         }
         let mut dirs = list(table.dirs.unwrap_or_default());
         for dir in &mut dirs {
-            dir.host = self.path(dir.host.clone());
+            dir.host = self.base.join(&dir.host);
         }
         Grants {
             args,
@@ -295,20 +299,25 @@ impl<'a> Builder<'a> {
     }
 
     /// Finds services of one name, and listeners of which only one could be bound.
-    fn refuse_clashes(&self, services: &[Service]) {
-        for clash in config::clashes(services) {
+    fn refuse_clashes(&self, services: &[Service], admin: Option<&config::Admin>) {
+        for clash in config::clashes(services, admin) {
             let service = clash.service;
             let key = match clash.at {
                 At::Key(key) => format!("service[{service}].{key}"),
                 At::Limit(key) => format!("service[{service}].limits.{key}"),
                 At::Listener(number) => format!("service[{service}].listen[{number}]"),
                 At::OfListener(number, key) => format!("service[{service}].listen[{number}].{key}"),
+                At::Admin => "admin.listen".to_owned(),
             };
             self.refuse(&key, &clash.to_string());
         }
     }
 
-    fn path(&self, path: PathBuf) -> PathBuf {
+    /// The path of a file or directory.
+    fn path(&self, path: PathBuf, key: &str) -> PathBuf {
+        if path.as_os_str().is_empty() {
+            self.refuse(key, "the path is empty; expected a path, or remove the key");
+        }
         self.base.join(path)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -11,12 +12,50 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::words::{
-    AdminAddress, Backlog, Buffer, Bytes, Collector, Connections, Count, Deadline, Destination, Directory,
-    Instances, Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Sample, Size, Slice,
-    SocketMode, Threads, Time, Timeout, Word,
+    AdminAddress, Backlog, Buffer, Bytes, CallTime, Collector, Connections, Count, Deadline, Destination,
+    Directory, Instances, Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Sample, Size,
+    Slice, SocketMode, Threads, Time, Timeout, Word,
 };
 
 use crate::values::HOST_VARIABLES;
+
+/// Reads a table. A list is refused, whose values serde would take for those of the keys in order.
+fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    deserializer.deserialize_map(TableReader(PhantomData))
+}
+
+fn some_table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    table(deserializer).map(Some)
+}
+
+fn tables<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let tables = Vec::<Table<T>>::deserialize(deserializer)?;
+    Ok(tables.into_iter().map(|Table(table)| table).collect())
+}
+
+struct Table<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        table(deserializer).map(Self)
+    }
+}
+
+struct TableReader<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for TableReader<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
 
 /// Makes a table whose keys may all be left out. What one table leaves out it can take from another.
 macro_rules! table {
@@ -57,19 +96,27 @@ pub(super) struct File {
     #[schemars(length(min = 1))]
     pub(super) cache: Option<String>,
     /// The log on standard error.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table")]
     pub(super) log: LogTable,
     /// The admin interface. Without this table there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "some_table"
+    )]
     pub(super) admin: Option<AdminTable>,
     /// The OpenTelemetry collector that receives traces and metrics.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "some_table"
+    )]
     pub(super) otlp: Option<OtlpTable>,
     /// Defaults for all services; a service overrides them key by key.
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing, deserialize_with = "table")]
     pub(super) defaults: DefaultsTable,
     /// The services; at least one.
-    #[serde(rename = "service")]
+    #[serde(rename = "service", deserialize_with = "tables")]
     #[schemars(length(min = 1))]
     pub(super) services: Vec<ServiceTable>,
 }
@@ -158,12 +205,16 @@ table! {
         /// Which connections are logged when they end. Default: `all`.
         log_connections: LogConnections,
         /// Resources that guests may use besides their connection.
+        #[serde(deserialize_with = "some_table")]
         grants: GrantsTable,
         /// The networks whose connections the service accepts.
+        #[serde(deserialize_with = "some_table")]
         access: AccessTable,
         /// Options of the listening sockets.
+        #[serde(deserialize_with = "some_table")]
         socket: SocketTable,
         /// Limits on connections and their guests.
+        #[serde(deserialize_with = "some_table")]
         limits: LimitsTable,
     }
 }
@@ -184,6 +235,7 @@ fn required(key: &str, value: Value, keys: &[&str]) -> Value {
     required("watch", json!({ "const": true }), &["component", "middleware"]),
     required("migrate", json!({ "const": true }), &["component"]),
     required("gate", json!(true), &["component", "middleware"]),
+    required("drain-generations", json!(true), &["component", "middleware"]),
 ]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ServiceTable {
@@ -234,16 +286,16 @@ pub(super) struct ServiceTable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) log_connections: Option<LogConnections>,
     /// Resources that guests may use besides their connection.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table")]
     pub(super) grants: GrantsTable,
     /// The networks whose connections the service accepts.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table")]
     pub(super) access: AccessTable,
     /// Options of the sockets of all listeners of the service.
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing, deserialize_with = "table")]
     pub(super) socket: SocketTable,
     /// Limits on connections and their guests.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table")]
     pub(super) limits: LimitsTable,
 }
 
@@ -302,13 +354,21 @@ pub(super) struct ListenTable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
     /// Options of its sockets; they override those of the service.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table")]
     pub(super) socket: SocketTable,
     /// Expect a PROXY protocol header on each connection.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "some_table"
+    )]
     pub(super) proxy_protocol: Option<ProxyProtocolTable>,
     /// Serve TLS on this listener.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "some_table"
+    )]
     pub(super) tls: Option<TlsTable>,
 }
 
@@ -378,7 +438,7 @@ pub(super) struct TlsTable {
     /// File of the private key of the certificate, in PEM format.
     pub(super) key: PathBuf,
     /// More certificates. A client gets the first one that matches the server name it requests.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "tables")]
     pub(super) more: Vec<IdentityTable>,
     /// Application protocols (ALPN) to offer, preferred first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -420,9 +480,9 @@ table! {
         /// How long a guest computes before other connections get its thread. Default: `2ms`.
         cpu_slice: Word<Slice>,
         /// Longest start of a guest, and longest call of a session, or `off`. Default: `1s`.
-        max_call_time: Word<Timeout>,
+        max_call_time: Word<CallTime>,
         /// CPU time of one connection's guest in total, or `off`. Default: `off`.
-        max_cpu_time: Word<Timeout>,
+        max_cpu_time: Word<CallTime>,
         /// How long a new connection may stay silent in both directions, or `off`. Default: `1m`.
         first_byte_timeout: Word<Timeout>,
         /// How long a connection may stay silent in both directions, or `off`. Default: `5m`.

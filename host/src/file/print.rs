@@ -57,6 +57,7 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
 }
 
 fn service(service: &Service) -> ServiceTable {
+    let has_files = service.component.is_some() || !service.middleware.is_empty();
     ServiceTable {
         name: Word(service.name.clone()),
         listen: service
@@ -81,7 +82,7 @@ fn service(service: &Service) -> ServiceTable {
             config::Isolation::Connection => None,
             config::Isolation::Service { instances } => Some(Word(instances)),
         },
-        drain_generations: Some(Word(service.drain_generations)),
+        drain_generations: has_files.then_some(Word(service.drain_generations)),
         log_connections: Some(match service.log_connections {
             config::LogConnections::All => LogConnections::All,
             config::LogConnections::Failed => LogConnections::Failed,

@@ -128,15 +128,24 @@ fn in_words_of_toml(message: &str, path: &[String]) -> String {
         word if word.starts_with("struct ") => "a table".to_owned(),
         word => word.to_owned(),
     };
+    let names = || -> Vec<_> {
+        let name = |part: &'_ String| part.split('[').next().unwrap_or_default().to_owned();
+        path.iter().map(name).collect()
+    };
     let advice = match (found, expected) {
-        // Lists of tables, which a table with single brackets does not begin.
-        ("map", "a sequence") => {
-            let names: Vec<_> = path
-                .iter()
-                .map(|part| part.split('[').next().unwrap_or_default())
-                .collect();
-            format!("; write [[{0}]] instead of [{0}]", names.join("."))
+        (found, "a sequence" | "a table") if found != "map" && names() == ["service"] => {
+            "; write [[service]]".to_owned()
         }
+        ("sequence", "a table") if path.last().is_some_and(|last| last.ends_with(']')) => {
+            "; write { KEY = VALUE }".to_owned()
+        }
+        ("sequence", "a table") => {
+            let names = names();
+            let last = names.last().map(String::as_str).unwrap_or_default();
+            format!("; write [{}] or {last} = {{ KEY = VALUE }}", names.join("."))
+        }
+        // Lists of tables, which a table with single brackets does not begin.
+        ("map", "a sequence") => format!("; write [[{0}]] instead of [{0}]", names().join(".")),
         (found, "a sequence") => match found.strip_prefix("string ") {
             Some(text) => format!("; write [{text}]"),
             None => String::new(),

@@ -266,6 +266,59 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
             "4: service[0].limits: invalid type: integer `1`, expected a table",
         ),
         (
+            &format!("{service}limits = [7]"),
+            "4: service[0].limits: invalid type: a list, expected a table; write [service.limits] or \
+             limits = { KEY = VALUE }",
+        ),
+        (
+            &format!("log = [\"json\"]\n{service}"),
+            "1: log: invalid type: a list, expected a table; write [log] or log = { KEY = VALUE }",
+        ),
+        (
+            "service = [[\"a\"]]",
+            "1: service[0]: invalid type: a list, expected a table; write [[service]]",
+        ),
+        (
+            "service = \"a\"",
+            "1: service: invalid type: string \"a\", expected a list; write [[service]]",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = [{ address = \"127.0.0.1:1\", tls = { certificate = \
+             \"a\", key = \"b\", more = [[\"c\", \"d\"]] } }]",
+            "3: service[0].listen[0].tls.more[0]: invalid type: a list, expected a table; write \
+             { KEY = VALUE }",
+        ),
+        (
+            &format!("admin = {{ listen = \"127.0.0.1:1\" }}\n{service}"),
+            "1: admin.listen: 127.0.0.1:1 conflicts with 127.0.0.1:1 of service `a`; choose another \
+             address",
+        ),
+        (
+            &format!("admin = {{ listen = \"1\", token = \"\" }}\n{service}"),
+            "1: admin.token: the path is empty; expected a path, or remove the key; 1: admin.listen: \
+             127.0.0.1:1 conflicts with 127.0.0.1:1 of service `a`; choose another address",
+        ),
+        (
+            &format!("{service}record = \"\""),
+            "4: service[0].record: the path is empty; expected a path, or remove the key",
+        ),
+        (
+            &format!("{service}drain-generations = \"1m\""),
+            "4: service[0].drain-generations: requires `component` or `middleware` to be set",
+        ),
+        (
+            &format!("{service}grants = {{ dirs = [\"a::/data\", \"b::./data/\"] }}"),
+            "4: service[0].grants.dirs: `/data` and `./data/` are the same directory in the guest; \
+             rename one of the two",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = [{ address = \"127.0.0.1:1\", tls = { certificate = \
+             \"a\", key = \"b\", more = [{ certificate = \"a\", key = \"b\" }], alpn = [\"h2\", \"h2\"] } }]",
+            "3: service[0].listen[0].tls.alpn: the protocol `h2` is given twice; remove one of the two; \
+             3: service[0].listen[0].tls.more: the certificate `/etc/a` is given twice; remove one of \
+             the two",
+        ),
+        (
             &format!("{service}watch = 1"),
             "4: service[0].watch: invalid type: integer `1`, expected true or false",
         ),
@@ -284,6 +337,32 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
     ] {
         assert_eq!(problem(text), expected, "{text}");
     }
+}
+
+#[test]
+fn no_list_stands_in_place_of_a_table() {
+    let whole: toml::Value = toml::from_str(WHOLE).unwrap();
+    let mut found = Vec::new();
+    keys(&whole, &[], &mut found);
+    let mut count = 0;
+    for path in found {
+        let mut file = whole.clone();
+        let value = at(&mut file, &path);
+        if !value.is_table() {
+            continue;
+        }
+        *value = toml::Value::Array(Vec::new());
+        count += 1;
+        let problem = problem(&toml::to_string(&file).unwrap());
+        let (expected, key) = ("expected a ", path.last().unwrap());
+        assert!(
+            problem.contains("invalid type: ")
+                && problem.contains(expected)
+                && problem.contains(key.as_str()),
+            "{path:?}: {problem}"
+        );
+    }
+    assert!(count >= 12, "{count}");
 }
 
 /// What the schema says of a text: whether it is one.

@@ -167,6 +167,8 @@ macro_rules! kinds {
 kinds! {
     /// A time that may be none.
     Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s", TIMEOUT;
+    /// The time that a call may take, if there is a limit.
+    CallTime: Option<Duration> = values::call_time, |time| or_off(time.as_ref(), span), "1s", TIMEOUT;
     /// A time that may be zero.
     Time: Duration = values::duration, span, "10s", TIME;
     /// A time above zero.

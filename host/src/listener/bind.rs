@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use nix::unistd::{Group, User};
+use rustix::fs::{Access, access};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::debug;
 
-use super::inherited::{self, Lease};
+use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
 use crate::values;
 
@@ -41,12 +42,17 @@ pub(super) enum Hold {
     },
 }
 
-/// Binds the address of `config` and listens there. Another could be chosen by `flag`.
+/// Binds the address of `config`, or takes the socket in `leased`, and listens there. Another address could be chosen by `flag`.
 ///
 /// # Errors
 ///
 /// It cannot be bound, or not as asked for.
-pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow::Result<Bound> {
+pub(super) fn bind(
+    config: &Listen,
+    owner: Option<Owner>,
+    leased: Option<Leased>,
+    flag: &str,
+) -> anyhow::Result<Bound> {
     let options = &config.socket;
     match &config.address {
         Address::Tcp(address) => {
@@ -70,7 +76,10 @@ pub(super) fn bind(config: &Listen, owner: Option<Owner>, flag: &str) -> anyhow:
             })
         }
         Address::Inherited(name) => {
-            inherited(name, options).with_context(|| format!("cannot listen on {}", config.address))
+            let leased = leased.map_or_else(|| inherited::lease(name), Ok);
+            leased
+                .and_then(|leased| inherited(leased, options))
+                .with_context(|| format!("cannot listen on {}", config.address))
         }
     }
 }
@@ -231,8 +240,7 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
 }
 
 /// Takes over a socket that listens already. Its backlog is that with which it was opened.
-fn inherited(name: &str, options: &SocketOptions) -> anyhow::Result<Bound> {
-    let (socket, lease) = inherited::lease(name)?;
+fn inherited(Leased { socket, lease }: Leased, options: &SocketOptions) -> anyhow::Result<Bound> {
     set(&socket, options)?;
     socket.set_nonblocking(true)?;
     let socket = if socket.domain()? == Domain::UNIX {
@@ -248,6 +256,34 @@ fn inherited(name: &str, options: &SocketOptions) -> anyhow::Result<Bound> {
         socket,
         hold: Hold::Lease { _lease: lease },
     })
+}
+
+/// Checks whether a socket could be bound to `path`: its directory has to be there and writable, and
+/// what stands there, if anything, has to be a socket.
+///
+/// # Errors
+///
+/// It could not. The error is the same as that of binding it.
+pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
+    let address = Address::Unix(path.to_owned());
+    let cannot = |error: io::Error| refused(&error, &address, flag);
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let dir = path.parent().filter(|dir| *dir != Path::new(""));
+            let dir = dir.unwrap_or(Path::new("."));
+            fs::metadata(dir).map_err(cannot)?;
+            return access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| cannot(errno.into()));
+        }
+        found => found.map_err(cannot)?,
+    };
+    if found.file_type().is_socket() {
+        return Ok(());
+    }
+    Err(not_a_socket(flag).context(format!("cannot listen on {address}")))
+}
+
+fn not_a_socket(flag: &str) -> anyhow::Error {
+    anyhow!("the path is not a socket; remove the file, or choose another path with {flag}")
 }
 
 /// A socket that is bound to `path`, in place of one that nobody listens at any more.
@@ -286,7 +322,7 @@ fn abstract_socket(name: &str, options: &SocketOptions) -> io::Result<UnixListen
 fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
-            bail!("the path is not a socket; remove the file, or choose another path with {flag}")
+            return Err(not_a_socket(flag));
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -70,7 +70,19 @@ fn take(descriptors: &mut ListenFd, index: usize) -> Result<OwnedFd, String> {
     }
 }
 
-/// A socket that was inherited, for one listener at a time.
+/// Whether any socket was inherited.
+pub(crate) fn has_any() -> bool {
+    INHERITED.get().is_some_and(|inherited| !inherited.is_empty())
+}
+
+/// A socket that was inherited, and the right to it.
+#[derive(Debug)]
+pub(super) struct Leased {
+    pub(super) socket: Socket,
+    pub(super) lease: Lease,
+}
+
+/// The right to a socket that was inherited, which one listener at a time has.
 #[derive(Debug)]
 pub(super) struct Lease(&'static AtomicBool);
 
@@ -85,7 +97,7 @@ impl Drop for Lease {
 /// # Errors
 ///
 /// There is none, or more than one, it is in use, or it is not a stream socket that listens.
-pub(super) fn lease(name: &str) -> anyhow::Result<(Socket, Lease)> {
+pub(super) fn lease(name: &str) -> anyhow::Result<Leased> {
     let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
     let named: Vec<_> = inherited
         .iter()
@@ -109,7 +121,10 @@ pub(super) fn lease(name: &str) -> anyhow::Result<(Socket, Lease)> {
     if one.taken.swap(true, Relaxed) {
         bail!("another listener already uses this socket");
     }
-    Ok((Socket::from(socket), Lease(&one.taken)))
+    Ok(Leased {
+        socket: Socket::from(socket),
+        lease: Lease(&one.taken),
+    })
 }
 
 /// What was inherited, in words.

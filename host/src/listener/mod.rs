@@ -14,12 +14,14 @@ use anyhow::Context as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
 
-use crate::config::{Listen, ProxyProtocol};
+use crate::config::{Address, Listen, ProxyProtocol};
 use crate::counts::Count;
 use crate::peer::{End, Process};
 use crate::socket::Stream;
 use crate::tls;
 use bind::{Hold, Owner};
+use inherited::Leased;
+pub(crate) use inherited::has_any as has_inherited;
 pub use inherited::inherit;
 
 /// The pause after an accept that failed for want of something, which doubles from the one to the other.
@@ -47,17 +49,13 @@ pub struct Prepared<'a> {
     config: &'a Listen,
     tls: Option<tls::Loaded>,
     owner: Option<Owner>,
-    /// The flag by which another address could be chosen.
-    flag: &'static str,
+    /// The socket, if it is inherited.
+    inherited: Option<Leased>,
+    /// The flag or key by which another address could be chosen.
+    setting: &'static str,
 }
 
 impl Prepared<'_> {
-    /// The same, for an address that another flag than `--listen` names.
-    #[must_use]
-    pub(crate) fn asked_for_by(self, flag: &'static str) -> Self {
-        Self { flag, ..self }
-    }
-
     /// Binds the address and listens there.
     ///
     /// # Errors
@@ -68,7 +66,7 @@ impl Prepared<'_> {
     ///
     /// Outside of a runtime.
     pub fn bind(self) -> anyhow::Result<Listener> {
-        let bound = bind::bind(self.config, self.owner, self.flag)?;
+        let bound = bind::bind(self.config, self.owner, self.inherited, self.setting)?;
         let local = bound.socket.local().to_string();
         Ok(Listener {
             socket: bound.socket,
@@ -81,8 +79,8 @@ impl Prepared<'_> {
     }
 }
 
-/// Finds everything that keeps a listener from being prepared. Returns the keys of the settings,
-/// and what is wrong with each.
+/// Finds everything that keeps a listener from being prepared, apart from its address. Returns the
+/// keys of the settings, and what is wrong with each.
 pub(crate) fn faults(config: &Listen) -> Vec<(String, anyhow::Error)> {
     let tls = config.tls.iter().flat_map(tls::faults);
     let tls = tls.map(|(key, error)| {
@@ -201,18 +199,28 @@ enum Remedy {
 }
 
 impl Listener {
-    /// Looks for all that a listener takes beside its address, so that no other listens before that is known.
+    /// Looks for all that a listener takes, short of binding its address, so that no other listens before that is known. Another
+    /// address could be chosen by `setting`, a flag or a key.
     ///
     /// # Errors
     ///
-    /// Certificates or keys cannot be used, or there is no such owner.
-    pub fn prepare(config: &Listen) -> anyhow::Result<Prepared<'_>> {
-        let owner = bind::owner(&config.socket);
+    /// Certificates or keys cannot be used, there is no such owner, the file of a socket cannot be
+    /// created, or no such socket was inherited.
+    pub fn prepare<'a>(config: &'a Listen, setting: &'static str) -> anyhow::Result<Prepared<'a>> {
+        let listening = || format!("cannot listen on {}", config.address);
         Ok(Prepared {
             config,
             tls: Entrance::loaded(config, &config.address)?,
-            owner: owner.with_context(|| format!("cannot listen on {}", config.address))?,
-            flag: "--listen",
+            owner: bind::owner(&config.socket).with_context(listening)?,
+            inherited: match &config.address {
+                Address::Inherited(name) => Some(inherited::lease(name).with_context(listening)?),
+                Address::Unix(path) => {
+                    bind::check_path(path, setting)?;
+                    None
+                }
+                Address::Tcp(_) | Address::Abstract(_) => None,
+            },
+            setting,
         })
     }
 
@@ -226,7 +234,7 @@ impl Listener {
     ///
     /// Outside of a runtime.
     pub fn bind(config: &Listen) -> anyhow::Result<Self> {
-        Self::prepare(config)?.bind()
+        Self::prepare(config, "--listen")?.bind()
     }
 
     /// Where it listens, with the port that was picked.

@@ -4,6 +4,7 @@ use wasmtime::Store;
 use wasmtime::component::Instance;
 
 use super::content::Content;
+use super::generation::line;
 use super::load_error::{LoadError, Refusal};
 use super::state::State;
 
@@ -32,7 +33,8 @@ pub(super) fn is_exported_as(export: &str) -> bool {
 ///
 /// # Errors
 ///
-/// The outer error: a check traps, or is of another type. The inner error: a part rejects its grants.
+/// The outer error: a check traps. The inner error: a part rejects its grants, or its check is of
+/// another type.
 pub(super) async fn check(
     content: &Content,
     store: &mut Store<State>,
@@ -49,9 +51,17 @@ pub(super) async fn check(
             continue;
         };
         let Some(function) = instance.get_export_index(&mut *store, Some(&interface), "check") else {
-            wasmtime::bail!("`{INTERFACE}` is exported without its function `check`");
+            let reason = format!("`{INTERFACE}` is exported without its function `check`");
+            return Ok(Err(part.refused(Refusal::Types(reason))));
         };
-        let function = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, function)?;
+        let function = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, function);
+        let function = match function {
+            Ok(function) => function,
+            Err(error) => {
+                let reason = format!("`check` of `{INTERFACE}`: {}", line(&error));
+                return Ok(Err(part.refused(Refusal::Types(reason))));
+            }
+        };
         let (answer,) = function.call_async(&mut *store, ()).await?;
         if let Err(reason) = answer {
             return Ok(Err(part.refused(Refusal::Configuration(sentence(&reason)))));

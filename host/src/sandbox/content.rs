@@ -275,13 +275,10 @@ impl Content {
         }
     }
 
-    /// Reports that it cannot be compiled: because of proposals that the host does not offer, or
-    /// because it is damaged.
+    /// Reports that it cannot be compiled: because it uses something that the host does not offer,
+    /// exceeds a bound, or is damaged.
     pub(super) fn invalid(&self, reason: String) -> LoadError {
-        self.refused(match proposals::not_offered(&self.bytes) {
-            Some(proposals) => Refusal::Unsupported(proposals),
-            None => Refusal::Invalid(reason),
-        })
+        self.refused(proposals::why(&self.bytes, reason))
     }
 
     /// The middlewares, from the one nearest the peer on, and the service; of what is whole, itself.
@@ -290,6 +287,15 @@ impl Content {
             [] => std::slice::from_ref(self),
             parts => parts,
         }
+    }
+
+    /// The number of the middleware that `error` is about; `None` if it is about something else.
+    pub(crate) fn middleware_of(&self, error: &LoadError) -> Option<usize> {
+        let LoadError::Refused { name, .. } = error else {
+            return None;
+        };
+        let (_, middlewares) = self.parts.split_last()?;
+        middlewares.iter().position(|part| part.name == *name)
     }
 
     /// Checks whether it begins as WebAssembly does.

@@ -12,12 +12,9 @@ use wasmtime_wasi::I32Exit;
 use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
-use super::extent::{MAX_METADATA, MAX_PARTS};
+use super::extent::MAX_PARTS;
 use super::grants::Granted;
-use super::needs::{
-    CORE_INSTANCES_PER_CONNECTION, Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs,
-    TABLES_PER_CONNECTION,
-};
+use super::needs::{Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use super::never_waits;
 use super::state::State;
 use super::ticker::Ticker;
@@ -39,6 +36,11 @@ const MAX_SHARED_STACKS: u32 = 1024;
 const MEMORY_KEPT: usize = 256 << 10;
 const TABLES_KEPT: usize = 64 << 10;
 
+/// Bytes of metadata that a pool allows an instance. They are not reserved, and `Extent::check` has
+/// the bound, which is lower. That bound counts no adapters, which wasmtime makes between the parts
+/// of a component.
+const POOL_METADATA: usize = 16 << 20;
+
 /// Stack for WebAssembly, in bytes: what a guest may use before it traps.
 const WASM_STACK: usize = 256 << 10;
 
@@ -50,7 +52,6 @@ const STACK: usize = 512 << 10;
 pub(super) struct Pool {
     pub(super) memories: u32,
     pub(super) tables: u32,
-    pub(super) core_instances: u32,
 }
 
 /// What of a pool is in use, and how much there may be.
@@ -195,17 +196,17 @@ fn instances(limits: &Limits) -> u32 {
 /// cannot be had, as much of it as can, down to none.
 fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
     let instances = instances(limits);
+    let room = needs.room.of_pool(instances);
     let pool = Pool {
-        memories: instances.saturating_mul(needs.room.times(MEMORIES_PER_CONNECTION)),
-        tables: instances.saturating_mul(needs.room.times(TABLES_PER_CONNECTION)),
-        core_instances: instances.saturating_mul(needs.room.times(CORE_INSTANCES_PER_CONNECTION)),
+        memories: room.saturating_mul(MEMORIES_PER_CONNECTION),
+        tables: room.saturating_mul(TABLES_PER_CONNECTION),
     };
     let failed = match pooled(needs, instances, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
     let less = Pool {
-        memories: needs.room.times(instances),
+        memories: room,
         ..pool
     };
     if let Ok(engine) = pooled(needs, instances, less) {
@@ -231,9 +232,9 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
     let mut pooling = PoolingAllocationConfig::new();
     pooling
         .total_component_instances(instances)
-        .total_core_instances(pool.core_instances)
-        .max_core_instance_size(MAX_METADATA)
-        .max_component_instance_size(MAX_METADATA)
+        .total_core_instances(instances.saturating_mul(MAX_PARTS))
+        .max_core_instance_size(POOL_METADATA)
+        .max_component_instance_size(POOL_METADATA)
         .total_memories(pool.memories)
         .max_memories_per_module(MAX_PARTS)
         .total_tables(pool.tables)
@@ -250,7 +251,7 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
 
 /// Stacks for the calls of so many instances.
 fn stacks(needs: Needs, instances: u32) -> u32 {
-    let stacks = needs.room.times(instances);
+    let stacks = needs.room.of_pool(instances);
     match needs.calls {
         Calls::Direct => stacks.min(MAX_SHARED_STACKS),
         Calls::OnFibers => stacks,

@@ -1,8 +1,8 @@
 //! The size of an instance, as the sections of its component tell before it is compiled.
 //!
-//! A pool has slots of one size, and memory that is allocated on demand has none. The bounds here
-//! are those of the pool or tighter, so that a host takes the same components whether or not it
-//! could reserve a pool.
+//! Whether the host accepts a component depends on its size and on the bounds here. Every pool has
+//! room for an instance of a component that keeps to them, so that neither the number of connections
+//! nor the address space that the host could reserve matters.
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef,
@@ -23,7 +23,7 @@ pub(super) const MAX_MEMORY: u64 = 1 << 32;
 
 /// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its
 /// functions, globals and imports.
-pub(super) const MAX_METADATA: usize = 1 << 20;
+const MAX_METADATA: u64 = 1 << 20;
 
 /// Bytes of metadata for each core instance, and for each item in it: more than wasmtime takes for
 /// any kind of item.
@@ -42,9 +42,14 @@ pub(super) struct Extent {
     memory: u64,
     /// Bytes that wasmtime keeps for it beside memories and tables.
     metadata: u64,
-    /// Whether a memory is shared between threads.
-    shared_memory: bool,
+    /// Instances of modules that are imported, or that come out of an instance.
+    unknown_modules: u32,
+    /// Something that it uses and that the host does not offer.
+    not_offered: Option<&'static str>,
 }
+
+const SHARED_MEMORY: &str = "shared memory (threads)";
+const UNKNOWN_COMPONENT: &str = "instances of components that are imported, or exported by an instance";
 
 impl Extent {
     /// Measures an instance of a component or module.
@@ -68,8 +73,8 @@ impl Extent {
     ///
     /// It exceeds a bound.
     pub(super) fn check(&self) -> Result<(), Refusal> {
-        if self.shared_memory {
-            return Err(Refusal::Unsupported("shared memory (threads)".to_owned()));
+        if let Some(what) = self.not_offered {
+            return Err(Refusal::Unsupported(what.to_owned()));
         }
         let parts = u64::from(MAX_PARTS);
         for (what, found, max) in [
@@ -81,7 +86,7 @@ impl Extent {
             (
                 "bytes for its functions, globals and imports",
                 self.metadata,
-                MAX_METADATA as u64,
+                MAX_METADATA,
             ),
         ] {
             if found > max {
@@ -100,7 +105,8 @@ impl Extent {
             table_elements,
             memory,
             metadata,
-            shared_memory,
+            unknown_modules,
+            not_offered,
         } = part;
         self.core_instances = self.core_instances.saturating_add(*core_instances);
         self.memories = self.memories.saturating_add(*memories);
@@ -108,7 +114,43 @@ impl Extent {
         self.table_elements = self.table_elements.max(*table_elements);
         self.memory = self.memory.max(*memory);
         self.metadata = self.metadata.saturating_add(*metadata);
-        self.shared_memory |= shared_memory;
+        self.unknown_modules = self.unknown_modules.saturating_add(*unknown_modules);
+        self.not_offered = self.not_offered.or(*not_offered);
+    }
+
+    /// Takes the larger of each number of two modules.
+    fn or_larger(&self, other: &Self) -> Self {
+        Self {
+            core_instances: self.core_instances.max(other.core_instances),
+            memories: self.memories.max(other.memories),
+            tables: self.tables.max(other.tables),
+            table_elements: self.table_elements.max(other.table_elements),
+            memory: self.memory.max(other.memory),
+            metadata: self.metadata.max(other.metadata),
+            unknown_modules: 0,
+            not_offered: self.not_offered.or(other.not_offered),
+        }
+    }
+
+    /// The same, with `largest` in place of each instance of an unknown module.
+    fn with_unknown_as(mut self, largest: &Self) -> Self {
+        let count = std::mem::take(&mut self.unknown_modules);
+        if count > 0 {
+            self.add(&Self {
+                core_instances: largest.core_instances.saturating_mul(count),
+                memories: largest.memories.saturating_mul(count),
+                tables: largest.tables.saturating_mul(count),
+                metadata: largest.metadata.saturating_mul(count.into()),
+                ..*largest
+            });
+        }
+        self
+    }
+
+    fn refuse_shared(&mut self, memory: &MemoryType) {
+        if memory.shared {
+            self.not_offered = Some(SHARED_MEMORY);
+        }
     }
 
     fn add_items(&mut self, count: u32) {
@@ -120,7 +162,7 @@ impl Extent {
     fn add_memory(&mut self, memory: &MemoryType) {
         let page = 1_u64 << memory.page_size_log2.unwrap_or(16).min(16);
         self.memory = self.memory.max(memory.initial.saturating_mul(page));
-        self.shared_memory |= memory.shared;
+        self.refuse_shared(memory);
     }
 
     /// Adds a section of a core module. A function can be called from outside only if an element
@@ -132,7 +174,7 @@ impl Extent {
                     let Import { ty, .. } = import?;
                     self.add_items(1);
                     if let TypeRef::Memory(memory) = ty {
-                        self.shared_memory |= memory.shared;
+                        self.refuse_shared(&memory);
                     }
                 }
             }
@@ -173,6 +215,8 @@ impl Extent {
 struct Levels {
     levels: Vec<Level>,
     whole: Option<Extent>,
+    /// The largest numbers of all modules: an unknown one is one of them.
+    largest: Extent,
 }
 
 /// A component or module that the parser is in.
@@ -181,9 +225,10 @@ struct Level {
     is_module: bool,
     /// The size of its instance.
     extent: Extent,
-    /// The modules and components of its index spaces, by the sizes of their instances.
-    modules: Vec<Extent>,
-    components: Vec<Extent>,
+    /// The modules and components of its index spaces, by the sizes of their instances. `None` is
+    /// one that is imported, or that comes out of an instance.
+    modules: Vec<Option<Extent>>,
+    components: Vec<Option<Extent>>,
 }
 
 impl Levels {
@@ -191,6 +236,7 @@ impl Levels {
         self.whole
             .or_else(|| self.levels.first().map(|level| level.extent))
             .unwrap_or_default()
+            .with_unknown_as(&self.largest)
     }
 
     fn see(&mut self, payload: &Payload<'_>) -> wasmparser::Result<()> {
@@ -211,9 +257,12 @@ impl Levels {
                 let Some(done) = self.levels.pop() else {
                     return Ok(());
                 };
+                if done.is_module {
+                    self.largest = self.largest.or_larger(&done.extent);
+                }
                 match self.levels.last_mut() {
-                    Some(outer) if done.is_module => outer.modules.push(done.extent),
-                    Some(outer) => outer.components.push(done.extent),
+                    Some(outer) if done.is_module => outer.modules.push(Some(done.extent)),
+                    Some(outer) => outer.components.push(Some(done.extent)),
                     None => self.whole = Some(done.extent),
                 }
             }
@@ -232,7 +281,6 @@ impl Levels {
     }
 
     fn alias(&mut self, alias: &ComponentAlias<'_>) {
-        // What comes out of an instance is unknown here, and is not counted.
         let (outer, kind) = match alias {
             ComponentAlias::Outer { kind, count, index } => {
                 let outer = self.levels.len().checked_sub(1 + *count as usize);
@@ -243,7 +291,7 @@ impl Levels {
                     ComponentOuterAliasKind::Component => outer.components.get(index),
                     ComponentOuterAliasKind::CoreType | ComponentOuterAliasKind::Type => None,
                 });
-                (extent.copied().unwrap_or_default(), *kind)
+                (extent.copied().flatten(), *kind)
             }
             ComponentAlias::InstanceExport { kind, .. } => {
                 let kind = match kind {
@@ -251,7 +299,7 @@ impl Levels {
                     ComponentExternalKind::Component => ComponentOuterAliasKind::Component,
                     _ => return,
                 };
-                (Extent::default(), kind)
+                (None, kind)
             }
             ComponentAlias::CoreInstanceExport { .. } => return,
         };
@@ -275,8 +323,8 @@ impl Level {
             Payload::ComponentImportSection(section) => {
                 for import in section.clone() {
                     match import?.ty {
-                        ComponentTypeRef::Module(_) => self.modules.push(Extent::default()),
-                        ComponentTypeRef::Component(_) => self.components.push(Extent::default()),
+                        ComponentTypeRef::Module(_) => self.modules.push(None),
+                        ComponentTypeRef::Component(_) => self.components.push(None),
                         _ => {}
                     }
                 }
@@ -291,7 +339,7 @@ impl Level {
                         _ => continue,
                     };
                     let extent = space.get(export.index as usize).copied();
-                    space.push(extent.unwrap_or_default());
+                    space.push(extent.flatten());
                 }
             }
             Payload::InstanceSection(section) => {
@@ -299,7 +347,10 @@ impl Level {
                     if let Instance::Instantiate { module_index, .. } = instance?
                         && let Some(module) = self.modules.get(module_index as usize)
                     {
-                        self.extent.add(module);
+                        match module {
+                            Some(module) => self.extent.add(module),
+                            None => self.extent.unknown_modules += 1,
+                        }
                     }
                 }
             }
@@ -308,7 +359,10 @@ impl Level {
                     if let ComponentInstance::Instantiate { component_index, .. } = instance?
                         && let Some(component) = self.components.get(component_index as usize)
                     {
-                        self.extent.add(component);
+                        match component {
+                            Some(component) => self.extent.add(component),
+                            None => self.extent.not_offered = Some(UNKNOWN_COMPONENT),
+                        }
                     }
                 }
             }
@@ -390,6 +444,48 @@ mod tests {
             let refusal = of(text).check().unwrap_err().to_string();
             assert!(refusal.contains("shared memory"), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_module_from_elsewhere_counts_as_the_largest_in_the_file() {
+        let modules = "(core module $n (memory 1) (memory 1) (table 3 funcref))
+            (core module $m (memory 5))";
+        for text in [
+            // Imported by a nested component, and defined after it.
+            format!(
+                "(component
+                    (component $c (import \"m\" (core module $m))
+                        (core instance (instantiate $m)) (core instance (instantiate $m)))
+                    {modules}
+                    (instance (instantiate $c (with \"m\" (core module $m)))))"
+            ),
+            // Exported by an instance.
+            format!(
+                "(component
+                    (component $c {modules} (export \"m\" (core module $m)))
+                    (instance $i (instantiate $c))
+                    (alias export $i \"m\" (core module $m))
+                    (core instance (instantiate $m)) (core instance (instantiate $m)))"
+            ),
+        ] {
+            let extent = of(&text);
+            let counts = (extent.core_instances, extent.memories, extent.tables);
+            assert_eq!(counts, (2, 4, 2), "{text}");
+            assert_eq!((extent.memory, extent.table_elements), (5 << 16, 3), "{text}");
+            assert!(extent.metadata >= 2 * METADATA_OF_INSTANCE, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_component_from_elsewhere_is_refused_where_it_is_instantiated() {
+        let inner = "(component $c (import \"d\" (component $d))";
+        let refusal = of(&format!(
+            "(component {inner} (instance (instantiate $d))) (component $e)
+            (instance (instantiate $c (with \"d\" (component $e)))))"
+        ));
+        let refusal = refusal.check().unwrap_err().to_string();
+        assert!(refusal.contains("components that are imported"), "{refusal}");
+        assert!(of(&format!("(component {inner}))")).check().is_ok());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::content::Content;
 use super::contract::{Contract, MIGRATION};
 use super::grants::Granted;
 use super::load_error::LoadError;
+use super::preinit::INITIALISE;
 
 /// What can be said of a component that can serve.
 #[derive(Clone, Debug)]
@@ -64,6 +65,7 @@ impl Sandbox {
                 let unused = exports
                     .into_iter()
                     .filter(|name| *name != export && !is_used(name, contract))
+                    .filter(|name| !self.preinit || *name != INITIALISE)
                     .map(str::to_owned)
                     .collect();
                 (imports, export.to_owned(), unused)

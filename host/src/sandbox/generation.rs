@@ -99,10 +99,10 @@ impl Sandbox {
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
-            Ok(Err(error)) => return Err(refused(Refusal::Start(line(&error)))),
+            Ok(Err(error)) => return Err(refused(not_started(line(&error)))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
-        warn_of_small_pool(&generation.engine, &generation.code, extent.core_instances);
+        warn_of_small_pool(&generation.engine, &generation.code);
         Ok(Arc::new(generation))
     }
 
@@ -415,7 +415,17 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
 }
 
-fn warn_of_small_pool(engine: &Engine, code: &Code, core_instances: u32) {
+/// Why an instance could not be made, for which wasmtime gives the `reason`.
+fn not_started(reason: String) -> Refusal {
+    let too_large = ["exceeds memory limits", "exceeds table limits"];
+    if too_large.iter().any(|what| reason.contains(what)) {
+        Refusal::Memory(reason)
+    } else {
+        Refusal::Start(reason)
+    }
+}
+
+fn warn_of_small_pool(engine: &Engine, code: &Code) {
     let Some(pool) = engine.pool else {
         return;
     };
@@ -423,16 +433,14 @@ fn warn_of_small_pool(engine: &Engine, code: &Code, core_instances: u32) {
     let fit = [
         pool.memories / required.memories.max(1),
         pool.tables / required.tables.max(1),
-        pool.core_instances / core_instances.max(1),
     ]
     .into_iter()
     .fold(u32::MAX, u32::min);
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
-            "an instance of the component takes {} memories, {} tables and {core_instances} core \
-             instances, so the pool has room for {fit} instances, but `max-connections` is \
-             {connections}: lower it to {fit}",
+            "an instance of the component takes {} memories and {} tables, so the pool has room for \
+             {fit} instances, but `max-connections` is {connections}: lower it to {fit}",
             required.memories, required.tables
         );
     }

@@ -63,6 +63,12 @@ pub enum Refusal {
          has an option for each proposal"
     )]
     Unsupported(String),
+    /// It has more of something than this host allows.
+    #[error("exceeds a bound of this host ({0}): build a smaller component, or split it")]
+    Bound(String),
+    /// It is valid and uses no other proposals, but cannot be compiled.
+    #[error("is valid, but this host cannot serve it ({0}): build it without that")]
+    NotCompiled(String),
     /// It is valid, but its instances are larger than any that the host makes.
     #[error(
         "is valid, but too large: each instance has {found} {what}, and this host allows {max}: \
@@ -175,6 +181,12 @@ pub enum Refusal {
          parameters or results, or omit `preinit`"
     )]
     NoInitialiser(&'static str),
+    /// A program is to go on by a function that cannot be called.
+    #[error(
+        "exports `{0}` with parameters or results: export it without any, as the function that runs \
+         the program after `preinit`, or omit `preinit`"
+    )]
+    Resume(&'static str),
     /// It could not be initialised.
     #[error(
         "cannot be initialised for `preinit` ({0}): fix its function `wizer-initialize`, or omit \
@@ -208,6 +220,9 @@ pub enum Refusal {
     /// It could not be instantiated in time.
     #[error("cannot start: it took longer than {0:?}; have its start-up code do less work")]
     Slow(Duration),
+    /// It begins with more memory than it may have.
+    #[error("cannot start ({0}): raise `max-memory`")]
+    Memory(String),
     /// It could not be instantiated.
     #[error(
         "cannot start ({0}): fix its start-up code, or raise `max-memory` if it ran out of \

@@ -3,7 +3,7 @@
 use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload, Validator, WasmFeatures};
 
 use super::contract::{Contract, MIGRATION};
-use super::extent::{Extent, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
+use super::extent::{Extent, MAX_PARTS, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
 use super::wasi::Release;
 
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
@@ -14,11 +14,12 @@ const MAX_COPIED: usize = 64 << 10;
 pub(super) const MEMORIES_PER_CONNECTION: u32 = 2;
 pub(super) const TABLES_PER_CONNECTION: u32 = 4;
 
-/// The same for core instances, which take no address space.
-pub(super) const CORE_INSTANCES_PER_CONNECTION: u32 = 16;
-
 /// How many times as much a connection may have at most, before fewer connections fit into the pool.
 const MAX_ROOM: u32 = 8;
+
+/// Instances that every pool has room for, however large they are: one that serves, and two of
+/// components that are tried at the same time.
+const LEAST_INSTANCES: u32 = 3;
 
 /// Whether an engine knows the concurrency of the component model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,15 +58,18 @@ impl Room {
         let times = [
             extent.memories.div_ceil(MEMORIES_PER_CONNECTION),
             extent.tables.div_ceil(TABLES_PER_CONNECTION),
-            extent.core_instances.div_ceil(CORE_INSTANCES_PER_CONNECTION),
         ];
         let most = times.into_iter().fold(1, u32::max);
-        Self(most.min(MAX_ROOM).next_power_of_two())
+        Self(most.min(MAX_PARTS).next_power_of_two())
     }
 
-    /// `count`, so many times.
-    pub(super) fn times(self, count: u32) -> u32 {
-        count.saturating_mul(self.0)
+    /// Room of a pool for `instances`, in units of the memories and tables of most components.
+    ///
+    /// For large instances this is less than all of them take together, and enough for
+    /// `LEAST_INSTANCES`, so that every component that the host accepts can be tried and served.
+    pub(super) fn of_pool(self, instances: u32) -> u32 {
+        let room = instances.saturating_mul(self.0.min(MAX_ROOM));
+        room.max(self.0.saturating_mul(LEAST_INSTANCES))
     }
 }
 
@@ -331,13 +335,20 @@ mod tests {
         };
         let room = |count| times("(memory 1)", count);
         assert_eq!(needs(ECHO).room, Room(1));
-        assert_eq!(
-            (times("", 16), times("", 17), times("", 42)),
-            (Room(1), Room(2), Room(4))
-        );
+        assert_eq!(times("", 999), Room(1), "core instances take no room of the pool");
         assert_eq!(room(2), room(0));
         assert_eq!(room(3), room(4));
         assert_ne!(room(3), room(2));
-        assert_eq!(room(999), room(16), "there is an end to it");
+        assert_eq!(room(1000), Room(512));
+    }
+
+    #[test]
+    fn a_pool_has_room_for_one_instance_at_least() {
+        assert_eq!(Room(1).of_pool(1026), 1026);
+        assert_eq!(Room(4).of_pool(6), 24);
+        assert_eq!(Room(64).of_pool(1026), 8 * 1026);
+        for instances in [3, 6, 1026] {
+            assert!(Room(512).of_pool(instances) >= 3 * 512, "{instances}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tracing::debug;
 use wasmparser::{Parser, ValType};
 use wasmtime::component::{Instance as ComponentInstance, Lift, WasmList};
-use wasmtime::{Instance, Store, Val};
+use wasmtime::{ExternType, Instance, Module, Store, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
 
 use super::Sandbox;
@@ -28,7 +28,7 @@ use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
 
 /// The function that a guest is initialised by.
-const INITIALISE: &str = "wizer-initialize";
+pub(super) const INITIALISE: &str = "wizer-initialize";
 
 /// What a program exports to be run by in place of `_start` once it is initialised.
 const RESUME: &str = "wizer.resume";
@@ -85,6 +85,9 @@ impl Sandbox {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         }
         if exports(RESUME) {
+            if !is_plain(module, RESUME) {
+                return Err(content.refused(Refusal::Resume(RESUME)));
+            }
             wizer.func_rename("_start", RESUME);
         }
         let pre = engine
@@ -167,6 +170,14 @@ async fn in_time<T>(
         Ok(Err(error)) => Err(failed(line(&error))),
         Err(_) => Err(failed(format!("it took longer than {MAX:?}"))),
     }
+}
+
+/// Whether the exported function `name` has neither parameters nor results.
+fn is_plain(module: &Module, name: &str) -> bool {
+    let ty = module.get_export(name);
+    ty.as_ref()
+        .and_then(ExternType::func)
+        .is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0)
 }
 
 /// A store for an instance that is initialised: it has what every connection is granted, and no connection.

@@ -1,6 +1,9 @@
-//! Proposals to WebAssembly that a component uses and that this host does not offer.
+//! Why a component that cannot be compiled is no damaged file: it uses proposals to WebAssembly that
+//! this host does not offer, or exceeds a bound.
 
 use wasmparser::{Validator, WasmFeatures};
+
+use super::load_error::Refusal;
 
 /// The proposals that the engines of this host offer, in a build of wasmtime without garbage
 /// collection.
@@ -42,10 +45,11 @@ const NAMES: [(WasmFeatures, &str); 19] = [
     (WasmFeatures::CM_VALUES, "values in the component model"),
 ];
 
-/// Names the proposals that a valid component or module uses and that this host does not offer.
-///
-/// Returns `None` for one that is damaged, or that uses only what is offered.
-pub(super) fn not_offered(bytes: &[u8]) -> Option<String> {
+/// What the parser says of a number that exceeds its bound.
+const BOUND: [&str; 3] = ["exceeds limit of", "exceeds the limit of", "implementation limit"];
+
+/// Says why a component or module cannot be compiled, which wasmtime reports as `reason`.
+pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
     let mut features = OFFERED;
     // Each round adds a proposal, and there are 64 at most.
     while let Err(error) = validate(bytes, features) {
@@ -53,8 +57,16 @@ pub(super) fn not_offered(bytes: &[u8]) -> Option<String> {
             Some(missing) if !features.contains(missing) => features |= missing,
             _ => {
                 // Some uses of a proposal are reported as errors of another kind.
-                validate(bytes, WasmFeatures::all()).ok()?;
-                return Some(format!("a proposal by which this is valid: {}", error.message()));
+                return match validate(bytes, WasmFeatures::all()) {
+                    Ok(()) => {
+                        let message = error.message();
+                        Refusal::Unsupported(format!("a proposal by which this is valid: {message}"))
+                    }
+                    Err(error) if BOUND.iter().any(|bound| error.message().contains(bound)) => {
+                        Refusal::Bound(error.message().to_owned())
+                    }
+                    Err(_) => Refusal::Invalid(reason),
+                };
             }
         }
     }
@@ -63,7 +75,11 @@ pub(super) fn not_offered(bytes: &[u8]) -> Option<String> {
         .iter_names()
         .map(|(flag, feature)| name(flag, feature))
         .collect();
-    (!names.is_empty()).then(|| names.join(", "))
+    if names.is_empty() {
+        Refusal::NotCompiled(reason)
+    } else {
+        Refusal::Unsupported(names.join(", "))
+    }
 }
 
 fn name(flag: &str, feature: WasmFeatures) -> String {
@@ -83,8 +99,15 @@ fn validate(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
 mod tests {
     use super::*;
 
-    fn uses(text: &str) -> Option<String> {
-        not_offered(&wat::parse_str(text).unwrap())
+    fn why(bytes: &[u8]) -> Refusal {
+        super::why(bytes, "reason".to_owned())
+    }
+
+    fn uses(text: &str) -> String {
+        match why(&wat::parse_str(text).unwrap()) {
+            Refusal::Unsupported(proposals) => proposals,
+            other => panic!("{text}: {other}"),
+        }
     }
 
     #[test]
@@ -108,10 +131,37 @@ mod tests {
             ),
             ("(component (type (option error-context)))", "`error-context`"),
         ] {
-            assert_eq!(uses(text).as_deref(), Some(expected), "{text}");
+            assert_eq!(uses(text), expected, "{text}");
         }
-        let both = uses("(module (tag) (memory 1 (pagesize 1)))").unwrap();
+        let both = uses("(module (tag) (memory 1 (pagesize 1)))");
         assert_eq!(both, "exceptions, custom page sizes");
+    }
+
+    #[test]
+    fn a_bound_of_the_parser_is_named() {
+        let many = |item: &str, count| item.repeat(count);
+        for (text, expected) in [
+            (
+                format!("(module {})", many("(memory 1)", 101)),
+                "memories count exceeds limit of 100",
+            ),
+            (
+                format!("(module {})", many("(table 1 funcref)", 101)),
+                "tables count exceeds limit of 100",
+            ),
+            (
+                format!(
+                    "(component (component $c) {})",
+                    many("(instance (instantiate $c))", 1001)
+                ),
+                "instances count exceeds limit of 1000",
+            ),
+        ] {
+            match why(&wat::parse_str(text).unwrap()) {
+                Refusal::Bound(bound) => assert_eq!(bound, expected),
+                other => panic!("{expected}: {other}"),
+            }
+        }
     }
 
     #[test]
@@ -122,9 +172,11 @@ mod tests {
             "(module (func (result v128) v128.const i64x2 0 0))",
             "(component (type (stream u8)))",
         ] {
-            assert_eq!(uses(offered), None, "{offered}");
+            let why = why(&wat::parse_str(offered).unwrap());
+            assert!(matches!(why, Refusal::NotCompiled(_)), "{offered}: {why}");
         }
         let damaged = wat::parse_str("(module (tag) (func (result i32) i32.const 1))").unwrap();
-        assert_eq!(not_offered(&damaged[..damaged.len() - 3]), None);
+        let why = why(&damaged[..damaged.len() - 3]);
+        assert!(matches!(why, Refusal::Invalid(_)), "{why}");
     }
 }
