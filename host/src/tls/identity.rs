@@ -239,8 +239,9 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
     Ok(roots)
 }
 
-/// Reads the first private key of a file, and the line on which it begins.
+/// Reads the only private key of a file, and the line on which it begins.
 fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
+    let mut found: Option<(usize, PrivateKeyDer<'static>)> = None;
     for Block { line, content } in blocks(path)? {
         let (kind, der) = match content {
             Content::Key(kind, der) => (kind, der),
@@ -250,15 +251,19 @@ fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
             }
             _ => continue,
         };
+        if let Some((first, _)) = found {
+            let reason = format!("line {first} begins another private key; keep the key of the certificate");
+            return Err(unfit(KEY, path, line, reason));
+        }
         let key = PrivateKeyDer::from_pem(kind, der).ok_or_else(|| damaged(path, line))?;
         let algorithm = Algorithm::of_key(&key).map_err(|_| damaged(path, line))?;
         if let Some(reason) = algorithm.unsupported(&SIGNS) {
             let reason = format!("it is {reason}; create another key and have its certificate issued");
             return Err(unfit(KEY, path, line, reason));
         }
-        return Ok((line, key));
+        found = Some((line, key));
     }
-    Err(missing(KEY, path))
+    found.ok_or_else(|| missing(KEY, path))
 }
 
 /// A certificate of a file.
