@@ -61,9 +61,21 @@ fn no_message_shows_the_content_of_a_key() {
         }
     }
     // The key itself where its path is expected.
-    let message = refusal(&issued.certificate, Path::new(&pem), None);
-    assert!(message.contains("expected a path"), "{message}");
-    shows_nothing(&message, &pem);
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for key in [&pem, &pem.replace('\n', " "), &base64] {
+        let certificate = issued.certificate.to_str().unwrap();
+        for args in [
+            &["--tls-certificate", certificate, &format!("--tls-key={key}")][..],
+            &["--tls-certificate", certificate, "--tls-key", key],
+            &["--config", key],
+            &["--admin", "0", "--admin-token", key],
+            &["check", key],
+        ] {
+            let refusal = refused(args);
+            assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+            shows_nothing(&refusal.message, &pem);
+        }
+    }
 }
 
 #[test]

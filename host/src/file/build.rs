@@ -53,7 +53,7 @@ impl<'a> Builder<'a> {
             services,
             cache: match file.cache.as_deref().map(values::cache) {
                 None => CacheDir::OfUser,
-                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.path(dir)),
+                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.path(dir, "cache")),
                 Some(Ok(other)) => other,
                 Some(Err(message)) => {
                     self.refuse("cache", &message);
@@ -62,7 +62,7 @@ impl<'a> Builder<'a> {
             },
             admin: file.admin.map(|table| config::Admin {
                 address: self.address(table.listen.0, "admin.listen"),
-                token: table.token.map(|token| self.path(token)),
+                token: table.token.map(|token| self.path(token, "admin.token")),
             }),
             otlp: file.otlp.map(|table| config::Otlp {
                 endpoint: table.endpoint.0,
@@ -182,9 +182,9 @@ impl<'a> Builder<'a> {
                 },
             },
             drain_generations: value(table.drain_generations.or(defaults.drain_generations), None),
-            gate: table.gate.map(|path| self.path(path)),
+            gate: table.gate.map(|path| self.path(path, &format!("{key}.gate"))),
             gate_patience: value(table.gate_patience, config::PATIENCE),
-            record: table.record.map(|path| self.path(path)),
+            record: table.record.map(|path| self.path(path, &format!("{key}.record"))),
             listen,
             access: access(table.access.or(defaults.access.unwrap_or_default())),
             limits: limits(table.limits.or(defaults.limits.unwrap_or_default())),
@@ -225,7 +225,7 @@ impl<'a> Builder<'a> {
             name: table.name,
             socket,
             proxy_protocol,
-            tls: table.tls.map(|table| self.tls(table)),
+            tls: table.tls.map(|table| self.tls(table, &format!("{key}.tls"))),
         }
     }
 
@@ -234,7 +234,7 @@ impl<'a> Builder<'a> {
         let Address::Unix(path) = address else {
             return address;
         };
-        let path = self.path(path);
+        let path = self.path(path, key);
         // It is bound by its whole path, since the directory that the process is in may change.
         let length = std::path::absolute(&path).map_or(0, |path| path.as_os_str().len());
         if length > values::SOCKET_PATH {
@@ -248,26 +248,24 @@ impl<'a> Builder<'a> {
         if let Err(message) = values::component(&path) {
             self.refuse(key, &message);
         }
-        self.path(path)
+        self.base.join(path)
     }
 
-    fn tls(&self, table: TlsTable) -> config::Tls {
-        let identity = |certificate, key| config::Identity {
-            certificate: self.path(certificate),
-            key: self.path(key),
+    fn tls(&self, table: TlsTable, at: &str) -> config::Tls {
+        let identity = |certificate, key, at: &str| config::Identity {
+            certificate: self.path(certificate, &format!("{at}.certificate")),
+            key: self.path(key, &format!("{at}.key")),
         };
-        let mut identities = vec![identity(table.certificate, table.key)];
+        let mut identities = vec![identity(table.certificate, table.key, at)];
+        let more = table.more.into_iter().enumerate();
         identities.extend(
-            table
-                .more
-                .into_iter()
-                .map(|more| identity(more.certificate, more.key)),
+            more.map(|(index, more)| identity(more.certificate, more.key, &format!("{at}.more[{index}]"))),
         );
         config::Tls {
             identities,
             alpn: list(table.alpn),
             clients: table.client_ca.map(|authorities| config::ClientCertificates {
-                authorities: self.path(authorities),
+                authorities: self.path(authorities, &format!("{at}.client-ca")),
                 required: !table.client_optional,
             }),
             timeout: value(table.timeout, config::TLS_TIMEOUT),
@@ -284,7 +282,7 @@ impl<'a> Builder<'a> {
         }
         let mut dirs = list(table.dirs.unwrap_or_default());
         for dir in &mut dirs {
-            dir.host = self.path(dir.host.clone());
+            dir.host = self.base.join(&dir.host);
         }
         Grants {
             args,
@@ -308,7 +306,11 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn path(&self, path: PathBuf) -> PathBuf {
+    /// The same path, from the directory of the file.
+    fn path(&self, path: PathBuf, key: &str) -> PathBuf {
+        if let Err(message) = values::path(&path) {
+            self.refuse(key, &message);
+        }
         self.base.join(path)
     }
 

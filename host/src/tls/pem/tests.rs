@@ -70,10 +70,7 @@ fn whatever_looks_like_a_block_is_read_or_refused() {
         (begin.replace('-', "="), end.replace('-', "=")),
         (begin.replace('-', "- "), end.replace('-', "- ")),
         (begin.replace('-', ""), end.replace('-', "")),
-        (
-            begin.replace('-', "").replace(' ', ""),
-            end.replace('-', "").replace(' ', ""),
-        ),
+        (begin.replace(['-', ' '], ""), end.replace(['-', ' '], "")),
         (
             begin.replace('-', "").to_lowercase(),
             end.replace('-', "").to_lowercase(),
