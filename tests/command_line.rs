@@ -139,8 +139,12 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 fn messages_before_there_is_a_log_are_lines_of_their_own() {
     for (args, expected) in [
         (
-            &["--config", "no\n\u{1b}[31msuch"][..],
-            "error: cannot read the services file `no\\n\\u{1b}[31msuch`: ",
+            &["--config", "no\r\u{1b}[31msuch"][..],
+            "error: cannot read the services file `no\\r\\u{1b}[31msuch`: ",
+        ),
+        (
+            &["--config", "no\nsuch"],
+            "error: invalid value '(the content of a file, not shown)' for '--config <FILE>': expected a path",
         ),
         (
             &["--config", "a", "--watch"],
@@ -226,4 +230,29 @@ fn an_address_in_use_is_named() {
         refusal.message
     );
     assert!(refusal.message.contains("in use"), "{}", refusal.message);
+}
+
+#[test]
+fn values_neither_add_lines_to_the_output_nor_control_a_terminal() {
+    let dir = crate::harness::scratch("output-lines");
+    std::fs::create_dir_all(&dir).unwrap();
+    let odd = dir.join("it's\u{1b}[31m\u{202e}");
+    std::fs::create_dir_all(&odd).unwrap();
+    let (status, text) = output(&["new", odd.join("guest").to_str().unwrap(), "--lang", "c"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+    assert!(text.contains(r"/it'\''s\u{1b}[31m\u{202e}/guest'"), "{text}");
+    for args in [
+        &["--name", "a\nINFO listening on 127.0.0.1:8080"][..],
+        &["a\nINFO"],
+        &["--listen\nINFO"],
+        &["new", "a\nINFO/b"],
+        &["check", "a\nINFO"],
+        &["record", "--to", "a\nINFO", "--listen", "nowhere"],
+        &["--env", "A\nINFO=b", "--env", "A\nINFO=c"],
+    ] {
+        let refusal = refused(args);
+        assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
+        assert!(!refusal.message.contains("\nINFO"), "{}", refusal.message);
+    }
 }

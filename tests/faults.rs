@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::tools::{or_skip, tool};
-use crate::harness::{HOST, Host, TERM, field, guest, refusal_of, scratch, until, with_cache};
+use crate::harness::{HOST, Host, TERM, command, field, guest, refusal_of, scratch, until, with_cache};
 
 #[test]
 fn a_peer_that_resets_while_the_guest_writes() {
@@ -386,7 +387,8 @@ fn a_full_disk_fails_what_writes_to_it_and_ends_nothing() {
 fn signals_that_ask_for_nothing_end_nothing() {
     let mut host = Host::serving("echo", &[]);
     for name in [
-        "ALRM", "IO", "PIPE", "PROF", "TTIN", "TTOU", "USR1", "VTALRM", "WINCH", "XFSZ",
+        "ALRM", "IO", "PIPE", "PROF", "PWR", "RTMAX", "RTMIN", "RTMIN+1", "STKFLT", "TTIN", "TTOU", "URG",
+        "USR1", "VTALRM", "WINCH", "XFSZ",
     ] {
         let kill = Command::new("kill")
             .args([&format!("-{name}"), &host.pid().to_string()])
@@ -395,6 +397,49 @@ fn signals_that_ask_for_nothing_end_nothing() {
         host.connect().echo("hello\n");
     }
     assert!(host.stop().success());
+}
+
+#[test]
+fn signals_that_enforce_limits_or_report_errors_end_the_host() {
+    for (name, number) in [("ABRT", 6), ("SYS", 31), ("TRAP", 5), ("XCPU", 24)] {
+        let mut host = Host::serving("echo", &[]);
+        host.signal(number);
+        assert_eq!(host.wait().signal(), Some(number), "{name}");
+    }
+}
+
+#[test]
+fn a_stack_size_from_the_environment_that_cannot_work_is_refused() {
+    for (size, works) in [
+        ("1", false),
+        ("65536", false),
+        ("1000000000000000", false),
+        ("2097152", true),
+        ("67108864", true),
+        // The standard library ignores what is not a number.
+        ("small", true),
+    ] {
+        let guest = guest("echo");
+        let args = [
+            "--listen",
+            "127.0.0.1:0",
+            "--watch",
+            "--component",
+            guest.to_str().unwrap(),
+        ];
+        if works {
+            let host = Host::spawn(command().env("RUST_MIN_STACK", size).args(args), &args);
+            host.connect().echo("hello\n");
+        } else {
+            let output = command().env("RUST_MIN_STACK", size).args(args).output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                message.contains("RUST_MIN_STACK") && message.lines().count() == 1,
+                "{message}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::admin::admin_of;
 use crate::harness::{
     Client, Done, HUP, Host, NEW, Place, USR2, again, field, file, guest, refused, replace, scratch, until,
 };
@@ -131,6 +132,80 @@ fn a_session_in_the_middle_of_a_message_moves_after_it() {
     host.line(MOVED);
     client.send("c\n");
     client.expect("3 (2) c\n");
+}
+
+#[test]
+fn the_log_says_how_many_sessions_have_not_moved() {
+    let place = Place::new("staying", "count");
+    let host = place.serve(&["--watch", "--migrate"]);
+    let clients: Vec<Client> = (0..3).map(|_| host.connect()).collect();
+    for (index, client) in clients.iter().enumerate() {
+        // Two are in the middle of a line.
+        client.send(if index == 0 { "a\n" } else { "a\nb" });
+        client.expect("1 a\n");
+    }
+    place.put("tally");
+    let line = host.line("sessions stay on earlier generations");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "sessions")),
+        ("2".into(), "2".into())
+    );
+    // They move nevertheless.
+    for client in &clients[1..] {
+        client.send("\n");
+        client.expect("2 b\n");
+        client.send("c\n");
+        client.expect("3 (2) c\n");
+    }
+    assert_eq!(
+        host.log().matches("sessions stay on").count(),
+        1,
+        "{}",
+        host.log()
+    );
+}
+
+#[test]
+fn a_generation_that_is_rolled_back_to_continues_its_counts() {
+    let place = Place::new("counts", "count");
+    let host = place.serve(&["--migrate", "-v", "--admin", "0"]);
+    let admin = admin_of(&host);
+    let first = || {
+        let all = admin.json("/generations");
+        let first = &all["generations"][0];
+        assert_eq!(
+            (&first["generation"], &first["state"]),
+            (&1.into(), &"current".into())
+        );
+        [&first["open"], &first["started"], &first["failed"]].map(|count| count.as_u64().unwrap())
+    };
+    let over = host.connect();
+    over.send("a\n");
+    over.expect("1 a\n");
+    over.finish();
+    over.rest();
+    host.line("connection ended");
+    let stays = host.connect();
+    stays.send("a\n");
+    stays.expect("1 a\n");
+    assert_eq!(first(), [1, 2, 0]);
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line(NEW);
+    host.line("a component does not support migration");
+    host.signal(USR2);
+    host.line("rolled back to");
+    // The session is served by its generation, which is current again.
+    let next = host.connect();
+    next.send("a\n");
+    next.expect("1 a\n");
+    assert_eq!(first(), [2, 3, 0]);
+    stays.send("b\n");
+    stays.expect("2 b\n");
+    stays.finish();
+    stays.rest();
+    host.line("connection ended");
+    assert_eq!(first(), [1, 3, 0]);
 }
 
 #[test]

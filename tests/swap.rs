@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, guest, scratch, until};
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, file, guest, scratch, until};
 
 /// Whether a new connection is served by `echo`, and not by `lines-session`.
 fn echoes(host: &Host) -> bool {
@@ -328,4 +328,25 @@ fn two_hundred_reloads_under_load_lose_nothing_and_keep_the_memory() {
         assert!(grown < 4 << 10, "{grown} KiB more than {before} KiB");
     });
     assert!(!host.log().contains("guest-trap"), "{}", host.log());
+}
+
+#[test]
+fn a_first_instance_that_starts_more_slowly_than_guests_may_is_warned_of() {
+    let module = r#"(module
+        (memory (export "memory") 1)
+        (func $start (local $n i32)
+            (loop
+                (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                (br_if 0 (i32.lt_u (local.get $n) (i32.const 300000000)))))
+        (start $start)
+        (func (export "_start")))"#;
+    let module = file("slow-start.wasm", wat::parse_str(module).unwrap());
+    let warning = "`max-call-time` is 1ms";
+    let host = Host::with(&module, &["--max-call-time", "1ms"]);
+    assert!(host.log().contains(warning), "{}", host.log());
+    let client = host.connect();
+    client.rest();
+    assert_eq!(host.outcome(), "cpu-limit");
+    let host = Host::with(&module, &["--max-call-time", "off"]);
+    assert!(!host.log().contains("`max-call-time` is"), "{}", host.log());
 }

@@ -383,6 +383,66 @@ fn the_environment_says_what_the_host_is_called() {
 }
 
 #[test]
+fn headers_of_the_environment_replace_those_of_the_host_but_not_its_framing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/path-s3cret", listener.local_addr().unwrap());
+    let args = ["--listen", "127.0.0.1:0"];
+    let mut command = telling(&url);
+    command
+        .env(
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "host=collector,content-type=text/s3cret,Content-Length=1,transfer-encoding=s3cret,\
+             x-a=1,x-a=s3cret%202,s3cret",
+        )
+        .env("OTEL_RESOURCE_ATTRIBUTES", "s3cret")
+        .env("OTEL_METRICS_EXPORTER", "s3cret")
+        .env("OTEL_EXPORTER_OTLP_TIMEOUT", "s3cret")
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "-1")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "s3cret")
+        .env("OTEL_BSP_MAX_QUEUE_SIZE", "1e3")
+        .env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "s3cret");
+    let mut host = Host::spawn(command.args(args), &args);
+    let log = host.log();
+    for (name, times) in [
+        ("OTEL_EXPORTER_OTLP_HEADERS", 4),
+        ("OTEL_RESOURCE_ATTRIBUTES", 1),
+        ("OTEL_METRICS_EXPORTER", 1),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", 1),
+        ("OTEL_METRIC_EXPORT_INTERVAL", 1),
+        ("OTEL_BSP_SCHEDULE_DELAY", 1),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", 1),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1),
+    ] {
+        assert_eq!(log.matches(name).count(), times, "{name}: {log}");
+    }
+    assert!(log.contains("entry 7 of"), "{log}");
+    host.connect().echo("hello");
+    host.line("connection ended");
+    host.signal(TERM);
+    let (stream, _) = listener.accept().unwrap();
+    let head = BufReader::new(stream).lines().map(Result::unwrap);
+    let head: Vec<_> = head
+        .take_while(|line| !line.is_empty())
+        .map(|line| line.to_lowercase())
+        .collect();
+    let values = |name: &str| -> Vec<String> {
+        let fields = head.iter().filter_map(|line| line.split_once(": "));
+        fields
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| value.to_owned())
+            .collect()
+    };
+    assert_eq!(values("host"), ["collector"]);
+    assert_eq!(values("content-type"), ["application/x-protobuf"]);
+    assert_eq!(values("x-a"), ["s3cret 2"]);
+    assert_eq!(values("content-length").len(), 1, "{head:?}");
+    assert_ne!(values("content-length"), ["1"]);
+    assert_eq!(values("transfer-encoding").len(), 0, "{head:?}");
+    host.wait();
+    assert!(!host.log().contains("s3cret"), "{}", host.log());
+}
+
+#[test]
 fn a_handshake_is_a_span_of_its_own() {
     let collector = Collector::new(Answers::Takes);
     let (authority, issued, _) = tls::served("telemetry", "echo", &[]);

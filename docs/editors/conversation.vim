@@ -9,7 +9,7 @@ endif
 syntax match conversationInvalid /^\s*\S.*$/
 syntax match conversationComment /^\s*#.*$/
 syntax match conversationText /^\s*[<>]\s*"\([^"\\]\|\\[nrt0\\"']\|\\x\x\x\)*"\s*$/ contains=conversationSide,conversationString
-syntax match conversationClient /^\s*>\s*\(break\|end\|reset\|pause\s*\(\d\+\(ms\|s\|m\)\s*\)\+\)\s*$/ contains=conversationSide
+syntax match conversationClient /^\s*>\s*\(break\|end\|reset\|pause\s*\(\d\+\(ms\|s\|m\|h\)\s*\)\+\)\s*$/ contains=conversationSide
 syntax match conversationGuest /^\s*<\s*\(end\|reset\|trap\|cpu-limit\|byte-limit\|start-failed\|grant-failed\)\s*$/ contains=conversationSide
 syntax match conversationCut /^\s*cut\s*$/
 syntax match conversationSide /^\s*[<>]/ contained

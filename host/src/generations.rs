@@ -1,6 +1,6 @@
 //! Which generation serves, and which did before it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -25,6 +25,9 @@ const PROBATION: Duration = Duration::from_secs(10);
 /// Connections that it may fail in that time, if they are fewer than those that it does not.
 const FAILURES: u32 = 5;
 
+/// How long sessions may take to move before the log says how many have not moved.
+const MOVE: Duration = Duration::from_secs(10);
+
 /// A generation, from when it serves connections.
 #[derive(Debug)]
 pub(crate) struct Serving {
@@ -36,37 +39,67 @@ pub(crate) struct Serving {
     pub(crate) cut: CancellationToken,
     /// Another serves new connections.
     pub(crate) replaced: CancellationToken,
-    /// Connections that have begun to be served by it, and those of them that are over or have moved.
-    pub(crate) begun: Count,
-    pub(crate) over: Count,
-    pub(crate) since: Instant,
+    /// What is counted of the generation, also over a rollback to it.
+    pub(crate) tally: Arc<Tally>,
     /// Its connections, where they share instances.
     pub(crate) neighbours: Option<TaskTracker>,
+    /// When it became current, and the connections that have ended and failed from then on.
+    since: Instant,
     ended: AtomicU32,
     failed: AtomicU32,
 }
 
+/// Counts of one generation. A generation that was rolled back to continues the counts that it had.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// Connections that have begun to be served by it, and those of them that are over or have moved.
+    pub(crate) begun: Count,
+    pub(crate) over: Count,
+    /// Connections that it has failed.
+    pub(crate) failed: Count,
+    /// When it first became current.
+    pub(crate) since: Instant,
+}
+
+impl Tally {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            begun: Count::default(),
+            over: Count::default(),
+            failed: Count::default(),
+            since: Instant::now(),
+        })
+    }
+
+    /// Connections that it serves.
+    pub(crate) fn open(&self) -> u64 {
+        // What is over has begun before.
+        let over = self.over.get();
+        self.begun.get().saturating_sub(over)
+    }
+}
+
 impl Serving {
-    fn new(service: &str, number: u64, generation: Arc<Generation>, cut: &CancellationToken) -> Arc<Self> {
+    fn new(
+        service: &str,
+        number: u64,
+        generation: Arc<Generation>,
+        tally: Arc<Tally>,
+        cut: &CancellationToken,
+    ) -> Arc<Self> {
         generation.set_current(true);
         Arc::new(Self {
             number,
             breaker: Arc::new(Breaker::new(service)),
             cut: cut.child_token(),
             replaced: CancellationToken::new(),
-            begun: Count::default(),
-            over: Count::default(),
+            tally,
             since: Instant::now(),
             neighbours: generation.is_shared().then(TaskTracker::new),
             generation,
             ended: AtomicU32::new(0),
             failed: AtomicU32::new(0),
         })
-    }
-
-    /// Connections that it has failed.
-    pub(crate) fn failed(&self) -> u32 {
-        self.failed.load(Relaxed)
     }
 }
 
@@ -119,7 +152,7 @@ impl Generations {
         counts: Arc<Counts>,
     ) -> Self {
         let number = before + 1;
-        let first = Serving::new(&service.name, number, first, &cut);
+        let first = Serving::new(&service.name, number, first, Tally::new(), &cut);
         Self {
             past: Mutex::new(Past {
                 last_number: number,
@@ -175,6 +208,7 @@ impl Generations {
             // A service is replaced once.
             let _ = self.successor.set(Arc::clone(successor));
             self.current().replaced.cancel();
+            self.report_staying(&successor.current());
         }
     }
 
@@ -211,7 +245,13 @@ impl Generations {
     pub(crate) fn replace(&self, generation: Arc<Generation>) {
         let mut past = self.past();
         past.last_number += 1;
-        let next = Serving::new(&self.service, past.last_number, generation, &self.cut);
+        let next = Serving::new(
+            &self.service,
+            past.last_number,
+            generation,
+            Tally::new(),
+            &self.cut,
+        );
         let (number, contract) = (next.number, next.generation.contract().as_str());
         past.know(&next);
         self.counts.swaps.one_more();
@@ -226,6 +266,8 @@ impl Generations {
         self.retire(&replaced);
         past.previous = Some(replaced);
         past.left = None;
+        drop(past);
+        self.report_staying(&self.current());
     }
 
     /// Gives new connections what they got before the last change, and says whether there is such. Its content is not taken again.
@@ -257,6 +299,7 @@ impl Generations {
             &self.service,
             previous.number,
             Arc::clone(&previous.generation),
+            Arc::clone(&previous.tally),
             &self.cut,
         );
         past.know(&again);
@@ -270,7 +313,48 @@ impl Generations {
             "rolled back to the previous generation"
         );
         self.retire(&current);
+        drop(past);
+        self.report_staying(&self.current());
         true
+    }
+
+    /// Logs how many sessions have not moved to `next` some time after it has replaced their
+    /// generations: a session that is busy is logged at debug only, because it can be busy often.
+    fn report_staying(&self, next: &Arc<Serving>) {
+        if self.moving.is_none() || !next.generation.migrates() {
+            return;
+        }
+        let (known, _) = self.known();
+        let movable = |serving: &Arc<Serving>| {
+            !Arc::ptr_eq(&serving.generation, &next.generation) && serving.generation.migrates()
+        };
+        let earlier: Vec<_> = known
+            .iter()
+            .filter(|serving| movable(serving))
+            .map(Arc::downgrade)
+            .collect();
+        let (service, generation, replaced) = (self.service.clone(), next.number, next.replaced.clone());
+        tokio::spawn(async move {
+            // The next generation has a report of its own.
+            if timeout(MOVE, replaced.cancelled()).await.is_ok() {
+                return;
+            }
+            let earlier: HashMap<u64, Arc<Serving>> = earlier
+                .iter()
+                .filter_map(Weak::upgrade)
+                .map(|serving| (serving.number, serving))
+                .collect();
+            let sessions: u64 = earlier.values().map(|serving| serving.tally.open()).sum();
+            if sessions > 0 {
+                info!(
+                    service,
+                    generation,
+                    sessions,
+                    "sessions stay on earlier generations: a busy session moves after its next answer, others \
+                     stay until the next reload"
+                );
+            }
+        });
     }
 
     /// A connection of `serving` has ended. One that fails too many while it is new is gone back from.
@@ -279,6 +363,7 @@ impl Generations {
         if !failed {
             return;
         }
+        serving.tally.failed.one_more();
         let failed = serving.failed.fetch_add(1, Relaxed) + 1;
         // Another connection may have been counted in one of the two by now.
         if failed >= FAILURES && failed >= ended.saturating_sub(failed) && serving.since.elapsed() < PROBATION

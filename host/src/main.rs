@@ -30,11 +30,14 @@ fn main() -> ExitCode {
     if let Err(error) = shutdown::set_mask() {
         return refuse(FAILURE, [format!("cannot set the signal mask: {error}")]);
     }
+    if let Err(sentence) = check_stack_size() {
+        return refuse(FAILURE, [sentence]);
+    }
     listener::inherit();
     let command = match Cli::try_parse().and_then(Cli::checked) {
         Ok(cli) => Command::from(cli),
         Err(error) if error.use_stderr() => {
-            let message = cli::sentence(&error);
+            let message = cli::sentence(error);
             let (sentence, rest) = message.split_once('\n').unwrap_or((&message, ""));
             let status = refuse(USAGE, [sentence]);
             rest.lines().for_each(complain);
@@ -178,11 +181,33 @@ fn log_of(command: &Command) -> Log {
     }
 }
 
+/// The stack of a thread, which the code of the host and of libraries is known to get by with.
+const STACK: usize = 2 << 20;
+
+/// The largest stack that each thread may have.
+const MAX_STACK: usize = 1 << 30;
+
+/// Checks the stack size that the environment sets for threads that libraries start. Such a thread
+/// would overflow a small stack, and could not be started with a large one. Either ends the process.
+fn check_stack_size() -> Result<(), String> {
+    let variable = std::env::var("RUST_MIN_STACK").ok();
+    // The standard library ignores other text.
+    match variable.and_then(|size| size.parse::<usize>().ok()) {
+        Some(size) if !(STACK..=MAX_STACK).contains(&size) => Err(format!(
+            "the environment variable RUST_MIN_STACK is {size}: expected {STACK} to {MAX_STACK} bytes; \
+             unset it"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The threads that serve connections.
 fn runtime(threads: usize) -> io::Result<Runtime> {
     let started = AtomicUsize::new(0);
     runtime::Builder::new_multi_thread()
         .worker_threads(threads)
+        // Whatever RUST_MIN_STACK is.
+        .thread_stack_size(STACK)
         .thread_name_fn(move || format!("worker-{}", started.fetch_add(1, Relaxed)))
         .enable_all()
         .build()
@@ -238,7 +263,13 @@ async fn run(
             contract,
             bare,
         } => match scaffold::template(language, contract, bare) {
-            Ok(template) => scaffold::make(template, &dir)?,
+            Ok(template) => {
+                // The path of the directory is in it.
+                let next = scaffold::make(template, &dir)?;
+                next.lines()
+                    .map(|line| format!("{}\n", in_one_line(line)))
+                    .collect()
+            }
             Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")]).into()),
         },
         Command::Profile { what, to, time } => profile(&what, &to, time, &Progress::start(terminal)).await?,

@@ -54,7 +54,7 @@ impl Place {
     pub(crate) fn new(generations: &Arc<Generations>, number: impl FnOnce() -> u64) -> Result<Self, Refused> {
         let serving = generations.current();
         let attempt = serving.breaker.attempt()?;
-        serving.begun.one_more();
+        serving.tally.begun.one_more();
         Ok(Self {
             attempt,
             connection: number(),
@@ -99,7 +99,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.now().serving.over.one_more();
+        self.now().serving.tally.over.one_more();
     }
 }
 
@@ -137,7 +137,7 @@ impl Seat for Place {
                     _turn: turn,
                 };
             }
-            // It has come back to where the connection is.
+            // It has come back to where the connection is, which is counted there already.
             *now = Now::at(&next);
         }
     }
@@ -159,8 +159,8 @@ impl Offer for Move<'_> {
     fn accept(self) {
         let mut now = self.place.now();
         let from = now.serving.number;
-        now.serving.over.one_more();
-        self.next.begun.one_more();
+        now.serving.tally.over.one_more();
+        self.next.tally.begun.one_more();
         *now = Now::at(&self.next);
         drop(now);
         let (connection, generation) = (self.place.connection, self.next.number);

@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use tokio::time::Instant;
 
 use crate::config::Replay;
+use crate::logging::in_one_line;
 use crate::replay::Replayer;
 use crate::terminal::Progress;
 
@@ -62,7 +63,7 @@ pub async fn profile(
         count(prepared.count() as u64, "conversation"),
         count(rounds, "round"),
         count(looks, "sample"),
-        to.display(),
+        in_one_line(to.display()),
         ByteSize::b(size).display().iec(),
     );
     if looks < FEW {

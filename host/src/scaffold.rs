@@ -233,7 +233,8 @@ fn next(template: &Template, name: &str, dir: &Path) -> String {
          $ ./build.sh\n\
          $ wasm-inetd replay . {name}.wasm\n\
          $ wasm-inetd --component {name}.wasm --watch\n",
-        dir.display()
+        // As shells quote it.
+        dir.display().to_string().replace('\'', r"'\''")
     )
 }
 

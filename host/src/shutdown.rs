@@ -6,24 +6,37 @@ use std::io;
 use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals that would end or stop the host by default, although nothing has asked it to end.
+/// Signals that are not blocked. All others, which include the real-time signals, would end or stop
+/// the host by default although nothing has asked it to end. They stay pending for ever.
 ///
-/// They are blocked, and so stay pending for ever. The call that caused one fails instead: a write
-/// beyond the limit on the size of a file with `EFBIG`, a write to a closed pipe with `EPIPE`. A
-/// write to the terminal from the background succeeds.
-///
-/// SIGQUIT and SIGTSTP keep their defaults, because people send them at a terminal. So does SIGXCPU,
-/// because it enforces a limit on CPU time that the operator has set.
-const BLOCKED: [Number; 9] = [
-    Number::SIGALRM,
-    Number::SIGIO,
-    Number::SIGPIPE,
-    Number::SIGPROF,
-    Number::SIGTTIN,
-    Number::SIGTTOU,
-    Number::SIGUSR1,
-    Number::SIGVTALRM,
-    Number::SIGXFSZ,
+/// A call that causes a blocked signal fails instead: a write beyond the limit on the size of a file
+/// with `EFBIG`, a write to a closed pipe with `EPIPE`. A write to the terminal from the background
+/// succeeds.
+const UNBLOCKED: [Number; 17] = [
+    // The host acts on them.
+    Number::SIGHUP,
+    Number::SIGINT,
+    Number::SIGTERM,
+    Number::SIGUSR2,
+    // Wasmtime handles them: they report traps of guests.
+    Number::SIGBUS,
+    Number::SIGFPE,
+    Number::SIGILL,
+    Number::SIGSEGV,
+    // By default they end the host with a core dump. A process raises the first three itself: it aborts,
+    // reaches a breakpoint, or makes a call that a seccomp filter forbids. SIGXCPU enforces a limit
+    // on CPU time that the operator has set.
+    Number::SIGABRT,
+    Number::SIGTRAP,
+    Number::SIGSYS,
+    Number::SIGXCPU,
+    // People send them at a terminal.
+    Number::SIGQUIT,
+    Number::SIGTSTP,
+    Number::SIGCONT,
+    // By default nothing happens.
+    Number::SIGCHLD,
+    Number::SIGWINCH,
 ];
 
 /// Sets which signals are blocked, whatever the parent process had blocked.
@@ -35,7 +48,11 @@ const BLOCKED: [Number; 9] = [
 ///
 /// Fails if the system refuses the mask.
 pub fn set_mask() -> io::Result<()> {
-    let blocked = BLOCKED.into_iter().collect::<SigSet>();
+    // Real-time signals have no names by which they could be added to an empty set.
+    let mut blocked = SigSet::all();
+    for signal in UNBLOCKED {
+        blocked.remove(signal);
+    }
     Ok(blocked.thread_set_mask()?)
 }
 

@@ -138,8 +138,31 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// Checks that the content of a file was not given in place of its path. Messages show paths, and must
+/// not show a key.
+pub(crate) fn path(path: &Path) -> Result<(), String> {
+    if is_content(&path.to_string_lossy()) {
+        Err("expected a path, not the content of a file".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks whether a value is text of several lines, PEM, or DER in base64. Messages do not show such
+/// a value, because it may be a key.
+pub(crate) fn is_content(text: &str) -> bool {
+    /// Base64 digits of the shortest key.
+    const SHORTEST: usize = 48;
+    let is_digit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
+    // The tag of a sequence.
+    let is_der =
+        |digits: &str| digits.len() >= SHORTEST && matches!(digits.as_bytes(), [b'M', b'A'..=b'P', ..]);
+    text.contains('\n') || text.contains("-----BEGIN") || text.split(|c| !is_digit(c)).any(is_der)
+}
+
 /// Where compiled components are kept.
 pub(crate) fn cache(text: &str) -> Result<CacheDir, String> {
+    path(Path::new(text))?;
     match text {
         "" => Err("the path is empty; expected a directory, or `off`".to_owned()),
         OFF => Ok(CacheDir::Off),
@@ -148,8 +171,9 @@ pub(crate) fn cache(text: &str) -> Result<CacheDir, String> {
 }
 
 /// The path of a component or a middleware.
-pub(crate) fn component(path: &Path) -> Result<(), String> {
-    let text = path.to_string_lossy();
+pub(crate) fn component(file: &Path) -> Result<(), String> {
+    path(file)?;
+    let text = file.to_string_lossy();
     if text.is_empty() {
         return Err("the path is empty; expected the path of a component".to_owned());
     }
@@ -221,6 +245,7 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
     if host.is_empty() {
         return Err("expected the path of a directory before `::`".to_owned());
     }
+    path(Path::new(host))?;
     // A path in the guest may have colons of its own.
     let split = |guest: &'_ str| -> Result<Option<bool>, String> {
         match guest.rsplit_once(':') {

@@ -61,9 +61,21 @@ fn no_message_shows_the_content_of_a_key() {
         }
     }
     // The key itself where its path is expected.
-    let message = refusal(&issued.certificate, Path::new(&pem), None);
-    assert!(message.contains("expected a path"), "{message}");
-    shows_nothing(&message, &pem);
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for key in [&pem, &pem.replace('\n', " "), &base64] {
+        let certificate = issued.certificate.to_str().unwrap();
+        for args in [
+            &["--tls-certificate", certificate, &format!("--tls-key={key}")][..],
+            &["--tls-certificate", certificate, "--tls-key", key],
+            &["--config", key],
+            &["--admin", "0", "--admin-token", key],
+            &["check", key],
+        ] {
+            let refusal = refused(args);
+            assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+            shows_nothing(&refusal.message, &pem);
+        }
+    }
 }
 
 #[test]
@@ -296,6 +308,67 @@ fn keys_in_every_supported_encoding_are_used() {
             fs::rename(authority.dir.join("traditional"), &issued.key).unwrap();
             serving("echo", &issued, &[]);
         }
+    }
+}
+
+#[test]
+fn files_that_openssl_writes_are_read_or_named_by_their_format() {
+    let Some(openssl) = tools::tool("openssl") else {
+        return;
+    };
+    let authority = Authority::new("formats");
+    let issued = authority.issues(&["localhost"], &[]);
+    let file = |name: &str| authority.dir.join(name);
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    // With explanatory text.
+    run("x509 -in localhost.crt -text -fingerprint -sha256 -subject -issuer -serial -modulus -out text");
+    run("pkey -in localhost.key -text -out key-text");
+    run("pkcs12 -export -in localhost.crt -inkey localhost.key -name front-end -passout pass:a -out p12");
+    run("pkcs12 -in p12 -passin pass:a -noenc -info -out bag");
+    for (certificate, key) in [("text", "key-text"), ("bag", "bag")] {
+        let host = serving(
+            "echo",
+            &Issued {
+                certificate: file(certificate),
+                key: file(key),
+            },
+            &[],
+        );
+        let client = authority.client().connects(&host).unwrap();
+        assert_eq!(client.conn.peer_certificates().unwrap().len(), 1);
+    }
+    // In other formats.
+    run("x509 -in localhost.crt -outform DER -out der");
+    run("pkey -in localhost.key -outform DER -out key-der");
+    run("base64 -in key-der -out key-base64");
+    run("base64 -in localhost.key -out key-twice");
+    let [key, certificate] = [&issued.key, &issued.certificate].map(|path| fs::read_to_string(path).unwrap());
+    fs::write(file("two"), format!("{key}{key}")).unwrap();
+    fs::write(file("lower"), key.to_lowercase()).unwrap();
+    let (key_path, certificate_path) = (issued.key.as_path(), issued.certificate.as_path());
+    for (name, is_key, expected) in [
+        ("der", false, "openssl x509 -inform DER"),
+        ("p12", false, "openssl pkcs12 -in FILE"),
+        ("key-der", true, "openssl pkey -inform DER"),
+        ("p12", true, "openssl pkcs12 -in FILE"),
+        ("key-base64", true, "cannot read line 1 of"),
+        ("key-base64", true, "base64 -d FILE | openssl"),
+        ("key-twice", true, "decode it with `base64 -d`"),
+        ("two", true, "keep the key of the certificate"),
+        ("lower", true, "expected a PEM marker in capitals"),
+    ] {
+        let path = file(name);
+        let message = if is_key {
+            refusal(certificate_path, &path, None)
+        } else {
+            refusal(&path, key_path, None)
+        };
+        assert!(
+            message.contains(expected) && message.contains(path.to_str().unwrap()),
+            "{message}"
+        );
+        shows_nothing(&message, &key);
+        shows_nothing(&message, &certificate);
     }
 }
 

@@ -182,16 +182,11 @@ fn generations_of(service: &Service) -> Vec<GenerationView> {
     let current = service.generations.current().number;
     let mut views: Vec<GenerationView> = Vec::new();
     for serving in known {
-        let (begun, over) = (serving.begun.get(), serving.over.get());
-        let open = begun.saturating_sub(over);
-        let failed = u64::from(serving.failed());
-        // One that was gone back to serves once more under its number.
-        if let Some(view) = views.iter_mut().find(|view| view.generation == serving.number) {
-            view.open += open;
-            view.started += begun;
-            view.failed += failed;
+        // One that was gone back to is known twice under its number, with the same counts.
+        if views.iter().any(|view| view.generation == serving.number) {
             continue;
         }
+        let tally = &serving.tally;
         let contract: Contract = serving.generation.contract();
         views.push(GenerationView {
             service: service.config.name.clone(),
@@ -203,10 +198,10 @@ fn generations_of(service: &Service) -> Vec<GenerationView> {
                 number if Some(number) == previous => "previous",
                 _ => "ending",
             },
-            open,
-            started: begun,
-            failed,
-            seconds: serving.since.elapsed().as_secs_f64(),
+            open: tally.open(),
+            started: tally.begun.get(),
+            failed: tally.failed.get(),
+            seconds: tally.since.elapsed().as_secs_f64(),
         });
     }
     views

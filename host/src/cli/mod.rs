@@ -13,10 +13,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Config, Replay, Terms};
+use crate::logging::in_one_line;
 use crate::scaffold;
 use crate::values;
 pub use refused::sentence;
-use service::{ConnectionLimitFlags, GrantFlags, InstanceLimitFlags, ServiceFlags, component, ids, limits};
+use service::{
+    ConnectionLimitFlags, GrantFlags, InstanceLimitFlags, ServiceFlags, component, ids, limits, path,
+};
 use template::{ContractArg, Language};
 
 /// inetd for WebAssembly components.
@@ -37,7 +40,7 @@ pub struct Cli {
     command: Option<Verb>,
 
     /// Services file, instead of all other flags; SIGHUP reloads it
-    #[arg(long, value_name = "FILE", conflicts_with_all = ids::<ServiceFlags>())]
+    #[arg(long, value_name = "FILE", value_parser = path(), conflicts_with_all = ids::<ServiceFlags>())]
     config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -56,7 +59,7 @@ enum Verb {
         ///
         /// The check reads all files that a start needs. It compiles no component and binds no
         /// address.
-        #[arg(long, value_name = "FILE", conflicts_with = "file", conflicts_with_all = ids::<TermFlags>())]
+        #[arg(long, value_name = "FILE", value_parser = path(), conflicts_with = "file", conflicts_with_all = ids::<TermFlags>())]
         config: Option<PathBuf>,
 
         /// Compile the components of the services file too
@@ -77,7 +80,7 @@ enum Verb {
         schema: bool,
 
         /// Services file to print with all its defaults, instead of flags
-        #[arg(long, value_name = "FILE", conflicts_with_all = ids::<ServiceFlags>())]
+        #[arg(long, value_name = "FILE", value_parser = path(), conflicts_with_all = ids::<ServiceFlags>())]
         config: Option<PathBuf>,
 
         #[command(flatten)]
@@ -86,7 +89,7 @@ enum Verb {
     /// Serve, and record what clients and guests send as conversations
     Record {
         /// Directory for the conversations, one file per connection
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", value_parser = path())]
         to: PathBuf,
 
         #[command(flatten)]
@@ -125,7 +128,7 @@ enum Verb {
     /// Replay conversations repeatedly and write a CPU profile of the component
     Profile {
         /// Directory of conversations to replay
-        #[arg(value_name = "DIR")]
+        #[arg(value_name = "DIR", value_parser = path())]
         dir: PathBuf,
 
         /// Component to profile
@@ -133,7 +136,7 @@ enum Verb {
         file: PathBuf,
 
         /// File to write the profile to, for the Firefox Profiler
-        #[arg(long, value_name = "FILE", default_value = "profile.json")]
+        #[arg(long, value_name = "FILE", default_value = "profile.json", value_parser = path())]
         to: PathBuf,
 
         /// How long to keep replaying
@@ -152,7 +155,7 @@ enum Verb {
     /// Replay conversations against a component and show the first difference
     Replay {
         /// Directory of conversations to replay
-        #[arg(value_name = "DIR")]
+        #[arg(value_name = "DIR", value_parser = path())]
         dir: PathBuf,
 
         /// Component to test
@@ -239,7 +242,7 @@ impl Cli {
         };
         match contradiction {
             None => Ok(self),
-            Some(sentence) => Err(Self::command().error(ErrorKind::ArgumentConflict, sentence)),
+            Some(sentence) => Err(Self::command().error(ErrorKind::ArgumentConflict, in_one_line(sentence))),
         }
     }
 }
@@ -460,9 +463,10 @@ fn given(file: Option<PathBuf>, flags: ServiceFlags) -> Given {
     file.map_or_else(|| Given::Flags(Box::new(flags.into())), Given::File)
 }
 
-fn new_name(text: &str) -> Result<PathBuf, scaffold::BadName> {
+fn new_name(text: &str) -> Result<PathBuf, String> {
     let dir = PathBuf::from(text);
-    scaffold::name(&dir)?;
+    values::path(&dir)?;
+    scaffold::name(&dir).map_err(|error| error.to_string())?;
     Ok(dir)
 }
 

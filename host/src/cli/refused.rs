@@ -1,18 +1,90 @@
 //! Messages about command lines that are refused.
 
+use std::error::Error as _;
+
 use clap::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::logging::in_one_line;
+use crate::values;
+
+/// Flags whose values are not shown, because they can contain credentials.
+const SECRET: [&str; 2] = ["--env", "--otlp"];
+
 /// Says what is wrong with a command line, in place of the words of clap where those do not name
-/// the flags.
-pub fn sentence(error: &Error) -> String {
-    conflict(error).or_else(|| negative(error)).unwrap_or_else(|| {
-        let text = error.render().to_string();
-        text.strip_prefix("error: ")
-            .unwrap_or(&text)
-            .trim_end()
-            .to_owned()
-    })
+/// the flags. The first line is the sentence. No value adds a line, and no secret is shown.
+pub fn sentence(mut error: Error) -> String {
+    conflict(&error)
+        .or_else(|| negative(&error))
+        .or_else(|| invalid(&error))
+        .unwrap_or_else(|| rendered(&mut error))
+}
+
+/// Renders an error, with its values in one line each.
+fn rendered(error: &mut Error) -> String {
+    let context: Vec<_> = error
+        .context()
+        .map(|(kind, value)| (kind, value.clone()))
+        .collect();
+    for (kind, value) in context {
+        let shown = match value {
+            ContextValue::String(text) => ContextValue::String(shown(&text)),
+            ContextValue::Strings(texts) => {
+                ContextValue::Strings(texts.iter().map(|text| shown(text)).collect())
+            }
+            ContextValue::StyledStrs(texts) => {
+                // Advice that repeats a value.
+                let texts = texts.into_iter();
+                ContextValue::StyledStrs(texts.filter(|text| is_plain(&text.to_string())).collect())
+            }
+            other => other,
+        };
+        error.insert(kind, shown);
+    }
+    let text = error.render().to_string();
+    text.strip_prefix("error: ")
+        .unwrap_or(&text)
+        .trim_end()
+        .to_owned()
+}
+
+/// Says that a value is invalid, and why.
+fn invalid(error: &Error) -> Option<String> {
+    if error.kind() != ErrorKind::ValueValidation {
+        return None;
+    }
+    let ContextValue::String(flag) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let value = match error.get(ContextKind::InvalidValue) {
+        Some(ContextValue::String(value)) if !SECRET.contains(&name(flag).as_str()) => {
+            format!(" '{}'", shown(value))
+        }
+        _ => String::new(),
+    };
+    let reason = error.source()?.to_string();
+    let reason = if values::is_content(&reason) {
+        String::new()
+    } else {
+        format!(": {}", in_one_line(reason))
+    };
+    Some(format!(
+        "invalid value{value} for '{flag}'{reason}\n\nFor more information, try '--help'."
+    ))
+}
+
+/// The value of a flag as messages show it.
+fn shown(value: &str) -> String {
+    if values::is_content(value) {
+        "(the content of a file, not shown)".to_owned()
+    } else {
+        in_one_line(value).to_string()
+    }
+}
+
+/// Checks whether a text has one line and nothing that is escaped or not shown.
+fn is_plain(text: &str) -> bool {
+    shown(text) == text
 }
 
 /// Explains a value such as `-1MiB`, which clap takes for flags.
@@ -47,15 +119,17 @@ fn conflict(error: &Error) -> Option<String> {
 
 const CONFIG: &str = "--config";
 
+/// The name of a flag, without its value.
+fn name(text: &str) -> String {
+    text.split(' ')
+        .next()
+        .unwrap_or(text)
+        .trim_end_matches("...")
+        .to_owned()
+}
+
 /// The names of flags, without their values.
 fn flags(context: &ContextValue) -> Option<String> {
-    let name = |text: &str| {
-        text.split(' ')
-            .next()
-            .unwrap_or(text)
-            .trim_end_matches("...")
-            .to_owned()
-    };
     match context {
         ContextValue::String(one) => Some(name(one)),
         ContextValue::Strings(several) => {

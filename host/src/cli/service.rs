@@ -81,7 +81,7 @@ pub(super) struct ServiceFlags {
     ///
     /// A reload replays them and keeps the current component if one differs. `wasm-inetd record`
     /// writes such files.
-    #[arg(long, value_name = "DIR", requires = "files", help_heading = "Service")]
+    #[arg(long, value_name = "DIR", requires = "files", value_parser = path(), help_heading = "Service")]
     pub(super) gate: Option<PathBuf>,
 
     /// How long a guest may take for a step of a conversation of the gate
@@ -119,7 +119,7 @@ pub(super) struct ServiceFlags {
     ///
     /// The token allows a client to close connections, reload, roll back and drain. The host
     /// creates a missing file.
-    #[arg(long, value_name = "FILE", requires = "admin", help_heading = "Admin")]
+    #[arg(long, value_name = "FILE", requires = "admin", value_parser = path(), help_heading = "Admin")]
     pub(super) admin_token: Option<PathBuf>,
 
     /// OpenTelemetry collector that receives traces and metrics
@@ -287,6 +287,11 @@ impl GrantFlags {
 pub(super) fn ids<T: Args>() -> Vec<Id> {
     let flags = T::augment_args(clap::Command::new(""));
     flags.get_arguments().map(|flag| flag.get_id().clone()).collect()
+}
+
+/// Has clap keep a path.
+pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| values::path(&path).map(|()| path))
 }
 
 /// Has clap keep the path of a component.

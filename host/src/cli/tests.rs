@@ -103,14 +103,14 @@ fn a_conflict_names_both_flags() {
         ),
     ] {
         let error = Cli::try_parse_from([&["wasm-inetd"], args].concat()).unwrap_err();
-        assert_eq!(sentence(&error), expected);
+        assert_eq!(sentence(error), expected);
     }
 }
 
 /// The message that refuses a command line.
 fn refused(args: &[&str]) -> String {
     let parsed = Cli::try_parse_from([&["wasm-inetd"], args].concat()).and_then(Cli::checked);
-    sentence(&parsed.unwrap_err())
+    sentence(parsed.unwrap_err())
 }
 
 #[test]
@@ -376,12 +376,90 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         (&["--drain-generations", "1s"], "--component"),
     ] {
         let error = config(args).unwrap_err();
-        let text = sentence(&error);
-        assert_eq!(error.exit_code(), 2, "{text}");
+        assert_eq!(error.exit_code(), 2, "{error}");
+        let text = sentence(error);
         assert!(text.contains(expected), "{text}");
     }
     let both = config(&["-v", "-q"]).unwrap_err();
     assert_eq!(both.kind(), ErrorKind::ArgumentConflict);
     let instances = config(&["--instances", "2"]).unwrap_err();
     assert_eq!(instances.kind(), ErrorKind::ArgumentConflict);
+}
+
+#[test]
+fn no_message_shows_a_secret_or_has_a_line_that_a_value_added() {
+    let pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIHs3cr3t\n-----END PRIVATE KEY-----";
+    let flat = pem.replace('\n', "");
+    let base64 = "MC4CAQAwBQYDK2VwBCIEIHs3cr3tHs3cr3tHs3cr3tHs3cr3tHs3cr3tAAAAAAAA";
+    let lines = "s3cr3t\nINFO listening on";
+    let (mut refused, mut accepted) = (0, Vec::new());
+    for value in [pem, &flat, base64, lines] {
+        for flag in [
+            "--tls-key",
+            "--tls-certificate",
+            "--tls-client-ca",
+            "--admin-token",
+            "--component",
+            "--middleware",
+            "--gate",
+            "--config",
+            "--cache",
+            "--name",
+            "--listen",
+            "--dir",
+            "--idle-timeout",
+            "--isolation",
+            "--log-format",
+            "--admin",
+            "--otlp",
+            "--allow-outbound",
+            "--max-memory",
+            "--s3cr3t\n",
+            "stray",
+        ] {
+            for args in [
+                vec![flag.to_owned(), value.to_owned()],
+                vec![format!("{flag}={value}")],
+            ] {
+                let args = [vec!["wasm-inetd".to_owned()], args].concat();
+                let parsed = Cli::try_parse_from(&args).and_then(Cli::checked);
+                let Err(error) = parsed else {
+                    accepted.push(flag);
+                    continue;
+                };
+                refused += 1;
+                check(error, &args);
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+    // It is a valid name.
+    assert_eq!(accepted, ["--name"; 2]);
+    for args in [
+        &["--env", "s3cr3t"][..],
+        &["--env", "=s3cr3t"],
+        &["--env", "PROTO=s3cr3t"],
+        &["--env", "A=s3cr3t", "--env", "A=s3cr3t"],
+        &["--env", "A\nINFO=1", "--env", "A\nINFO=s3cr3t"],
+        &["--otlp", "http://user:s3cr3t@127.0.0.1:4318"],
+        &["--otlp", "http://127.0.0.1:4318/?key=s3cr3t"],
+        &["--otlp", "https://127.0.0.1/s3cr3t"],
+        &["check", lines, lines],
+        &["new", lines],
+        &["record", "--to", lines],
+        &["profile", lines, "a"],
+        &["replay", "a", lines],
+        &["no-s3cr3t\nINFO"],
+    ] {
+        let args = [&["wasm-inetd"], args].concat();
+        let error = Cli::try_parse_from(&args).and_then(Cli::checked).unwrap_err();
+        check(error, &args);
+    }
+    fn check(error: clap::Error, args: &[impl std::fmt::Debug]) {
+        let text = sentence(error);
+        assert!(!text.to_lowercase().contains("s3cr3t"), "{args:?}: {text}");
+        for line in text.lines() {
+            assert!(!line.starts_with("INFO"), "{args:?}: {text}");
+        }
+    }
 }

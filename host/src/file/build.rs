@@ -57,7 +57,7 @@ impl<'a> Builder<'a> {
             services,
             cache: match file.cache.as_deref().map(values::cache) {
                 None => CacheDir::OfUser,
-                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.base.join(dir)),
+                Some(Ok(CacheDir::At(dir))) => CacheDir::At(self.path(dir, "cache")),
                 Some(Ok(other)) => other,
                 Some(Err(message)) => {
                     self.refuse("cache", &message);
@@ -240,7 +240,7 @@ impl<'a> Builder<'a> {
         let Address::Unix(path) = address else {
             return address;
         };
-        let path = self.base.join(path);
+        let path = self.path(path, key);
         // It is bound by its whole path, since the directory that the process is in may change.
         let length = std::path::absolute(&path).map_or(0, |path| path.as_os_str().len());
         if length > values::SOCKET_PATH {
@@ -257,21 +257,21 @@ impl<'a> Builder<'a> {
         self.base.join(path)
     }
 
-    fn tls(&self, table: TlsTable, key: &str) -> config::Tls {
-        let identity = |certificate, its_key, at: &str| config::Identity {
+    fn tls(&self, table: TlsTable, at: &str) -> config::Tls {
+        let identity = |certificate, key, at: &str| config::Identity {
             certificate: self.path(certificate, &format!("{at}.certificate")),
-            key: self.path(its_key, &format!("{at}.key")),
+            key: self.path(key, &format!("{at}.key")),
         };
-        let mut identities = vec![identity(table.certificate, table.key, key)];
+        let mut identities = vec![identity(table.certificate, table.key, at)];
         let more = table.more.into_iter().enumerate();
         identities.extend(
-            more.map(|(number, more)| identity(more.certificate, more.key, &format!("{key}.more[{number}]"))),
+            more.map(|(index, more)| identity(more.certificate, more.key, &format!("{at}.more[{index}]"))),
         );
         config::Tls {
             identities,
             alpn: list(table.alpn),
             clients: table.client_ca.map(|authorities| config::ClientCertificates {
-                authorities: self.path(authorities, &format!("{key}.client-ca")),
+                authorities: self.path(authorities, &format!("{at}.client-ca")),
                 required: !table.client_optional,
             }),
             timeout: value(table.timeout, config::TLS_TIMEOUT),
@@ -313,10 +313,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The path of a file or directory.
+    /// The same path, from the directory of the file.
     fn path(&self, path: PathBuf, key: &str) -> PathBuf {
-        if path.as_os_str().is_empty() {
-            self.refuse(key, "the path is empty; expected a path, or remove the key");
+        if let Err(message) = values::path(&path) {
+            self.refuse(key, &message);
         }
         self.base.join(path)
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde_path_to_error::{Error, Segment};
 
 use super::place;
+use crate::values;
 
 /// How alike two words have to be for the one to be suggested for the other, from 0 to 1.
 const ALIKE: f64 = 0.75;
@@ -113,12 +114,24 @@ fn unknown(message: &str) -> Option<(&'static str, &str, Vec<&str>)> {
     Some((kind, names.next()?, names.collect()))
 }
 
+/// Whether values at or below a key, with its index if it has one, can contain credentials.
+fn is_secret(key: &str) -> bool {
+    let key = key.split('[').next().unwrap_or_default();
+    ["args", "endpoint", "env"].contains(&key)
+}
+
 /// Rewrites serde's message about a value of the wrong type in the words of TOML. `path` leads to
 /// the value.
 fn in_words_of_toml(message: &str, path: &[String]) -> String {
     let types = message.strip_prefix("invalid type: ");
     let Some((found, expected)) = types.and_then(|types| types.split_once(", expected ")) else {
         return message.to_owned();
+    };
+    let found = if path.iter().any(|part| is_secret(part)) || values::is_content(found) {
+        // The type without the value.
+        found.split([' ', '`', '"']).next().unwrap_or_default()
+    } else {
+        found
     };
     let of_toml = |word: &str| match word {
         "a sequence" | "sequence" => "a list".to_owned(),

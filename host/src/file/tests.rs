@@ -644,3 +644,56 @@ fn the_schema_takes_what_the_parser_takes() {
     }
     assert!(tried > 200, "{tried}");
 }
+
+#[test]
+fn no_problem_shows_a_secret() {
+    let service = "[[service]]\nname = \"s\"\nlisten = [\"127.0.0.1:1\"]\n";
+    let key = r#""""
+-----BEGIN PRIVATE KEY-----
+s3cr3tAQBwYDK2VwBCIEIHs3cr3t
+-----END PRIVATE KEY-----
+""""#;
+    let tls = |key: &str| {
+        format!(
+            "[[service]]\nname = \"s\"\n[[service.listen]]\naddress = \"127.0.0.1:1\"\ntls = {{ {key} }}\n"
+        )
+    };
+    for text in [
+        format!("{service}grants = {{ env = {{ A = 53237 }} }}"),
+        format!("{service}grants = {{ env = {{ A = [\"s3cr3t\"] }} }}"),
+        format!("{service}grants = {{ env = {{ A = s3cr3t }} }}"),
+        format!("{service}grants = {{ env = {{ A = \"s3cr3t }} }}"),
+        format!("{service}grants = {{ env = {{ A = 's3cr3t\\n' B }} }}"),
+        format!("{service}grants = {{ env = {{ A = \"s3cr3t\\q\" }} }}"),
+        format!("{service}grants = {{ env = {{ A = \"\", A = \"s3cr3t\" }} }}"),
+        format!("{service}grants = {{ env = \"s3cr3t\" }}"),
+        format!("{service}grants = {{ env = [\"A=s3cr3t\"] }}"),
+        format!("{service}grants = {{ env = {{ PROTO = \"s3cr3t\" }} }}"),
+        format!("{service}grants = {{ env = {{ A = \"s3cr3t\\u0000\" }} }}"),
+        format!("{service}args = \"--password=s3cr3t\""),
+        format!("{service}args = [53237]"),
+        format!("{service}component = {key}"),
+        format!("{service}gate = {key}"),
+        format!("{service}record = {key}"),
+        format!("{service}migrate = {key}"),
+        format!("{service}drain-generations = {key}"),
+        format!("cache = {key}\n{service}"),
+        format!("admin = {{ listen = 9, token = {key} }}\n{service}"),
+        format!("otlp = {{ endpoint = \"http://user:s3cr3t@127.0.0.1:1\" }}\n{service}"),
+        format!("otlp = {{ endpoint = \"https://127.0.0.1:1/s3cr3t\" }}\n{service}"),
+        format!("otlp = {{ endpoint = 53237 }}\n{service}"),
+        tls(&format!("certificate = \"a\", key = {key}")),
+        tls(&format!("certificate = {key}, key = \"a\"")),
+        tls(&format!("certificate = \"a\", key = \"a\", client-ca = {key}")),
+        tls(&format!(
+            "certificate = \"a\", key = \"a\", more = [{{ certificate = \"b\", key = {key} }}]"
+        )),
+    ] {
+        let problems = parse(&text, Path::new("")).unwrap_err().to_string();
+        assert!(
+            !problems.contains("s3cr3t") && !problems.contains("53237"),
+            "{text}: {problems}"
+        );
+        assert!(!problems.contains('\n'), "{problems}");
+    }
+}

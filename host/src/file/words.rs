@@ -26,6 +26,8 @@ pub(super) trait Kind {
     const PATTERN: &'static str;
     /// Whether it can stand there as a number.
     const NUMBERS: bool = false;
+    /// Whether messages do not show it, because it can contain credentials.
+    const IS_SECRET: bool = false;
     /// The least and the greatest of these numbers.
     const RANGE: (f64, f64) = (1.0, f64::INFINITY);
 
@@ -64,8 +66,13 @@ impl<K: Kind> Visitor<'_> for Reader<K> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Word<K>, E> {
-        let refused = |expected| E::custom(format_args!("invalid value `{text}`: {expected}"));
-        K::parse(text).map(Word).map_err(refused)
+        K::parse(text).map(Word).map_err(|expected| {
+            if K::IS_SECRET || values::is_content(text) {
+                E::custom(format_args!("invalid value: {expected}"))
+            } else {
+                E::custom(format_args!("invalid value `{text}`: {expected}"))
+            }
+        })
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<Word<K>, E> {
@@ -136,7 +143,7 @@ impl<K: Kind> JsonSchema for Word<K> {
 macro_rules! kinds {
     ($(
         $(#[$doc:meta])*
-        $name:ident: $value:ty = $parse:path, $show:expr, $example:literal, $pattern:ident $(, $least:literal to $greatest:expr)?;
+        $name:ident: $value:ty = $parse:path, $show:expr, $example:literal, $pattern:ident $(, $least:literal to $greatest:expr)? $(=> $secret:literal)?;
     )*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy)]
@@ -147,6 +154,7 @@ macro_rules! kinds {
             const NAME: &'static str = stringify!($name);
             const EXAMPLE: &'static str = $example;
             const PATTERN: &'static str = patterns::$pattern;
+            $(const IS_SECRET: bool = $secret;)?
             $(
                 const NUMBERS: bool = true;
                 const RANGE: (f64, f64) = ($least, $greatest);
@@ -202,7 +210,7 @@ kinds! {
     /// An address to be looked at.
     AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090", ADMIN;
     /// A collector.
-    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318", COLLECTOR;
+    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318", COLLECTOR => true;
     /// A network.
     Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24", NETWORK;
     /// The mode of a socket.

@@ -97,11 +97,13 @@ impl Sandbox {
         let store = generation
             .store(Speaker::Nobody, None, None)
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
+        let start = Instant::now();
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
             Ok(Err(error)) => return Err(refused(not_started(line(&error)))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
+        self.warn_of_slow_start(start.elapsed());
         warn_of_small_pool(&generation.engine, &generation.code);
         Ok(Arc::new(generation))
     }
@@ -122,6 +124,22 @@ impl Sandbox {
             Ok(Cow::Owned(compose(content, &service)?))
         } else {
             Ok(service)
+        }
+    }
+
+    /// Warns that the first instance took longer to start than the guest of a connection may take. That
+    /// is no reason to refuse the component: the machine may have been busy.
+    fn warn_of_slow_start(&self, took: Duration) {
+        if let Some(max) = self.limits.max_call_time
+            && took > max
+        {
+            warn!(
+                "the first instance of the component took {} ms to start, but `max-call-time` is {}: \
+                 connections whose guest starts as slowly fail with `cpu-limit`; raise the limit, have the \
+                 start-up code do less work, or run it at load with `preinit`",
+                took.as_millis(),
+                humantime::format_duration(max)
+            );
         }
     }
 

@@ -7,19 +7,18 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
-use percent_encoding::percent_decode_str;
 use prost::Message;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::milliseconds;
+use super::environment::{self, milliseconds};
 use crate::config::Endpoint;
 
 /// How long one request may take, where nothing else is in the environment.
@@ -113,9 +112,7 @@ impl Collector {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         let agent = concat!("wasm-inetd/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        if let Ok(more) = std::env::var("OTEL_EXPORTER_OTLP_HEADERS") {
-            headers.extend(more.split(',').filter_map(header));
-        }
+        environment::set_headers(&mut headers);
         Self {
             endpoint: endpoint.clone(),
             headers,
@@ -196,10 +193,10 @@ impl Collector {
         trouble.warned = Some(Instant::now());
         let failed = std::mem::take(&mut trouble.failed);
         drop(trouble);
-        let endpoint = &self.endpoint;
+        let authority = self.endpoint.authority();
         warn!(
             failed,
-            "traces or metrics lost: cannot send them to {endpoint}: {unsent}"
+            "traces or metrics lost: cannot send them to http://{authority}: {unsent}"
         );
     }
 
@@ -211,26 +208,5 @@ impl Collector {
     fn trouble(&self) -> MutexGuard<'_, Trouble> {
         // Likewise.
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A header, as `KEY=VALUE` in the environment, with what would be misunderstood there encoded as in URLs.
-fn header(text: &str) -> Option<(HeaderName, HeaderValue)> {
-    let (name, value) = text.split_once('=')?;
-    let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
-    Some((name.trim().parse().ok()?, value.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::header;
-
-    #[test]
-    fn headers_are_decoded() {
-        let (name, value) = header(" X-Scope = a%20b ").unwrap();
-        assert_eq!((name.as_str(), value.to_str().unwrap()), ("x-scope", "a b"));
-        assert!(header("none").is_none());
-        assert!(header("a b=c").is_none());
-        assert!(header("a=%0d").is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! connection is over, and sent by a thread of their own. What cannot be sent is lost, and nobody waits for it.
 
 mod collector;
+mod environment;
 mod measures;
 mod spans;
 
@@ -16,14 +17,14 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
-use percent_encoding::percent_decode_str;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::admin::measures::Measure;
 use crate::config::Otlp as Config;
 use collector::{Collector, Signal};
+use environment::{milliseconds, variable};
 pub(crate) use spans::{Ended, Trace};
 
 /// What the host is called where nothing else is in the environment.
@@ -45,8 +46,9 @@ pub(crate) struct Telemetry {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
     resource: Resource,
-    /// Metrics are sent too.
+    /// Metrics are sent too, at this interval.
     metrics: bool,
+    interval: Duration,
     /// When it began.
     started: SystemTime,
 }
@@ -58,6 +60,7 @@ impl Telemetry {
     ///
     /// Outside of a runtime.
     pub(crate) fn start(config: &Config) -> Self {
+        environment::check_numbers_of_sdk();
         let collector = Arc::new(Collector::new(&config.endpoint));
         let resource = resource();
         let provider = SdkTracerProvider::builder()
@@ -69,14 +72,17 @@ impl Telemetry {
             .build();
         info!(
             sample = config.sample.get(),
-            "sending traces and metrics to {}", config.endpoint
+            // The path may contain the key of an account.
+            "sending traces and metrics to http://{}",
+            config.endpoint.authority()
         );
         Self {
             tracer: provider.tracer(NAME),
             collector,
             provider,
             resource,
-            metrics: std::env::var_os("OTEL_METRICS_EXPORTER").is_none_or(|chosen| chosen != "none"),
+            metrics: environment::exports_metrics(),
+            interval: milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(INTERVAL),
             started: SystemTime::now(),
         }
     }
@@ -88,8 +94,8 @@ impl Telemetry {
         }
         let collector = Arc::clone(&self.collector);
         let (started, resource) = (self.started, self.resource());
+        let mut ticks = interval(self.interval);
         Some(tokio::spawn(async move {
-            let mut ticks = interval(milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(INTERVAL));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // The first comes at once, when there is nothing to tell.
             ticks.tick().await;
@@ -129,79 +135,14 @@ impl Telemetry {
 
 /// What the environment says of the host, and what the host says itself.
 fn resource() -> Resource {
-    let variable = |name| std::env::var(name).unwrap_or_default();
-    let attributes = attributes(&variable("OTEL_RESOURCE_ATTRIBUTES")).unwrap_or_else(|entry| {
-        warn!(
-            "OTEL_RESOURCE_ATTRIBUTES is ignored: `{entry}` is not valid; expected KEY=VALUE with \
-             percent-encoded values"
-        );
-        Vec::new()
-    });
-    let name = variable("OTEL_SERVICE_NAME");
+    let name = variable("OTEL_SERVICE_NAME").unwrap_or_default();
     let named = [KeyValue::new(SERVICE_NAME, name.clone())];
     // Of attributes with the same key, the last is kept.
     Resource::builder_empty()
         .with_detector(Box::new(TelemetryResourceDetector))
         .with_attribute(KeyValue::new(SERVICE_NAME, NAME))
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        .with_attributes(attributes)
+        .with_attributes(environment::attributes())
         .with_attributes(named.into_iter().filter(|_| !name.is_empty()))
         .build()
-}
-
-/// Parses `KEY=VALUE,…` with percent-encoded values, as OpenTelemetry specifies it for
-/// `OTEL_RESOURCE_ATTRIBUTES`.
-///
-/// # Errors
-///
-/// An entry is malformed, and is returned.
-fn attributes(text: &str) -> Result<Vec<KeyValue>, &str> {
-    let entries = text.split(',').filter(|entry| !entry.trim().is_empty());
-    entries
-        .map(|entry| {
-            let (key, value) = entry.split_once('=').ok_or(entry)?;
-            let value = percent_decode_str(value.trim())
-                .decode_utf8()
-                .map_err(|_| entry)?;
-            match key.trim() {
-                "" => Err(entry),
-                key => Ok(KeyValue::new(key.to_owned(), value.into_owned())),
-            }
-        })
-        .collect()
-}
-
-/// A time above zero that is in the environment in milliseconds, as the standard has it.
-fn milliseconds(variable: &str) -> Option<Duration> {
-    let text = std::env::var(variable).ok()?;
-    let milliseconds = text
-        .trim()
-        .parse()
-        .ok()
-        .filter(|milliseconds| *milliseconds > 0)?;
-    Some(Duration::from_millis(milliseconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attributes_are_decoded_or_refused_together() {
-        let parsed = |text| {
-            attributes(text).map(|all| {
-                let pairs = all.iter().map(|one| (one.key.to_string(), one.value.to_string()));
-                pairs.collect::<Vec<_>>()
-            })
-        };
-        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        assert_eq!(parsed(""), Ok(Vec::new()));
-        assert_eq!(
-            parsed(" a = b%20c ,d=e=f%2Cg,h=,"),
-            Ok(vec![pair("a", "b c"), pair("d", "e=f,g"), pair("h", "")])
-        );
-        assert_eq!(parsed("a=b,c"), Err("c"));
-        assert_eq!(parsed("a=b,=c"), Err("=c"));
-        assert_eq!(parsed("a=%ff"), Err("a=%ff"));
-    }
 }

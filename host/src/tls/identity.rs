@@ -1,6 +1,5 @@
 //! Certificates and keys: reading them, choosing among them, and whom they stand for.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +26,7 @@ use crate::config::{Identity, Tls as Config};
 #[derive(Debug, Error)]
 pub enum Unusable {
     /// A file cannot be read.
-    #[error("cannot read {}: {error}", Name(path))]
+    #[error("cannot read `{}`: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -35,7 +34,7 @@ pub enum Unusable {
         error: io::Error,
     },
     /// A file contains no certificate or no key.
-    #[error("{} contains no {what}; expected one in PEM format", Name(path))]
+    #[error("`{}` contains no {what}; expected one in PEM format", path.display())]
     Missing {
         /// The expected content.
         what: &'static str,
@@ -43,7 +42,7 @@ pub enum Unusable {
         path: PathBuf,
     },
     /// A file is not valid PEM.
-    #[error("cannot read line {line} of {}: {fault}", Name(path))]
+    #[error("cannot read line {line} of `{}`: {fault}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -53,7 +52,7 @@ pub enum Unusable {
         fault: Fault,
     },
     /// A certificate or a key cannot be used.
-    #[error("cannot use the {what} on line {line} of {}: {reason}", Name(path))]
+    #[error("cannot use the {what} on line {line} of `{}`: {reason}", path.display())]
     Unfit {
         /// Which of the two.
         what: &'static str,
@@ -66,9 +65,9 @@ pub enum Unusable {
     },
     /// A key belongs to another certificate.
     #[error(
-        "the key in {} does not belong to the certificate in {}",
-        Name(key),
-        Name(certificate)
+        "the key in `{}` does not belong to the certificate in `{}`",
+        key.display(),
+        certificate.display()
     )]
     Mismatch {
         /// The file of the certificate.
@@ -83,20 +82,6 @@ pub enum Unusable {
 
 const CERTIFICATE: &str = "certificate";
 const KEY: &str = "private key";
-
-/// Displays the name of a file, unless the setting contains a key where it should contain a path.
-struct Name<'a>(&'a Path);
-
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.0.display();
-        if self.0.to_string_lossy().contains("-----BEGIN") {
-            f.write_str("a file whose name is PEM text (expected a path)")
-        } else {
-            write!(f, "`{path}`")
-        }
-    }
-}
 
 /// Certificates and keys, read and checked.
 #[derive(Debug)]
@@ -239,8 +224,9 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
     Ok(roots)
 }
 
-/// Reads the first private key of a file, and the line on which it begins.
+/// Reads the only private key of a file, and the line on which it begins.
 fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
+    let mut found: Option<(usize, PrivateKeyDer<'static>)> = None;
     for Block { line, content } in blocks(path)? {
         let (kind, der) = match content {
             Content::Key(kind, der) => (kind, der),
@@ -250,15 +236,19 @@ fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
             }
             _ => continue,
         };
+        if let Some((first, _)) = found {
+            let reason = format!("line {first} begins another private key; keep the key of the certificate");
+            return Err(unfit(KEY, path, line, reason));
+        }
         let key = PrivateKeyDer::from_pem(kind, der).ok_or_else(|| damaged(path, line))?;
         let algorithm = Algorithm::of_key(&key).map_err(|_| damaged(path, line))?;
         if let Some(reason) = algorithm.unsupported(&SIGNS) {
             let reason = format!("it is {reason}; create another key and have its certificate issued");
             return Err(unfit(KEY, path, line, reason));
         }
-        return Ok((line, key));
+        found = Some((line, key));
     }
-    Err(missing(KEY, path))
+    found.ok_or_else(|| missing(KEY, path))
 }
 
 /// A certificate of a file.
@@ -329,17 +319,17 @@ fn trusts_clients(settings: &[u8]) -> x509_cert::der::Result<bool> {
 fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> Option<String> {
     let validity = certificate.tbs_certificate().validity();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    let name = Name(path);
+    let name = path.display();
     if now > validity.not_after.to_unix_duration() {
         let end = validity.not_after;
         return Some(format!(
-            "the certificate on line {line} of {name} expired at {end}; replace it"
+            "the certificate on line {line} of `{name}` expired at {end}; replace it"
         ));
     }
     (now < validity.not_before.to_unix_duration()).then(|| {
         let start = validity.not_before;
         format!(
-            "the certificate on line {line} of {name} is not valid before {start}; replace it, or \
+            "the certificate on line {line} of `{name}` is not valid before {start}; replace it, or \
              correct the system clock"
         )
     })

@@ -1,11 +1,17 @@
 //! PEM files: locates their blocks, and leaves the decoding of each block to rustls-pki-types.
 //!
 //! The parser accepts PEM as tools write it: with a byte-order mark, CRLF, indentation, text
-//! between the blocks, and the labels of OpenSSL. It skips no certificate or key silently. No error
-//! shows what a file contains, because the file may contain a private key.
+//! between the blocks, and the labels of OpenSSL. It skips no certificate or key silently: outside
+//! of blocks it refuses lines that resemble a marker, and base64 that starts like DER. A line that
+//! begins with `#` is a comment. No error shows what a file contains, because the file may contain a
+//! private key.
 
 use rustls::pki_types::pem::{PemObject, SectionKind};
 use thiserror::Error;
+
+mod suspect;
+
+use suspect::{is_comment, other_format, resembles_marker, without_content};
 
 /// A decoded block.
 pub(super) struct Block {
@@ -41,10 +47,28 @@ pub enum Fault {
     /// The file has 16-bit characters.
     #[error("the file is encoded as UTF-16; save it as UTF-8")]
     Utf16,
+    /// The file is a certificate in DER.
+    #[error("the file is a certificate in DER; convert it with `openssl x509 -inform DER -in FILE -out NEW`")]
+    DerCertificate,
+    /// The file is a private key in DER.
+    #[error("the file is a key in DER; convert it with `openssl pkey -inform DER -in FILE -out NEW`")]
+    DerKey,
+    /// The file is a PKCS#12 archive.
+    #[error("the file is a PKCS#12 archive; convert it with `openssl pkcs12 -in FILE -nodes -out NEW`")]
+    Pkcs12,
+    /// Base64 of DER is outside of a block.
+    #[error(
+        "found base64 without a BEGIN marker; restore the markers, or convert a file that is all \
+         base64 with `base64 -d FILE | openssl x509 -inform DER -out NEW` (`openssl pkey` for a key)"
+    )]
+    Bare,
+    /// PEM was encoded as base64 once more, as in manifests of Kubernetes.
+    #[error("found PEM that is encoded as base64; decode it with `base64 -d`")]
+    Encoded,
     /// A marker is misspelt, or shares its line with something else.
     #[error(
-        "expected a PEM marker with five hyphens on either side and a line of its own; restore \
-         newlines that were lost or replaced"
+        "expected a PEM marker in capitals, with five ASCII hyphens on either side and a line of its \
+         own; restore newlines that were lost or replaced, or begin a comment with `#`"
     )]
     Marker,
     /// The file or another block begins before the block ends.
@@ -99,14 +123,14 @@ const LABELS: &[(&[u8], Label)] = &[
 ///
 /// A block, or something that was meant to be one, cannot be parsed.
 pub(super) fn blocks(contents: &[u8]) -> Result<Vec<Block>, Malformed> {
-    if contents.starts_with(b"\xff\xfe") || contents.starts_with(b"\xfe\xff") {
-        return Err(Fault::Utf16.at(1));
+    if let Some(fault) = other_format(contents) {
+        return Err(fault.at(1));
     }
     let mut blocks = Vec::new();
     let mut open: Option<Open> = None;
     for (line, text) in lines(contents) {
         match (marker(text).map_err(|fault| fault.at(line))?, &mut open) {
-            (None, None) => {}
+            (None, None) => without_content(text).map_err(|fault| fault.at(line))?,
             (None, Some(block)) => block.lines.push(text),
             (Some(Marker::Begin(label)), None) => {
                 open = Some(Open {
@@ -174,20 +198,11 @@ fn marker(text: &[u8]) -> Result<Option<Marker<'_>>, Fault> {
             return Ok(Some(Marker::End(label)));
         }
     }
-    let is_comment = text.starts_with(b"#");
-    if !is_comment && (has_word(text, b"BEGIN ") || has_word(text, b"END ")) {
-        return Err(Fault::Marker);
+    if is_comment(text) || !resembles_marker(&String::from_utf8_lossy(text)) {
+        Ok(None)
+    } else {
+        Err(Fault::Marker)
     }
-    Ok(None)
-}
-
-/// Whether `word` follows a hyphen, or a dash that an editor has put in its place.
-fn has_word(text: &[u8], word: &[u8]) -> bool {
-    (0..text.len()).any(|at| {
-        let dashes: [&[u8]; 3] = [b"-", "–".as_bytes(), "—".as_bytes()];
-        let follows = |dash: &&[u8]| text[..at].trim_ascii_end().ends_with(dash);
-        text[at..].starts_with(word) && dashes.iter().any(follows)
-    })
 }
 
 /// A block whose `END` marker has not been read yet.
@@ -247,114 +262,4 @@ fn decode(label: &[u8], body: &[&[u8]]) -> Result<(SectionKind, Vec<u8>), Fault>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAQID\nBAUG\n-----END CERTIFICATE-----\n";
-
-    /// The content of each certificate and its line.
-    fn certificates(text: impl AsRef<[u8]>) -> Vec<(usize, Vec<u8>)> {
-        let blocks = blocks(text.as_ref()).unwrap();
-        let certificates = blocks.into_iter().map(|block| match block.content {
-            Content::Certificate(der) | Content::Trusted(der) => (block.line, der),
-            _ => panic!("not a certificate"),
-        });
-        certificates.collect()
-    }
-
-    fn fault(text: impl AsRef<[u8]>) -> (usize, Fault) {
-        match blocks(text.as_ref()) {
-            Ok(_) => panic!("accepted {:?}", String::from_utf8_lossy(text.as_ref())),
-            Err(Malformed { line, fault }) => (line, fault),
-        }
-    }
-
-    #[test]
-    fn blocks_are_read_as_tools_write_them() {
-        let expected = [vec![1, 2, 3, 4, 5, 6]];
-        let indented: String = CERTIFICATE.lines().map(|line| format!("    {line} \n")).collect();
-        for text in [
-            CERTIFICATE.to_owned(),
-            CERTIFICATE.trim_end().to_owned(),
-            CERTIFICATE.replace('\n', "\r\n"),
-            CERTIFICATE.replace('\n', "\r"),
-            CERTIFICATE.replace('\n', "\n\n"),
-            indented.replace("    ", "\t"),
-            indented,
-            format!("\u{feff}{CERTIFICATE}"),
-            CERTIFICATE.replace("CERTIFICATE", "X509 CERTIFICATE"),
-            CERTIFICATE.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
-        ] {
-            let read: Vec<_> = certificates(&text).into_iter().map(|(_, der)| der).collect();
-            assert_eq!(read, expected, "{text:?}");
-        }
-        let commented = CERTIFICATE.replace("-----BEGIN", "#-----BEGIN");
-        let commented = commented.replace("-----END", "#-----END");
-        let between = format!("subject=CN = a\n{CERTIFICATE}\u{feff}{CERTIFICATE}{commented}{CERTIFICATE}");
-        let lines: Vec<_> = certificates(between).into_iter().map(|(line, _)| line).collect();
-        assert_eq!(lines, [2, 6, 14]);
-    }
-
-    #[test]
-    fn whatever_looks_like_a_block_is_read_or_refused() {
-        let utf16: Vec<u8> = "\u{feff}-----"
-            .encode_utf16()
-            .flat_map(u16::to_le_bytes)
-            .collect();
-        assert_eq!(fault(utf16), (1, Fault::Utf16));
-        for (text, expected) in [
-            (CERTIFICATE.replace('\n', " "), (1, Fault::Marker)),
-            (CERTIFICATE.replace('\n', "\\n"), (1, Fault::Marker)),
-            (format!("key: \"{CERTIFICATE}"), (1, Fault::Marker)),
-            (CERTIFICATE.replace("-----BEGIN", "----BEGIN"), (1, Fault::Marker)),
-            (CERTIFICATE.replace("-----BEGIN", "—-BEGIN"), (1, Fault::Marker)),
-            (CERTIFICATE.replace("-----END", "---- END"), (4, Fault::Marker)),
-            (CERTIFICATE.trim_end().repeat(2), (4, Fault::Marker)),
-            (
-                CERTIFICATE.replace("END CERTIFICATE", "END X"),
-                (1, Fault::Unclosed),
-            ),
-            (
-                format!("\n{}", &CERTIFICATE[..CERTIFICATE.len() - 26]),
-                (2, Fault::Unclosed),
-            ),
-            (
-                format!("{}{CERTIFICATE}", &CERTIFICATE[..CERTIFICATE.len() - 26]),
-                (1, Fault::Unclosed),
-            ),
-            (CERTIFICATE[28..].to_owned(), (3, Fault::Unopened)),
-            (CERTIFICATE.replace("AQID", "AQ!D"), (1, Fault::Base64)),
-            (
-                format!("{CERTIFICATE}{}", CERTIFICATE.replace("CERTIFICATE", "PKCS7")),
-                (5, Fault::Label),
-            ),
-        ] {
-            assert_eq!(fault(&text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn encrypted_keys_are_told_from_others() {
-        let key = |label: &str, headers: &str| {
-            let text = format!("-----BEGIN {label}-----\n{headers}AQID\n-----END {label}-----\n");
-            blocks(text.as_bytes()).unwrap().remove(0).content
-        };
-        let header = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n";
-        for (label, headers) in [("ENCRYPTED PRIVATE KEY", ""), ("RSA PRIVATE KEY", header)] {
-            assert!(matches!(key(label, headers), Content::EncryptedKey), "{label}");
-        }
-        for (label, expected) in [
-            ("PRIVATE KEY", SectionKind::PrivateKey),
-            ("RSA PRIVATE KEY", SectionKind::RsaPrivateKey),
-            ("EC PRIVATE KEY", SectionKind::EcPrivateKey),
-        ] {
-            for headers in ["", "Comment: mine\n\n"] {
-                let Content::Key(kind, der) = key(label, headers) else {
-                    panic!("{label}")
-                };
-                assert_eq!((kind, der), (expected, vec![1, 2, 3]));
-            }
-        }
-        assert!(matches!(key("EC PARAMETERS", ""), Content::Irrelevant));
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Addresses and networks as text.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hyper::Uri;
 use ipnet::IpNet;
@@ -98,11 +98,17 @@ pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
     let host = authority.host();
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = bare.unwrap_or(host);
+    if authority.as_str().contains('@') {
+        return Err(
+            "credentials in the URL are not supported; set a header with the environment variable \
+             OTEL_EXPORTER_OTLP_HEADERS"
+                .to_owned(),
+        );
+    }
     let odd = url.scheme_str() != Some("http")
         || url.query().is_some()
         || text.contains('#')
         || host.is_empty()
-        || authority.as_str().contains('@')
         // A port that is none is told by nothing else.
         || authority.as_str().ends_with(':')
         || url.port().is_some() && url.port_u16().is_none_or(|port| port == 0);
@@ -130,6 +136,7 @@ pub(crate) fn too_long(length: usize) -> String {
 
 /// The path of a socket.
 fn socket_path(path: &str) -> Result<PathBuf, String> {
+    super::path(Path::new(path))?;
     match path.len() {
         0 => Err("expected a path after `unix:`".to_owned()),
         1..=SOCKET_PATH if !path.contains('\0') => Ok(PathBuf::from(path)),
