@@ -43,10 +43,33 @@ pub(crate) struct Serving {
     pub(crate) tally: Arc<Tally>,
     /// Its connections, where they share instances.
     pub(crate) neighbours: Option<TaskTracker>,
-    /// When it became current, and the connections that have ended and failed from then on.
+    /// When it became current.
     since: Instant,
-    ended: AtomicU32,
+    /// Its connections from then on.
+    connections: Trial,
+    /// Sessions that it was offered from then on.
+    moves: Trial,
+}
+
+/// Counts of what a new generation was tried with.
+#[derive(Debug, Default)]
+struct Trial {
+    /// Connections that have ended, or sessions that have moved or failed to.
+    over: AtomicU32,
     failed: AtomicU32,
+}
+
+impl Trial {
+    /// Counts one more. Returns the number of failures and of all if it is time for a rollback.
+    fn add(&self, failed: bool) -> Option<(u32, u32)> {
+        let over = self.over.fetch_add(1, Relaxed) + 1;
+        if !failed {
+            return None;
+        }
+        let failed = self.failed.fetch_add(1, Relaxed) + 1;
+        // Another may have been counted in one of the two by now.
+        (failed >= FAILURES && failed >= over.saturating_sub(failed)).then_some((failed, over))
+    }
 }
 
 /// Counts of one generation. A generation that was rolled back to continues the counts that it had.
@@ -97,8 +120,8 @@ impl Serving {
             since: Instant::now(),
             neighbours: generation.is_shared().then(TaskTracker::new),
             generation,
-            ended: AtomicU32::new(0),
-            failed: AtomicU32::new(0),
+            connections: Trial::default(),
+            moves: Trial::default(),
         })
     }
 }
@@ -113,6 +136,9 @@ pub(crate) struct Generations {
     past: Mutex<Past>,
     /// How long the connections of a generation may go on when another has replaced it.
     drain: Option<Duration>,
+    max_connections: u64,
+    /// The number of its first generation.
+    first: u64,
     /// Has sessions move one after another, so that their new instances take the place of the old ones; `None` where they
     /// do not move.
     moving: Option<Semaphore>,
@@ -163,6 +189,8 @@ impl Generations {
             current: ArcSwap::new(first),
             service: service.name.clone(),
             drain: service.drain_generations,
+            max_connections: service.limits.max_connections.get() as u64,
+            first: number,
             moving: service.migrate.then(|| Semaphore::new(1)),
             successor: OnceLock::new(),
             cut,
@@ -219,6 +247,8 @@ impl Generations {
 
     /// No more connections come: those that are open may go on as long as where another generation has replaced theirs.
     pub(crate) fn wind_up(&self) {
+        // Nothing is served by this service again, so there is nothing to roll back.
+        self.past().previous = None;
         let last = self.current();
         last.generation.set_current(false);
         self.cut_in_time(&last);
@@ -234,6 +264,25 @@ impl Generations {
             }
         }
         pending().await
+    }
+
+    /// Returns the content that was rolled back, until another component is loaded.
+    pub(crate) fn left(&self) -> Option<Digest> {
+        self.past().left
+    }
+
+    /// Returns whether a session of `serving` may move to this service. A service that has replaced
+    /// another can have fewer `max-connections`, and then takes no more sessions than those.
+    pub(crate) fn has_room_for(&self, serving: &Serving) -> bool {
+        if serving.number >= self.first {
+            return true;
+        }
+        let (known, _) = self.known();
+        let open: HashMap<u64, u64> = known
+            .iter()
+            .map(|serving| (serving.number, serving.tally.open()))
+            .collect();
+        open.values().sum::<u64>() < self.max_connections
     }
 
     /// Whether `content` was gone back from.
@@ -357,21 +406,28 @@ impl Generations {
         });
     }
 
-    /// A connection of `serving` has ended. One that fails too many while it is new is gone back from.
+    /// Notes that a connection of `serving` has ended. Rolls back from a new generation that fails
+    /// too many.
     pub(crate) fn ended(&self, serving: &Serving, failed: bool) {
-        let ended = serving.ended.fetch_add(1, Relaxed) + 1;
-        if !failed {
-            return;
+        self.tried(serving, &serving.connections, failed, "connections");
+    }
+
+    /// Notes that a session has moved to `serving`, or that the guest has failed to take it. Rolls
+    /// back from a new generation that fails too many. Sessions that move do not make up for
+    /// connections that fail.
+    pub(crate) fn moved(&self, serving: &Serving, failed: bool) {
+        self.tried(serving, &serving.moves, failed, "sessions that moved to it");
+    }
+
+    fn tried(&self, serving: &Serving, trial: &Trial, failed: bool, of: &str) {
+        if failed {
+            serving.tally.failed.one_more();
         }
-        serving.tally.failed.one_more();
-        let failed = serving.failed.fetch_add(1, Relaxed) + 1;
-        // Another connection may have been counted in one of the two by now.
-        if failed >= FAILURES && failed >= ended.saturating_sub(failed) && serving.since.elapsed() < PROBATION
+        if let Some((failed, over)) = trial.add(failed)
+            && serving.since.elapsed() < PROBATION
         {
-            self.go_back_from(
-                Some(serving.number),
-                &format!("the guest failed {failed} of its first {ended} connections"),
-            );
+            let reason = format!("the guest failed {failed} of the first {over} {of}");
+            self.go_back_from(Some(serving.number), &reason);
         }
     }
 

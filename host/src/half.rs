@@ -312,6 +312,10 @@ fn read_within<T: AsyncRead + Unpin>(
     buffer: &mut ReadBuf<'_>,
     room: usize,
 ) -> Poll<io::Result<()>> {
+    // What comes behind the byte that was too many is not read either, above all not the end.
+    if room == 0 && shared.exceeded.load(Relaxed) {
+        return Poll::Pending;
+    }
     let mut one = [0];
     let mut within = if room == 0 {
         ReadBuf::new(&mut one)

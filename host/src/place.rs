@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Notify, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -27,6 +27,8 @@ pub(crate) struct Place {
     started: AtomicBool,
     /// Locked when the connection begins and ends, and when another generation comes.
     now: Mutex<Now>,
+    /// Notified when the connection has moved.
+    moved: Notify,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,7 @@ impl Place {
             generations: Arc::clone(generations),
             started: AtomicBool::new(false),
             now: Mutex::new(Now::at(&serving)),
+            moved: Notify::new(),
         })
     }
 
@@ -73,9 +76,13 @@ impl Place {
     /// Waits until the connections of its generation are closed.
     pub(crate) async fn cut(&self) {
         loop {
+            let moved = self.moved.notified();
             let cut = self.now().serving.cut.clone();
-            cut.cancelled().await;
-            // It may have moved, and is then cut later or not at all.
+            tokio::select! {
+                () = cut.cancelled() => {}
+                // It is cut with its new generation now.
+                () = moved => continue,
+            }
             if self.now().serving.cut.is_cancelled() {
                 return;
             }
@@ -129,7 +136,17 @@ impl Seat for Place {
             let turn = self.generations.turn_to_move(replaced).await;
             let next = self.generations.newest().current();
             let mut now = self.now();
-            if !Arc::ptr_eq(&now.serving.generation, &next.generation) {
+            if Arc::ptr_eq(&now.serving.generation, &next.generation) {
+                // It has come back to where the connection is, which is counted there already.
+                *now = Now::at(&next);
+            } else if !self.generations.newest().has_room_for(&now.serving) {
+                let (connection, generation) = (self.connection, now.serving.number);
+                debug!(
+                    connection,
+                    generation, "session stays on its generation: the service has its `max-connections`"
+                );
+                now.replaced = next.replaced.clone();
+            } else {
                 drop(now);
                 return Move {
                     place: self,
@@ -137,8 +154,6 @@ impl Seat for Place {
                     _turn: turn,
                 };
             }
-            // It has come back to where the connection is, which is counted there already.
-            *now = Now::at(&next);
         }
     }
 }
@@ -165,8 +180,8 @@ impl Offer for Move<'_> {
         drop(now);
         let (connection, generation) = (self.place.connection, self.next.number);
         debug!(connection, generation, from, "session moved");
-        // It counts beside those that the new guest fails at.
-        self.place.generations.newest().ended(&self.next, false);
+        self.place.moved.notify_waiters();
+        self.place.generations.newest().moved(&self.next, false);
     }
 
     fn decline(self, reason: Stays) {
@@ -206,7 +221,7 @@ impl Offer for Move<'_> {
                     reason = fault.reason(),
                     "session stays on its generation: the new guest failed"
                 );
-                self.place.generations.newest().ended(&self.next, true);
+                self.place.generations.newest().moved(&self.next, true);
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::file::Text;
 use crate::listener::{Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose};
 use crate::reload::pass_gate;
+use crate::sandbox::Digest;
 use crate::service::{Loaded, NotLoaded};
 use crate::system;
 
@@ -68,16 +69,19 @@ pub(crate) enum Listening<New = Listener> {
     New(New),
 }
 
-/// Reads the file at `path` and makes all that it takes for the services to be those that it names, beside those that run
-/// as `now` says and by `entrances`, which are those of its listeners.
+/// Reads the file at `path`, and makes everything that the services in it need. `now` is the
+/// configuration that runs, with the `entrances` of its listeners. `rolled_back` has the content that
+/// services were rolled back from, by their names.
 ///
 /// # Errors
 ///
-/// The file is refused, a component cannot serve, or an address cannot be bound. Nothing has changed.
+/// The file is refused, a component cannot serve or was rolled back, or an address cannot be bound.
+/// Nothing has changed.
 pub(crate) async fn plan(
     path: &Path,
     now: &Config,
     entrances: &[Vec<Arc<Entrance>>],
+    rolled_back: &[(String, Digest)],
 ) -> anyhow::Result<Plan> {
     let file = Text::read(path)?;
     let config = file.config()?;
@@ -103,11 +107,21 @@ pub(crate) async fn plan(
     for (index, service) in config.services.iter().enumerate() {
         let mut before = now.services.iter().filter(|_| config.cache == now.cache);
         let stays = before.any(|before| serves_alike(before, service));
-        unloaded.push(if stays {
+        let found = if stays {
             None
         } else {
             preflight::find_service(index, service, &config.cache, &mut obstacles)
-        });
+        };
+        let digest = found.as_ref().map(|found| found.content.digest);
+        let is_left = |(name, left): &(String, Digest)| *name == service.name && Some(*left) == digest;
+        if rolled_back.iter().any(is_left) {
+            let error = anyhow!(
+                "the component was rolled back, and its file has not changed since; replace the file, \
+                 or choose another"
+            );
+            obstacles.add(format!("service[{index}].component"), Some(service), error);
+        }
+        unloaded.push(found);
     }
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();

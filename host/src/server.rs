@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::future::select_all;
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
@@ -248,7 +249,14 @@ impl Server {
             .iter()
             .map(|running| running.entrances.clone())
             .collect();
-        tokio::spawn(async move { reread::plan(&file, &now, &entrances).await })
+        let rolled_back = self.running.iter().filter_map(|running| {
+            let service = &running.service;
+            Some((service.config.name.clone(), service.generations.left()?))
+        });
+        let rolled_back: Vec<_> = rolled_back.collect();
+        let runtime = Handle::current();
+        // Compiling takes a thread for as long as it takes.
+        spawn_blocking(move || runtime.block_on(reread::plan(&file, &now, &entrances, &rolled_back)))
     }
 
     /// Tells the service manager that all is in order.

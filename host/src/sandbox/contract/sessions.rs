@@ -4,8 +4,10 @@ use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::poll;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use wasmtime::Store;
 
@@ -60,7 +62,17 @@ where
         ticker.take_turns().await;
         store.set_epoch_deadline(1);
         outbound.owe(true);
-        let answer = session.handle(store, &happened).await?;
+        let answer = {
+            let mut handling = pin!(session.handle(store, &happened));
+            match poll!(handling.as_mut()) {
+                Poll::Ready(answer) => answer?,
+                Poll::Pending => {
+                    // Other sessions move meanwhile.
+                    offer.set(seldom(seat.offer()));
+                    handling.await?
+                }
+            }
+        };
         if !started {
             started = true;
             seat.started();
@@ -74,7 +86,16 @@ where
         if let Next::Reset(end) = answer.next {
             return Ok(end);
         }
-        let wrote = writer.write_all(&answer.send).await;
+        let wrote = {
+            let mut writing = pin!(writer.write_all(&answer.send));
+            match poll!(writing.as_mut()) {
+                Poll::Ready(wrote) => wrote,
+                Poll::Pending => {
+                    offer.set(seldom(seat.offer()));
+                    writing.await
+                }
+            }
+        };
         drop(answer.send);
         let wait = match answer.next {
             _ if wrote.is_err() => Wait::Nothing,
