@@ -43,6 +43,17 @@ fn it_says_what_a_component_is() {
 }
 
 #[test]
+fn a_function_that_initialises_is_used_by_preinit() {
+    let primes = guest("primes");
+    for (args, is_unused) in [(&[][..], true), (&["--preinit"], false)] {
+        let (status, said, complaint) = check(args, &primes);
+        assert_eq!(status, Some(0), "{complaint}");
+        let unused = said.lines().any(|line| line == "unused     wizer-initialize");
+        assert_eq!(unused, is_unused, "{said}");
+    }
+}
+
+#[test]
 fn it_says_whether_sessions_can_move() {
     for (name, can) in [("count", true), ("lines-session", false), ("echo", false)] {
         let (status, said, _) = check(&[], &guest(name));

@@ -459,7 +459,45 @@ fn a_middleware_alone() {
 
 #[test]
 fn more_memory_than_it_may_have() {
-    refuses_with(&["--max-memory", "64KiB"], &guest("lines"), &["`max-memory`"]);
+    refuses_with(
+        &["--max-memory", "64KiB"],
+        &guest("lines"),
+        &["exceeds memory limits): raise `max-memory`"],
+    );
+}
+
+#[test]
+fn a_check_of_the_configuration_with_another_type() {
+    for (name, words) in [
+        ("check", "`check` of `inet:service/configuration@0.1.0`"),
+        ("other", "is exported without its function `check`"),
+    ] {
+        let text = format!(
+            r#"(component
+                (core module $m (func (export "run") (result i32) (i32.const 0)))
+                (core instance $i (instantiate $m))
+                (func $run (result (result)) (canon lift (core func $i "run")))
+                (component $c (import "f" (func $f (result (result)))) (export "run" (func $f)))
+                (instance $r (instantiate $c (with "f" (func $run))))
+                (export "wasi:cli/run@0.2.6" (instance $r))
+                (component $d (import "f" (func $f (result (result)))) (export "{name}" (func $f)))
+                (instance $k (instantiate $d (with "f" (func $run))))
+                (export "inet:service/configuration@0.1.0" (instance $k)))"#
+        );
+        let path = file(
+            &format!("configuration-{name}.wasm"),
+            wat::parse_str(text).unwrap(),
+        );
+        refuses(&path, &["function types differ", words]);
+    }
+}
+
+#[test]
+fn a_program_that_resumes_with_parameters() {
+    let text = r#"(module (memory (export "memory") 1) (func (export "_start"))
+        (func (export "wizer-initialize")) (func (export "wizer.resume") (param i32)))"#;
+    let path = file("resume.wasm", wat::parse_str(text).unwrap());
+    refuses_with(&["--preinit"], &path, &["exports `wizer.resume` with parameters"]);
 }
 
 #[test]

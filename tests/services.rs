@@ -217,6 +217,87 @@ client-ca = "missing-ca.pem"
 }
 
 #[test]
+fn a_check_finds_sockets_that_could_not_be_bound() {
+    let service = |name: &str, listen: &str| {
+        format!("[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\", \"{listen}\"]\n")
+    };
+    let text = [
+        "admin = { listen = \"unix:missing/admin\" }\n".to_owned(),
+        service("a", "unix:missing/s"),
+        service("b", "unix:lines.wasm"),
+        service("c", "inherited:web"),
+    ];
+    let services = Services::new("preflight-sockets", &text.concat());
+    let path = services.file();
+    let path = path.to_str().unwrap();
+    let of_check = [
+        (
+            1,
+            "admin.listen",
+            "missing` does not exist; create it, or choose another path with the key",
+        ),
+        (
+            4,
+            "service[0].listen[1]",
+            "missing` does not exist; create it, or choose another path",
+        ),
+        (
+            7,
+            "service[1].listen[1]",
+            "the path is not a socket; remove the file, or choose another",
+        ),
+    ];
+    let of_start = (10, "service[2].listen[1]", "no socket was inherited");
+    for (args, expected) in [
+        (&["check", "--config", path][..], of_check.to_vec()),
+        (&["--config", path], [&of_check[..], &[of_start]].concat()),
+    ] {
+        let refused = run(args);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        let lines: Vec<_> = said
+            .lines()
+            .filter(|line| line.contains(": cannot listen on "))
+            .collect();
+        assert_eq!(lines.len(), expected.len(), "{said}");
+        for (line, (number, key, reason)) in lines.iter().zip(expected) {
+            let place = format!("{path}:{number}: {key}: ");
+            assert!(line.contains(&place) && line.contains(reason), "{key}: {line}");
+        }
+    }
+    // The service manager can open a socket when it starts the host.
+    services.put(&service("c", "inherited:web"));
+    let checked = run(&["check", "--config", path]);
+    assert!(checked.status.success(), "{checked:?}");
+    assert_eq!(
+        String::from_utf8(checked.stdout).unwrap(),
+        "1 service, no errors\nnot checked: inherited:web, which the service manager opens when it starts \
+         the host\n"
+    );
+}
+
+#[test]
+fn a_middleware_that_cannot_be_loaded_has_its_own_line() {
+    let services = Services::new(
+        "preflight-middleware",
+        "[[service]]\nname = \"a\"\ncomponent = \"lines.wasm\"\nlisten = [\"127.0.0.1:0\"]\n\
+         middleware = [\n\"upper-case.wasm\",\n\"upper.wasm\",\n]\n",
+    );
+    let path = services.file();
+    let path = path.to_str().unwrap();
+    for args in [&["check", "--config", path, "--compile"][..], &["--config", path]] {
+        let refused = run(args);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        let place = format!("{path}:7: service[0].middleware[1]: service `a`: `");
+        assert!(
+            said.contains(&place) && said.contains("is not a middleware"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_check_leaves_nothing_behind_and_compiles_only_when_asked() {
     let text = r#"
 [admin]
@@ -548,11 +629,15 @@ fn a_bad_file_changes_nothing() {
         // One address is free, and the other is not.
         (
             format!("{echo}[[service]]\nname = \"more\"\nlisten = [\"127.0.0.1:0\", \"{taken}\"]\n"),
-            "cannot listen on",
+            ":6: service[1].listen[1]: service `more`: cannot listen on",
         ),
         (
             echo.replace("127.0.0.1:0", &taken.to_string()),
-            "cannot listen on",
+            ":3: service[0].listen[0]: service `echo`: cannot listen on",
+        ),
+        (
+            format!("{echo}[[service]]\nname = \"more\"\nlisten = [\"unix:missing/s\"]\n"),
+            ":6: service[1].listen[0]: service `more`: cannot listen on",
         ),
     ] {
         services.put(&bad);

@@ -85,6 +85,12 @@ fn a_line_that_is_not_valid_is_refused_with_its_problem() {
         ("> pause soon", pause("soon")),
         ("> pause 0s", pause("0s")),
         ("> pause 25h", pause("25h")),
+        ("> pause 1sec", pause("1sec")),
+        ("> pause 1.5s", pause("1.5s")),
+        ("> pause 1ms 1000us", pause("1ms 1000us")),
+        ("\u{a0}> end", Problem::Mark),
+        (">\u{a0}end", Problem::Client),
+        ("> end\u{c}", Problem::Client),
     ] {
         assert_eq!(problem(&format!("> \"a\"\n{line}\n")), (2, expected), "{line}");
     }
