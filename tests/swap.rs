@@ -345,7 +345,7 @@ fn a_first_instance_that_starts_more_slowly_than_guests_may_is_warned_of() {
     let host = Host::with(&module, &["--max-call-time", "1ms"]);
     assert!(host.log().contains(warning), "{}", host.log());
     let client = host.connect();
-    client.rest();
+    client.expect_reset();
     assert_eq!(host.outcome(), "cpu-limit");
     let host = Host::with(&module, &["--max-call-time", "off"]);
     assert!(!host.log().contains("`max-call-time` is"), "{}", host.log());

@@ -852,7 +852,10 @@ fn what_is_no_collector_is_refused() {
             "expected a URL such as http://127.0.0.1:4318",
         ),
         (&["--otlp", "http://"], "expected a URL"),
-        (&["--otlp", "http://user@127.0.0.1:4318"], "expected a URL"),
+        (
+            &["--otlp", "http://user@127.0.0.1:4318"],
+            "credentials in the URL",
+        ),
         (&["--otlp", "http://127.0.0.1:0"], "expected a URL"),
         (&["--otlp", "http://127.0.0.1:4318/?a"], "expected a URL"),
         (

@@ -32,10 +32,10 @@ fn rendered(error: &mut Error) -> String {
             ContextValue::Strings(texts) => {
                 ContextValue::Strings(texts.iter().map(|text| shown(text)).collect())
             }
-            ContextValue::StyledStrs(texts) => {
-                // Advice that repeats a value.
-                let texts = texts.into_iter();
-                ContextValue::StyledStrs(texts.filter(|text| is_plain(&text.to_string())).collect())
+            // Advice that repeats a value.
+            ContextValue::StyledStrs(texts) if !texts.iter().all(|text| is_plain(&text.to_string())) => {
+                error.remove(kind);
+                continue;
             }
             other => other,
         };
