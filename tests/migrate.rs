@@ -1,5 +1,7 @@
 //! Sessions that move when another generation replaces theirs.
 
+mod changes;
+
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -399,7 +399,7 @@ fn headers_of_the_environment_replace_those_of_the_host_but_not_its_framing() {
         .env("OTEL_EXPORTER_OTLP_TIMEOUT", "s3cret")
         .env("OTEL_METRIC_EXPORT_INTERVAL", "-1")
         .env("OTEL_BSP_SCHEDULE_DELAY", "s3cret")
-        .env("OTEL_BSP_MAX_QUEUE_SIZE", "1e3")
+        .env("OTEL_BSP_MAX_QUEUE_SIZE", "18446744073709551615")
         .env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "s3cret");
     let mut host = Host::spawn(command.args(args), &args);
     let log = host.log();

@@ -56,17 +56,19 @@ pub fn guest(name: &str) -> PathBuf {
 pub fn text_guest(name: &str) -> PathBuf {
     let workspace = guest_builder::workspace();
     let text = workspace.join(format!("guest/hostile/{name}/{name}.wat"));
-    let mut module = wat::parse_file(text).unwrap();
+    let component = guest_of(wat::parse_file(text).unwrap(), "session-service");
+    file(&format!("{name}.wasm"), component)
+}
+
+/// Makes a component for a world of the contracts from a core module.
+pub fn guest_of(mut module: Vec<u8>, world: &str) -> Vec<u8> {
     let mut wit = wit_parser::Resolve::default();
-    let (package, _) = wit.push_dir(workspace.join("wit")).unwrap();
-    let world = wit.select_world(&[package], Some("session-service")).unwrap();
+    let (package, _) = wit.push_dir(guest_builder::workspace().join("wit")).unwrap();
+    let world = wit.select_world(&[package], Some(world)).unwrap();
     wit_component::embed_component_metadata(&mut module, &wit, world, wit_component::StringEncoding::UTF8)
         .unwrap();
-    let component = wit_component::ComponentEncoder::default()
-        .module(&module)
-        .and_then(|mut encoder| encoder.encode())
-        .unwrap();
-    file(&format!("{name}.wasm"), component)
+    let encoder = wit_component::ComponentEncoder::default().module(&module);
+    encoder.and_then(|mut encoder| encoder.encode()).unwrap()
 }
 
 /// A core module for WASI preview 1 that is written as text, `guest/hostile/GUEST/NAME.wat`.

@@ -132,8 +132,10 @@ async fn one(
         ..Peer::default()
     };
     let time = Time(generation.waits_by_timers_alone().then(Clock::default));
-    if time.is_real() {
-        check_pauses(file, conversation)?;
+    if time.is_real()
+        && let Some(difference) = too_long(file, conversation)
+    {
+        return Err(difference);
     }
     let stage = Stage {
         generation: Arc::clone(generation),
@@ -184,28 +186,21 @@ async fn one(
     )
 }
 
-/// Checks that no pause takes longer than somebody would wait.
-///
-/// # Errors
-///
-/// A pause is longer than [`MAX_REAL_PAUSE`].
-fn check_pauses(file: &Path, conversation: &Conversation) -> Result<(), Difference> {
-    for (line, step) in &conversation.steps {
-        if matches!(step, Step::Client(Client::Pause(time)) if *time > MAX_REAL_PAUSE) {
-            let max = humantime::format_duration(MAX_REAL_PAUSE);
-            return Err(Difference {
-                file: file.to_owned(),
-                line: *line,
-                expected: step.to_string(),
-                found: vec![format!(
-                    "a pause of at most {max}, since this component can read clocks"
-                )],
-                reason: None,
-                output: Vec::new(),
-            });
-        }
-    }
-    Ok(())
+/// Returns the first pause that is too long to be waited for in real time.
+fn too_long(file: &Path, conversation: &Conversation) -> Option<Difference> {
+    let is_long = |step: &Step| matches!(step, Step::Client(Client::Pause(time)) if *time > MAX_REAL_PAUSE);
+    let (line, step) = conversation.steps.iter().find(|(_, step)| is_long(step))?;
+    let max = humantime::format_duration(MAX_REAL_PAUSE);
+    Some(Difference {
+        file: file.to_owned(),
+        line: *line,
+        expected: step.to_string(),
+        found: vec![format!(
+            "a pause of at most {max}, since this component can read clocks"
+        )],
+        reason: None,
+        output: Vec::new(),
+    })
 }
 
 /// A step at which the guest does something else.

@@ -10,15 +10,12 @@ use hyper::header::{
     TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use opentelemetry::KeyValue;
+use opentelemetry_sdk::trace::{BatchConfig, BatchConfigBuilder};
 use percent_encoding::percent_decode_str;
 use tracing::warn;
 
-/// Variables with whole numbers that the SDK reads itself. It ignores what it cannot parse.
-const NUMBERS_OF_SDK: [&str; 3] = [
-    "OTEL_BSP_SCHEDULE_DELAY",
-    "OTEL_BSP_MAX_QUEUE_SIZE",
-    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
-];
+/// The largest queue of spans. The SDK allocates the whole queue at the start.
+const MAX_QUEUE: usize = 100_000;
 
 /// Headers that describe the body and the connection, which only the host knows.
 const OWN_HEADERS: [HeaderName; 9] = [
@@ -57,14 +54,25 @@ pub(super) fn milliseconds(name: &str) -> Option<Duration> {
     time.map(Duration::from_millis)
 }
 
-/// Warns of variables that the SDK cannot parse.
-pub(super) fn check_numbers_of_sdk() {
-    for name in NUMBERS_OF_SDK {
-        // The SDK does not trim.
-        if variable(name).is_some_and(|text| text.parse::<usize>().is_err()) {
-            warn!("the environment variable {name} is ignored: expected a whole number");
-        }
+/// How spans are batched, with the defaults of the standard.
+pub(super) fn batches() -> BatchConfig {
+    let delay = milliseconds("OTEL_BSP_SCHEDULE_DELAY").unwrap_or(Duration::from_secs(5));
+    BatchConfigBuilder::default()
+        .with_scheduled_delay(delay)
+        .with_max_queue_size(spans("OTEL_BSP_MAX_QUEUE_SIZE").unwrap_or(2048))
+        .with_max_export_batch_size(spans("OTEL_BSP_MAX_EXPORT_BATCH_SIZE").unwrap_or(512))
+        .build()
+}
+
+/// A number of spans. Values that are not from 1 to [`MAX_QUEUE`] are warned of and ignored.
+fn spans(name: &str) -> Option<usize> {
+    let text = variable(name)?;
+    let count = text.trim().parse().ok();
+    let count = count.filter(|count| (1..=MAX_QUEUE).contains(count));
+    if count.is_none() {
+        warn!("the environment variable {name} is ignored: expected a number from 1 to {MAX_QUEUE}");
     }
+    count
 }
 
 /// Whether metrics are exported: unless `OTEL_METRICS_EXPORTER` is `none`.

@@ -16,7 +16,7 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
-use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::info;
@@ -60,7 +60,6 @@ impl Telemetry {
     ///
     /// Outside of a runtime.
     pub(crate) fn start(config: &Config) -> Self {
-        environment::check_numbers_of_sdk();
         let collector = Arc::new(Collector::new(&config.endpoint));
         let resource = resource();
         let provider = SdkTracerProvider::builder()
@@ -68,7 +67,11 @@ impl Telemetry {
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
                 config.sample.get(),
             ))))
-            .with_batch_exporter(spans::Exporter::new(Arc::clone(&collector)))
+            .with_span_processor(
+                BatchSpanProcessor::builder(spans::Exporter::new(Arc::clone(&collector)))
+                    .with_batch_config(environment::batches())
+                    .build(),
+            )
             .build();
         info!(
             sample = config.sample.get(),
