@@ -62,7 +62,9 @@ impl<'a> Builder<'a> {
             },
             admin: file.admin.map(|table| config::Admin {
                 address: self.address(table.listen.0, "admin.listen"),
-                token: table.token.map(|token| self.path(token, "admin.token")),
+                token: table
+                    .token
+                    .map(|token| self.path_in_one_line(token, "admin.token")),
             }),
             otlp: file.otlp.map(|table| config::Otlp {
                 endpoint: table.endpoint.0,
@@ -253,8 +255,8 @@ impl<'a> Builder<'a> {
 
     fn tls(&self, table: TlsTable, at: &str) -> config::Tls {
         let identity = |certificate, key, at: &str| config::Identity {
-            certificate: self.path(certificate, &format!("{at}.certificate")),
-            key: self.path(key, &format!("{at}.key")),
+            certificate: self.path_in_one_line(certificate, &format!("{at}.certificate")),
+            key: self.path_in_one_line(key, &format!("{at}.key")),
         };
         let mut identities = vec![identity(table.certificate, table.key, at)];
         let more = table.more.into_iter().enumerate();
@@ -265,7 +267,7 @@ impl<'a> Builder<'a> {
             identities,
             alpn: list(table.alpn),
             clients: table.client_ca.map(|authorities| config::ClientCertificates {
-                authorities: self.path(authorities, &format!("{at}.client-ca")),
+                authorities: self.path_in_one_line(authorities, &format!("{at}.client-ca")),
                 required: !table.client_optional,
             }),
             timeout: value(table.timeout, config::TLS_TIMEOUT),
@@ -304,6 +306,14 @@ impl<'a> Builder<'a> {
             };
             self.refuse(&key, &clash.to_string());
         }
+    }
+
+    /// The same path of a file with a secret, from the directory of the file.
+    fn path_in_one_line(&self, path: PathBuf, key: &str) -> PathBuf {
+        if let Err(message) = values::path_in_one_line(&path) {
+            self.refuse(key, &message);
+        }
+        self.base.join(path)
     }
 
     /// The same path, from the directory of the file.
