@@ -7,6 +7,7 @@ mod markdown;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use markdown::Document;
@@ -340,14 +341,16 @@ fn the_guest_of_the_readme_builds_outside_this_repository() {
     client.expect("HELLO\n");
 }
 
-/// The source of a room, which is a file, or all files of a folder.
+/// The source of a room, which is a file, or all files of a folder and of the folders in it.
 fn sources(room: &str) -> Vec<String> {
-    let path = guest_builder::workspace().join("host/src").join(room);
-    if path.is_file() {
-        return vec![fs::read_to_string(path).unwrap()];
+    fn read(path: &Path) -> Vec<String> {
+        if path.is_file() {
+            return vec![fs::read_to_string(path).unwrap()];
+        }
+        let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| read(&path)).collect()
     }
-    let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
-    let sources: Vec<_> = entries.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let sources = read(&guest_builder::workspace().join("host/src").join(room));
     assert!(!sources.is_empty(), "{room}");
     sources
 }

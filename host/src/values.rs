@@ -141,23 +141,36 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
 /// Checks that the content of a file was not given in place of its path. Messages show paths, and must
 /// not show a key.
 pub(crate) fn path(path: &Path) -> Result<(), String> {
-    if is_content(&path.to_string_lossy()) {
+    if is_key(&path.to_string_lossy()) {
         Err("expected a path, not the content of a file".to_owned())
     } else {
         Ok(())
     }
 }
 
-/// Checks whether a value is text of several lines, PEM, or DER in base64. Messages do not show such
-/// a value, because it may be a key.
+/// The same, for files with secrets and for paths in the output: the path has no line break either.
+pub(crate) fn path_in_one_line(file: &Path) -> Result<(), String> {
+    if is_content(&file.to_string_lossy()) {
+        Err("expected a path in one line, not the content of a file".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks whether a value is text of several lines, or a key. Messages do not show such a value.
 pub(crate) fn is_content(text: &str) -> bool {
+    text.contains('\n') || is_key(text)
+}
+
+/// Checks whether a value contains PEM, or DER in base64.
+fn is_key(text: &str) -> bool {
     /// Base64 digits of the shortest key.
     const SHORTEST: usize = 48;
     let is_digit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
     // The tag of a sequence.
     let is_der =
         |digits: &str| digits.len() >= SHORTEST && matches!(digits.as_bytes(), [b'M', b'A'..=b'P', ..]);
-    text.contains('\n') || text.contains("-----BEGIN") || text.split(|c| !is_digit(c)).any(is_der)
+    text.contains("-----BEGIN") || text.split(|c| !is_digit(c)).any(is_der)
 }
 
 /// Where compiled components are kept.

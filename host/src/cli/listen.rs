@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use super::service::{Off, off, path};
+use super::service::{Off, off, path_in_one_line};
 use crate::config::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
 };
@@ -44,11 +44,11 @@ pub(super) struct ListenFlags {
     /// TLS certificate chain, in PEM
     ///
     /// The host reloads the file when it changes.
-    #[arg(long, value_name = "FILE", requires = "tls_key", value_parser = path(), help_heading = "TLS")]
+    #[arg(long, value_name = "FILE", requires = "tls_key", value_parser = path_in_one_line(), help_heading = "TLS")]
     tls_certificate: Option<PathBuf>,
 
     /// Private key of the certificate, in PEM
-    #[arg(long, value_name = "FILE", requires = "tls_certificate", value_parser = path(), help_heading = "TLS")]
+    #[arg(long, value_name = "FILE", requires = "tls_certificate", value_parser = path_in_one_line(), help_heading = "TLS")]
     tls_key: Option<PathBuf>,
 
     /// Application protocol (ALPN) to offer; repeatable, preferred first
@@ -58,7 +58,7 @@ pub(super) struct ListenFlags {
     /// Root certificates that client certificates must chain to, in PEM
     ///
     /// The host refuses clients without a certificate unless `--tls-client-optional` is given.
-    #[arg(long, value_name = "FILE", requires = "tls_certificate", value_parser = path(), help_heading = "TLS")]
+    #[arg(long, value_name = "FILE", requires = "tls_certificate", value_parser = path_in_one_line(), help_heading = "TLS")]
     tls_client_ca: Option<PathBuf>,
 
     /// Accept clients without a certificate too

@@ -465,7 +465,7 @@ fn given(file: Option<PathBuf>, flags: ServiceFlags) -> Given {
 
 fn new_name(text: &str) -> Result<PathBuf, String> {
     let dir = PathBuf::from(text);
-    values::path(&dir)?;
+    values::path_in_one_line(&dir)?;
     scaffold::name(&dir).map_err(|error| error.to_string())?;
     Ok(dir)
 }

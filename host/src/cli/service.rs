@@ -119,7 +119,7 @@ pub(super) struct ServiceFlags {
     ///
     /// The token allows a client to close connections, reload, roll back and drain. The host
     /// creates a missing file.
-    #[arg(long, value_name = "FILE", requires = "admin", value_parser = path(), help_heading = "Admin")]
+    #[arg(long, value_name = "FILE", requires = "admin", value_parser = path_in_one_line(), help_heading = "Admin")]
     pub(super) admin_token: Option<PathBuf>,
 
     /// OpenTelemetry collector that receives traces and metrics
@@ -292,6 +292,11 @@ pub(super) fn ids<T: Args>() -> Vec<Id> {
 /// Has clap keep a path.
 pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| values::path(&path).map(|()| path))
+}
+
+/// Has clap keep a path without line breaks.
+pub(super) fn path_in_one_line() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| values::path_in_one_line(&path).map(|()| path))
 }
 
 /// Has clap keep the path of a component.

@@ -50,7 +50,9 @@ impl<'a> Builder<'a> {
             .collect();
         let admin = file.admin.map(|table| config::Admin {
             address: self.address(table.listen.0, "admin.listen"),
-            token: table.token.map(|token| self.path(token, "admin.token")),
+            token: table
+                .token
+                .map(|token| self.path_in_one_line(token, "admin.token")),
         });
         self.refuse_clashes(&services, admin.as_ref());
         let config = Config {
@@ -259,8 +261,8 @@ impl<'a> Builder<'a> {
 
     fn tls(&self, table: TlsTable, at: &str) -> config::Tls {
         let identity = |certificate, key, at: &str| config::Identity {
-            certificate: self.path(certificate, &format!("{at}.certificate")),
-            key: self.path(key, &format!("{at}.key")),
+            certificate: self.path_in_one_line(certificate, &format!("{at}.certificate")),
+            key: self.path_in_one_line(key, &format!("{at}.key")),
         };
         let mut identities = vec![identity(table.certificate, table.key, at)];
         let more = table.more.into_iter().enumerate();
@@ -271,7 +273,7 @@ impl<'a> Builder<'a> {
             identities,
             alpn: list(table.alpn),
             clients: table.client_ca.map(|authorities| config::ClientCertificates {
-                authorities: self.path(authorities, &format!("{at}.client-ca")),
+                authorities: self.path_in_one_line(authorities, &format!("{at}.client-ca")),
                 required: !table.client_optional,
             }),
             timeout: value(table.timeout, config::TLS_TIMEOUT),
@@ -311,6 +313,14 @@ impl<'a> Builder<'a> {
             };
             self.refuse(&key, &clash.to_string());
         }
+    }
+
+    /// The same path of a file with a secret, from the directory of the file.
+    fn path_in_one_line(&self, path: PathBuf, key: &str) -> PathBuf {
+        if let Err(message) = values::path_in_one_line(&path) {
+            self.refuse(key, &message);
+        }
+        self.base.join(path)
     }
 
     /// The same path, from the directory of the file.
