@@ -429,6 +429,25 @@ fn a_migration_of_other_resources_is_refused() {
         "{}",
         refusal.message
     );
+    // A record has another type.
+    let path = wit.join("migration.wit");
+    let text = fs::read_to_string(guest_builder::workspace().join("wit/migration.wit")).unwrap();
+    assert!(text.contains("version: u32"));
+    fs::write(path, text.replace("version: u32", "version: s32")).unwrap();
+    let component = file("migrate-other-type.wasm", dummy(&wit));
+    let refusal = refused(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component.to_str().unwrap(),
+    ]);
+    assert!(
+        refusal
+            .message
+            .contains("function types differ from those in `wit/`"),
+        "{}",
+        refusal.message
+    );
     // The same component by the contract is served.
     let component = file(
         "migrate-dummy.wasm",

@@ -168,6 +168,8 @@ allow-outbound = ["host.invalid:80"]
 [[service]]
 name = "second"
 
+record = "link/records"
+
 [[service.listen]]
 address = "127.0.0.1:0"
 socket.backlog = 7
@@ -181,6 +183,7 @@ client-ca = "missing-ca.pem"
 "#,
     );
     fs::write(services.0.join("garbage.wasm"), "garbage").unwrap();
+    std::os::unix::fs::symlink("nowhere", services.0.join("link")).unwrap();
     let path = services.file();
     let path = path.to_str().unwrap();
     let checked = run(&["check", "--config", path]);
@@ -194,9 +197,10 @@ client-ca = "missing-ca.pem"
         "11: service[0].record: service `first`: cannot record to `",
         "15: service[0].grants.dirs[0]: service `first`: cannot open the granted directory `",
         "16: service[0].grants.allow-outbound[0]: service `first`: cannot resolve the granted destination",
-        "28: service[1].listen[1].tls.certificate: service `second`: cannot serve TLS on 127.0.0.1:0",
-        "29: service[1].listen[1].tls.key: service `second`: cannot serve TLS on 127.0.0.1:0",
-        "30: service[1].listen[1].tls.client-ca: service `second`: cannot serve TLS on 127.0.0.1:0",
+        "21: service[1].record: service `second`: cannot record to `",
+        "30: service[1].listen[1].tls.certificate: service `second`: cannot serve TLS on 127.0.0.1:0",
+        "31: service[1].listen[1].tls.key: service `second`: cannot serve TLS on 127.0.0.1:0",
+        "32: service[1].listen[1].tls.client-ca: service `second`: cannot serve TLS on 127.0.0.1:0",
     ];
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines.len(), expected.len(), "{said}");

@@ -100,6 +100,23 @@ fn sockets_are_inherited_by_name_and_by_number() {
 }
 
 #[test]
+fn rules_of_access_need_a_socket_with_networks() {
+    if !python() {
+        return;
+    }
+    let dir = scratch("systemd-access");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("s").display().to_string();
+    let args = ["--listen", "inherited:0", "--allow", "127.0.0.0/8"];
+    let said = refused("", &path, &args);
+    assert!(
+        said.contains("rules of access have no effect on Unix sockets"),
+        "{said}"
+    );
+    launched("", "127.0.0.1", &args);
+}
+
+#[test]
 fn what_cannot_be_inherited_is_named() {
     let alone = crate::harness::refused(&["--listen", "inherited:web"]);
     assert_eq!(alone.status, Some(1));

@@ -177,7 +177,20 @@ pub(crate) fn find<'a>(
         let listeners = listeners.filter_map(|(number, listen)| {
             find_listener((index, number), service, listen, purpose, obstacles)
         });
-        found.listeners.push(listeners.collect());
+        let listeners: Vec<_> = listeners.collect();
+        // Whether an inherited socket has networks is known only now.
+        let has_rules = !service.access.allow.is_empty() || !service.access.deny.is_empty();
+        if has_rules
+            && listeners.len() == service.listen.len()
+            && !listeners.iter().any(Prepared::has_sources)
+        {
+            let error = anyhow!(
+                "rules of access have no effect on Unix sockets without the PROXY protocol: remove them, or \
+                 listen on a TCP socket"
+            );
+            obstacles.add(format!("service[{index}].access"), Some(service), error);
+        }
+        found.listeners.push(listeners);
     }
     found
 }
@@ -307,6 +320,10 @@ fn can_create(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
     for dir in dir.ancestors() {
         match is_writable(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dir.is_symlink() => {
+                let missing = format!("`{}` is a link to a directory that does not exist", dir.display());
+                return Err(io::Error::new(error.kind(), missing));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             checked => return checked,
         }

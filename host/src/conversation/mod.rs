@@ -154,13 +154,19 @@ impl Conversation {
             );
         }
         let read = |path: PathBuf| {
-            let text = fs::read_to_string(&path).map_err(anyhow::Error::from);
-            let conversation = text.and_then(|text| Ok(Self::parse(&text)?));
-            let conversation =
-                conversation.with_context(|| format!("cannot read the conversation `{}`", path.display()))?;
+            let conversation = Self::read(&path)
+                .with_context(|| format!("cannot read the conversation `{}`", path.display()))?;
             Ok((path, conversation))
         };
         paths.into_iter().map(read).collect()
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        // Opening a pipe would wait for somebody to write to it.
+        if !fs::metadata(path)?.is_file() {
+            bail!("expected a regular file");
+        }
+        Ok(Self::parse(&fs::read_to_string(path)?)?)
     }
 
     /// The highest number that names a conversation in a directory, or 0. Names whose number is too

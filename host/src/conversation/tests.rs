@@ -179,3 +179,20 @@ fn a_number_that_cannot_be_followed_is_ignored() {
     fs::remove_dir_all(&dir).unwrap();
     assert_eq!(last.unwrap(), 12);
 }
+
+#[test]
+fn a_pipe_is_refused_without_being_opened() {
+    let dir = std::env::temp_dir().join(format!("wasm-inetd-pipe-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let pipe = dir.join("1.conversation");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let error = Conversation::read_all(&dir).unwrap_err();
+    fs::remove_dir_all(&dir).unwrap();
+    let expected = format!(
+        "cannot read the conversation `{}`: expected a regular file",
+        pipe.display()
+    );
+    assert_eq!(format!("{error:#}"), expected);
+}

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use socket2::Domain;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
 
@@ -56,6 +57,17 @@ pub struct Prepared<'a> {
 }
 
 impl Prepared<'_> {
+    /// Returns whether its connections have a source that rules of access can name. An inherited
+    /// socket whose kind is unknown has one.
+    pub(crate) fn has_sources(&self) -> bool {
+        let is_unix = |leased: &Leased| leased.socket.domain().is_ok_and(|domain| domain == Domain::UNIX);
+        let has_networks = match &self.inherited {
+            Some(leased) => !is_unix(leased),
+            None => self.config.address.has_networks(),
+        };
+        has_networks || self.config.proxy_protocol.is_some()
+    }
+
     /// Binds the address and listens there.
     ///
     /// # Errors

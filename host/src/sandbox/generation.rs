@@ -17,7 +17,7 @@ use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::{Content, Digest};
-use super::contract::{self, Contract, Prepared};
+use super::contract::{self, Contract, OtherTypes, Prepared};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::extent::Extent;
@@ -100,7 +100,7 @@ impl Sandbox {
         let start = Instant::now();
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
-            Ok(Err(error)) => return Err(refused(not_started(line(&error)))),
+            Ok(Err(error)) => return Err(refused(not_started(&error))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
         self.warn_of_slow_start(start.elapsed());
@@ -433,8 +433,12 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
 }
 
-/// Why an instance could not be made, for which wasmtime gives the `reason`.
-fn not_started(reason: String) -> Refusal {
+/// Returns why an instance could not be made.
+fn not_started(error: &wasmtime::Error) -> Refusal {
+    let reason = line(error);
+    if error.is::<OtherTypes>() {
+        return Refusal::Types(reason);
+    }
     let too_large = ["exceeds memory limits", "exceeds table limits"];
     if too_large.iter().any(|what| reason.contains(what)) {
         Refusal::Memory(reason)

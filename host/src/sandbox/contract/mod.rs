@@ -38,6 +38,11 @@ pub(super) const VERSION: &str = "0.1.0";
 /// The package of the contracts.
 pub(super) const PACKAGE: &str = "inet:service/";
 
+/// Marks an error about the types of what a component exports.
+#[derive(Debug, Error)]
+#[error("an export has another type")]
+pub(super) struct OtherTypes;
+
 /// A way to serve a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contract {
@@ -271,7 +276,7 @@ impl Prepared {
         match self {
             Self::Streams(pre) => {
                 let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
-                Service::new(store, &instance)?;
+                Service::new(store, &instance).map_err(|error| error.context(OtherTypes))?;
                 Ok(Some(instance))
             }
             Self::Sessions(sessions) => sessions.probe(store).await.map(Some),

@@ -7,7 +7,7 @@ use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre, ResourceAny};
 
 use super::migration::Migration;
-use super::{End, Fault, within};
+use super::{End, Fault, OtherTypes, within};
 use crate::bindings::session_service::inet::service::types;
 use crate::bindings::{direct_session_service as direct_service, session_service as service};
 use crate::buffer::Chunk;
@@ -79,9 +79,10 @@ impl Sessions {
     /// Makes an instance, looks at the types of what it exports, and drops it.
     pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<Instance> {
         let instance = self.instantiate(&mut *store).await?;
-        self.on_fiber.load(&mut *store, &instance)?;
+        let other_types = |error: wasmtime::Error| error.context(OtherTypes);
+        self.on_fiber.load(&mut *store, &instance).map_err(other_types)?;
         if let Some(migration) = &self.migration {
-            migration.load(store, &instance)?;
+            migration.load(store, &instance).map_err(other_types)?;
         }
         Ok(instance)
     }
