@@ -376,7 +376,7 @@ fn a_full_disk_fails_what_writes_to_it_and_ends_nothing() {
     let filled = fs::write(seen.join("rest"), vec![0; 64 << 10]);
     assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::StorageFull);
     let client = host.connect();
-    client.send("write /data/file\n");
+    client.send("write /data/other\n");
     let answer = client.line();
     assert!(answer.starts_with("refused: No space left"), "{answer}");
     drop(client);

@@ -294,7 +294,10 @@ fn a_generation_in_which_nothing_can_be_restored_is_gone_back_from() {
     place.put("stuck");
     host.line("session stays on its generation: the new guest failed");
     let line = host.line("rolled back to");
-    assert!(line.contains("failed 5 of its first 5 connections"), "{line}");
+    assert!(
+        line.contains("failed to restore 5 of the first 5 sessions"),
+        "{line}"
+    );
     for client in clients {
         client.send("b\n");
         client.expect("2 b\n");

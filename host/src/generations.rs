@@ -409,25 +409,28 @@ impl Generations {
     /// Notes that a connection of `serving` has ended. Rolls back from a new generation that fails
     /// too many.
     pub(crate) fn ended(&self, serving: &Serving, failed: bool) {
-        self.tried(serving, &serving.connections, failed, "connections");
+        self.tried(serving, &serving.connections, failed, |failed, over| {
+            format!("the guest failed {failed} of its first {over} connections")
+        });
     }
 
     /// Notes that a session has moved to `serving`, or that the guest has failed to take it. Rolls
     /// back from a new generation that fails too many. Sessions that move do not make up for
     /// connections that fail.
     pub(crate) fn moved(&self, serving: &Serving, failed: bool) {
-        self.tried(serving, &serving.moves, failed, "sessions that moved to it");
+        self.tried(serving, &serving.moves, failed, |failed, over| {
+            format!("the guest failed to restore {failed} of the first {over} sessions")
+        });
     }
 
-    fn tried(&self, serving: &Serving, trial: &Trial, failed: bool, of: &str) {
+    fn tried(&self, serving: &Serving, trial: &Trial, failed: bool, reason: fn(u32, u32) -> String) {
         if failed {
             serving.tally.failed.one_more();
         }
         if let Some((failed, over)) = trial.add(failed)
             && serving.since.elapsed() < PROBATION
         {
-            let reason = format!("the guest failed {failed} of the first {over} {of}");
-            self.go_back_from(Some(serving.number), &reason);
+            self.go_back_from(Some(serving.number), &reason(failed, over));
         }
     }
 

@@ -92,7 +92,7 @@ fn sessions_that_move_do_not_make_up_for_connections_that_fail() {
     let line = host.line("rolled back to the previous generation");
     assert_eq!(
         field(&line, "reason"),
-        "the guest failed 5 of the first 5 connections",
+        "the guest failed 5 of its first 5 connections",
         "{line}"
     );
 }

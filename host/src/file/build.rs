@@ -317,15 +317,18 @@ impl<'a> Builder<'a> {
 
     /// The same path of a file with a secret, from the directory of the file.
     fn path_in_one_line(&self, path: PathBuf, key: &str) -> PathBuf {
-        if let Err(message) = values::path_in_one_line(&path) {
-            self.refuse(key, &message);
-        }
-        self.base.join(path)
+        self.checked(path, key, values::path_in_one_line)
     }
 
     /// The same path, from the directory of the file.
     fn path(&self, path: PathBuf, key: &str) -> PathBuf {
-        if let Err(message) = values::path(&path) {
+        self.checked(path, key, values::path)
+    }
+
+    fn checked(&self, path: PathBuf, key: &str, check: fn(&Path) -> Result<(), String>) -> PathBuf {
+        if path.as_os_str().is_empty() {
+            self.refuse(key, "the path is empty; expected a path, or remove the key");
+        } else if let Err(message) = check(&path) {
             self.refuse(key, &message);
         }
         self.base.join(path)
