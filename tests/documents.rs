@@ -439,7 +439,7 @@ fn every_test_that_the_threats_are_shown_by_is_there() {
             .split_once("Tests: ")
             .or_else(|| threat.split_once("Test: "))
             .unwrap_or_else(|| panic!("no test: {threat}"));
-        let (tests, _) = tests.split_once(".\n").unwrap_or((tests, ""));
+        let (tests, _) = tests.split_once("`.").unwrap_or((tests, ""));
         let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "no test: {threat}");
         for name in names {
