@@ -435,7 +435,7 @@ fn a_component_of_many_core_instances_serves_every_connection() {
             (instance $r (instantiate $c (with "f" (func $run))))
             (export "wasi:cli/run@0.2.6" (instance $r)))"#
     );
-    let path = file("many-instances.wasm", wat::parse_str(text).unwrap());
+    let path = file("forty-instances.wasm", wat::parse_str(text).unwrap());
     let host = Host::with(&path, &["--max-connections", "64"]);
     let clients: Vec<_> = (0..64).map(|_| host.connect()).collect();
     for client in clients {

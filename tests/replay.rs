@@ -567,6 +567,10 @@ fn a_session_without_clocks_has_the_clock_of_the_conversation() {
         (Some(0), "1 conversation, no differences\n")
     );
 
+    // A guest that ends in a pause ends it.
+    let dir = written("ends", "< \"tick\\n\"\n> \"x\"\n> pause 24h\n< end\n");
+    assert_eq!(replay(&dir, &guest("metronome")).0, Some(0));
+
     // Hours pass while a session waits. A guest that can read clocks would really wait.
     let dir = written("hours", "> \"a\\n\"\n< \"a\\n\"\n> pause 24h\n> end\n< end\n");
     assert_eq!(replay(&dir, &guest("lines-session")).0, Some(0));

@@ -131,7 +131,7 @@ impl Server {
                     break;
                 }
                 plan = planned => {
-                    match plan {
+                    match plan.and_then(|plan| self.still_holds(plan)) {
                         Ok(plan) => self.change(plan).await?,
                         Err(error) => warn!("reconfiguration failed: {error:#}; nothing changed"),
                     }
@@ -269,6 +269,28 @@ impl Server {
         for running in &self.running {
             running.service.generations.go_back("requested by SIGUSR2");
         }
+    }
+
+    /// Checks that no component of `plan` was rolled back since the planning began.
+    ///
+    /// # Errors
+    ///
+    /// One was. To carry the plan out would bring it back.
+    fn still_holds(&self, plan: Plan) -> anyhow::Result<Plan> {
+        for (service, planned) in plan.config.services.iter().zip(&plan.services) {
+            let digest = planned.loaded.as_ref().map(|loaded| *loaded.generation.digest());
+            let mut running = self.running.iter().map(|running| &running.service);
+            let left = running
+                .find(|running| running.config.name == service.name)
+                .and_then(|running| running.generations.left());
+            if left.is_some() && left == digest {
+                bail!(
+                    "service `{}`: its component was rolled back meanwhile",
+                    service.name
+                );
+            }
+        }
+        Ok(plan)
     }
 
     /// Comes to what `plan` says. Connections that are open go on with what they have.

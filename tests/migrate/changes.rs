@@ -250,3 +250,25 @@ fn a_service_that_was_replaced_does_not_roll_back() {
     }
     assert!(!host.log().contains("rolled back"), "{}", host.log());
 }
+
+#[test]
+fn a_rollback_stands_against_a_change_that_is_being_prepared() {
+    let service = Service::new("meanwhile", &guest("lines"), "gate = \"gate\"");
+    let gate = service.dir.join("gate");
+    fs::create_dir_all(&gate).unwrap();
+    fs::write(gate.join("1.conversation"), "> pause 1s\ncut\n").unwrap();
+    let host = service.start();
+    service.put(&guest("upper"));
+    host.signal(HUP);
+    host.line("component reloaded");
+    // The gate holds the change up.
+    service.set("gate = \"gate\"\nlimits = { idle-timeout = \"2m\" }");
+    host.signal(HUP);
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    let line = host.line("reconfiguration failed");
+    assert!(line.contains("rolled back meanwhile"), "{line}");
+    let client = host.connect();
+    client.send("a\n");
+    client.expect("a\n");
+}

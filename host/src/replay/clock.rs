@@ -10,6 +10,9 @@ use futures_util::poll;
 use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 
+/// The longest time that a pause may really take.
+pub(super) const MAX_REAL: Duration = Duration::from_secs(60);
+
 /// Clock that stands still while the guest works, and jumps while it waits.
 ///
 /// It knows that the guest waits when the guest has taken everything that the client did, and polls
@@ -97,11 +100,11 @@ impl Clock {
     }
 
     /// Waits for `event`, which the guest causes, for as long as `limit` by this clock. A guest that
-    /// never waits has as much real time.
+    /// never waits has as much real time, but no more than [`MAX_REAL`].
     async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Option<T> {
         let end = self.state().now.saturating_add(limit);
         let mut event = pin!(unconstrained(event));
-        let mut real = pin!(sleep(limit));
+        let mut real = pin!(sleep(limit.min(MAX_REAL)));
         loop {
             tokio::select! {
                 biased;

@@ -25,12 +25,9 @@ use crate::peer::Peer;
 use crate::record;
 use crate::sandbox::{Generation, Sandbox, Seat, Source, Transcript};
 use crate::terminal::Progress;
-use clock::{Clock, Time};
+use clock::{Clock, MAX_REAL, Time};
 pub use difference::Difference;
 use player::{Player, SETTLE};
-
-/// The longest pause that takes real time.
-const MAX_REAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is expected behind the last step of a conversation.
 const NOTHING: &str = "nothing more";
@@ -188,9 +185,9 @@ async fn one(
 
 /// Returns the first pause that is too long to be waited for in real time.
 fn too_long(file: &Path, conversation: &Conversation) -> Option<Difference> {
-    let is_long = |step: &Step| matches!(step, Step::Client(Client::Pause(time)) if *time > MAX_REAL_PAUSE);
+    let is_long = |step: &Step| matches!(step, Step::Client(Client::Pause(time)) if *time > MAX_REAL);
     let (line, step) = conversation.steps.iter().find(|(_, step)| is_long(step))?;
-    let max = humantime::format_duration(MAX_REAL_PAUSE);
+    let max = humantime::format_duration(MAX_REAL);
     Some(Difference {
         file: file.to_owned(),
         line: *line,
