@@ -127,7 +127,12 @@ fn in_words_of_toml(message: &str, path: &[String]) -> String {
     let Some((found, expected)) = types.and_then(|types| types.split_once(", expected ")) else {
         return message.to_owned();
     };
-    let found = if path.iter().any(|part| is_secret(part)) || values::is_content(found) {
+    // A value in place of a table can be meant for any key of the table.
+    let of_table = expected.starts_with("struct ") || ["a map", "map", "a table"].contains(&expected);
+    let is_secret = path.iter().any(|part| is_secret(part))
+        || of_table && found.starts_with("string")
+        || values::is_content(found);
+    let found = if is_secret {
         // The type without the value.
         found.split([' ', '`', '"']).next().unwrap_or_default()
     } else {
