@@ -350,3 +350,18 @@ fn a_first_instance_that_starts_more_slowly_than_guests_may_is_warned_of() {
     let host = Host::with(&module, &["--max-call-time", "off"]);
     assert!(!host.log().contains("`max-call-time` is"), "{}", host.log());
 }
+
+#[test]
+fn a_host_that_stops_while_a_gate_is_tried_does_not_panic() {
+    let gate = scratch("swap-gate-stops");
+    fs::create_dir_all(&gate).unwrap();
+    fs::write(gate.join("1.conversation"), "> \"a\\n\"\n< \"a\\n\"\n> end\n").unwrap();
+    fs::write(gate.join("2.conversation"), "> pause 20s\ncut\n").unwrap();
+    let place = Place::new("gate-stops", "echo");
+    let mut host = place.serve(&["-v", "--gate", gate.to_str().unwrap()]);
+    place.put("lines");
+    host.signal(HUP);
+    host.line("conversation replayed");
+    assert!(host.stop().success());
+    assert!(!host.log().contains("ERROR"), "{}", host.log());
+}

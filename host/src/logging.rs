@@ -3,9 +3,10 @@
 mod escape;
 
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing::{debug, error};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -21,6 +22,15 @@ use escape::{EscapedFields, EscapedJson};
 /// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up
 /// must not hold up connections.
 const QUEUE: usize = 8192;
+
+/// Set when the runtime is about to end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Logs panics at debug from now on. Work on blocking threads that is given up with the runtime, such
+/// as a gate, panics in tokio when it next uses a timer.
+pub fn runtime_ends() {
+    ENDING.store(true, Ordering::Relaxed);
+}
 
 /// Starts the log, which panics come to too. Lines are written by a thread of its own until the guard is dropped, which
 /// waits for it. With the guard comes the terminal, if it goes to one and is for people.
@@ -81,11 +91,12 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
     // Written directly, it could wait for standard error.
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(tracing::field::display);
-        error!(
-            location,
-            "panic: {}",
-            panic.payload_as_str().unwrap_or("(no message)")
-        );
+        let message = panic.payload_as_str().unwrap_or("(no message)");
+        if ENDING.load(Ordering::Relaxed) {
+            debug!(location, "panic: {message}");
+        } else {
+            error!(location, "panic: {message}");
+        }
     }));
     Ok((guard, shown))
 }

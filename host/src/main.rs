@@ -62,6 +62,7 @@ fn main() -> ExitCode {
     let outcome = match (runtime, &log) {
         (Ok(runtime), Ok((_, terminal))) => {
             let outcome = runtime.block_on(run(command, serve, terminal.clone()));
+            logging::runtime_ends();
             // What hangs in a call to the system, as in reading a file, is not waited for.
             runtime.shutdown_timeout(LAST);
             outcome

@@ -39,6 +39,11 @@ const LOAD: Duration = Duration::from_secs(180);
 /// How much longer it may take where the component is initialised too, and compiled for that.
 const INITIALISE: Duration = Duration::from_secs(180);
 
+/// Returns how long compiling the component of a service, and passing its gate, may take.
+pub(crate) fn time_to_load(config: &Config) -> Duration {
+    if config.preinit { LOAD + INITIALISE } else { LOAD }
+}
+
 /// Loads the component again when it is asked to.
 pub(crate) struct Reloader {
     sandbox: Arc<Sandbox>,
@@ -205,11 +210,7 @@ impl Reloader {
             anyhow::Ok(generation)
         };
         let loading = spawn_blocking(move || runtime.block_on(load));
-        let max = if self.config.preinit {
-            LOAD + INITIALISE
-        } else {
-            LOAD
-        };
+        let max = time_to_load(&self.config);
         let generation = timeout(max, loading)
             .await
             .with_context(|| format!("loading {name} took longer than {max:?}"))???;

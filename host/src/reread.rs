@@ -7,14 +7,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::listener::{Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose};
-use crate::reload::pass_gate;
+use crate::reload::{pass_gate, time_to_load};
 use crate::sandbox::Digest;
 use crate::service::{Loaded, NotLoaded};
 use crate::system;
@@ -142,8 +143,10 @@ pub(crate) async fn plan(
                 let one = one.map_err(|NotLoaded { key, error }| blocked(&key, error))?;
                 // A service that is new starts as it would with the host, without its gate.
                 if now.services.iter().any(|before| before.name == service.name) {
-                    let passed = pass_gate(service, &one.generation, &name).await;
-                    passed.map_err(|error| blocked("gate", error))?;
+                    let max = time_to_load(service);
+                    let passed = timeout(max, pass_gate(service, &one.generation, &name)).await;
+                    let passed = passed.with_context(|| format!("the gate took longer than {max:?}"));
+                    passed.flatten().map_err(|error| blocked("gate", error))?;
                 }
                 Some(one)
             }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use futures_util::future::select_all;
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
@@ -32,6 +33,9 @@ use crate::terminal::Terminal;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
+
+/// How long it may take to prepare a change of the services.
+const PLAN: Duration = Duration::from_secs(600);
 
 /// The services that run.
 struct Server {
@@ -256,7 +260,12 @@ impl Server {
         let rolled_back: Vec<_> = rolled_back.collect();
         let runtime = Handle::current();
         // Compiling takes a thread for as long as it takes.
-        spawn_blocking(move || runtime.block_on(reread::plan(&file, &now, &entrances, &rolled_back)))
+        let plan =
+            spawn_blocking(move || runtime.block_on(reread::plan(&file, &now, &entrances, &rolled_back)));
+        tokio::spawn(async move {
+            let planned = timeout(PLAN, plan).await;
+            planned.with_context(|| format!("it took longer than {PLAN:?}"))??
+        })
     }
 
     /// Tells the service manager that all is in order.
