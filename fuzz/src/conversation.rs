@@ -104,18 +104,23 @@ pub fn run(bytes: &[u8]) {
                 assert!(lines.is_sorted() && lines.iter().all(|line| (1..=count).contains(line)));
             }
             Err(ParseError::Empty) => {
-                let is_empty = |line: &str| line.trim().is_empty() || line.trim().starts_with('#');
+                let is_empty = |line: &str| trim(line).is_empty() || trim(line).starts_with('#');
                 assert!(text.lines().all(is_empty), "{text:?}");
             }
             Err(ParseError::Line { line, problem }) => {
                 let named = text.lines().nth(line - 1);
                 assert!(
-                    named.is_some_and(|line| !line.trim().is_empty()),
+                    named.is_some_and(|line| !trim(line).is_empty()),
                     "{text:?}: {problem}"
                 );
             }
         },
     }
+}
+
+/// Removes the space that a line may begin and end with.
+fn trim(line: &str) -> &str {
+    line.trim_matches([' ', '\t'])
 }
 
 /// Writes a conversation and reads it again, without the numbers of lines.

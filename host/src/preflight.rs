@@ -9,7 +9,7 @@ use std::io;
 use std::net::ToSocketAddrs as _;
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::{Access, access};
 use thiserror::Error;
 
@@ -78,7 +78,8 @@ impl Obstacles {
         }
     }
 
-    fn note<T>(
+    /// Returns the value of a result, or notes the error in what `key` names.
+    pub(crate) fn note<T>(
         &mut self,
         key: impl Into<String>,
         service: Option<&Service>,
@@ -309,6 +310,12 @@ pub(crate) fn add_faults(
 fn check_token(path: &Path) -> anyhow::Result<()> {
     if admin::has_token(path)? {
         return Ok(());
+    }
+    if path.is_symlink() {
+        bail!(
+            "cannot create the token file `{}`: it is a link to a file that does not exist; remove the link",
+            path.display()
+        );
     }
     let dir = path.parent().filter(|dir| *dir != Path::new(""));
     let dir = dir.unwrap_or(Path::new("."));

@@ -186,9 +186,15 @@ impl Server {
         // First, so that it can be asked whether the host is ready.
         if preflight::check_admin(&config, admin_listen, &mut obstacles)
             && let Some(admin) = &config.admin
-            && let Err(error) = admin::start(admin, admin_listen, &process)
         {
-            obstacles.add("admin.listen".to_owned(), None, error);
+            let token = admin.token.as_deref().map(admin::Token::load).transpose();
+            if let Some(token) = obstacles.note("admin.token", None, token) {
+                obstacles.note(
+                    "admin.listen",
+                    None,
+                    admin::start(admin, token, admin_listen, &process),
+                );
+            }
         }
         let found = preflight::find(&config, &config.cache, Purpose::Listen(listen), &mut obstacles);
         obstacles.end(file)?;

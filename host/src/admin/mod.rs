@@ -32,7 +32,7 @@ use crate::listener::{Accepted, Listener};
 use crate::peer::End;
 use crate::server::READY;
 use crate::service::Process;
-use token::Token;
+pub(crate) use token::Token;
 
 /// Connections of those who look that may be open at once. Further ones wait.
 const CONNECTIONS: usize = 64;
@@ -72,13 +72,17 @@ pub(crate) fn has_token(path: &Path) -> anyhow::Result<bool> {
 ///
 /// # Errors
 ///
-/// The token cannot be used, or the address cannot be bound.
+/// The address cannot be bound.
 ///
 /// # Panics
 ///
 /// Outside of a runtime.
-pub(crate) fn start(config: &Config, flag: &'static str, process: &Arc<Process>) -> anyhow::Result<()> {
-    let token = config.token.as_deref().map(Token::load).transpose()?;
+pub(crate) fn start(
+    config: &Config,
+    token: Option<Token>,
+    flag: &'static str,
+    process: &Arc<Process>,
+) -> anyhow::Result<()> {
     let mut listen = Listen::at(config.address.clone());
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);

@@ -17,7 +17,7 @@ const MIN: usize = 16;
 const BYTES: usize = 32;
 
 /// A token, by its digest: digests are compared in a time that says nothing of the token.
-pub(super) struct Token([u8; 32]);
+pub(crate) struct Token([u8; 32]);
 
 impl Token {
     /// Reads the token in the file at `path`, which is made with a fresh one if it is not there.
@@ -25,7 +25,7 @@ impl Token {
     /// # Errors
     ///
     /// It cannot be read or made, others than its owner may read it, or it is too short.
-    pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         match Self::read(path)? {
             Some(token) => Ok(token),
             None => {

@@ -150,6 +150,9 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
         (Some(libc::EACCES | libc::EPERM), ..) => {
             format!("a security policy of the system forbids it; change the policy, or {another}")
         }
+        (Some(libc::ENOENT), _, Some(dir)) if dir.is_dir() => {
+            format!("no socket can be created in `{}`; {another}", dir.display())
+        }
         (Some(libc::ENOENT), _, Some(dir)) => format!(
             "the directory `{}` does not exist; create it, or {another}",
             dir.display()

@@ -10,9 +10,6 @@ use futures_util::poll;
 use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 
-/// The longest time that a pause may really take.
-pub(super) const MAX_REAL: Duration = Duration::from_secs(60);
-
 /// Clock that stands still while the guest works, and jumps while it waits.
 ///
 /// It knows that the guest waits when the guest has taken everything that the client did, and polls
@@ -38,6 +35,13 @@ struct Wait {
     /// When the timer is due; never without one.
     due: Option<Duration>,
     waker: Waker,
+}
+
+impl State {
+    /// Moves the time on to `now`, if it is not later yet.
+    fn pass(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
 }
 
 impl Clock {
@@ -86,31 +90,39 @@ impl Clock {
         let due = state.wait.as_ref().and_then(|wait| wait.due);
         match due.filter(|due| *due <= end) {
             Some(due) => {
-                state.now = state.now.max(due);
+                state.pass(due);
                 if let Some(wait) = state.wait.take() {
                     wait.waker.wake();
                 }
                 true
             }
             None => {
-                state.now = state.now.max(end);
+                state.pass(end);
                 false
             }
         }
     }
 
     /// Waits for `event`, which the guest causes, for as long as `limit` by this clock. A guest that
-    /// never waits has as much real time, but no more than [`MAX_REAL`].
-    async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Option<T> {
+    /// works or writes without waiting has as much real time as `patience`.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        patience: Duration,
+        event: impl Future<Output = T>,
+    ) -> Option<T> {
         let end = self.state().now.saturating_add(limit);
         let mut event = pin!(unconstrained(event));
-        let mut real = pin!(sleep(limit.min(MAX_REAL)));
+        let mut real = pin!(sleep(patience));
         loop {
             tokio::select! {
                 biased;
                 outcome = event.as_mut() => return Some(outcome),
                 () = self.guest_waits() => {}
-                () = real.as_mut() => return None,
+                () = real.as_mut() => {
+                    self.state().pass(end);
+                    return None;
+                }
             }
             // The guest may have caused it just before it began to wait.
             if let Poll::Ready(outcome) = poll!(event.as_mut()) {
@@ -125,17 +137,29 @@ impl Clock {
 
 /// The time of a conversation: of its own clock, or real if there is none.
 #[derive(Clone, Debug)]
-pub(super) struct Time(pub(super) Option<Clock>);
+pub(super) struct Time {
+    clock: Option<Clock>,
+    /// How long a guest may really work for a step.
+    patience: Duration,
+}
 
 impl Time {
+    /// The time of a new conversation. It is real, unless `is_virtual`.
+    pub(super) fn new(is_virtual: bool, patience: Duration) -> Self {
+        Self {
+            clock: is_virtual.then(Clock::default),
+            patience,
+        }
+    }
+
     /// Whether time passes as for a connection.
     pub(super) fn is_real(&self) -> bool {
-        self.0.is_none()
+        self.clock.is_none()
     }
 
     /// Returns a timer of the guest that is due in `after`, or never.
     pub(super) async fn timer(&self, after: Option<Duration>) {
-        match (&self.0, after) {
+        match (&self.clock, after) {
             (Some(clock), after) => clock.timer(after).await,
             (None, Some(after)) => sleep(after).await,
             (None, None) => pending().await,
@@ -144,22 +168,22 @@ impl Time {
 
     /// Waits for `event` for as long as `limit`. Returns `None` if it has not come by then.
     pub(super) async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Option<T> {
-        match &self.0 {
-            Some(clock) => clock.within(limit, event).await,
+        match &self.clock {
+            Some(clock) => clock.within(limit, self.patience, event).await,
             None => timeout(limit, event).await.ok(),
         }
     }
 
     /// Notes that the client is about to send something to the guest.
     pub(super) fn sends(&self) {
-        if let Some(clock) = &self.0 {
+        if let Some(clock) = &self.clock {
             clock.sends();
         }
     }
 
     /// Notes that the guest has taken something that the client sent.
     pub(super) fn takes(&self) {
-        if let Some(clock) = &self.0 {
+        if let Some(clock) = &self.clock {
             clock.takes();
         }
     }
@@ -195,5 +219,13 @@ impl Future for Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         self.clock.state().wait = None;
+    }
+}
+
+#[cfg(test)]
+impl Time {
+    /// The time by the clock of the conversation.
+    pub(super) fn now(&self) -> Duration {
+        self.clock.as_ref().unwrap().state().now
     }
 }

@@ -25,9 +25,12 @@ use crate::peer::Peer;
 use crate::record;
 use crate::sandbox::{Generation, Sandbox, Seat, Source, Transcript};
 use crate::terminal::Progress;
-use clock::{Clock, MAX_REAL, Time};
+use clock::Time;
 pub use difference::Difference;
 use player::{Player, SETTLE};
+
+/// The longest pause that takes real time.
+const MAX_REAL: Duration = Duration::from_secs(60);
 
 /// What is expected behind the last step of a conversation.
 const NOTHING: &str = "nothing more";
@@ -128,7 +131,7 @@ async fn one(
         listener: "replay".to_owned(),
         ..Peer::default()
     };
-    let time = Time(generation.waits_by_timers_alone().then(Clock::default));
+    let time = Time::new(generation.waits_by_timers_alone(), rules.patience);
     if time.is_real()
         && let Some(difference) = too_long(file, conversation)
     {

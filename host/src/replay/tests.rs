@@ -10,7 +10,7 @@ fn steps(text: &str) -> Conversation {
 
 #[tokio::test]
 async fn a_read_gives_bytes_of_one_chunk() {
-    let (mut player, mut reader, _writer) = Player::new(STEP, Time(None));
+    let (mut player, mut reader, _writer) = Player::new(STEP, Time::new(false, STEP));
     let text = "> \"on\"\n> \"e\"\n> break\n> \"two\"\n> pause 1ms\n> \"three\"\n> end\n";
     let conversation = steps(text);
     let playing = async {
@@ -35,7 +35,7 @@ async fn a_read_gives_bytes_of_one_chunk() {
 
 #[tokio::test]
 async fn a_client_that_resets_is_seen_in_both_directions() {
-    let (mut player, mut reader, mut writer) = Player::new(STEP, Time(None));
+    let (mut player, mut reader, mut writer) = Player::new(STEP, Time::new(false, STEP));
     player.play(&Step::Client(Client::Reset)).await.unwrap();
     let read = reader.read(&mut [0]).await.unwrap_err();
     let write = writer.write(b"x").await.unwrap_err();
@@ -45,7 +45,7 @@ async fn a_client_that_resets_is_seen_in_both_directions() {
 
 #[tokio::test]
 async fn a_reset_discards_bytes_that_wait() {
-    let (mut player, mut reader, _writer) = Player::new(STEP, Time(None));
+    let (mut player, mut reader, _writer) = Player::new(STEP, Time::new(false, STEP));
     for step in &steps("> \"one\"\n> reset\n").steps {
         player.play(&step.1).await.unwrap();
     }
@@ -55,7 +55,7 @@ async fn a_reset_discards_bytes_that_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_has_as_long_for_each_step_as_patience_allows() {
-    let (mut player, _reader, mut writer) = Player::new(Duration::from_secs(2), Time(None));
+    let (mut player, _reader, mut writer) = Player::new(Duration::from_secs(2), Time::new(false, STEP));
     let step = Step::Guest(Guest::Sends(b"ab".to_vec()));
     let guest = async {
         writer.write_all(b"a").await.unwrap();
@@ -70,9 +70,36 @@ async fn a_guest_has_as_long_for_each_step_as_patience_allows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clock_stands_still_while_the_guest_works() {
+    let time = Time::new(true, Duration::from_secs(5));
+    let (mut player, mut reader, mut writer) = Player::new(STEP, time.clone());
+    let guest = async {
+        reader.read_exact(&mut [0]).await.unwrap();
+        // Work, which takes longer than the pause of the client.
+        sleep(Duration::from_millis(250)).await;
+        time.timer(Some(Duration::from_millis(100))).await;
+        writer.write_all(b"T").await.unwrap();
+        time.timer(None).await;
+    };
+    let conversation = steps("> \"x\"\n> pause 200ms\n> \"y\"\n");
+    let client = async {
+        for (_, step) in &conversation.steps {
+            player.play(step).await.unwrap();
+        }
+        player.play(&Step::Guest(Guest::Sends(b"T".to_vec()))).await
+    };
+    tokio::select! {
+        played = client => played.unwrap(),
+        () = guest => unreachable!(),
+    }
+    // The timer was due in the pause.
+    assert_eq!(time.now(), Duration::from_millis(200));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_guest_sends_behind_the_last_step_is_found_for_a_short_time() {
     for (pause, is_found) in [(0, true), (90, true), (1000, false)] {
-        let (mut player, _reader, mut writer) = Player::new(STEP, Time(None));
+        let (mut player, _reader, mut writer) = Player::new(STEP, Time::new(false, STEP));
         let guest = async {
             writer.write_all(b"one").await.unwrap();
             sleep(Duration::from_millis(pause)).await;
