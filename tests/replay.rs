@@ -577,7 +577,7 @@ fn a_session_without_clocks_has_the_clock_of_the_conversation() {
     let (status, said) = replay(&dir, &guest("echo"));
     assert_eq!(status, Some(1), "{said}");
     assert!(
-        said.contains("1.conversation:3\n- > pause 24h\n+ a pause of at most 1m, since"),
+        said.contains("1.conversation:3\n- > pause 24h\n+ a pause of at most 1m, since this component is replayed in real time"),
         "{said}"
     );
 }

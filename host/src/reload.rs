@@ -19,7 +19,7 @@ use crate::conversation::Conversation;
 use crate::generations::Generations;
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, Sandbox, Source};
-use crate::service::warn_of_migration;
+use crate::service::{ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
 
@@ -86,8 +86,8 @@ impl Reloader {
         }
     }
 
-    /// Loads the component whenever `asked`, and when one of its files changes if they are watched. Never ends.
-    pub(crate) async fn run(mut self, asked: Arc<Notify>) {
+    /// Loads the component whenever somebody asks, and when one of its files changes if they are watched. Never ends.
+    pub(crate) async fn run(mut self, requests: Arc<ReloadRequests>) {
         let changed = Arc::new(Notify::new());
         let watching = self.config.watch.then(|| watch(self.source.files(), &changed));
         if let Some(Err(error)) = &watching {
@@ -100,7 +100,7 @@ impl Reloader {
         let mut seen = None;
         loop {
             let why = tokio::select! {
-                () = asked.notified() => Why::Asked,
+                () = requests.asked() => Why::Asked,
                 () = changed.notified(), if self.config.watch => Why::Changed,
                 () = sleep(LOOK), if self.config.watch => Why::Changed,
             };

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -13,7 +12,7 @@ use crate::acceptor::Acceptor;
 use crate::generations::Generations;
 use crate::listener::{Entrance, Listener};
 use crate::reload::Reloader;
-use crate::service::{Loaded, Process, Service};
+use crate::service::{Loaded, Process, ReloadRequests, Service};
 
 /// A service with the tasks that run it.
 pub(crate) struct Running {
@@ -46,7 +45,7 @@ impl Running {
         counts.share(sandbox.shared_cost());
         let count = before.map_or(0, |before| before.generations.count());
         let generations = Generations::new(&config, count, generation, process.cut.clone(), counts);
-        let reload = Arc::new(Notify::new());
+        let reload = Arc::new(ReloadRequests::default());
         let changes = source.files().next().is_some();
         let service = Arc::new(Service {
             access: ArcSwap::from_pointee(config.access.clone()),
@@ -80,7 +79,7 @@ impl Running {
             entrance.reread();
         }
         if let Some(reload) = &self.service.reload {
-            reload.notify_one();
+            reload.ask();
         } else {
             info!(
                 service = self.service.config.name,

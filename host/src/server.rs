@@ -259,6 +259,13 @@ impl Server {
             .iter()
             .map(|running| running.entrances.clone())
             .collect();
+        for requests in self
+            .running
+            .iter()
+            .filter_map(|running| running.service.reload.as_ref())
+        {
+            requests.forget();
+        }
         let rolled_back = self.running.iter().filter_map(|running| {
             let service = &running.service;
             Some((service.config.name.clone(), service.generations.left()?))
@@ -374,6 +381,18 @@ impl Server {
                     let (service, generation) = (&service.name, running.service.generations.count());
                     match old {
                         Some(old) => {
+                            // Its connections that still send a PROXY header or shake hands.
+                            let access = &running.service.config.access;
+                            old.service.access.store(Arc::new(access.clone()));
+                            if old
+                                .service
+                                .reload
+                                .as_ref()
+                                .is_some_and(|requests| requests.is_new())
+                            {
+                                // The file may have changed since it was read for this change.
+                                running.reload();
+                            }
                             old.service.generations.succeed(&running.service.generations);
                             old.end();
                             info!(

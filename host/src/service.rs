@@ -157,6 +157,36 @@ pub(crate) fn warn_of_migration(config: &Config, source: &Source, generation: &G
     }
 }
 
+/// Requests to load the component of a service again.
+#[derive(Debug, Default)]
+pub(crate) struct ReloadRequests {
+    asked: Notify,
+    is_new: AtomicBool,
+}
+
+impl ReloadRequests {
+    /// Asks for the component to be loaded again.
+    pub(crate) fn ask(&self) {
+        self.is_new.store(true, Relaxed);
+        self.asked.notify_one();
+    }
+
+    /// Waits until somebody asks.
+    pub(crate) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Forgets that there were requests so far.
+    pub(crate) fn forget(&self) {
+        self.is_new.store(false, Relaxed);
+    }
+
+    /// Returns whether there was a request since the last call of [`forget`](Self::forget).
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new.load(Relaxed)
+    }
+}
+
 /// What the tasks of one service share.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -166,7 +196,7 @@ pub(crate) struct Service {
     pub(crate) generations: Arc<Generations>,
     pub(crate) recorder: Option<Recorder>,
     /// Asks for its component to be loaded again; `None` where that is in no file.
-    pub(crate) reload: Option<Arc<Notify>>,
+    pub(crate) reload: Option<Arc<ReloadRequests>>,
     /// Where it listens.
     pub(crate) listeners: ArcSwap<Vec<String>>,
     pub(crate) process: Arc<Process>,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::harness::http::At;
 use crate::harness::{Client, HUP, Host, Place, USR2, field, file, guest, guest_of, scratch};
 
 const MOVED: &str = "session moved";
@@ -271,4 +272,56 @@ fn a_rollback_stands_against_a_change_that_is_being_prepared() {
     let client = host.connect();
     client.send("a\n");
     client.expect("a\n");
+}
+
+#[test]
+fn a_reload_that_is_requested_while_a_change_is_prepared_is_not_lost() {
+    let service = Service::new("asked", &guest("lines"), "");
+    let gate = service.dir.join("gate");
+    fs::create_dir_all(&gate).unwrap();
+    fs::write(gate.join("1.conversation"), "> \"a\\n\"\ncut\n").unwrap();
+    fs::write(gate.join("2.conversation"), "> pause 1s\ncut\n").unwrap();
+    let admin = "[admin]\nlisten = \"unix:admin\"\ntoken = \"token\"\n";
+    service.set(&format!("gate = \"gate\"\n{admin}"));
+    let host = service.start();
+    service.set(&format!(
+        "gate = \"gate\"\nlimits = {{ idle-timeout = \"2m\" }}\n{admin}"
+    ));
+    host.signal(HUP);
+    // The component was read by the time that the gate is tried.
+    host.line("conversation replayed");
+    service.put(&guest("upper"));
+    let token = fs::read_to_string(service.dir.join("token")).unwrap();
+    let answer = At::Unix(service.dir.join("admin"))
+        .request("POST", "/services/s/reload")
+        .bearing(token.trim())
+        .answer();
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    host.line(CHANGED);
+    host.line("component reloaded");
+    let client = host.connect();
+    client.send("a\n");
+    client.expect("A\n");
+}
+
+#[test]
+fn rules_of_access_hold_for_a_client_that_is_arriving_when_the_service_changes() {
+    let proxy =
+        "[[service.listen]]\naddress = \"127.0.0.1:0\"\nproxy-protocol = { from = [\"127.0.0.1\"] }\n";
+    let service = Service::new("arriving", &guest("echo"), "");
+    let set = |settings: &str| {
+        let file = service.dir.join("services.toml");
+        let text = format!("[log]\nlevel = \"debug\"\n[[service]]\nname = \"s\"\n{settings}{proxy}");
+        fs::write(file, text).unwrap();
+    };
+    set("");
+    let host = service.start();
+    let client = host.connect();
+    client.send("PROXY TCP4 192.0.2.1 ");
+    set("access = { deny = [\"192.0.2.0/24\"] }\nlimits = { idle-timeout = \"2m\" }\n");
+    host.signal(HUP);
+    host.line(CHANGED);
+    client.send("192.0.2.2 1 2\r\nhello");
+    client.expect_reset();
+    assert_eq!(field(&host.line("connection refused"), "reason"), "access");
 }

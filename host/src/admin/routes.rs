@@ -233,7 +233,7 @@ fn make(admin: &Admin, change: &Change<'_>) -> Answer {
             }
             Some((service, Some(reload))) => {
                 info!(service, "reload requested");
-                reload.notify_one();
+                reload.ask();
                 done("reloading")
             }
         },

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::task::yield_now;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -142,7 +141,7 @@ async fn one(
         transcript: Transcript::default(),
         time: time.clone(),
     };
-    let (player, reader, writer) = Player::new(rules.patience, time);
+    let (player, reader, writer) = Player::new(rules.patience, time.clone());
     let inbound = Half::new(reader, rules.limits.max_bytes_in);
     let outbound = Half::new(writer, rules.limits.max_bytes_out);
     let (over, done) = (CancellationToken::new(), CancellationToken::new());
@@ -158,7 +157,7 @@ async fn one(
         done.cancel();
         report
     };
-    let played = perform(player, conversation, rules.patience, &over, &done);
+    let played = perform(player, conversation, rules.patience, &time, &over, &done);
     // In this order, so that what ends the connection is seen before the client goes.
     let (report, played) = tokio::join!(biased; served, played);
     debug!(
@@ -196,7 +195,7 @@ fn too_long(file: &Path, conversation: &Conversation) -> Option<Difference> {
         line: *line,
         expected: step.to_string(),
         found: vec![format!(
-            "a pause of at most {max}, since this component can read clocks"
+            "a pause of at most {max}, since this component is replayed in real time"
         )],
         reason: None,
         output: Vec::new(),
@@ -239,6 +238,7 @@ async fn perform(
     mut player: Player,
     conversation: &Conversation,
     patience: Duration,
+    time: &Time,
     over: &CancellationToken,
     done: &CancellationToken,
 ) -> Result<(), Differs> {
@@ -258,10 +258,7 @@ async fn perform(
         yield_now().await;
     }
     drop(player);
-    tokio::select! {
-        () = done.cancelled() => {}
-        () = sleep(rest) => {}
-    }
+    time.within(rest, done.cancelled()).await;
     over.cancel();
     played
 }

@@ -97,7 +97,10 @@ impl Player {
                 Ok(())
             }
             Step::Client(Client::Reset) => {
-                self.time.sends();
+                // After its end, the guest reads nothing more and takes no reset.
+                if self.input.is_some() {
+                    self.time.sends();
+                }
                 self.reset.store(true, Ordering::Release);
                 self.input = None;
                 self.output = None;

@@ -1,4 +1,5 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
 use super::*;
 
@@ -94,6 +95,29 @@ async fn a_clock_stands_still_while_the_guest_works() {
     }
     // The timer was due in the pause.
     assert_eq!(time.now(), Duration::from_millis(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_goes_on_after_the_last_step() {
+    let patience = Duration::from_secs(5);
+    let time = Time::new(true, patience);
+    let (player, mut reader, _writer) = Player::new(patience, time.clone());
+    let (over, done) = (CancellationToken::new(), CancellationToken::new());
+    let guest = async {
+        reader.read_to_end(&mut Vec::new()).await.unwrap();
+        let was_cut = tokio::select! {
+            biased;
+            () = time.timer(Some(Duration::from_secs(3))) => false,
+            () = over.cancelled() => true,
+        };
+        done.cancel();
+        was_cut
+    };
+    let conversation = steps("> \"x\"\n> end\n> pause 1s\n> reset\n< trap\n");
+    let playing = perform(player, &conversation, patience, &time, &over, &done);
+    let (was_cut, played) = tokio::join!(guest, playing);
+    played.unwrap();
+    assert!(!was_cut);
 }
 
 #[tokio::test(start_paused = true)]
