@@ -176,6 +176,8 @@ fn an_address_that_cannot_be_bound_comes_with_advice() {
             "nowhere` does not exist; create it",
         ),
         (format!("unix:{dir}/file/s"), "file` is not a directory"),
+        (format!("unix:{dir}/s/"), "the path ends with `/`"),
+        ("unix:/proc/s".to_owned(), "no socket can be created in `/proc`"),
     ] {
         let refusal = refused(&["--listen", &address]);
         assert_eq!(refusal.status, Some(1), "{}", refusal.message);

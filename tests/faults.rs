@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::tools::{or_skip, tool};
-use crate::harness::{HOST, Host, TERM, command, field, guest, refusal_of, scratch, until, with_cache};
+use crate::harness::{
+    HOST, Host, TERM, command, field, guest, refusal_of, refused, scratch, until, with_cache,
+};
 
 #[test]
 fn a_peer_that_resets_while_the_guest_writes() {
@@ -461,4 +463,33 @@ fn signals_that_the_parent_has_blocked_are_heard() {
     assert_eq!(host.outcome(), "guest-trap");
     host.signal(TERM);
     assert!(host.wait().success());
+}
+
+#[test]
+fn a_named_pipe_in_place_of_a_file_is_refused() {
+    let dir = scratch("named-pipe");
+    fs::create_dir_all(&dir).unwrap();
+    let pipe = dir.join("pipe").display().to_string();
+    assert!(
+        Command::new("mkfifo")
+            .args(["-m", "600", &pipe])
+            .status()
+            .unwrap()
+            .success()
+    );
+    for (args, expected) in [
+        (
+            &["--tls-certificate", &pipe, "--tls-key", &pipe][..],
+            "it is a named pipe; expected a file",
+        ),
+        (
+            &["--admin", "0", "--admin-token", &pipe],
+            "is not a file; expected the path of a token file",
+        ),
+    ] {
+        let args = [&["--listen", "127.0.0.1:0"], args].concat();
+        let refusal = refused(&args);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        assert!(refusal.message.contains(expected), "{}", refusal.message);
+    }
 }

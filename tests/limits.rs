@@ -284,3 +284,20 @@ fn time_that_a_guest_only_waits_is_not_used() {
         }
     }
 }
+
+#[test]
+fn what_a_shared_guest_writes_after_a_limit_is_not_sent() {
+    // The guest answers the end of its input with what it has of a line.
+    let host = Host::serving("lines", &["--isolation", "service", "--max-bytes-in", "100"]);
+    for _ in 0..50 {
+        let client = host.connect();
+        client.send([b'x'; 101]);
+        client.finish();
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert_eq!(
+            (field(&line, "outcome"), field(&line, "bytes_out")),
+            ("byte-limit".to_owned(), "0".to_owned())
+        );
+    }
+}

@@ -1,6 +1,6 @@
 //! The token that who changes anything has to know.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -41,7 +41,10 @@ impl Token {
     /// It cannot be read, others than its owner may read it, or it is too short.
     pub(super) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
         let reading = || format!("cannot read the token file `{}`", path.display());
-        let mut file = match File::open(path) {
+        // A named pipe is opened without waiting for a writer, and refused below.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = match options.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.with_context(reading)?,
         };

@@ -269,6 +269,9 @@ fn inherited(Leased { socket, lease }: Leased, options: &SocketOptions) -> anyho
 /// It could not. The error is the same as that of binding it.
 pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
     let address = Address::Unix(path.to_owned());
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        bail!("cannot listen on {address}: the path ends with `/`; choose the path of a file with {flag}");
+    }
     let cannot = |error: io::Error| refused(&error, &address, flag);
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -1,7 +1,8 @@
 //! Certificates and keys: reading them, choosing among them, and whom they stand for.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,6 +22,9 @@ use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
 use super::algorithm::{self, Algorithm, SIGNS, VERIFIES};
 use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Tls as Config};
+
+/// Bytes of the largest file of certificates.
+const MAX_FILE: u64 = 16 << 20;
 
 /// Why files cannot be used for TLS. No variant shows what a file contains.
 #[derive(Debug, Error)]
@@ -335,8 +339,26 @@ fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> O
     })
 }
 
+/// Reads a file, or a pipe of the shell such as `/dev/fd/63`.
+///
+/// # Errors
+///
+/// The file cannot be read, is larger than [`MAX_FILE`], or is a named pipe. Opening a named pipe would
+/// wait for a writer.
+fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.file_type().is_fifo() && !path.starts_with("/dev/fd") {
+        return Err(io::Error::other("it is a named pipe; expected a file"));
+    }
+    let mut contents = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("it is larger than 16 MiB"));
+    }
+    Ok(contents)
+}
+
 fn blocks(path: &Path) -> Result<Vec<Block>, Unusable> {
-    let contents = fs::read(path).map_err(|error| Unusable::Read {
+    let contents = contents(path).map_err(|error| Unusable::Read {
         path: path.to_owned(),
         error,
     })?;

@@ -157,8 +157,9 @@ impl AccessorTask<State> for Visit {
 pub(in crate::sandbox) struct Visitor<'a, R, W> {
     inbound: &'a Half<R>,
     outbound: &'a Half<W>,
-    /// Take the halves back when they are dropped.
-    _leashes: (Leash<R>, Leash<W>),
+    /// Take the halves back when they are dropped: the outbound half first, so that nothing leaves that
+    /// the guest writes when it sees the end of the inbound half.
+    _leashes: (Leash<W>, Leash<R>),
     ends: Arc<Ends>,
     outbound_end: oneshot::Receiver<HalfEnd>,
     returned: oneshot::Receiver<Returned>,
@@ -193,7 +194,7 @@ where
         let visitor = Self {
             inbound,
             outbound,
-            _leashes: (reader, writer),
+            _leashes: (writer, reader),
             ends,
             outbound_end,
             returned,
