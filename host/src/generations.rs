@@ -1,6 +1,5 @@
 //! Which generation serves, and which did before it.
 
-use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -96,7 +95,7 @@ impl Tally {
 
     /// Connections that it serves.
     pub(crate) fn open(&self) -> u64 {
-        // What is over has begun before.
+        // Read first: each connection was counted in `begun` before.
         let over = self.over.get();
         self.begun.get().saturating_sub(over)
     }
@@ -198,20 +197,23 @@ impl Generations {
         }
     }
 
-    /// All that still have connections or may get some, in the order in which they came, and the number of the one that may be gone
-    /// back to.
+    /// The generations that still have connections or may get some, in the order in which they came,
+    /// and the number of the one that can be rolled back to.
     pub(crate) fn known(&self) -> (Vec<Arc<Serving>>, Option<u64>) {
         let past = self.past();
-        let known = past.known.iter().filter_map(Weak::upgrade).collect();
+        let mut known: Vec<Arc<Serving>> = Vec::new();
+        for serving in past.known.iter().filter_map(Weak::upgrade) {
+            // A generation that was rolled back to stands there twice, with the same counts.
+            if known.iter().all(|other| other.number != serving.number) {
+                known.push(serving);
+            }
+        }
         (known, past.previous.as_ref().map(|previous| previous.number))
     }
 
-    /// How many generations serve connections or may serve some again. A generation that was rolled
-    /// back to is known twice while its first connections are open.
+    /// How many generations serve connections or may serve some again.
     pub(crate) fn alive(&self) -> usize {
-        let (known, _) = self.known();
-        let numbers: HashSet<u64> = known.iter().map(|serving| serving.number).collect();
-        numbers.len()
+        self.known().0.len()
     }
 
     /// The generation for a new connection.
@@ -272,22 +274,13 @@ impl Generations {
     }
 
     /// Returns whether a session of `serving` may move to this service. A service that has replaced
-    /// another can have fewer `max-connections`, and then takes no more sessions than those.
+    /// another can have fewer `max-connections`. It then takes only so many sessions.
     pub(crate) fn has_room_for(&self, serving: &Serving) -> bool {
         if serving.number >= self.first {
             return true;
         }
         let (known, _) = self.known();
-        let open: HashMap<u64, u64> = known
-            .iter()
-            .map(|serving| (serving.number, serving.tally.open()))
-            .collect();
-        open.values().sum::<u64>() < self.max_connections
-    }
-
-    /// Whether `content` was gone back from.
-    pub(crate) fn was_left(&self, content: &Digest) -> bool {
-        self.past().left.as_ref() == Some(content)
+        known.iter().map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
     }
 
     /// Gives new connections `generation` from now on.
@@ -380,7 +373,7 @@ impl Generations {
         let earlier: Vec<_> = known
             .iter()
             .filter(|serving| movable(serving))
-            .map(Arc::downgrade)
+            .map(|serving| Arc::clone(&serving.tally))
             .collect();
         let (service, generation, replaced) = (self.service.clone(), next.number, next.replaced.clone());
         tokio::spawn(async move {
@@ -388,12 +381,7 @@ impl Generations {
             if timeout(MOVE, replaced.cancelled()).await.is_ok() {
                 return;
             }
-            let earlier: HashMap<u64, Arc<Serving>> = earlier
-                .iter()
-                .filter_map(Weak::upgrade)
-                .map(|serving| (serving.number, serving))
-                .collect();
-            let sessions: u64 = earlier.values().map(|serving| serving.tally.open()).sum();
+            let sessions: u64 = earlier.iter().map(|tally| tally.open()).sum();
             if sessions > 0 {
                 info!(
                     service,

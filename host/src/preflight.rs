@@ -19,6 +19,7 @@ use crate::conversation::Conversation;
 use crate::file::Text;
 use crate::listener::{self, Listener, Prepared};
 use crate::sandbox::{Content, LoadError, Sandbox, Source};
+use crate::system::directory_of;
 
 /// Something that a start needs and that is missing or unusable.
 #[derive(Debug)]
@@ -317,9 +318,8 @@ fn check_token(path: &Path) -> anyhow::Result<()> {
             path.display()
         );
     }
-    let dir = path.parent().filter(|dir| *dir != Path::new(""));
-    let dir = dir.unwrap_or(Path::new("."));
-    is_writable(dir).with_context(|| format!("cannot create the token file `{}`", path.display()))
+    is_writable(directory_of(path))
+        .with_context(|| format!("cannot create the token file `{}`", path.display()))
 }
 
 /// Checks whether `dir` is a directory with room for files, or could be created.

@@ -175,7 +175,7 @@ impl Reloader {
         if self.unfit == Some(Unfit::Content(digest)) && why == Why::Changed {
             return true;
         }
-        if self.generations.was_left(&digest) {
+        if self.generations.left() == Some(digest) {
             let error = anyhow!(
                 "{} was rolled back and is not loaded again until it changes",
                 content.name
@@ -272,10 +272,7 @@ fn watch<'a>(
     for file in files {
         let target = file.canonicalize().ok();
         for path in [Some(file), target.as_deref()].into_iter().flatten() {
-            let directory = match path.parent() {
-                Some(parent) if parent != Path::new("") => parent,
-                _ => Path::new("."),
-            };
+            let directory = system::directory_of(path);
             let directory = directory
                 .canonicalize()
                 .with_context(|| format!("`{}`", directory.display()))?;

@@ -182,10 +182,6 @@ fn generations_of(service: &Service) -> Vec<GenerationView> {
     let current = service.generations.current().number;
     let mut views: Vec<GenerationView> = Vec::new();
     for serving in known {
-        // One that was gone back to is known twice under its number, with the same counts.
-        if views.iter().any(|view| view.generation == serving.number) {
-            continue;
-        }
         let tally = &serving.tally;
         let contract: Contract = serving.generation.contract();
         views.push(GenerationView {

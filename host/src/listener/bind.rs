@@ -16,6 +16,7 @@ use tracing::debug;
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
+use crate::system::directory_of;
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
@@ -99,11 +100,7 @@ fn refused(error: &io::Error, address: &Address, flag: &str) -> anyhow::Error {
 /// What to do about an address that cannot be bound. Another could be chosen by `flag`.
 fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
     let parent = match address {
-        Address::Unix(path) => Some(
-            path.parent()
-                .filter(|dir| *dir != Path::new(""))
-                .unwrap_or(Path::new(".")),
-        ),
+        Address::Unix(path) => Some(directory_of(path)),
         _ => None,
     };
     let another = match parent {
@@ -266,7 +263,7 @@ fn inherited(Leased { socket, lease }: Leased, options: &SocketOptions) -> anyho
 ///
 /// # Errors
 ///
-/// It could not. The error is the same as that of binding it.
+/// The socket could not be bound. The error is the one that binding it returns.
 pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
     let address = Address::Unix(path.to_owned());
     if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
@@ -275,8 +272,7 @@ pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
     let cannot = |error: io::Error| refused(&error, &address, flag);
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let dir = path.parent().filter(|dir| *dir != Path::new(""));
-            let dir = dir.unwrap_or(Path::new("."));
+            let dir = directory_of(path);
             fs::metadata(dir).map_err(cannot)?;
             return access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| cannot(errno.into()));
         }
