@@ -10,6 +10,7 @@ mod acceptor;
 mod admin;
 pub mod admission;
 mod arrival;
+mod base64;
 mod bindings;
 pub mod breaker;
 mod buffer;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::base64;
 use crate::config::{CacheDir, GrantedDir, Mode, Rate, Ratio};
 pub(crate) use address::{SOCKET_PATH, address, admin_address, endpoint, network, too_long};
 
@@ -164,13 +165,7 @@ pub(crate) fn is_content(text: &str) -> bool {
 
 /// Checks whether a value contains PEM, or DER in base64.
 fn is_key(text: &str) -> bool {
-    /// Base64 digits of the shortest key.
-    const SHORTEST: usize = 48;
-    let is_digit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
-    // The tag of a sequence.
-    let is_der =
-        |digits: &str| digits.len() >= SHORTEST && matches!(digits.as_bytes(), [b'M', b'A'..=b'P', ..]);
-    text.contains("-----BEGIN") || text.split(|c| !is_digit(c)).any(is_der)
+    text.contains("-----BEGIN") || base64::runs(text.as_bytes()).any(base64::is_der)
 }
 
 /// Where compiled components are kept.

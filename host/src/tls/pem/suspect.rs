@@ -4,6 +4,7 @@ use x509_cert::der::asn1::AnyRef;
 use x509_cert::der::{Decode as _, Tag, Tagged as _};
 
 use super::{Fault, LABELS};
+use crate::base64;
 
 /// Checks whether a line is a comment, which may contain anything.
 pub(super) fn is_comment(text: &[u8]) -> bool {
@@ -76,9 +77,6 @@ fn is_rule(c: char) -> bool {
     is_dash(c) || matches!(c, '=' | '_' | '~' | '*')
 }
 
-/// Base64 digits of the shortest content that is looked for. Digests and identifiers are shorter.
-const SHORTEST: usize = 48;
-
 /// The base64 digits that PEM begins with, if it is encoded once more.
 const PEM_IN_BASE64: &[u8] = b"LS0tLS1CRUdJTi";
 
@@ -87,14 +85,12 @@ pub(super) fn without_content(text: &[u8]) -> Result<(), Fault> {
     if is_comment(text) {
         return Ok(());
     }
-    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-    for run in text.split(|byte| !is_digit(byte)) {
-        match run {
-            run if run.len() < SHORTEST => {}
-            run if run.starts_with(PEM_IN_BASE64) => return Err(Fault::Encoded),
-            // The tag of a sequence.
-            [b'M', b'A'..=b'P', ..] => return Err(Fault::Bare),
-            _ => {}
+    for run in base64::runs(text) {
+        if run.starts_with(PEM_IN_BASE64) {
+            return Err(Fault::Encoded);
+        }
+        if base64::is_der(run) {
+            return Err(Fault::Bare);
         }
     }
     Ok(())
