@@ -1,6 +1,5 @@
 //! The clock of a replayed conversation.
 
-use std::future::pending;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -9,6 +8,8 @@ use std::time::Duration;
 use futures_util::poll;
 use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
+
+use crate::sandbox::real_timer;
 
 /// Clock that stands still while the guest works, and jumps while it waits.
 ///
@@ -21,9 +22,9 @@ pub(super) struct Clock(Arc<Mutex<State>>);
 struct State {
     /// Time since the conversation began.
     now: Duration,
-    /// Number of things that the client did, and of those that the guest has taken. A client that
-    /// goes without an end is taken too.
+    /// Chunks, ends and resets of the client.
     sent: u64,
+    /// Chunks, ends and resets that the guest has read. A client that goes without an end counts too.
     taken: u64,
     /// Set while the guest waits.
     wait: Option<Wait>,
@@ -160,10 +161,9 @@ impl Time {
 
     /// Returns a timer of the guest that is due in `after`, or never.
     pub(super) async fn timer(&self, after: Option<Duration>) {
-        match (&self.clock, after) {
-            (Some(clock), after) => clock.timer(after).await,
-            (None, Some(after)) => sleep(after).await,
-            (None, None) => pending().await,
+        match &self.clock {
+            Some(clock) => clock.timer(after).await,
+            None => real_timer(after).await,
         }
     }
 

@@ -44,6 +44,7 @@ pub use engine::PoolUse;
 pub use facts::{Facts, Import};
 pub use generation::Generation;
 pub use load_error::{LoadError, Refusal};
+pub(crate) use seat::real_timer;
 pub use seat::{Ending, Offer, Seat, Stays};
 pub use serve::serve;
 

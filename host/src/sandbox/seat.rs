@@ -40,18 +40,21 @@ pub trait Seat: Sync {
     /// Waits for the timer of a session: for a time, or for ever if the guest has asked for none.
     /// The future is polled whenever the session waits, and after its peer.
     fn timer(&self, after: Option<Duration>) -> impl Future<Output = ()> + Send {
-        async move {
-            match after {
-                Some(time) => sleep(time).await,
-                None => pending().await,
-            }
-        }
+        real_timer(after)
     }
 
     /// Where the lines that its guest writes to standard error or logs are kept, instead of in the
     /// log.
     fn transcript(&self) -> Option<Transcript> {
         None
+    }
+}
+
+/// Waits for a time, or for ever.
+pub(crate) async fn real_timer(after: Option<Duration>) {
+    match after {
+        Some(time) => sleep(time).await,
+        None => pending().await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -63,15 +63,8 @@ where
         store.set_epoch_deadline(1);
         outbound.owe(true);
         let answer = {
-            let mut handling = pin!(session.handle(store, &happened));
-            match poll!(handling.as_mut()) {
-                Poll::Ready(answer) => answer?,
-                Poll::Pending => {
-                    // Other sessions move meanwhile.
-                    offer.set(seldom(seat.offer()));
-                    handling.await?
-                }
-            }
+            let handling = pin!(session.handle(store, &happened));
+            out_of_turn(handling, || offer.set(seldom(seat.offer()))).await?
         };
         if !started {
             started = true;
@@ -87,14 +80,8 @@ where
             return Ok(end);
         }
         let wrote = {
-            let mut writing = pin!(writer.write_all(&answer.send));
-            match poll!(writing.as_mut()) {
-                Poll::Ready(wrote) => wrote,
-                Poll::Pending => {
-                    offer.set(seldom(seat.offer()));
-                    writing.await
-                }
-            }
+            let writing = pin!(writer.write_all(&answer.send));
+            out_of_turn(writing, || offer.set(seldom(seat.offer()))).await
         };
         drop(answer.send);
         let wait = match answer.next {
@@ -132,6 +119,18 @@ where
                 }
             }
         };
+    }
+}
+
+/// Waits for `work`. If it is not done at once, calls `give_up`, which has the session wait anew for
+/// its turn to move. Other sessions move meanwhile.
+async fn out_of_turn<F: Future>(mut work: Pin<&mut F>, give_up: impl FnOnce()) -> F::Output {
+    match poll!(work.as_mut()) {
+        Poll::Ready(output) => output,
+        Poll::Pending => {
+            give_up();
+            work.await
+        }
     }
 }
 
