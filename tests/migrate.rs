@@ -9,7 +9,8 @@ use std::thread;
 
 use crate::admin::admin_of;
 use crate::harness::{
-    Client, Done, HUP, Host, NEW, Place, USR2, again, field, file, guest, refused, replace, scratch, until,
+    Client, Done, HUP, Host, NEW, Place, USR2, again, component_of, field, file, guest, refused, replace,
+    scratch, until,
 };
 
 const MOVED: &str = "session moved";
@@ -462,15 +463,7 @@ fn a_migration_of_other_resources_is_refused() {
 /// Returns a component of the world `movable-session-service` in a directory, each of whose functions
 /// traps.
 fn dummy(wit: &Path) -> Vec<u8> {
-    let mut resolve = wit_parser::Resolve::default();
-    let (package, _) = resolve.push_dir(wit).unwrap();
-    let world = resolve
-        .select_world(&[package], Some("movable-session-service"))
-        .unwrap();
-    let mangling = wit_parser::ManglingAndAbi::Standard32;
-    let mut module = wit_component::dummy_module(&resolve, world, mangling);
-    let encoding = wit_component::StringEncoding::UTF8;
-    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding).unwrap();
-    let encoder = wit_component::ComponentEncoder::default().module(&module);
-    encoder.and_then(|mut encoder| encoder.encode()).unwrap()
+    component_of(wit, "movable-session-service", |wit, world| {
+        wit_component::dummy_module(wit, world, wit_parser::ManglingAndAbi::Standard32)
+    })
 }

@@ -61,10 +61,20 @@ pub fn text_guest(name: &str) -> PathBuf {
 }
 
 /// Makes a component for a world of the contracts from a core module.
-pub fn guest_of(mut module: Vec<u8>, world: &str) -> Vec<u8> {
+pub fn guest_of(module: Vec<u8>, world: &str) -> Vec<u8> {
+    component_of(&guest_builder::workspace().join("wit"), world, |_, _| module)
+}
+
+/// Makes a component for a world in a directory of WIT from the core module that `module` makes for it.
+pub fn component_of(
+    wit_dir: &Path,
+    world: &str,
+    module: impl FnOnce(&wit_parser::Resolve, wit_parser::WorldId) -> Vec<u8>,
+) -> Vec<u8> {
     let mut wit = wit_parser::Resolve::default();
-    let (package, _) = wit.push_dir(guest_builder::workspace().join("wit")).unwrap();
+    let (package, _) = wit.push_dir(wit_dir).unwrap();
     let world = wit.select_world(&[package], Some(world)).unwrap();
+    let mut module = module(&wit, world);
     wit_component::embed_component_metadata(&mut module, &wit, world, wit_component::StringEncoding::UTF8)
         .unwrap();
     let encoder = wit_component::ComponentEncoder::default().module(&module);

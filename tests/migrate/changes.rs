@@ -69,6 +69,16 @@ const PLAIN: Movable = Movable {
     snapshots: "",
 };
 
+/// Connects clients, each of which has said something and received the answer.
+fn talking(host: &Host, count: usize, says: &str, answer: impl AsRef<[u8]>) -> Vec<Client> {
+    let clients: Vec<Client> = (0..count).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.send(says);
+        client.expect(&answer);
+    }
+    clients
+}
+
 #[test]
 fn sessions_that_move_do_not_make_up_for_connections_that_fail() {
     let traps = Movable {
@@ -78,11 +88,7 @@ fn sessions_that_move_do_not_make_up_for_connections_that_fail() {
     let place = Place::new("migrate-traps", "echo");
     place.replace(fs::read(PLAIN.write("idle")).unwrap());
     let host = place.serve(&["--watch", "--migrate", "-v"]);
-    let clients: Vec<Client> = (0..20).map(|_| host.connect()).collect();
-    for client in &clients {
-        client.send("a");
-        client.expect([0; 2]);
-    }
+    let clients = talking(&host, 20, "a", [0; 2]);
     place.replace(fs::read(traps.write("traps")).unwrap());
     for _ in &clients {
         host.line(MOVED);
@@ -112,11 +118,7 @@ fn a_session_that_waits_for_its_peer_holds_up_no_other() {
     let place = Place::new("migrate-blocked", "echo");
     place.replace(fs::read(first.write("slow")).unwrap());
     let host = place.serve(&["--watch", "--migrate", "-v"]);
-    let clients: Vec<Client> = (0..8).map(|_| host.connect()).collect();
-    for client in &clients {
-        client.send("a");
-        client.expect([0; 2]);
-    }
+    let clients = talking(&host, 8, "a", [0; 2]);
     place.replace(fs::read(PLAIN.write("quick")).unwrap());
     host.line(MOVED);
     // It gets an answer that it does not read.
@@ -187,11 +189,7 @@ fn no_more_sessions_move_to_a_service_than_its_connections() {
         "migrate = true\nlimits = { max-connections = 20 }",
     );
     let host = service.start();
-    let clients: Vec<Client> = (0..12).map(|_| host.connect()).collect();
-    for client in &clients {
-        client.send("a\n");
-        client.expect("1 a\n");
-    }
+    let clients = talking(&host, 12, "a\n", "1 a\n");
     service.set("migrate = true\nlimits = { max-connections = 3 }");
     host.signal(HUP);
     for _ in 0..9 {
@@ -237,10 +235,7 @@ fn a_service_that_was_replaced_does_not_roll_back() {
     service.put(&guest("trap"));
     host.signal(HUP);
     host.line("component reloaded");
-    let clients: Vec<Client> = (0..5).map(|_| host.connect()).collect();
-    for client in &clients {
-        client.echo("a");
-    }
+    let clients = talking(&host, 5, "a", "a");
     service.set("limits = { idle-timeout = \"2m\" }");
     host.signal(HUP);
     host.line(CHANGED);
