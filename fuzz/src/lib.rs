@@ -2,8 +2,8 @@
 //!
 //! Each module has a function `run` that makes a case of any bytes, does what the case says, compares with a model, and
 //! panics where they differ. `cargo test` runs it on random bytes. With libFuzzer, it runs on bytes
-//! that lead somewhere new. `fuzz/run` does so for some seconds on each target, or on those that it
-//! is given, and needs a C++ compiler:
+//! that lead somewhere new. `fuzz/run` does so for some seconds on each target, or on the targets that
+//! are named, and needs a C++ compiler:
 //!
 //! ```console
 //! $ fuzz/run 600 connection

@@ -312,7 +312,7 @@ fn read_within<T: AsyncRead + Unpin>(
     buffer: &mut ReadBuf<'_>,
     room: usize,
 ) -> Poll<io::Result<()>> {
-    // What comes behind the byte that was too many is not read either, above all not the end.
+    // Nothing behind the byte too many is read. Above all, the guest must not see the end.
     if room == 0 && shared.exceeded.load(Relaxed) {
         return Poll::Pending;
     }

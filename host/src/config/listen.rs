@@ -229,7 +229,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Finds protocols and certificates that are given twice, the second of which is never chosen.
+    /// Finds protocols and certificates that are given twice. The second one is never chosen.
     /// Returns the keys of the settings, and a sentence about each.
     pub(super) fn repeated(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();

@@ -19,7 +19,7 @@ use super::words::{
 
 use crate::values::HOST_VARIABLES;
 
-/// Reads a table. A list is refused, whose values serde would take for those of the keys in order.
+/// Reads a table. Refuses a list, because serde would assign its values to the keys in order.
 fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     deserializer.deserialize_map(TableReader(PhantomData))
 }
