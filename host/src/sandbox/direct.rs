@@ -4,14 +4,14 @@
 //! costs, and a stack for each connection takes half of the mappings that the kernel lets a process have. A guest that cannot wait
 //! for the host needs none while its calls are short, so it is called directly.
 //!
-//! A direct call that takes longer than a slice cannot be put aside. Instead its thread hands on what else it has to do to another
-//! thread, and goes on with this call alone, which the operating system then shares the processor with. There are only so many
+//! A direct call that takes longer than a slice cannot be put aside. Instead its thread offers its other tasks to other threads
+//! until one of them works, and goes on with this call alone, which the operating system then shares the processor with. There are only so many
 //! such calls at a time; while there are, calls are made on fibers, and so are the next ones of a session that took long. If there is
 //! no stack for that either they wait for one or the other. What ends a connection from outside is looked at from within the call.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ use super::contract::{CpuLimit, Fault};
 use super::seat::Ending;
 use super::state::State;
 use super::ticker::{TICK, Ticker};
+
+/// Time for which a long call waits at a tick for another thread to take over.
+const HAND_ON: Duration = TICK.saturating_mul(10);
 
 /// Calls of a session that are made on fibers after one that took long.
 const CALLS_ASIDE: u32 = 100;
@@ -83,12 +86,15 @@ struct Call {
 }
 
 /// A long call, until this is dropped.
-struct Long;
+struct Long {
+    /// Whether other threads do what else its thread had to do.
+    handed_on: bool,
+}
 
 impl Long {
     fn begin() -> Self {
         LONG.fetch_add(1, Relaxed);
-        Self
+        Self { handed_on: false }
     }
 }
 
@@ -154,16 +160,28 @@ impl Direct {
         if self.ending.has_come() {
             return Some(Err(Ended.into()));
         }
-        if call.long.is_none() {
-            call.long = Some(Long::begin());
-            // What is handed on would come back if nobody had taken it by then.
-            block_in_place(|| thread::sleep(TICK));
-        } else {
-            // Whoever waits for this processor goes first, as on a fiber.
+        let long = call.long.get_or_insert_with(Long::begin);
+        if long.handed_on {
+            // Other threads that wait for this processor run first, as on a fiber.
             thread::yield_now();
+        } else {
+            long.handed_on = hand_on();
         }
         Some(Ok(UpdateDeadline::Continue(1)))
     }
+}
+
+/// Offers the other tasks of this thread, and its turn to wait for I/O and timers, to other threads
+/// of the runtime. Returns false if none has begun to work within [`HAND_ON`], as on a busy machine.
+///
+/// A task that runs elsewhere is the evidence: a thread that has run it goes on to the tasks that wait,
+/// and waits for I/O and timers when there are none.
+fn hand_on() -> bool {
+    let (ran, others_work) = mpsc::sync_channel(1);
+    block_in_place(|| {
+        tokio::spawn(async move { ran.send(()) });
+        others_work.recv_timeout(HAND_ON).is_ok()
+    })
 }
 
 /// Makes a call of the guest in `store` directly; `None` if it has to be made on a fiber.
@@ -224,7 +242,32 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
+    use tokio::runtime::Builder;
+
     use super::*;
+
+    #[test]
+    fn a_thread_that_nobody_relieves_at_once_offers_its_tasks_again() {
+        // One thread of the pool is the worker, and the only other one is busy at first.
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (release, busy) = mpsc::channel::<()>();
+        runtime.spawn_blocking(move || busy.recv());
+        let (ran, other) = mpsc::channel();
+        let long = runtime.spawn(async move {
+            tokio::spawn(async move { ran.send(()) });
+            assert!(!hand_on(), "there is no other thread");
+            assert!(other.try_recv().is_err(), "nobody runs the other task");
+            release.send(()).unwrap();
+            while !hand_on() {}
+            // This thread does nothing for the runtime any more.
+            other.recv().unwrap();
+        });
+        runtime.block_on(long).unwrap();
+    }
 
     #[test]
     fn a_stack_that_comes_free_while_it_is_looked_for_is_not_missed() {
