@@ -266,8 +266,24 @@ mod spin_in_direct_calls {
         for client in &others {
             client.echo("and again");
         }
-        // All of them do.
-        for client in &others {
+    }
+
+    #[test]
+    fn is_interrupted_in_every_connection_though_all_of_them_wait_for_each_other() {
+        // More than there are stacks for calls that are made aside.
+        const CONNECTIONS: usize = 1200;
+        let most = CONNECTIONS.to_string();
+        let args = [
+            "--threads",
+            "1",
+            "--max-call-time",
+            "10ms",
+            "--max-connections",
+            &most,
+        ];
+        let host = Host::serving("spin", &args);
+        let clients: Vec<_> = (0..CONNECTIONS).map(|_| host.connect()).collect();
+        for client in &clients {
             client.send("!");
         }
         for _ in 0..CONNECTIONS {

@@ -11,6 +11,7 @@ mod harness;
 mod access;
 mod admin;
 mod attack;
+mod busy;
 mod bytes;
 mod cache;
 mod capacity;

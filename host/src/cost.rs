@@ -29,8 +29,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The time of the guest's turns on a thread, with what the host does for it within them. It is told by the clock, which also
-    /// counts what else the machine does in between.
+    /// The time for which threads have run the guest, with what the host does for it meanwhile. Each
+    /// turn is measured to within a millisecond.
     pub fn cpu(&self) -> Duration {
         Duration::from_nanos(self.cpu.load(Relaxed))
     }

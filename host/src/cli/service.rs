@@ -188,7 +188,7 @@ pub(super) struct InstanceLimitFlags {
     #[arg(long, value_name = "TIME", default_value = "2ms", value_parser = values::slice, help_heading = "Limits")]
     pub(super) cpu_slice: Duration,
 
-    /// Longest start of a guest, and longest call of a session, or `off`
+    /// CPU time of the start of a guest, and of one call of a session, or `off`
     ///
     /// The host resets the connection after that time. In a shared instance the limit is the time
     /// for which one connection may keep the others waiting.

@@ -479,7 +479,7 @@ table! {
         max_memory: Word<Size>,
         /// How long a guest computes before other connections get its thread. Default: `2ms`.
         cpu_slice: Word<Slice>,
-        /// Longest start of a guest, and longest call of a session, or `off`. Default: `1s`.
+        /// CPU time of the start of a guest, and of one call of a session, or `off`. Default: `1s`.
         max_call_time: Word<CallTime>,
         /// CPU time of one connection's guest in total, or `off`. Default: `off`.
         max_cpu_time: Word<CallTime>,

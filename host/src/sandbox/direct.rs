@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -22,6 +22,7 @@ use tokio::task::block_in_place;
 use wasmtime::{Store, UpdateDeadline};
 
 use super::contract::{CpuLimit, Fault};
+use super::meter::{Passed, thread_time};
 use super::seat::Ending;
 use super::state::State;
 use super::ticker::{TICK, Ticker};
@@ -80,8 +81,8 @@ pub(super) struct Direct {
 struct Call {
     /// Ticks that have met the guest at work. A thread that waits for the processor meets no more than one.
     ticks: u64,
-    /// When the first of them was.
-    since: Option<Instant>,
+    /// The time of the thread at the first of them.
+    since: Option<Duration>,
     long: Option<Long>,
 }
 
@@ -149,9 +150,9 @@ impl Direct {
     /// What a guest in a direct call has to do at a tick; `None` if it is in none.
     pub(super) fn interrupt(&mut self, ticker: &Ticker) -> Option<wasmtime::Result<UpdateDeadline>> {
         let call = self.call.as_mut()?;
-        let since = *call.since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= self.max_call_time {
-            return Some(Err(CpuLimit::Call.into()));
+        let since = *call.since.get_or_insert_with(thread_time);
+        if thread_time().saturating_sub(since) >= self.max_call_time {
+            return Some(Err(CpuLimit::Call(Passed::Processor).into()));
         }
         if call.ticks < ticker.slice() {
             call.ticks += 1;

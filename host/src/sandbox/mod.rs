@@ -19,6 +19,7 @@ mod generation;
 mod grants;
 mod leash;
 mod load_error;
+mod meter;
 mod needs;
 mod never_waits;
 mod preinit;

@@ -10,11 +10,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
+use super::meter::{Meter, Passed};
 use super::ticker::Ticker;
 
 /// The pulse of one instance.
@@ -51,49 +52,48 @@ impl Pulse {
         .await
     }
 
-    /// Runs `instance`, in which [`Pulse::beat`] runs, to its end; `None` if that has not been polled for longer than `max`
-    /// while there was something to do.
-    pub(super) async fn watch<F: Future>(&self, max: Option<Duration>, instance: F) -> Option<F::Output> {
+    /// Runs `instance`, in which [`Pulse::beat`] runs, to its end. Fails if something keeps the store
+    /// from `beat` for longer than `max`, as [`Meter`] measures it.
+    pub(super) async fn watch<F: Future>(
+        &self,
+        max: Option<Duration>,
+        instance: F,
+    ) -> Result<F::Output, Passed> {
         let mut instance = pin!(instance);
         let Some(max) = max else {
-            return Some(instance.await);
+            return Ok(instance.await);
         };
-        let mut poll = |cx: &mut Context<'_>| {
-            let polled = instance.as_mut().poll(cx);
-            (polled, self.beats.swap(false, Relaxed))
-        };
-        let mut last = Instant::now();
-        let mut timer = pin!(sleep_until(last));
+        // Since the last beat.
+        let mut meter = Meter::default();
+        let mut timer = pin!(sleep(max));
         // What is idle has no timer, so that it wakes nobody.
         let mut armed = false;
         poll_fn(|cx| {
             let due = armed && timer.is_elapsed();
-            let (polled, mut beats) = poll(cx);
-            if let Poll::Ready(output) = polled {
-                return Poll::Ready(Some(output));
-            }
-            let now = Instant::now();
-            if beats && due {
+            for last in [!due, true] {
+                let turn = meter.turn(cx, max, |cx| instance.as_mut().poll(cx));
+                let beats = self.beats.swap(false, Relaxed);
+                if let Poll::Ready(Ok(_)) = turn {
+                    return turn;
+                }
+                if !beats {
+                    // The meter wakes it from now on.
+                    armed = false;
+                    return turn;
+                }
+                meter = Meter::default();
+                if last {
+                    break;
+                }
                 // A call that has the store may have begun after the beat: then there is none now.
-                let (polled, again) = poll(cx);
-                if let Poll::Ready(output) = polled {
-                    return Poll::Ready(Some(output));
-                }
-                armed = !again;
-                if again {
-                    return Poll::Pending;
-                }
-                last = now;
-                beats = true;
             }
-            if beats {
-                last = now;
-            } else if now.duration_since(last) >= max {
-                return Poll::Ready(None);
+            if due {
+                armed = false;
+                return Poll::Pending;
             }
-            if !armed || due {
+            if !armed {
                 armed = true;
-                timer.as_mut().reset(last + max);
+                timer.as_mut().reset(Instant::now() + max);
             }
             if timer.as_mut().poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
@@ -142,10 +142,10 @@ mod tests {
         let (pulse, polls) = (pulse(), AtomicU32::new(0));
         let start = Instant::now();
         let watched = pulse.watch(Some(MAX), store(&pulse, pending(), &polls)).await;
-        assert!(watched.is_none());
-        assert_eq!(start.elapsed().as_secs(), MAX.as_secs());
+        assert_eq!(watched, Err(Passed::Wait));
+        assert_eq!(start.elapsed().as_secs(), 10 * MAX.as_secs());
         let watched = pulse.watch(Some(MAX), store(&pulse, sleep(MAX / 2), &polls));
-        assert!(timeout(10 * MAX, watched).await.is_err(), "it was done in time");
+        assert!(timeout(20 * MAX, watched).await.is_err(), "it was done in time");
     }
 
     #[tokio::test(start_paused = true)]

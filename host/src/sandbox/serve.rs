@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::contract::{self, CpuLimit, End, Fault, Served};
 use super::diagnostics::{Logged, Speaker};
+use super::meter::thread_time;
 use super::seat::{Ending, Seat};
 use super::shared;
 use crate::half::Half;
@@ -83,9 +83,9 @@ async fn within<F: Future>(max: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut used = Duration::ZERO;
     poll_fn(|cx| {
-        let before = processor_time();
+        let before = thread_time();
         let polled = future.as_mut().poll(cx);
-        used += processor_time().saturating_sub(before);
+        used += thread_time().saturating_sub(before);
         match polled {
             Poll::Ready(output) => Poll::Ready(Some(output)),
             Poll::Pending if used > max => Poll::Ready(None),
@@ -93,11 +93,4 @@ async fn within<F: Future>(max: Duration, future: F) -> Option<F::Output> {
         }
     })
     .await
-}
-
-/// The time that this thread has been on the processor.
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // Neither is ever negative.
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }

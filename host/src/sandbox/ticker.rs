@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{EngineWeak, UpdateDeadline};
 
+use super::meter::{self, thread_time};
 use crate::cost::Cost;
 
 /// Time between two ticks.
@@ -25,6 +26,9 @@ pub(super) const TICK: Duration = Duration::from_millis(1);
 thread_local! {
     /// The tick at which the turn that this thread is in began.
     static TURN: Cell<u64> = const { Cell::new(0) };
+
+    /// The last tick at which the time of this thread was read, and that time.
+    static THREAD_TIME: Cell<(u64, Duration)> = const { Cell::new((u64::MAX, Duration::ZERO)) };
 
     /// Which counter of turns this thread uses.
     static COUNTER: usize = THREADS.fetch_add(1, Relaxed) % COUNTERS;
@@ -154,15 +158,35 @@ impl Ticker {
     }
 
     /// The same, and adds the time of its turns to what `cost` has.
+    ///
+    /// Reading the time of a thread is a system call, so a turn shorter than a tick is charged by the
+    /// clock. A longer one is charged with the time for which its thread ran, to within a tick.
     pub(super) async fn run_at<F: Future>(&self, cost: &Cost, future: F) -> F::Output {
         let mut future = pin!(future);
         self.run(poll_fn(|cx| {
+            let before = self.thread_time();
             let start = Instant::now();
             let polled = future.as_mut().poll(cx);
-            cost.add_cpu(start.elapsed());
+            let mut time = start.elapsed();
+            if time >= TICK {
+                time = time.min(thread_time().saturating_sub(before));
+            }
+            cost.add_cpu(time);
             polled
         }))
         .await
+    }
+
+    /// The time for which this thread has run, read once in each tick.
+    fn thread_time(&self) -> Duration {
+        let (tick, time) = THREAD_TIME.get();
+        let now = self.now();
+        if tick == now {
+            return time;
+        }
+        let time = thread_time();
+        THREAD_TIME.set((now, time));
+        time
     }
 
     fn wake(&self) {
@@ -197,6 +221,7 @@ impl Ticker {
     /// run. Waiting is left to tokio's `yield_now`, which looks for I/O before the guest's next turn.
     pub(super) fn interrupt(&self) -> UpdateDeadline {
         if self.turn_is_over() {
+            meter::yields();
             UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
         } else {
             UpdateDeadline::Continue(1)

@@ -178,7 +178,7 @@ async fn in_turn<T>(
     fault: fn(wasmtime::Error) -> Fault,
 ) -> Result<T, Fault> {
     match within(max.or(Some(MAX_CALL)), call, fault).await {
-        Err(Fault::Cpu(CpuLimit::Call)) if max.is_none() => Err(Fault::Cpu(CpuLimit::Move(MAX_CALL))),
+        Err(Fault::Cpu(CpuLimit::Call(_))) if max.is_none() => Err(Fault::Cpu(CpuLimit::Move(MAX_CALL))),
         called => called,
     }
 }

@@ -9,16 +9,16 @@ mod sessions;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Sleep, sleep};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
+use super::meter::{Meter, Passed};
 use super::seat::Seat;
 use super::state::State;
 use super::wasi::Release;
@@ -123,14 +123,14 @@ pub(super) enum Served<R, W> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CpuLimit {
     /// On one call.
-    #[error("a guest call took longer than `max-call-time`")]
-    Call,
+    #[error("a guest call {0}")]
+    Call(Passed),
     /// On the whole connection.
     #[error("the guest used more time than `max-cpu-time`")]
     Total,
     /// On keeping an instance to one connection, while others that share it wait.
-    #[error("the guest kept other connections of its instance waiting longer than `max-call-time`")]
-    Turn,
+    #[error("a guest call that keeps the other connections of its instance waiting {0}")]
+    Turn(Passed),
     /// On one call that moves a session, where there is none on calls.
     #[error("a call that moves the session took longer than {0:?}")]
     Move(Duration),
@@ -185,8 +185,7 @@ impl Fault {
     }
 }
 
-/// What a call of a guest comes to if that takes no longer than `max`, whether the guest works, waits for the host, or
-/// has to let others have their turn; `fault` says how it fails.
+/// Holds a call of a guest to `max`, as [`Meter`] does. `fault` makes a fault of its failure.
 fn within<T, F>(max: Option<Duration>, call: F, fault: fn(wasmtime::Error) -> Fault) -> Within<F>
 where
     F: Future<Output = wasmtime::Result<T>>,
@@ -194,7 +193,7 @@ where
     Within {
         call,
         max,
-        timer: None,
+        meter: Meter::default(),
         fault,
     }
 }
@@ -205,8 +204,7 @@ pin_project! {
         #[pin]
         call: F,
         max: Option<Duration>,
-        // Most calls are done before there is anything to wait for.
-        timer: Option<Pin<Box<Sleep>>>,
+        meter: Meter,
         fault: fn(wasmtime::Error) -> Fault,
     }
 }
@@ -216,16 +214,14 @@ impl<T, F: Future<Output = wasmtime::Result<T>>> Future for Within<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        match (this.call.poll(cx), *this.max) {
-            (Poll::Ready(answer), _) => Poll::Ready(answer.map_err(*this.fault)),
-            (Poll::Pending, None) => Poll::Pending,
-            (Poll::Pending, Some(max)) => this
-                .timer
-                .get_or_insert_with(|| Box::pin(sleep(max)))
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(Fault::Cpu(CpuLimit::Call))),
-        }
+        let answer = match *this.max {
+            Some(max) => ready!(this.meter.turn(cx, max, |cx| this.call.poll(cx))),
+            None => Ok(ready!(this.call.poll(cx))),
+        };
+        Poll::Ready(match answer {
+            Ok(answer) => answer.map_err(*this.fault),
+            Err(passed) => Err(Fault::Cpu(CpuLimit::Call(passed))),
+        })
     }
 }
 

@@ -72,8 +72,8 @@ pub(in crate::sandbox) async fn run(
             .await
     });
     match pulse.watch(max, running).await {
-        Some(ran) => ran.flatten().map_err(Fault::Trap),
-        None => Err(Fault::Cpu(CpuLimit::Turn)),
+        Ok(ran) => ran.flatten().map_err(Fault::Trap),
+        Err(passed) => Err(Fault::Cpu(CpuLimit::Turn(passed))),
     }
 }
 
