@@ -75,6 +75,32 @@ fn calls_of_a_stopped_process_are_not_charged_for_it() {
 }
 
 #[test]
+fn what_comes_while_the_process_is_stopped_is_handled_before_its_client_is_called_idle() {
+    for isolation in ["connection", "service"] {
+        let args = ["--idle-timeout", "1s", "--isolation", isolation];
+        let host = Host::serving("lines", &args);
+        let clients: Vec<_> = (0..20).map(|_| host.connect()).collect();
+        for client in &clients {
+            client.echo("hello\n");
+        }
+        host.signal(STOP);
+        for client in &clients {
+            client.send("in time\n");
+        }
+        // The stall that they are in, beyond their timeout.
+        thread::sleep(LONGER);
+        host.signal(CONT);
+        for client in &clients {
+            client.expect("in time\n");
+        }
+        // Silence after the stall counts.
+        for _ in &clients {
+            assert_eq!(host.outcome(), "idle-timeout");
+        }
+    }
+}
+
+#[test]
 fn calls_beside_a_busy_process_are_not_charged_for_it() {
     let host = host();
     let _neighbours = Neighbours::new(16);

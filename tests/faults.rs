@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::harness::tools::{or_skip, tool};
 use crate::harness::{
-    HOST, Host, TERM, command, field, guest, refusal_of, refused, scratch, until, with_cache,
+    HOST, Host, TERM, command, field, file, guest, refusal_of, refused, scratch, until, with_cache,
 };
 
 #[test]
@@ -314,6 +314,48 @@ fn a_write_beyond_the_limit_on_the_size_of_files_fails_and_ends_nothing() {
     assert!(line.contains("File too large"), "{line}");
     assert_eq!(fs::read_dir(talks).unwrap().count(), 0);
     assert!(host.stop().success());
+}
+
+#[test]
+fn a_signal_to_stop_ends_process_1_while_it_starts() {
+    let Some(unshare) = tool("unshare") else {
+        return;
+    };
+    let process_1 = ["--map-root-user", "--pid", "--fork"];
+    if !permitted("unshare", Command::new(&unshare).args(process_1).arg("true")) {
+        return;
+    }
+    // It is tried for five seconds.
+    let never = r#"(module
+        (memory (export "memory") 1)
+        (func $start (loop (br 0)))
+        (start $start)
+        (func (export "_start")))"#;
+    let never = file("never-starts.wasm", wat::parse_str(never).unwrap());
+    let mut command = with_cache(Command::new(unshare));
+    command.args(process_1).arg(HOST);
+    command.args(["--listen", "127.0.0.1:0", "--component", never.to_str().unwrap()]);
+    let mut host = Host::launch(&mut command);
+    let parent = host.pid();
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    let mut child = String::new();
+    until("there is a process 1", || {
+        child = fs::read_to_string(&children).unwrap_or_default();
+        !child.is_empty()
+    });
+    // What comes before it handles signals is lost.
+    let ended = AtomicBool::new(false);
+    let status = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let _ = Command::new("kill").args(["-TERM", child.trim()]).output();
+            }
+        });
+        let status = host.wait();
+        ended.store(true, Ordering::Relaxed);
+        status
+    });
+    assert_eq!(status.code(), Some(128 + TERM), "{}", host.log());
 }
 
 #[test]

@@ -22,6 +22,33 @@ fn with<'a>(middlewares: &[&str], args: &[&'a str]) -> Vec<&'a str> {
     flags.chain(args.iter().copied()).collect()
 }
 
+#[test]
+fn clients_that_reset_at_once_end_no_instance_that_others_share() {
+    for most in ["8", "1000"] {
+        let args = [
+            "--isolation",
+            "service",
+            "--max-connections",
+            most,
+            "--log-connections",
+            "none",
+        ];
+        let host = behind("sink", &["upper-case"], &args);
+        let member = host.connect();
+        member.expect("READY\n");
+        for _ in 0..12_000 {
+            // A host that is behind may reset it first.
+            if let Ok(client) = Client::connect(host.address()) {
+                client.reset();
+            }
+        }
+        member.send("still here");
+        member.finish();
+        assert_eq!(member.rest(), b"", "{}", host.log());
+        host.connect().expect("READY\n");
+    }
+}
+
 /// What the program `gzip` makes of `bytes`, with whatever it has to say of them.
 fn gzip(args: &[&str], bytes: &[u8]) -> Vec<u8> {
     let mut gzip = Command::new("gzip")

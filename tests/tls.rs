@@ -433,6 +433,35 @@ fn certificates_are_read_again_when_they_change() {
 }
 
 #[test]
+fn certificates_that_cannot_be_read_at_the_moment_are_read_later() {
+    let authority = Authority::new("later");
+    let issued = authority.issues(&["localhost"], &[]);
+    let (certificate, key) = (issued.certificate.to_str().unwrap(), issued.key.to_str().unwrap());
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--tls-certificate",
+        certificate,
+        "--tls-key",
+        key,
+    ];
+    let args = [&args[..], &["--tls-timeout", "10m", "--threads", "1"]].concat();
+    let host = Host::below_shell("ulimit -n 40", &args);
+    let clients: Vec<_> = (0..60).map(|_| host.connect()).collect();
+    host.line("cannot accept connections at the moment");
+    authority.issues(&["localhost"], &[]);
+    host.line("certificate reload failed");
+    drop(clients);
+    host.line("certificates reloaded");
+    assert_eq!(
+        host.log().matches("certificate reload failed").count(),
+        1,
+        "{}",
+        host.log()
+    );
+}
+
+#[test]
 fn certificates_are_read_again_when_that_is_asked_for() {
     let (authority, issued, host) = served("asked", "echo", &[]);
     host.signal(HUP);

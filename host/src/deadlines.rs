@@ -5,13 +5,19 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::Limits;
 use crate::half::{Half, Traffic};
 
 /// Longer than any connection lives, and short enough to be added to any time.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// How late a deadline is noticed if this process was stopped, or got no processor.
+const STALL: Duration = Duration::from_millis(200);
+
+/// Time after a stall for what the kernel has received meanwhile.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// The moment that is `time` after `at`, or one far away where there is none.
 pub(crate) fn after(at: Instant, time: Duration) -> Instant {
@@ -62,6 +68,7 @@ pub(crate) fn time(
         ..
     } = *limits;
     async move {
+        let mut spared = None;
         loop {
             let now = Instant::now();
             let silent = inbound.bytes() == 0 && outbound.bytes() == 0;
@@ -80,7 +87,15 @@ pub(crate) fn time(
             // A write that begins to wait while this sleeps is found in time.
             let look = write_timeout.and_then(|length| now.checked_add(length));
             match (next, look) {
-                (Some((at, limit)), _) if at <= now => return limit,
+                (Some((at, limit)), _) if at <= now => {
+                    let stalled = limit != Passed::Lifetime && now - at >= STALL;
+                    if !stalled || spared == Some(at) {
+                        return limit;
+                    }
+                    // What has come during the stall is handled first.
+                    spared = Some(at);
+                    sleep(CATCH_UP).await;
+                }
                 (Some((at, _)), Some(look)) => sleep_until(at.min(look)).await,
                 (Some((at, _)), None) | (None, Some(at)) => sleep_until(at).await,
                 (None, None) => return pending().await,

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io;
 
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 
 /// Signals that are not blocked. All others, which include the real-time signals, would end or stop
 /// the host by default although nothing has asked it to end. They stay pending for ever.
@@ -75,6 +77,40 @@ pub struct Changes {
     hangup: Signal,
     user: Signal,
     terminal: Option<Terminal>,
+    /// Until [`Signals`] takes over those that ask to stop.
+    stops: Option<StopsByDefault>,
+}
+
+/// Ends the process at SIGINT or SIGTERM, as they do by default, until this is dropped.
+///
+/// The kernel delivers no signal to process 1, such as the host of a container, that the process does
+/// not handle.
+#[derive(Debug)]
+struct StopsByDefault(JoinHandle<()>);
+
+impl StopsByDefault {
+    /// Returns `None` unless this is process 1.
+    fn of_process_1() -> io::Result<Option<Self>> {
+        if std::process::id() != 1 {
+            return Ok(None);
+        }
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        Ok(Some(Self(tokio::spawn(async move {
+            let signal = tokio::select! {
+                _ = interrupt.recv() => Number::SIGINT,
+                _ = terminate.recv() => Number::SIGTERM,
+            };
+            // As a shell reports a process that a signal has ended.
+            std::process::exit(128 + signal as i32);
+        }))))
+    }
+}
+
+impl Drop for StopsByDefault {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// The controlling terminal of the host.
@@ -95,9 +131,17 @@ impl Terminal {
         (!managed && !ignores_hangup() && File::open(Self::PATH).is_ok()).then_some(Self)
     }
 
-    /// Whether the terminal was closed.
+    /// Whether the terminal was closed. A host that is short of descriptors cannot open it either.
     fn is_gone(&self) -> bool {
-        File::open(Self::PATH).is_err()
+        let error = File::open(Self::PATH)
+            .err()
+            .and_then(|error| error.raw_os_error());
+        error.is_some_and(Self::says_gone)
+    }
+
+    /// Whether an open of [`Self::PATH`] fails with `errno` since the terminal is gone.
+    fn says_gone(errno: i32) -> bool {
+        matches!(Errno::from_raw(errno), Errno::ENXIO | Errno::EIO)
     }
 }
 
@@ -121,6 +165,7 @@ impl Changes {
             terminal: Terminal::of_host(),
             hangup: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined2())?,
+            stops: StopsByDefault::of_process_1()?,
         })
     }
 }
@@ -139,10 +184,13 @@ impl Signals {
     /// # Errors
     ///
     /// The system refuses the handlers.
-    pub fn new(changes: Changes) -> io::Result<Self> {
+    pub fn new(mut changes: Changes) -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        let terminate = signal(SignalKind::terminate())?;
+        changes.stops = None;
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            interrupt,
+            terminate,
             changes,
         })
     }
@@ -167,6 +215,19 @@ impl Signals {
             if let Notice::Stop(signal) = self.next().await {
                 return signal;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_cannot_open_its_terminal_for_another_reason_has_one() {
+        assert!(Terminal::says_gone(Errno::ENXIO as i32));
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EACCES] {
+            assert!(!Terminal::says_gone(errno as i32), "{errno}");
         }
     }
 }

@@ -25,8 +25,8 @@ unit (`64KiB`, `64MiB`, `1GiB`). Arguments after `--` go to the guest.
 - **Exit status**: 0 after a drain, 1 after a failure, 2 for a command line or a services file that
   is not valid.
 - **SIGINT, SIGTERM**: drain, that is, stop accepting and let open connections end. A second signal
-  ends the host at once, with status 1. **SIGHUP**: reload. **SIGUSR2**: roll back. See
-  [Reloading](reloading.md).
+  ends the host at once, with status 1. **SIGHUP**: reload, or drain if the terminal that the host
+  was started from was closed. **SIGUSR2**: roll back. See [Reloading](reloading.md).
 
 [Limits, outcomes and refusals](limits.md) explains each limit and what a client sees when it is
 reached.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -77,6 +77,7 @@ struct Held<T> {
 
 /// Puts a half on a leash.
 pub(super) fn leash<T>(io: Lent<T>, link: &Arc<Link>) -> (Leash<T>, Leashed<T>) {
+    link.pulse.halves.fetch_add(1, Relaxed);
     let slot = Arc::new(Slot {
         held: Mutex::new(Held {
             io: Some(io),
@@ -142,6 +143,7 @@ impl<T> Drop for Leashed<T> {
     fn drop(&mut self) {
         // It is at home before the lock is released, so that the owner finds it in one of the two places.
         self.0.held().io = None;
+        self.0.link.pulse.halves.fetch_sub(1, Relaxed);
     }
 }
 

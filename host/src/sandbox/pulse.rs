@@ -9,14 +9,20 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::meter::{Meter, Passed};
 use super::ticker::Ticker;
+
+/// Connections that are over and still in an instance, beyond which the next one waits for them.
+const LEAVING: usize = 64;
+
+/// Turns of a guest that a connection waits at most for others to leave its instance.
+const TURNS: u32 = 16;
 
 /// The pulse of one instance.
 #[derive(Debug)]
@@ -25,20 +31,51 @@ pub(super) struct Pulse {
     beats: AtomicBool,
     /// The tick of the last beat.
     last: AtomicU64,
+    /// Halves that the guest has, of connections that are open and of others that it has not let go.
+    pub(super) halves: AtomicUsize,
+    max_halves: usize,
+    /// How often the task of the instance has polled the store.
+    turns: AtomicU32,
 }
 
 impl Pulse {
-    pub(super) fn new(ticker: &Arc<Ticker>) -> Self {
+    /// For an instance that serves so many connections at most.
+    pub(super) fn new(ticker: &Arc<Ticker>, max_connections: usize) -> Self {
         Self {
             ticker: Arc::clone(ticker),
             beats: AtomicBool::new(false),
             last: AtomicU64::new(ticker.now()),
+            halves: AtomicUsize::new(0),
+            max_halves: max_connections.saturating_add(LEAVING).saturating_mul(2),
+            turns: AtomicU32::new(0),
         }
     }
 
     /// Whether the connection that has the store has had it for its slice, and should let others have their turn.
     pub(super) fn slice_is_over(&self) -> bool {
         self.ticker.slice_is_over(self.last.load(Relaxed))
+    }
+
+    /// Waits while the guest has more halves than its connections need, for [`TURNS`] of its turns at
+    /// most. In these turns a busy guest lets go of connections that are over. A guest that keeps their
+    /// halves, such as one that finds out at its next write, is not waited for.
+    ///
+    /// To be awaited in [`Pulse::beat`].
+    pub(super) async fn room(&self) {
+        let start = self.turns.load(Relaxed);
+        let mut last = None;
+        poll_fn(|cx| {
+            let turns = self.turns.load(Relaxed);
+            if self.halves.load(Relaxed) <= self.max_halves || turns.wrapping_sub(start) > TURNS {
+                return Poll::Ready(());
+            }
+            // In one turn, the store does all that can be done now, and polls this more than once.
+            if last.replace(turns) != Some(turns) {
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Runs `future`, which the store has to poll each time that it can turn to something else.
@@ -60,8 +97,12 @@ impl Pulse {
         instance: F,
     ) -> Result<F::Output, Passed> {
         let mut instance = pin!(instance);
+        let mut turn = |cx: &mut Context<'_>| {
+            self.turns.fetch_add(1, Relaxed);
+            instance.as_mut().poll(cx)
+        };
         let Some(max) = max else {
-            return Ok(instance.await);
+            return Ok(poll_fn(turn).await);
         };
         // Since the last beat.
         let mut meter = Meter::default();
@@ -71,15 +112,15 @@ impl Pulse {
         poll_fn(|cx| {
             let due = armed && timer.is_elapsed();
             for last in [!due, true] {
-                let turn = meter.turn(cx, max, |cx| instance.as_mut().poll(cx));
+                let turned = meter.turn(cx, max, &mut turn);
                 let beats = self.beats.swap(false, Relaxed);
-                if let Poll::Ready(Ok(_)) = turn {
-                    return turn;
+                if let Poll::Ready(Ok(_)) = turned {
+                    return turned;
                 }
                 if !beats {
                     // The meter wakes it from now on.
                     armed = false;
-                    return turn;
+                    return turned;
                 }
                 meter = Meter::default();
                 if last {
@@ -107,7 +148,6 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
-    use std::sync::atomic::AtomicU32;
 
     use tokio::sync::Notify;
     use tokio::time::{advance, sleep, timeout};
@@ -115,7 +155,7 @@ mod tests {
     use super::*;
 
     fn pulse() -> Pulse {
-        Pulse::new(&Ticker::start(Duration::from_millis(2)).unwrap())
+        Pulse::new(&Ticker::start(Duration::from_millis(2)).unwrap(), 1)
     }
 
     const MAX: Duration = Duration::from_secs(1);

@@ -132,7 +132,8 @@ impl Instances {
         let number = self.started.fetch_add(1, Relaxed) + 1;
         let store = generation.store(Speaker::Instance(number), None, Some(&self.cost))?;
         let (sender, arrivals) = mpsc::unbounded_channel();
-        let pulse = Arc::new(Pulse::new(store.data().ticker()));
+        let max_connections = generation.engine.limits.max_connections.get();
+        let pulse = Arc::new(Pulse::new(store.data().ticker(), max_connections));
         let end = Arc::<Ending>::default();
         let guard = Guard {
             number,

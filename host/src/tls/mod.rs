@@ -172,9 +172,13 @@ async fn settled(config: &Config, mut last: Vec<Option<Stamp>>) -> Vec<Option<St
     }
 }
 
-/// Reads files again that have changed, or whenever `asked`, until the server is gone. Where they are of no use, those from
-/// before go on serving, and it is said once.
+/// Reads the files of a server again when they have changed, and whenever `asked`, until the server is
+/// gone. If they cannot be used, the previous ones stay in use, which is logged once.
+///
+/// Files that cannot be used are read again and again: what kept the host from reading them, such as a
+/// lack of descriptors, passes without a change of the files.
 async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<Stamp>>, listener: String) {
+    let mut failure = None;
     loop {
         let was_asked = tokio::select! {
             () = asked.notified() => true,
@@ -185,20 +189,27 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         seen = match was_asked {
             // Who asks knows that they are whole.
             true => now,
-            false if now == seen => continue,
+            false if now == seen && failure.is_none() => continue,
             false => settled(&server.config, now).await,
         };
         let config = server.config.clone();
         match spawn_blocking(move || identity::read(&config)).await {
             Ok(Ok(read)) => {
+                failure = None;
                 server.current.store(Arc::new(read.server));
                 info!(listener, "certificates reloaded");
                 report(&read.files, &listener);
             }
-            Ok(Err(error)) => warn!(
-                listener,
-                "certificate reload failed: {error}; the previous certificates stay in use"
-            ),
+            Ok(Err(error)) => {
+                let error = error.to_string();
+                if was_asked || failure.as_ref() != Some(&error) {
+                    warn!(
+                        listener,
+                        "certificate reload failed: {error}; the previous certificates stay in use"
+                    );
+                }
+                failure = Some(error);
+            }
             Err(error) => debug!(listener, %error, "the certificate reload task failed"),
         }
     }

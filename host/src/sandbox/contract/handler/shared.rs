@@ -63,6 +63,7 @@ pub(in crate::sandbox) async fn run(
         pulse
             .beat(async {
                 while let Some(arrival) = arrivals.recv().await {
+                    pulse.room().await;
                     accessor.with(|mut store| store.as_context_mut().data_mut().joined());
                     let service = Arc::clone(&service);
                     accessor.spawn(Visit { service, arrival })?;
