@@ -1,8 +1,6 @@
 //! Certificates and keys: reading them, choosing among them, and whom they stand for.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,6 +21,7 @@ use super::algorithm::{self, Algorithm, SIGNS, VERIFIES};
 use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Tls as Config};
 
+use crate::whole_file;
 /// Bytes of the largest file of certificates.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -339,26 +338,8 @@ fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> O
     })
 }
 
-/// Reads a file, or a pipe of the shell such as `/dev/fd/63`.
-///
-/// # Errors
-///
-/// The file cannot be read, is larger than [`MAX_FILE`], or is a named pipe. Opening a named pipe would
-/// wait for a writer.
-fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    if fs::metadata(path)?.file_type().is_fifo() && !path.starts_with("/dev/fd") {
-        return Err(io::Error::other("it is a named pipe; expected a file"));
-    }
-    let mut contents = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut contents)?;
-    if contents.len() as u64 > MAX_FILE {
-        return Err(io::Error::other("it is larger than 16 MiB"));
-    }
-    Ok(contents)
-}
-
 fn blocks(path: &Path) -> Result<Vec<Block>, Unusable> {
-    let contents = contents(path).map_err(|error| Unusable::Read {
+    let contents = whole_file::read(path, MAX_FILE).map_err(|error| Unusable::Read {
         path: path.to_owned(),
         error,
     })?;
