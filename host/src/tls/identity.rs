@@ -14,14 +14,15 @@ use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
 use tracing::debug;
+use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
 
-use super::algorithm::{self, Algorithm, SIGNS, VERIFIES};
+use super::algorithm::{self, Algorithm, Use};
 use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Tls as Config};
-
 use crate::whole_file;
+
 /// Bytes of the largest file of certificates.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -191,6 +192,8 @@ fn certified(
 ) -> Result<CertifiedKey, Unusable> {
     let chain = certificates(&identity.certificate, files)?;
     let first = chain.first().map_or(1, |certificate| certificate.line);
+    let parsed = chain.first().and_then(|certificate| certificate.parsed.as_ref());
+    let version = parsed.map(|certificate| certificate.tbs_certificate().version());
     let path = &identity.key;
     let (line, key) = key(path)?;
     let chain = chain.into_iter().map(|certificate| certificate.der).collect();
@@ -199,6 +202,11 @@ fn certified(
             certificate: identity.certificate.clone(),
             key: path.clone(),
         },
+        rustls::Error::InvalidCertificate(_) if version.is_some_and(|version| version != Version::V3) => {
+            let reason = "it is not of X.509 version 3, because it has no extensions; issue it with some, for \
+                          example by `openssl x509 -req` with `-extfile`";
+            unfit(CERTIFICATE, &identity.certificate, first, reason)
+        }
         rustls::Error::InvalidCertificate(_) => invalid(&identity.certificate, first),
         // The library's error does not say more: it has tried one algorithm after the other.
         _ => damaged(path, line),
@@ -218,7 +226,7 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
             .parsed
             .as_ref()
             .and_then(|certificate| Algorithm::of_certificate(certificate).ok());
-        if let Some(reason) = algorithm.and_then(|algorithm| algorithm.unsupported(&VERIFIES)) {
+        if let Some(reason) = algorithm.and_then(|algorithm| algorithm.unsupported(Use::Verify)) {
             let reason = format!("it has {reason}; remove or replace the certificate");
             return Err(unfit(CERTIFICATE, path, line, reason));
         }
@@ -245,7 +253,7 @@ fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
         }
         let key = PrivateKeyDer::from_pem(kind, der).ok_or_else(|| damaged(path, line))?;
         let algorithm = Algorithm::of_key(&key).map_err(|_| damaged(path, line))?;
-        if let Some(reason) = algorithm.unsupported(&SIGNS) {
+        if let Some(reason) = algorithm.unsupported(Use::Sign) {
             let reason = format!("it is {reason}; create another key and have its certificate issued");
             return Err(unfit(KEY, path, line, reason));
         }
@@ -372,7 +380,7 @@ fn invalid(path: &Path, line: usize) -> Unusable {
 }
 
 fn damaged(path: &Path, line: usize) -> Unusable {
-    let reason = "it is damaged or of an unsupported kind; expected RSA of 2048 to 4096 bits, \
+    let reason = "it is damaged or of an unsupported kind; expected RSA of 2048, 3072 or 4096 bits, \
                   ECDSA on P-256 or P-384, or Ed25519";
     unfit(KEY, path, line, reason)
 }
