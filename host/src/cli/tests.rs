@@ -305,6 +305,7 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ("--dir", "/::/x:rw:ro", "once"),
         ("--dir", "/::", "after `::`"),
         ("--dir", "/:::rw", "after `::`"),
+        ("--dir", "/::rw", "after `::`"),
         ("--dir", "::/x", "before `::`"),
         ("--listen", "unix:@", "name"),
         (
@@ -312,7 +313,6 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
             "[fe80::1%no-such-one]:80",
             "no network interface `no-such-one`",
         ),
-        ("--admin", "unix:@admin", "unix:PATH"),
         ("--listen", "[::1%lo]:80", "only link-local addresses"),
         ("--listen", "[::1%99]:80", "expected [::1]:80"),
         (
@@ -320,6 +320,7 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
             "[fe80::1%no-such-one]:80",
             "no network interface `no-such-one`",
         ),
+        ("--admin", "unix:@admin", "unix:PATH"),
         ("--component", "oci://example.org/a:1", "not supported"),
         ("--middleware", "https://example.org/a.wasm", "not supported"),
         ("--max-connections-per-source", "0", "off"),
