@@ -289,6 +289,18 @@ impl Content {
         look(&self.bytes).map_err(|refusal| self.refused(refusal))
     }
 
+    /// Checks each part without compiling it, which finds damaged files and proposals that the host
+    /// does not offer.
+    ///
+    /// # Errors
+    ///
+    /// A part is not valid, or uses a proposal that the host does not offer.
+    pub(crate) fn validate(&self) -> Result<(), LoadError> {
+        self.parts().iter().try_for_each(|part| {
+            proposals::validate(&part.bytes).map_err(|error| part.invalid(error.to_string()))
+        })
+    }
+
     /// How many bytes it has.
     pub fn size(&self) -> u64 {
         self.parts().iter().map(|part| part.bytes.len() as u64).sum()

@@ -62,16 +62,25 @@ const BOUNDS: [&str; 10] = [
     "type index too large",
 ];
 
+/// Validates a component or a module as the engines of this host do.
+///
+/// # Errors
+///
+/// It is not valid, or uses a proposal that the host does not offer.
+pub(super) fn validate(bytes: &[u8]) -> wasmparser::Result<()> {
+    validate_with(bytes, OFFERED)
+}
+
 /// Says why a component or module cannot be compiled, which wasmtime reports as `reason`.
 pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
     let mut features = OFFERED;
     // Each round adds a proposal, and there are 64 at most.
-    while let Err(error) = validate(bytes, features) {
+    while let Err(error) = validate_with(bytes, features) {
         match error.missing_wasm_feature() {
             Some(missing) if !features.contains(missing) => features |= missing,
             _ => {
                 // Some uses of a proposal are reported as errors of another kind.
-                return match validate(bytes, WasmFeatures::all()) {
+                return match validate_with(bytes, WasmFeatures::all()) {
                     Ok(()) => {
                         let message = error.message();
                         Refusal::Unsupported(format!("a proposal by which this is valid: {message}"))
@@ -103,7 +112,7 @@ fn name(flag: &str, feature: WasmFeatures) -> String {
     }
 }
 
-fn validate(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
+fn validate_with(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
     Validator::new_with_features(features)
         .validate_all(bytes)
         .map(drop)
