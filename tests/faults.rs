@@ -477,7 +477,7 @@ fn a_named_pipe_in_place_of_a_file_is_refused() {
             .unwrap()
             .success()
     );
-    let expected = "it is a named pipe; expected a file";
+    let expected = "it is a named pipe, not a file";
     let echo = guest("echo").display().to_string();
     for (args, expected) in [
         (&["--tls-certificate", &pipe, "--tls-key", &pipe][..], expected),

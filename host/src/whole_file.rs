@@ -22,7 +22,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if metadata.file_type().is_fifo() {
         // The pipe of a shell has no path of its own.
         if fs::canonicalize(path).is_ok() {
-            return Err(io::Error::other("it is a named pipe; expected a file"));
+            return Err(io::Error::other("it is a named pipe, not a file"));
         }
         let flags = fcntl_getfl(&file)?;
         fcntl_setfl(&file, flags.difference(OFlags::NONBLOCK))?;
@@ -56,10 +56,7 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let refused = read(&path, 10);
         fs::remove_file(&path).unwrap();
-        assert_eq!(
-            refused.unwrap_err().to_string(),
-            "it is a named pipe; expected a file"
-        );
+        assert_eq!(refused.unwrap_err().to_string(), "it is a named pipe, not a file");
 
         let (reader, mut writer) = io::pipe().unwrap();
         let path = format!("/dev/fd/{}", reader.as_raw_fd());
