@@ -172,6 +172,10 @@ fn an_address_that_cannot_be_bound_comes_with_advice() {
             "a link-local address requires the interface",
         ),
         (
+            "[fe80::1%999999]:0".to_owned(),
+            "no network interface with the number 999999",
+        ),
+        (
             format!("unix:{dir}/nowhere/s"),
             "nowhere` does not exist; create it",
         ),
@@ -189,6 +193,15 @@ fn an_address_that_cannot_be_bound_comes_with_advice() {
             refusal.message
         );
     }
+}
+
+#[test]
+fn a_mapped_address_without_dual_stack_is_refused_with_its_cause() {
+    let refusal = refused(&["--listen", "[::ffff:127.0.0.1]:0", "--dual-stack", "off"]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    let expected = "an IPv6 socket with `dual-stack` off cannot have an IPv4 address; choose 127.0.0.1:0 \
+                    with --listen";
+    assert!(refusal.message.contains(expected), "{}", refusal.message);
 }
 
 #[test]

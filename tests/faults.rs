@@ -519,11 +519,12 @@ fn a_named_pipe_in_place_of_a_file_is_refused() {
             .unwrap()
             .success()
     );
+    let expected = "it is a named pipe, not a file";
+    let echo = guest("echo").display().to_string();
     for (args, expected) in [
-        (
-            &["--tls-certificate", &pipe, "--tls-key", &pipe][..],
-            "it is a named pipe; expected a file",
-        ),
+        (&["--tls-certificate", &pipe, "--tls-key", &pipe][..], expected),
+        (&["--component", &pipe], expected),
+        (&["--component", &echo, "--middleware", &pipe], expected),
         (
             &["--admin", "0", "--admin-token", &pipe],
             "is not a file; expected the path of a token file",
@@ -532,6 +533,11 @@ fn a_named_pipe_in_place_of_a_file_is_refused() {
         let args = [&["--listen", "127.0.0.1:0"], args].concat();
         let refusal = refused(&args);
         assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        assert!(refusal.message.contains(expected), "{}", refusal.message);
+    }
+    for (args, status) in [(["--config", &pipe], 2), (["check", &pipe], 1)] {
+        let refusal = refused(&args);
+        assert_eq!(refusal.status, Some(status), "{}", refusal.message);
         assert!(refusal.message.contains(expected), "{}", refusal.message);
     }
 }

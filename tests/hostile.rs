@@ -143,7 +143,7 @@ mod panic {
             assert!(!stderr.contains("note: run with"), "{line}");
             host.stop();
             let log = host.log();
-            let found = log.lines().find(|line| line.contains("the guest failed: "));
+            let found = log.lines().find(|line| line.contains("the guest failed"));
             assert_eq!(found.is_some(), level.is_some(), "{args:?}: {log}");
             if let (Some(found), Some(level)) = (found, level) {
                 assert!(found.contains(level), "{found}");

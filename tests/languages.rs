@@ -373,6 +373,7 @@ fn a_guest_is_made_where_nothing_is_yet_and_of_what_there_is() {
     };
     for (name, arguments, expected, why) in [
         ("Guest", &[][..], 2, "cannot name a guest"),
+        ("inet-guest", &[], 2, "is the name of a crate that guests use"),
         (
             "guest",
             &["--lang", "cobol"],

@@ -322,7 +322,10 @@ fn no_name_from_outside_can_forge_a_line() {
     assert!(log.contains("forged") && log.contains("wasm backtrace"), "{log}");
     for line in log.lines() {
         assert!(!line.starts_with(FORGED), "{log}");
-        // A backtrace has several lines, which are indented.
+        if line.contains(" serving component ") {
+            assert!(line.contains(&format!("x\\n{FORGED}")), "{line:?}");
+        }
+        // Only a backtrace has several lines, which are indented.
         assert!(own.is_match(line) || line.starts_with("    "), "{line:?}");
         let is_odd = |c: char| c.is_control() || matches!(c, '\u{202e}' | '\u{2028}');
         assert!(!line.contains(is_odd), "{line:?}");

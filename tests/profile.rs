@@ -56,3 +56,17 @@ fn a_guest_that_says_something_else_has_no_profile() {
     assert!(said.contains("224737"), "{said}");
     assert!(!to.exists());
 }
+
+#[test]
+fn a_profile_that_cannot_be_written_is_refused_before_it_takes_its_time() {
+    // The guest does something else than the conversation, which is found later.
+    let dir = conversation("nowhere", "> \"20000\\n\"\n< \"2\\n\"\n> end\n< end\n");
+    for to in [dir.join("no/such/profile.json"), dir.clone()] {
+        let (status, said) = profile(&guest("primes"), &dir, &to);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(
+            said.contains("cannot write the profile to `") && !said.contains("224737"),
+            "{said}"
+        );
+    }
+}

@@ -136,6 +136,13 @@ fn what_is_no_conversation_is_refused_with_its_file_line_and_problem() {
 }
 
 #[test]
+fn a_conversation_may_begin_with_a_byte_order_mark() {
+    let text = "\u{feff}> \"a\"\n> end\n< \"a\"\n< end\n";
+    let (status, said) = replay(&written("mark", text), &guest("echo"));
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn a_guest_that_does_more_than_the_conversation_has_differs() {
     for (text, name, expected) in [
         (

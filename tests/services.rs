@@ -314,8 +314,8 @@ record = "records/of/a"
 listen = ["127.0.0.1:0"]
 "#;
     let services = Services::new("preflight-compile", text);
-    // It begins as WebAssembly does, and is none.
-    fs::write(services.0.join("bad.wasm"), b"\0asm\x0d\0\x01\0garbage").unwrap();
+    // It is valid, and cannot serve.
+    fs::write(services.0.join("bad.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
     let path = services.file();
     let path = path.to_str().unwrap();
     let checked = run(&["check", "--config", path]);
@@ -328,6 +328,13 @@ listen = ["127.0.0.1:0"]
         said.starts_with(&format!("error: {path}:7: service[0].component: service `a`: `")),
         "{said}"
     );
+    // Without being compiled, a file that is damaged is found.
+    let lines = fs::read(guest("lines")).unwrap();
+    fs::write(services.0.join("bad.wasm"), &lines[..lines.len() / 2]).unwrap();
+    let damaged = run(&["check", "--config", path]);
+    assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
+    let said = String::from_utf8(damaged.stderr).unwrap();
+    assert!(said.contains("bad.wasm` is not a valid component ("), "{said}");
     services.put(&text.replace("bad.wasm", "lines.wasm"));
     let good = run(&["check", "--config", path, "--compile"]);
     assert!(good.status.success(), "{good:?}");

@@ -69,13 +69,16 @@ pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Resu
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
     let found = preflight::find(config, &CacheDir::Off, Purpose::Check, &mut obstacles);
-    if compile {
-        for (index, unloaded) in found.services {
-            if let Err(error) = unloaded.sandbox.load(&unloaded.content).await {
-                let key = preflight::key_of(&unloaded.content, &error);
-                let key = format!("service[{index}].{key}");
-                obstacles.add(key, Some(&unloaded.config), error.into());
-            }
+    for (index, unloaded) in found.services {
+        let checked = if compile {
+            unloaded.sandbox.load(&unloaded.content).await.map(drop)
+        } else {
+            unloaded.content.validate()
+        };
+        if let Err(error) = checked {
+            let key = preflight::key_of(&unloaded.content, &error);
+            let key = format!("service[{index}].{key}");
+            obstacles.add(key, Some(&unloaded.config), error.into());
         }
     }
     obstacles.end(Some(file))?;

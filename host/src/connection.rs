@@ -315,9 +315,9 @@ async fn judged_together<R, W>(
 fn show(fault: &Fault, peer: &Peer, asked: bool) {
     let (connection, trace) = (peer.connection, fault.trace());
     if asked {
-        info!(connection, "the guest failed: {trace}");
+        info!(connection, %trace, "the guest failed");
     } else {
-        debug!(connection, "the guest failed: {trace}");
+        debug!(connection, %trace, "the guest failed");
     }
 }
 

@@ -56,3 +56,4 @@ mod telemetry;
 pub mod terminal;
 pub mod tls;
 mod values;
+mod whole_file;

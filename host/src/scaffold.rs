@@ -26,13 +26,23 @@ const WIT: &str = "wit";
 const SDK_IN_TEMPLATE: &str = "../../sdk";
 const SDK_DIR: &str = "inet-guest";
 
-/// What cannot be written, since a name is also that of a package.
+/// Why a path cannot name a guest, whose name is also that of a package.
 #[derive(Debug, Error)]
-#[error(
-    "`{0}` cannot name a guest: the last part of the path must start with a lowercase letter and \
-     consist of ASCII letters, digits and `-`"
-)]
-pub struct BadName(String);
+pub enum BadName {
+    /// It has other characters than a package.
+    #[error(
+        "`{0}` cannot name a guest: the last part of the path must start with a lowercase letter and \
+         consist of ASCII letters, digits and `-`"
+    )]
+    Form(String),
+    /// A package that the project depends on has that name.
+    #[error("`{0}` is the name of a crate that guests use; choose another name")]
+    Taken(String),
+}
+
+/// The packages that are copied into projects in Rust. Cargo refuses two packages of one name in a
+/// workspace.
+const TAKEN: [&str; 2] = ["inet-guest", "background"];
 
 /// The code that a template builds on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,15 +158,17 @@ pub fn template(language: &str, contract: Option<&str>, bare: bool) -> anyhow::R
 ///
 /// # Errors
 ///
-/// It could not be the name of a package.
+/// It could not be the name of a package, or belongs to one that a guest depends on.
 pub fn name(dir: &Path) -> Result<&str, BadName> {
     let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let fits = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-    if fits {
-        Ok(name)
+    if !fits {
+        Err(BadName::Form(dir.display().to_string()))
+    } else if TAKEN.contains(&name) {
+        Err(BadName::Taken(name.to_owned()))
     } else {
-        Err(BadName(dir.display().to_string()))
+        Ok(name)
     }
 }
 
@@ -248,7 +260,17 @@ mod tests {
             assert!(name(Path::new(good)).is_ok(), "{good}");
         }
         for bad in [
-            "", "..", "/", "2guest", "Guest", "a b", "gäst", "-a", "a.b", "some/..",
+            "",
+            "..",
+            "/",
+            "2guest",
+            "Guest",
+            "a b",
+            "gäst",
+            "-a",
+            "a.b",
+            "some/..",
+            "some/inet-guest",
         ] {
             assert!(name(Path::new(bad)).is_err(), "{bad}");
         }

@@ -278,7 +278,7 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
             (guest, writable)
         }
     };
-    if guest.is_empty() {
+    if ["", "rw", "ro"].contains(&guest) {
         return Err("expected the path of the directory in the guest after `::`".to_owned());
     }
     without_nul(host).and_then(|()| without_nul(guest))?;

@@ -243,7 +243,20 @@ fn keys_that_cannot_be_used_are_named_by_their_kind() {
     let make = "req -x509 -nodes -subj /CN=a -keyout k -out c -newkey";
     for (kind, expected) in [
         ("rsa:1024", "an RSA key of 1024 bits"),
+        ("rsa:3000", "an RSA key of 3000 bits; expected 2048, 3072 or 4096"),
         ("rsa:4608", "an RSA key of 4608 bits"),
+        (
+            "rsa:2048 -pkeyopt rsa_keygen_pubexp:3",
+            "an RSA key whose public exponent is 3; expected 65537",
+        ),
+        (
+            "rsa:3072 -pkeyopt rsa_keygen_primes:3",
+            "an RSA key of more than two primes; expected two",
+        ),
+        (
+            "ec -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:explicit",
+            "an EC key with explicit parameters",
+        ),
         ("ec -pkeyopt ec_paramgen_curve:P-521", "the curve P-521"),
         ("ec -pkeyopt ec_paramgen_curve:secp256k1", "the curve secp256k1"),
         (
@@ -259,20 +272,32 @@ fn keys_that_cannot_be_used_are_named_by_their_kind() {
             message.contains(expected) && message.contains("private key on line 1"),
             "{message}"
         );
-        // As an authority it cannot be verified, except for larger keys of RSA.
-        if kind != "rsa:4608" {
+        // As an authority it cannot be verified, except for other keys of RSA.
+        if !kind.starts_with("rsa") || kind == "rsa:1024" {
             let message = refusal(&issued.certificate, &issued.key, Some(&certificate));
             assert!(
                 message.contains(expected) && message.contains("certificate on line 1"),
                 "{message}"
             );
         }
-        if kind.starts_with("ec") {
-            // By SEC 1, behind a block of parameters.
-            run("ecparam -name secp521r1 -genkey -out k");
-            let message = refusal(&certificate, &key, None);
-            assert!(message.contains("the curve P-521"), "{message}");
-        }
+    }
+    // By PKCS #1 and SEC 1, the latter behind a block of parameters.
+    for (make, expected) in [
+        ("ecparam -name secp521r1 -genkey -out k", "the curve P-521"),
+        (
+            "ecparam -name prime256v1 -genkey -param_enc explicit -out k",
+            "an EC key with explicit parameters",
+        ),
+        ("genrsa -traditional -out k 2056", "an RSA key of 2056 bits"),
+        ("genrsa -traditional -3 -out k 2048", "public exponent is 3"),
+        (
+            "genrsa -traditional -primes 3 -out k 3072",
+            "more than two primes",
+        ),
+    ] {
+        run(make);
+        let message = refusal(&issued.certificate, &authority.dir.join("k"), None);
+        assert!(message.contains(expected), "{message}");
     }
     for encrypt in [
         "pkey -in localhost.key -aes256 -passout pass:secret -out k",
@@ -285,6 +310,41 @@ fn keys_that_cannot_be_used_are_named_by_their_kind() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn a_certificate_of_version_1_is_named_as_such() {
+    let Some(openssl) = tools::tool("openssl") else {
+        return;
+    };
+    let authority = Authority::new("version-1");
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    run("req -new -nodes -newkey rsa:2048 -subj /CN=localhost -keyout k -out r");
+    run("x509 -req -in r -signkey k -out c");
+    let [certificate, key] = ["c", "k"].map(|name| authority.dir.join(name));
+    let text = Command::new(&openssl)
+        .args(["x509", "-noout", "-text", "-in"])
+        .arg(&certificate)
+        .output();
+    // Later releases of OpenSSL add extensions.
+    if String::from_utf8(text.unwrap().stdout)
+        .unwrap()
+        .contains("Version: 3")
+    {
+        return;
+    }
+    let message = refusal(&certificate, &key, None);
+    assert!(
+        message.contains("certificate on line 1") && message.contains("not of X.509 version 3"),
+        "{message}"
+    );
+    // A root of clients may have it.
+    let issued = authority.issues(&["localhost"], &[]);
+    let roots = ["--tls-client-ca", certificate.to_str().unwrap()];
+    let pair = ["--tls-certificate", issued.certificate.to_str().unwrap()];
+    let key = ["--tls-key", issued.key.to_str().unwrap()];
+    let mut host = Host::start(&[&["--listen", "127.0.0.1:0"][..], &pair, &key, &roots].concat());
+    host.stop();
 }
 
 #[test]

@@ -305,10 +305,18 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ("--dir", "/::/x:rw:ro", "once"),
         ("--dir", "/::", "after `::`"),
         ("--dir", "/:::rw", "after `::`"),
+        ("--dir", "/::rw", "after `::`"),
         ("--dir", "::/x", "before `::`"),
         ("--listen", "unix:@", "name"),
         (
             "--listen",
+            "[fe80::1%no-such-one]:80",
+            "no network interface `no-such-one`",
+        ),
+        ("--listen", "[::1%lo]:80", "only link-local addresses"),
+        ("--listen", "[::1%99]:80", "expected [::1]:80"),
+        (
+            "--admin",
             "[fe80::1%no-such-one]:80",
             "no network interface `no-such-one`",
         ),

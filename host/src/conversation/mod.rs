@@ -166,7 +166,9 @@ impl Conversation {
         if !fs::metadata(path)?.is_file() {
             bail!("expected a regular file");
         }
-        Ok(Self::parse(&fs::read_to_string(path)?)?)
+        let text = fs::read_to_string(path)?;
+        // Editors begin a file with a byte-order mark.
+        Ok(Self::parse(text.strip_prefix('\u{feff}').unwrap_or(&text))?)
     }
 
     /// The highest number that names a conversation in a directory, or 0. Names whose number is too

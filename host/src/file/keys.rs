@@ -83,6 +83,7 @@ macro_rules! table {
 
 /// The services file of wasm-inetd.
 #[derive(Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("allOf" = [shared()]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct File {
     /// Number of threads that serve connections. Default: one per core.
@@ -129,6 +130,7 @@ pub(super) struct AdminTable {
     pub(super) listen: Word<AdminAddress>,
     /// File with the token that authorises changes. The host creates a missing file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub(super) token: Option<PathBuf>,
 }
 
@@ -228,6 +230,18 @@ fn required(key: &str, value: Value, keys: &[&str]) -> Value {
     json!({ "if": { "required": [key], "properties": { key: value } }, "then": { "anyOf": any } })
 }
 
+/// What the schema says of `instances`, which requires shared instances. The defaults of the file can
+/// set them too.
+fn shared() -> Value {
+    let shared = json!({ "required": ["isolation"], "properties": { "isolation": { "const": "service" } } });
+    json!({
+        "if": { "not": { "required": ["defaults"], "properties": { "defaults": shared } } },
+        "then": { "properties": { "service": { "items": {
+            "if": { "required": ["instances"] }, "then": { "required": ["isolation"] },
+        } } } },
+    })
+}
+
 /// One service: where it listens, and the component that serves its connections.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("allOf" = [
@@ -235,7 +249,12 @@ fn required(key: &str, value: Value, keys: &[&str]) -> Value {
     required("watch", json!({ "const": true }), &["component", "middleware"]),
     required("migrate", json!({ "const": true }), &["component"]),
     required("gate", json!(true), &["component", "middleware"]),
+    required("gate-patience", json!(true), &["gate"]),
     required("drain-generations", json!(true), &["component", "middleware"]),
+    json!({
+        "if": { "required": ["instances", "isolation"] },
+        "then": { "properties": { "isolation": { "const": "service" } } },
+    }),
 ]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ServiceTable {
@@ -257,12 +276,14 @@ pub(super) struct ServiceTable {
     pub(super) args: Vec<String>,
     /// Directory of conversations that a new component must pass before it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub(super) gate: Option<PathBuf>,
     /// How long a guest may take for a step of these conversations. Default: `5s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gate_patience: Option<Word<Deadline>>,
     /// Directory in which the host records conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub(super) record: Option<PathBuf>,
     /// Initialise the component once, when the host loads it. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -434,8 +455,10 @@ pub(super) struct ProxyProtocolTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct TlsTable {
     /// File of the certificate chain, in PEM format.
+    #[schemars(length(min = 1))]
     pub(super) certificate: PathBuf,
     /// File of the private key of the certificate, in PEM format.
+    #[schemars(length(min = 1))]
     pub(super) key: PathBuf,
     /// More certificates. A client gets the first one that matches the server name it requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "tables")]
@@ -445,6 +468,7 @@ pub(super) struct TlsTable {
     pub(super) alpn: Vec<Word<Protocol>>,
     /// File of the root certificates that client certificates must chain to, in PEM format.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub(super) client_ca: Option<PathBuf>,
     /// Accept clients without a certificate too. Requires `client-ca`. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -459,8 +483,10 @@ pub(super) struct TlsTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct IdentityTable {
     /// File of the certificate chain, in PEM format.
+    #[schemars(length(min = 1))]
     pub(super) certificate: PathBuf,
     /// File of the private key of the certificate, in PEM format.
+    #[schemars(length(min = 1))]
     pub(super) key: PathBuf,
 }
 

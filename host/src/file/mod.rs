@@ -11,13 +11,13 @@ mod print;
 mod problem;
 mod words;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use crate::config::Config;
+use crate::whole_file;
 use build::Builder;
 use keys::File;
 pub use print::print;
@@ -121,11 +121,8 @@ pub fn read(path: &Path) -> Result<Config, FileError> {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let size = fs::metadata(path)?.len();
-    if size > MAX_FILE {
-        return Err(io::Error::other("the file is larger than 16 MiB"));
-    }
-    fs::read_to_string(path)
+    String::from_utf8(whole_file::read(path, MAX_FILE)?)
+        .map_err(|_| io::Error::other("the file is not valid UTF-8"))
 }
 
 /// Reads `text` as a file in the directory `base`.

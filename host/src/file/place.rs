@@ -79,13 +79,19 @@ fn walk(root: &Spanned<DeTable<'_>>, key: &str) -> (Range<usize>, bool) {
 }
 
 fn steps(key: &str) -> impl Iterator<Item = Step<'_>> {
-    key.split('.').flat_map(|part| {
+    // The name of a variable can have any character.
+    let (path, variable) = match key.split_once(".grants.env.") {
+        Some((table, name)) => (table, Some(["grants", "env", name])),
+        None => (key, None),
+    };
+    let parts = path.split('.').flat_map(|part| {
         let (name, indices) = part.split_once('[').unwrap_or((part, ""));
         let indices = indices
             .split('[')
             .filter_map(|index| index.strip_suffix(']')?.parse().ok());
         std::iter::once(Step::Key(name)).chain(indices.map(Step::Index))
-    })
+    });
+    parts.chain(variable.into_iter().flatten().map(Step::Key))
 }
 
 #[cfg(test)]
@@ -107,6 +113,9 @@ listen = [
 ]
 [service.limits]
 max-memory = "1MiB"
+[service.grants.env]
+A = "a"
+"B.C[0]=D" = "b"
 
 [[service]]
 name = "two"
@@ -132,18 +141,23 @@ tls = { certificate = "a", key = "b" }
             (
                 "service[1].listen[0].socket.backlog",
                 "service[1].socket.backlog",
-                19,
+                22,
             ),
             ("service[0].limits.max-memory", "service[0].limits.max-memory", 15),
-            ("service[1].listen[0].tls.key", "service[1].listen[0].tls.key", 22),
+            ("service[1].listen[0].tls.key", "service[1].listen[0].tls.key", 25),
             // They are not set: the nearest table has the line.
             (
                 "service[1].listen[0].tls.client-ca",
                 "service[1].listen[0].tls.client-ca",
-                22,
+                25,
             ),
             ("service[0].limits.max-rate", "service[0].limits.max-rate", 14),
-            ("service[1].gate", "service[1].gate", 17),
+            ("service[1].gate", "service[1].gate", 20),
+            (
+                "service[0].grants.env.B.C[0]=D",
+                "service[0].grants.env.B.C[0]=D",
+                18,
+            ),
             ("admin.listen", "admin.listen", 1),
         ] {
             let (found, span) = find(TEXT, key);

@@ -11,6 +11,9 @@ use crate::values;
 /// How alike two words have to be for the one to be suggested for the other, from 0 to 1.
 const ALIKE: f64 = 0.75;
 
+/// What the parser of TOML says of a key that a table has twice.
+const DUPLICATE: &str = "duplicate key";
+
 /// What is wrong with a file: line, key, and what was found, what was expected and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -64,12 +67,14 @@ impl Problem {
 
     /// The file is no TOML.
     pub(super) fn syntax(text: &str, error: &toml::de::Error) -> Self {
-        Self::at(
-            text,
-            error.span().unwrap_or_default(),
-            String::new(),
-            in_one_line(error.message()),
-        )
+        let span = error.span().unwrap_or_default();
+        let message = in_one_line(error.message());
+        // The parser names neither the key nor its table.
+        let message = match text.get(span.clone()) {
+            Some(key) if message == DUPLICATE => format!("{DUPLICATE} `{}`; remove one", in_one_line(key)),
+            _ => message,
+        };
+        Self::at(text, span, String::new(), message)
     }
 
     /// A key is unknown, missing, or has a value that is refused.

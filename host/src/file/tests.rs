@@ -426,6 +426,14 @@ fn the_schema_has_the_ranges_of_the_host() {
         &format!("{service}preinit = true\n"),
         &format!("{service}migrate = true\n"),
         &format!("{service}gate = \"a\"\n"),
+        &format!("{service}component = \"a\"\ngate-patience = \"1s\"\n"),
+        &format!("{service}instances = 2\n"),
+        &format!("{service}isolation = \"connection\"\ninstances = 2\n"),
+        &format!("defaults.isolation = \"connection\"\n{service}instances = 2\n"),
+        &format!("defaults.isolation = \"service\"\n{service}isolation = \"connection\"\ninstances = 2\n"),
+        &format!("{service}record = \"\"\n"),
+        &format!("{service}component = \"a\"\ngate = \"\"\n"),
+        &format!("{service}grants.dirs = [\"/tmp::rw\"]\n"),
         &format!("{service}grants = {{ env = {{ \"\" = \"a\" }} }}\n"),
         &format!("{service}grants = {{ env = {{ \"A=\" = \"a\" }} }}\n"),
         &format!("{service}grants = {{ env = {{ TCPREMOTEIP = \"a\" }} }}\n"),
@@ -437,6 +445,13 @@ fn the_schema_has_the_ranges_of_the_host() {
         "component = \"a\"\nwatch = true\nmigrate = true\ngate = \"a\"",
     ] {
         assert!(check(&format!("{service}{text}\n")), "{text}");
+    }
+    for text in [
+        format!("{service}isolation = \"service\"\ninstances = 2\n"),
+        format!("defaults.isolation = \"service\"\n{service}instances = 2\n"),
+        format!("{service}component = \"a\"\ngate = \"a\"\ngate-patience = \"1s\"\n"),
+    ] {
+        assert!(check(&text), "{text}");
     }
     let of_service = |key: &str, list: &[(&str, &str)]| pairs(service, key, list);
     let top = |key: &str, list: &[(&str, &str)]| {
@@ -643,6 +658,20 @@ fn the_schema_takes_what_the_parser_takes() {
         }
     }
     assert!(tried > 200, "{tried}");
+}
+
+#[test]
+fn a_key_that_stands_twice_is_named() {
+    for (text, expected) in [
+        (
+            "threads = 1\nthreads = 2\n",
+            "2: duplicate key `threads`; remove one",
+        ),
+        ("[log]\n[admin]\n[log]\n", "3: duplicate key `log`; remove one"),
+    ] {
+        let problems = parse(text, Path::new("")).unwrap_err().to_string();
+        assert_eq!(problems, expected);
+    }
 }
 
 #[test]

@@ -132,6 +132,19 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
                 address.port()
             )
         }
+        (Some(libc::EINVAL), Address::Tcp(SocketAddr::V6(address)), _)
+            if let Some(mapped) = address.ip().to_ipv4_mapped() =>
+        {
+            format!(
+                "an IPv6 socket with `dual-stack` off cannot have an IPv4 address; choose {mapped}:{} \
+                 with {flag}",
+                address.port()
+            )
+        }
+        (Some(libc::ENODEV), Address::Tcp(SocketAddr::V6(address)), _) => format!(
+            "there is no network interface with the number {}; name an interface of this machine with {flag}",
+            address.scope_id()
+        ),
         (Some(libc::EACCES | libc::EPERM), Address::Tcp(address), _)
             if (1..1024).contains(&address.port()) =>
         {

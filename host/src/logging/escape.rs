@@ -13,10 +13,11 @@ use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The field of an event that holds its message.
-const MESSAGE: &str = "message";
+/// The field of an event that holds the backtrace of a guest. Its lines stay lines in the text log.
+/// All other fields and the message stay in one line, because they can hold names from outside.
+const TRACE: &str = "trace";
 
-/// Begins the second and further lines of a message. No line of the host begins with a space.
+/// Begins the second and further lines of a backtrace. No line of the host begins with a space.
 const INDENT: &str = "\n    ";
 
 /// How unsafe characters are written.
@@ -104,7 +105,7 @@ struct EscapedVisitor<'a, V>(&'a mut V);
 impl<V: Visit> Visit for EscapedVisitor<'_, V> {
     // Strings come here too: `Visit` passes their `Debug` form, which is quoted.
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        let style = if field.name() == MESSAGE {
+        let style = if field.name() == TRACE {
             Style::Lines
         } else {
             Style::Line

@@ -1,17 +1,15 @@
 //! Components as they are read, before anything is made of them.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytesize::ByteSize;
 use sha2::{Digest as _, Sha256};
 
 use super::generation::look;
 use super::load_error::{LoadError, Refusal};
 use super::proposals;
+use crate::whole_file;
 
 /// Bytes that a file may have.
 const MAX_FILE: u64 = 256 << 20;
@@ -90,7 +88,7 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or is larger than any component should be.
+    /// The file cannot be read, is a named pipe, or is larger than any component should be.
     pub fn read(&self) -> Result<Content, LoadError> {
         match self {
             Self::Embedded => Ok(Content::new(self.to_string(), "echo", ECHO.to_vec())),
@@ -101,29 +99,13 @@ impl Origin {
 
 /// Reads the component in a file. `role` is how the setting that names the file is called.
 fn read_as(role: &'static str, path: &Path) -> Result<Content, LoadError> {
-    let bytes = read(path).map_err(|error| LoadError::Read {
+    let bytes = whole_file::read(path, MAX_FILE).map_err(|error| LoadError::Read {
         role,
         path: path.to_owned(),
         error,
     })?;
     let program = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(Content::new(format!("`{}`", path.display()), &program, bytes))
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let mut bytes = Vec::new();
-    // It may be growing, or have no size.
-    let mut size = file.metadata()?.len();
-    if size <= MAX_FILE {
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-        size = bytes.len() as u64;
-    }
-    if size > MAX_FILE {
-        let limit = ByteSize(MAX_FILE);
-        return Err(io::Error::other(format!("the file is larger than {limit}")));
-    }
-    Ok(bytes)
 }
 
 /// The SHA-256 digest of a component.
@@ -305,6 +287,18 @@ impl Content {
     /// It does not.
     pub(crate) fn check_beginning(&self) -> Result<(), LoadError> {
         look(&self.bytes).map_err(|refusal| self.refused(refusal))
+    }
+
+    /// Checks each part without compiling it, which finds damaged files and proposals that the host
+    /// does not offer.
+    ///
+    /// # Errors
+    ///
+    /// A part is not valid, or uses a proposal that the host does not offer.
+    pub(crate) fn validate(&self) -> Result<(), LoadError> {
+        self.parts().iter().try_for_each(|part| {
+            proposals::validate(&part.bytes).map_err(|error| part.invalid(error.to_string()))
+        })
     }
 
     /// How many bytes it has.

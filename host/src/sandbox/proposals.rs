@@ -45,24 +45,47 @@ const NAMES: [(WasmFeatures, &str); 19] = [
     (WasmFeatures::CM_VALUES, "values in the component model"),
 ];
 
-/// What the parser says of a number that exceeds its bound.
-const BOUND: [&str; 3] = ["exceeds limit of", "exceeds the limit of", "implementation limit"];
+/// Parts of the messages by which the parser reports a number, a size or a depth beyond its bound.
+/// Its errors have no other mark of their kind.
+const BOUNDS: [&str; 10] = [
+    "exceeds limit of",
+    "exceeds the limit of",
+    "implementation limit",
+    // Of counts in types and instructions, and of strings. An index is "index out of bounds".
+    "size is out of bounds",
+    "string size out of bounds",
+    "number of elements is out of bounds",
+    "too many locals",
+    "too many data segments",
+    // Of types of components, and of types with supertypes.
+    "too deep",
+    "type index too large",
+];
+
+/// Validates a component or a module as the engines of this host do.
+///
+/// # Errors
+///
+/// It is not valid, or uses a proposal that the host does not offer.
+pub(super) fn validate(bytes: &[u8]) -> wasmparser::Result<()> {
+    validate_with(bytes, OFFERED)
+}
 
 /// Says why a component or module cannot be compiled, which wasmtime reports as `reason`.
 pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
     let mut features = OFFERED;
     // Each round adds a proposal, and there are 64 at most.
-    while let Err(error) = validate(bytes, features) {
+    while let Err(error) = validate_with(bytes, features) {
         match error.missing_wasm_feature() {
             Some(missing) if !features.contains(missing) => features |= missing,
             _ => {
                 // Some uses of a proposal are reported as errors of another kind.
-                return match validate(bytes, WasmFeatures::all()) {
+                return match validate_with(bytes, WasmFeatures::all()) {
                     Ok(()) => {
                         let message = error.message();
                         Refusal::Unsupported(format!("a proposal by which this is valid: {message}"))
                     }
-                    Err(error) if BOUND.iter().any(|bound| error.message().contains(bound)) => {
+                    Err(error) if BOUNDS.iter().any(|bound| error.message().contains(bound)) => {
                         Refusal::Bound(error.message().to_owned())
                     }
                     Err(_) => Refusal::Invalid(reason),
@@ -89,7 +112,7 @@ fn name(flag: &str, feature: WasmFeatures) -> String {
     }
 }
 
-fn validate(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
+fn validate_with(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
     Validator::new_with_features(features)
         .validate_all(bytes)
         .map(drop)
@@ -140,6 +163,7 @@ mod tests {
     #[test]
     fn a_bound_of_the_parser_is_named() {
         let many = |item: &str, count| item.repeat(count);
+        let nested: String = (0..100).map(|inner| format!("(type (list {inner}))")).collect();
         for (text, expected) in [
             (
                 format!("(module {})", many("(memory 1)", 101)),
@@ -155,6 +179,30 @@ mod tests {
                     many("(instance (instantiate $c))", 1001)
                 ),
                 "instances count exceeds limit of 1000",
+            ),
+            (
+                format!("(module (func (local {})))", many("i32 ", 50_001)),
+                "too many locals: locals exceed maximum",
+            ),
+            (
+                format!("(module (func (param {})))", many("i32 ", 1001)),
+                "function params size is out of bounds",
+            ),
+            (
+                format!("(module (type (func (result {}))))", many("i32 ", 1001)),
+                "function returns size is out of bounds",
+            ),
+            (
+                format!("(module (func (export \"{}\")))", many("a", 110_000)),
+                "string size out of bounds",
+            ),
+            (
+                format!("(component (type (record {})))", many("(field \"a\" u8)", 10_001)),
+                "record field size is out of bounds",
+            ),
+            (
+                format!("(component (type (list u8)) {nested})"),
+                "type nesting is too deep",
             ),
         ] {
             match why(&wat::parse_str(text).unwrap()) {

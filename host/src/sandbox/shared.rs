@@ -185,9 +185,9 @@ async fn live(
                 "shared instance failed, with its connections; the next connection starts another"
             );
             if backtraces {
-                info!(instance, "the guest failed: {}", fault.trace());
+                info!(instance, trace = %fault.trace(), "the guest failed");
             } else {
-                debug!(instance, "the guest failed: {}", fault.trace());
+                debug!(instance, trace = %fault.trace(), "the guest failed");
             }
             guard.end.fail(Failure::Fault(Arc::new(fault)));
         }

@@ -1,7 +1,6 @@
 //! Algorithms of keys: names the reason why a key cannot be used.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 
 use rustls::pki_types::PrivateKeyDer;
 use x509_cert::der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier, OctetStringRef, UintRef};
@@ -9,17 +8,23 @@ use x509_cert::der::referenced::OwnedToRef;
 use x509_cert::der::{Decode, Reader, Result, SliceReader, Tag, TagNumber, Tagged};
 use x509_cert::spki::AlgorithmIdentifierRef;
 
-/// Sizes of RSA keys, in bits, with which ring signs.
-pub(super) const SIGNS: RangeInclusive<usize> = 2048..=4096;
-
-/// Sizes of RSA keys, in bits, whose signatures ring verifies.
-pub(super) const VERIFIES: RangeInclusive<usize> = 2048..=8192;
+/// What the host does with a key. It determines the RSA keys that ring supports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Sign with a private key.
+    Sign,
+    /// Verify signatures with a public key.
+    Verify,
+}
 
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+
+/// Public exponents of RSA keys with which ring signs.
+const EXPONENTS: std::ops::Range<u64> = 65537..1 << 33;
 
 /// Names of what is not supported.
 const NAMES: &[(ObjectIdentifier, &str)] = &[
@@ -35,14 +40,32 @@ const NAMES: &[(ObjectIdentifier, &str)] = &[
 /// The algorithm of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
-    /// RSA, with the size of its modulus in bits.
-    Rsa(usize),
-    /// ECDSA, with the curve if the key names it.
-    Ec(Option<ObjectIdentifier>),
+    /// RSA.
+    Rsa {
+        /// The size of the modulus, in bits.
+        bits: usize,
+        /// The public exponent; `None` if it is larger than any that is used.
+        exponent: Option<u64>,
+        /// Whether the key has more than two primes.
+        is_multi_prime: bool,
+    },
+    /// ECDSA.
+    Ec(Curve),
     /// Ed25519.
     Ed25519,
     /// Another one.
     Other(ObjectIdentifier),
+}
+
+/// How a key gives its curve.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Curve {
+    /// By its identifier.
+    Named(ObjectIdentifier),
+    /// By its equation and its base point.
+    Explicit,
+    /// Not at all.
+    Missing,
 }
 
 impl Algorithm {
@@ -54,17 +77,17 @@ impl Algorithm {
     pub(super) fn of_key(key: &PrivateKeyDer<'_>) -> Result<Self> {
         let mut fields = fields(key.secret_der())?;
         match key {
-            // PKCS #1: version, modulus
+            // PKCS #1: version, modulus, public exponent
             PrivateKeyDer::Pkcs1(_) => {
-                fields.decode::<UintRef<'_>>()?;
-                Ok(Self::Rsa(bits(&fields.decode()?)))
+                let version: UintRef<'_> = fields.decode()?;
+                Self::rsa(&mut fields, version.as_bytes() != [0])
             }
             // RFC 5915: version, private key, curve, public key
             PrivateKeyDer::Sec1(_) => {
                 fields.decode::<UintRef<'_>>()?;
                 fields.decode::<&OctetStringRef>()?;
                 let curve = ContextSpecific::decode_explicit(&mut fields, TagNumber(0))?;
-                Ok(Self::Ec(curve.map(|curve| curve.value)))
+                Ok(Self::Ec(Curve::new(curve.map(|curve| curve.value))))
             }
             // PKCS #8: version, algorithm, private key
             _ => {
@@ -73,8 +96,8 @@ impl Algorithm {
                 let key: &OctetStringRef = fields.decode()?;
                 Self::new(&algorithm, || {
                     let mut fields = self::fields(key.as_bytes())?;
-                    fields.decode::<UintRef<'_>>()?;
-                    fields.decode()
+                    let version: UintRef<'_> = fields.decode()?;
+                    Self::rsa(&mut fields, version.as_bytes() != [0])
                 })
             }
         }
@@ -89,34 +112,59 @@ impl Algorithm {
         let info = certificate.tbs_certificate().subject_public_key_info();
         let algorithm = info.algorithm.owned_to_ref();
         Self::new(&algorithm, || {
-            self::fields(info.subject_public_key.raw_bytes())?.decode()
+            Self::rsa(&mut self::fields(info.subject_public_key.raw_bytes())?, false)
         })
     }
 
-    fn new<'a>(
-        algorithm: &AlgorithmIdentifierRef<'_>,
-        modulus: impl FnOnce() -> Result<UintRef<'a>>,
-    ) -> Result<Self> {
-        Ok(match algorithm.oid {
-            RSA => Self::Rsa(bits(&modulus()?)),
-            EC => {
-                let parameters = algorithm.parameters;
-                Self::Ec(parameters.and_then(|curve| curve.decode_as().ok()))
-            }
-            ED25519 => Self::Ed25519,
-            other => Self::Other(other),
+    fn new(algorithm: &AlgorithmIdentifierRef<'_>, rsa: impl FnOnce() -> Result<Self>) -> Result<Self> {
+        match algorithm.oid {
+            RSA => rsa(),
+            EC => Ok(Self::Ec(Curve::new(algorithm.parameters))),
+            ED25519 => Ok(Self::Ed25519),
+            other => Ok(Self::Other(other)),
+        }
+    }
+
+    /// Reads an RSA key whose next fields are the modulus and the public exponent.
+    fn rsa<'a>(fields: &mut impl Reader<'a>, is_multi_prime: bool) -> Result<Self> {
+        let bits = bits(&fields.decode()?);
+        let exponent: UintRef<'_> = fields.decode()?;
+        let wide = |bytes: &[u8]| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        Ok(Self::Rsa {
+            bits,
+            exponent: (exponent.as_bytes().len() <= 8).then(|| wide(exponent.as_bytes())),
+            is_multi_prime,
         })
     }
 
     /// Says why the host cannot use a key of this algorithm; `None` if it can.
-    pub(super) fn unsupported(&self, sizes: &RangeInclusive<usize>) -> Option<String> {
+    pub(super) fn unsupported(&self, purpose: Use) -> Option<String> {
         match self {
-            Self::Rsa(bits) if !sizes.contains(bits) => Some(format!(
-                "an RSA key of {bits} bits; expected {} to {}",
-                sizes.start(),
-                sizes.end()
-            )),
-            Self::Ec(Some(curve)) if ![P256, P384].contains(curve) => Some(format!(
+            Self::Rsa {
+                is_multi_prime: true, ..
+            } => Some("an RSA key of more than two primes; expected two".to_owned()),
+            // A modulus may be a bit shorter than its size.
+            Self::Rsa { bits, .. }
+                if purpose == Use::Sign && ![2048, 3072, 4096].contains(&(bits + bits % 2)) =>
+            {
+                Some(format!("an RSA key of {bits} bits; expected 2048, 3072 or 4096"))
+            }
+            Self::Rsa { bits, .. } if !(2041..=8192).contains(bits) => {
+                Some(format!("an RSA key of {bits} bits; expected 2048 to 8192"))
+            }
+            Self::Rsa { exponent, .. }
+                if purpose == Use::Sign && exponent.is_none_or(|value| !EXPONENTS.contains(&value)) =>
+            {
+                let value = exponent.map_or_else(|| "too large".to_owned(), |value| value.to_string());
+                Some(format!(
+                    "an RSA key whose public exponent is {value}; expected 65537"
+                ))
+            }
+            Self::Ec(Curve::Explicit) => Some(
+                "an EC key with explicit parameters of its curve; expected a key that names P-256 or P-384"
+                    .to_owned(),
+            ),
+            Self::Ec(Curve::Named(curve)) if ![P256, P384].contains(curve) => Some(format!(
                 "an EC key on the curve {}; expected P-256 or P-384",
                 Name(curve)
             )),
@@ -125,6 +173,17 @@ impl Algorithm {
                 Name(algorithm)
             )),
             _ => None,
+        }
+    }
+}
+
+impl Curve {
+    /// Determines how a key gives its curve from the parameters in it.
+    fn new(parameters: Option<AnyRef<'_>>) -> Self {
+        match parameters {
+            Some(parameters) if parameters.tag() == Tag::Sequence => Self::Explicit,
+            Some(parameters) => parameters.decode_as().map_or(Self::Missing, Self::Named),
+            None => Self::Missing,
         }
     }
 }

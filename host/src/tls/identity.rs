@@ -1,8 +1,6 @@
 //! Certificates and keys: reading them, choosing among them, and whom they stand for.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,12 +14,14 @@ use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
 use tracing::debug;
+use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
 
-use super::algorithm::{self, Algorithm, SIGNS, VERIFIES};
+use super::algorithm::{self, Algorithm, Use};
 use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Tls as Config};
+use crate::whole_file;
 
 /// Bytes of the largest file of certificates.
 const MAX_FILE: u64 = 16 << 20;
@@ -192,6 +192,8 @@ fn certified(
 ) -> Result<CertifiedKey, Unusable> {
     let chain = certificates(&identity.certificate, files)?;
     let first = chain.first().map_or(1, |certificate| certificate.line);
+    let parsed = chain.first().and_then(|certificate| certificate.parsed.as_ref());
+    let version = parsed.map(|certificate| certificate.tbs_certificate().version());
     let path = &identity.key;
     let (line, key) = key(path)?;
     let chain = chain.into_iter().map(|certificate| certificate.der).collect();
@@ -200,6 +202,11 @@ fn certified(
             certificate: identity.certificate.clone(),
             key: path.clone(),
         },
+        rustls::Error::InvalidCertificate(_) if version.is_some_and(|version| version != Version::V3) => {
+            let reason = "it is not of X.509 version 3, because it has no extensions; issue it with some, for \
+                          example by `openssl x509 -req` with `-extfile`";
+            unfit(CERTIFICATE, &identity.certificate, first, reason)
+        }
         rustls::Error::InvalidCertificate(_) => invalid(&identity.certificate, first),
         // The library's error does not say more: it has tried one algorithm after the other.
         _ => damaged(path, line),
@@ -219,7 +226,7 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
             .parsed
             .as_ref()
             .and_then(|certificate| Algorithm::of_certificate(certificate).ok());
-        if let Some(reason) = algorithm.and_then(|algorithm| algorithm.unsupported(&VERIFIES)) {
+        if let Some(reason) = algorithm.and_then(|algorithm| algorithm.unsupported(Use::Verify)) {
             let reason = format!("it has {reason}; remove or replace the certificate");
             return Err(unfit(CERTIFICATE, path, line, reason));
         }
@@ -246,7 +253,7 @@ fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
         }
         let key = PrivateKeyDer::from_pem(kind, der).ok_or_else(|| damaged(path, line))?;
         let algorithm = Algorithm::of_key(&key).map_err(|_| damaged(path, line))?;
-        if let Some(reason) = algorithm.unsupported(&SIGNS) {
+        if let Some(reason) = algorithm.unsupported(Use::Sign) {
             let reason = format!("it is {reason}; create another key and have its certificate issued");
             return Err(unfit(KEY, path, line, reason));
         }
@@ -339,26 +346,8 @@ fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> O
     })
 }
 
-/// Reads a file, or a pipe of the shell such as `/dev/fd/63`.
-///
-/// # Errors
-///
-/// The file cannot be read, is larger than [`MAX_FILE`], or is a named pipe. Opening a named pipe would
-/// wait for a writer.
-fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    if fs::metadata(path)?.file_type().is_fifo() && !path.starts_with("/dev/fd") {
-        return Err(io::Error::other("it is a named pipe; expected a file"));
-    }
-    let mut contents = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut contents)?;
-    if contents.len() as u64 > MAX_FILE {
-        return Err(io::Error::other("it is larger than 16 MiB"));
-    }
-    Ok(contents)
-}
-
 fn blocks(path: &Path) -> Result<Vec<Block>, Unusable> {
-    let contents = contents(path).map_err(|error| Unusable::Read {
+    let contents = whole_file::read(path, MAX_FILE).map_err(|error| Unusable::Read {
         path: path.to_owned(),
         error,
     })?;
@@ -391,7 +380,7 @@ fn invalid(path: &Path, line: usize) -> Unusable {
 }
 
 fn damaged(path: &Path, line: usize) -> Unusable {
-    let reason = "it is damaged or of an unsupported kind; expected RSA of 2048 to 4096 bits, \
+    let reason = "it is damaged or of an unsupported kind; expected RSA of 2048, 3072 or 4096 bits, \
                   ECDSA on P-256 or P-384, or Ed25519";
     unfit(KEY, path, line, reason)
 }

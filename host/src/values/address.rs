@@ -12,29 +12,36 @@ use crate::config::{Address, Endpoint};
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     let expected = "expected ADDRESS:PORT with a numeric address (such as 127.0.0.1:8080 or \
                     [::1]:8080), unix:PATH or inherited:NAME";
-    let refused = || expected.to_owned();
-    if let Some(path) = text.strip_prefix("unix:") {
-        return match path.strip_prefix('@') {
-            Some(name) => abstract_name(name).map(Address::Abstract),
-            None => socket_path(path).map(Address::Unix),
-        };
-    }
-    if let Some(name) = text.strip_prefix("inherited:") {
-        let name = Some(name).filter(|name| !name.is_empty()).ok_or_else(refused)?;
-        return Ok(Address::Inherited(name.to_owned()));
-    }
-    if let Ok(address) = text.parse() {
-        return Ok(Address::Tcp(address));
-    }
-    scoped(text).unwrap_or_else(|| Err(refused())).map(Address::Tcp)
+    address_of_a_form(text).unwrap_or_else(|| Err(expected.to_owned()))
 }
 
-/// An IPv6 address with the name of a network interface as its scope, such as `[fe80::1%eth0]:80`;
-/// `None` if it is no such address.
+/// An address to listen at, or what is wrong with it; `None` if it has none of the forms of an
+/// address.
+fn address_of_a_form(text: &str) -> Option<Result<Address, String>> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Some(match path.strip_prefix('@') {
+            Some(name) => abstract_name(name).map(Address::Abstract),
+            None => socket_path(path).map(Address::Unix),
+        });
+    }
+    if let Some(name) = text.strip_prefix("inherited:") {
+        return (!name.is_empty()).then(|| Ok(Address::Inherited(name.to_owned())));
+    }
+    let tcp = scoped(text).or_else(|| text.parse().ok().map(Ok))?;
+    Some(tcp.map(Address::Tcp))
+}
+
+/// An IPv6 address with the name or the number of a network interface as its scope, such as
+/// `[fe80::1%eth0]:80`; `None` if it is no such address.
 fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
     let (host, port) = text.strip_prefix('[')?.split_once("]:")?;
     let (address, interface) = host.split_once('%')?;
-    let (_, port): (Ipv6Addr, u16) = (address.parse().ok()?, port.parse().ok()?);
+    let (ip, port): (Ipv6Addr, u16) = (address.parse().ok()?, port.parse().ok()?);
+    if !ip.is_unicast_link_local() {
+        return Some(Err(format!(
+            "only link-local addresses (fe80::/10) have a network interface after `%`; expected [{ip}]:{port}"
+        )));
+    }
     // The address is numeric, so that the resolver only looks up the interface.
     let found = (host, port)
         .to_socket_addrs()
@@ -71,13 +78,14 @@ pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
     if let Ok(port) = text.parse() {
         return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
     }
-    match address(text) {
-        Ok(address @ (Address::Tcp(_) | Address::Unix(_))) => Ok(address),
+    match address_of_a_form(text) {
+        Some(Ok(address @ (Address::Tcp(_) | Address::Unix(_)))) => Ok(address),
         // Its mode could not keep other users out.
-        Ok(Address::Abstract(_)) => {
+        Some(Ok(Address::Abstract(_))) => {
             Err("every user of the machine can connect to an abstract socket; use unix:PATH".to_owned())
         }
-        Ok(Address::Inherited(_)) | Err(_) => {
+        Some(Err(reason)) => Err(reason),
+        Some(Ok(Address::Inherited(_))) | None => {
             Err("expected PORT (on 127.0.0.1), numeric ADDRESS:PORT, or unix:PATH".to_owned())
         }
     }

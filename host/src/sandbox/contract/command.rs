@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
+use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::{Command as Program, CommandPre};
 use wasmtime_wasi::p3::bindings::{Command as ConcurrentProgram, CommandPre as ConcurrentPre};
 
-use super::{Contract, End, Fault, within};
+use super::{Contract, End, Fault, OtherTypes, within};
 use crate::half::Half;
 use crate::peer::{Peer, Process};
 use crate::sandbox::state::{ProgramKind, State};
@@ -49,7 +50,15 @@ impl Command {
         let component = pre.component();
         let ty = component.component_type();
         let exports: Vec<&str> = ty.exports(component.engine()).map(|(name, _)| name).collect();
-        match Contract::Cli.export(&exports).and_then(Release::of_interface) {
+        let interface = Contract::Cli.export(&exports).unwrap_or_default();
+        // The bindings would name the version that they were generated from.
+        let run = component
+            .get_export_index(None, interface)
+            .and_then(|interface| component.get_export(Some(&interface), "run"));
+        if !run.is_some_and(|(item, _)| matches!(item, ComponentItem::ComponentFunc(_))) {
+            wasmtime::bail!("`{interface}` has no function `run`");
+        }
+        match Release::of_interface(interface) {
             Some(Release::Three) => ConcurrentPre::new(pre).map(Self::Concurrent),
             _ => CommandPre::new(pre).map(Self::Plain),
         }
@@ -90,20 +99,23 @@ impl Command {
     ///
     /// No instance can be made, or its `run` has another type than in WASI.
     pub(super) async fn probe(&self, store: &mut Store<State>) -> wasmtime::Result<Option<Instance>> {
+        let other_types = |error: wasmtime::Error| error.context(OtherTypes);
         Ok(Some(match self {
             Self::Plain(pre) => {
                 let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
-                Program::new(store, &instance)?;
+                Program::new(store, &instance).map_err(other_types)?;
                 instance
             }
             Self::Concurrent(pre) => {
                 let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
-                ConcurrentProgram::new(store, &instance)?;
+                ConcurrentProgram::new(store, &instance).map_err(other_types)?;
                 instance
             }
             Self::Module(pre) => {
                 let instance = pre.instantiate_async(&mut *store).await?;
-                instance.get_typed_func::<(), ()>(store, START)?;
+                instance
+                    .get_typed_func::<(), ()>(store, START)
+                    .map_err(other_types)?;
                 return Ok(None);
             }
         }))
