@@ -96,6 +96,15 @@ pub fn raise_descriptors(services: &[Service]) {
     }
 }
 
+/// Returns a mask of this process by its name in `/proc/self/status`, such as `SigIgn`.
+pub(crate) fn mask(name: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    u64::from_str_radix(value.trim(), 16).ok()
+}
+
 /// The kernel's limit on the mappings of one process, where it has one (`vm.max_map_count` of Linux).
 fn max_map_count() -> Option<u64> {
     fs::read_to_string("/proc/sys/vm/max_map_count")
