@@ -6,8 +6,6 @@ use std::io;
 use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::system::mask;
-
 /// Signals that are not blocked. All others, which include the real-time signals, would end or stop
 /// the host by default although nothing has asked it to end. They stay pending for ever.
 ///
@@ -105,8 +103,11 @@ impl Terminal {
 
 /// Whether the parent process has left SIGHUP ignored, as nohup(1) does.
 fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     // Bit 0 is signal 1.
-    mask("SigIgn").is_some_and(|mask| mask & 1 << (Number::SIGHUP as u32 - 1) != 0)
+    ignored.is_some_and(|mask| mask & 1 << (Number::SIGHUP as u32 - 1) != 0)
 }
 
 impl Changes {

@@ -16,15 +16,12 @@ use tracing::debug;
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
-use crate::system::{directory_of, mask};
+use crate::system::{directory_of, may_remove_files_of_others};
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
 /// has the reason and the measurements.
 const UNSENT: u32 = 128 << 10;
-
-/// The number of the capability to remove files of other users (capabilities(7)).
-const CAP_FOWNER: u32 = 3;
 
 /// The sticky bit in the mode of a directory (inode(7)).
 const STICKY: u32 = 0o1000;
@@ -302,8 +299,7 @@ fn check_sticky(path: &Path, file: &fs::Metadata) -> io::Result<()> {
     let dir = fs::metadata(directory_of(path))?;
     let is_sticky = dir.mode() & STICKY != 0;
     let is_owner = [file.uid(), dir.uid()].contains(&geteuid().as_raw());
-    let is_privileged = || mask("CapEff").is_none_or(|mask| mask & 1 << CAP_FOWNER != 0);
-    if is_sticky && !is_owner && !is_privileged() {
+    if is_sticky && !is_owner && !may_remove_files_of_others() {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
     Ok(())
@@ -455,10 +451,10 @@ pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
                 .as_raw(),
         }),
     };
-    check_owner((user, group)).with_context(|| {
-        format!(
-            "the host may not set the owner of the socket to `{text}`: choose the user that the host runs \
-             as and one of its groups, or grant CAP_CHOWN"
+    check_owner((user, group)).map_err(|error| {
+        anyhow!(
+            "the host may not set the owner of the socket to `{text}` ({error}): choose the user that the \
+             host runs as and one of its groups, or grant CAP_CHOWN"
         )
     })?;
     Ok(Some((user, group)))
