@@ -281,6 +281,59 @@ fn a_check_finds_sockets_that_could_not_be_bound() {
 }
 
 #[test]
+fn a_reconfiguration_finds_all_that_a_start_would_find() {
+    let text = r#"
+[[service]]
+name = "a"
+component = "lines.wasm"
+gate = "talks"
+record = "records"
+listen = ["unix:s"]
+grants.dirs = ["data::/data"]
+"#;
+    let services = Services::new("reread-preflight", text);
+    let in_dir = |name: &str| services.0.join(name);
+    for dir in ["talks", "data", "token"] {
+        fs::create_dir(in_dir(dir)).unwrap();
+    }
+    fs::write(in_dir("talks/1.conversation"), "> \"a\\n\"\n< \"A\\n\"\n").unwrap();
+    let host = Host::with_config(&services.file(), 1);
+    for dir in ["talks", "data", "records"] {
+        let _ = fs::remove_dir_all(in_dir(dir));
+    }
+    fs::write(in_dir("records"), "").unwrap();
+    services.put(&format!(
+        "admin = {{ listen = \"unix:missing/admin\", token = \"token\" }}\n{text}\
+         socket.owner = \"no-such-user-here\"\n\
+         [[service]]\nname = \"b\"\ncomponent = \"missing.wasm\"\nlisten = [{{ address = \"127.0.0.1:0\", \
+         tls = {{ certificate = \"missing.crt\", key = \"missing.key\" }} }}]\n"
+    ));
+    let path = services.file();
+    let checked = run(&["check", "--config", path.to_str().unwrap()]);
+    let said = String::from_utf8(checked.stderr).unwrap();
+    host.signal(HUP);
+    let line = host.line("nothing changed");
+    let keys = [
+        "admin.token",
+        "admin.listen",
+        "service[0].gate",
+        "service[0].record",
+        "service[0].grants.dirs[0]",
+        "service[0].socket.owner",
+        "service[1].component",
+        "service[1].listen[0].tls.certificate",
+        "service[1].listen[0].tls.key",
+    ];
+    assert_eq!(said.lines().count(), keys.len(), "{said}");
+    for key in keys {
+        let sentence = said.lines().find(|line| line.contains(&format!(": {key}: ")));
+        let sentence = sentence.unwrap_or_else(|| panic!("{key}: {said}"));
+        let sentence = sentence.strip_prefix("error: ").unwrap();
+        assert!(line.contains(sentence), "{sentence}: {line}");
+    }
+}
+
+#[test]
 fn a_middleware_that_cannot_be_loaded_has_its_own_line() {
     let services = Services::new(
         "preflight-middleware",

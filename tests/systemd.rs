@@ -117,6 +117,38 @@ fn rules_of_access_need_a_socket_with_networks() {
 }
 
 #[test]
+fn rules_of_access_of_a_file_need_a_socket_with_networks_also_when_it_is_read_again() {
+    if !python() {
+        return;
+    }
+    let dir = scratch("systemd-access-file");
+    fs::create_dir_all(&dir).unwrap();
+    let (socket, file) = (dir.join("s").display().to_string(), dir.join("services.toml"));
+    let args = ["--config", file.to_str().unwrap()];
+    let text = "[[service]]\nname = \"a\"\nlisten = [\"inherited:0\"]\n";
+    let own = format!("{text}access = {{ allow = [\"127.0.0.0/8\"] }}\n");
+    let expected = ":4: service[0].access.allow: service `a`: rules of access have no effect";
+    fs::write(&file, &own).unwrap();
+    let said = refused("", &socket, &args);
+    assert!(said.contains(expected), "{said}");
+    // Rules of the defaults are for other services.
+    fs::remove_file(&socket).unwrap();
+    fs::write(
+        &file,
+        format!("[defaults.access]\nallow = [\"127.0.0.0/8\"]\n{text}"),
+    )
+    .unwrap();
+    let host = launched("", &socket, &args);
+    fs::write(&file, &own).unwrap();
+    host.signal(HUP);
+    let line = host.line("nothing changed");
+    assert!(line.contains(expected), "{line}");
+    fs::write(&file, text).unwrap();
+    host.signal(HUP);
+    host.line("services reconfigured");
+}
+
+#[test]
 fn what_cannot_be_inherited_is_named() {
     let alone = crate::harness::refused(&["--listen", "inherited:web"]);
     assert_eq!(alone.status, Some(1));

@@ -3,13 +3,16 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::harness::tools;
-use crate::harness::{Client, DEADLINE, Host, TERM, field, guest, refused, scratch, until};
+use crate::harness::{
+    Client, DEADLINE, HOST, Host, TERM, command, field, guest, refusal_of, refused, scratch, until,
+    with_cache,
+};
 
 /// The path of a socket in a directory of its own, and what listens there as a flag has it.
 fn place(name: &str) -> (PathBuf, String) {
@@ -200,6 +203,93 @@ fn mode_and_owner_are_as_asked_for() {
         let _host = serving("echo", &listen, &["--socket-owner", ":root"]);
         assert_eq!(fs::metadata(&path).unwrap().gid(), 0);
     }
+}
+
+/// Runs `check` and a start with a file of services as a user without privileges, and returns what
+/// they say.
+fn refused_unprivileged(file: &Path) -> [String; 2] {
+    [&["check"][..], &[]].map(|args| {
+        let mut command = if rustix::process::geteuid().is_root() {
+            let mut setpriv = with_cache(Command::new("setpriv"));
+            setpriv.args(["--bounding-set", "-all"]).arg(HOST);
+            setpriv
+        } else {
+            command()
+        };
+        let refusal = refusal_of(command.args(args).arg("--config").arg(file));
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        refusal.message
+    })
+}
+
+#[test]
+fn an_owner_that_the_host_may_not_set_is_found_before_the_start() {
+    let (path, _) = place("forbidden-owner");
+    let file = path.with_file_name("services.toml");
+    // A user that the test does not run as.
+    let owner = if rustix::process::geteuid().is_root() {
+        "4711"
+    } else {
+        "0"
+    };
+    let text = format!("[[service]]\nname = \"a\"\nlisten = [\"unix:s\"]\nsocket.owner = \"{owner}\"\n");
+    fs::write(&file, text).unwrap();
+    for message in refused_unprivileged(&file) {
+        let expected = format!("the host may not set the owner of the socket to `{owner}`");
+        for text in [
+            ":4: service[0].socket.owner: service `a`: ",
+            &expected,
+            "grant CAP_CHOWN",
+        ] {
+            assert!(message.contains(text), "{text}: {message}");
+        }
+    }
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stale_socket_that_the_host_may_not_replace_is_found_before_the_start() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (path, _) = place("forbidden-stale");
+    let dir = path.parent().unwrap();
+    let file = scratch("unix-forbidden-stale.toml");
+    let text = format!(
+        "admin = {{ listen = \"unix:{0}/a\" }}\n[[service]]\nname = \"a\"\nlisten = [\"unix:{0}/s\"]\n",
+        dir.display()
+    );
+    fs::write(&file, text).unwrap();
+    let (own, other) = (0, 4711);
+    // The owners of the sockets and of the directory, and the modes of the two.
+    for (socket, directory, modes) in [
+        (other, own, (0o755, 0o755)),
+        (own, other, (0o755, 0o755)),
+        // Anybody may write, and nobody but the owners may remove a file.
+        (other, other, (0o777, 0o1777)),
+    ] {
+        for name in ["a", "s"] {
+            let path = dir.join(name);
+            let _ = fs::remove_file(&path);
+            drop(UnixListener::bind(&path).unwrap());
+            fs::set_permissions(&path, fs::Permissions::from_mode(modes.0)).unwrap();
+            chown(&path, Some(socket), Some(socket)).unwrap();
+        }
+        fs::set_permissions(dir, fs::Permissions::from_mode(modes.1)).unwrap();
+        chown(dir, Some(directory), Some(directory)).unwrap();
+        for message in refused_unprivileged(&file) {
+            for (place, key) in [
+                (":1: admin.listen: ", "`[admin]`"),
+                (":4: service[0].listen[0]: ", "`listen`"),
+            ] {
+                let line = message.lines().find(|line| line.contains(place));
+                let line = line.unwrap_or_else(|| panic!("{place} {socket} {directory}: {message}"));
+                let expected = "the host may not replace the socket that exists there";
+                assert!(line.contains(expected) && line.contains(key), "{line}");
+            }
+        }
+    }
+    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Resu
     let mut obstacles = Obstacles::default();
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
-    let found = preflight::find(config, &CacheDir::Off, Purpose::Check, &mut obstacles);
+    let found = preflight::find(config, Some(file), &CacheDir::Off, Purpose::Check, &mut obstacles);
     for (index, unloaded) in found.services {
         let checked = if compile {
             unloaded.sandbox.load(&unloaded.content).await.map(drop)

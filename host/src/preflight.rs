@@ -161,9 +161,10 @@ pub(crate) fn key_of(content: &Content, error: &LoadError) -> String {
     }
 }
 
-/// Looks for everything that the services of `config` need.
+/// Looks for everything that the services of `config` need, which comes from `file` or from flags.
 pub(crate) fn find<'a>(
     config: &'a Config,
+    file: Option<&Text>,
     cache: &CacheDir,
     purpose: Purpose,
     obstacles: &mut Obstacles,
@@ -180,21 +181,36 @@ pub(crate) fn find<'a>(
             find_listener((index, number), service, listen, purpose, obstacles)
         });
         let listeners: Vec<_> = listeners.collect();
-        // Whether an inherited socket has networks is known only now.
-        let has_rules = !service.access.allow.is_empty() || !service.access.deny.is_empty();
-        if has_rules
-            && listeners.len() == service.listen.len()
-            && !listeners.iter().any(Prepared::has_sources)
-        {
-            let error = anyhow!(
-                "rules of access have no effect on Unix sockets without the PROXY protocol: remove them, or \
-                 listen on a TCP socket"
-            );
-            obstacles.add(format!("service[{index}].access"), Some(service), error);
+        if listeners.len() == service.listen.len() {
+            let has_sources = listeners.iter().any(Prepared::has_sources);
+            check_access(index, service, has_sources, file, obstacles);
         }
         found.listeners.push(listeners);
     }
     found
+}
+
+/// Checks that rules of access have an effect: that a listener `has_sources` that they can name. This
+/// is known only when the inherited sockets are. Rules of `defaults` are for other services too.
+pub(crate) fn check_access(
+    index: usize,
+    service: &Service,
+    has_sources: bool,
+    file: Option<&Text>,
+    obstacles: &mut Obstacles,
+) {
+    let rules = [("allow", &service.access.allow), ("deny", &service.access.deny)];
+    for (name, networks) in rules {
+        let key = format!("service[{index}].access.{name}");
+        let is_own = file.is_none_or(|file| file.sets(&key));
+        if !has_sources && is_own && !networks.is_empty() {
+            let error = anyhow!(
+                "rules of access have no effect on Unix sockets without the PROXY protocol: remove them, or \
+                 listen on a TCP socket"
+            );
+            obstacles.add(key, Some(service), error);
+        }
+    }
 }
 
 /// Looks for everything that a service needs beside its listeners.
@@ -217,24 +233,7 @@ pub(crate) fn find_service(
         let part = part.and_then(|part| part.check_beginning().map(|()| part));
         parts.extend(obstacles.note(key(&name), of, part));
     }
-    if let Some(gate) = &config.gate {
-        let read = Conversation::read_all(gate).context("cannot read the conversations of the `gate`");
-        obstacles.note(key("gate"), of, read);
-    }
-    if let Some(dir) = &config.record {
-        let checked = can_create(dir).map_err(|error| {
-            anyhow!(
-                "cannot record to `{}` ({error}): expected a directory that the host can write to",
-                dir.display()
-            )
-        });
-        obstacles.note(key("record"), of, checked);
-    }
-    for (number, dir) in config.grants.dirs.iter().enumerate() {
-        let listed = fs::read_dir(&dir.host)
-            .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
-        obstacles.note(key(&format!("grants.dirs[{number}]")), of, listed);
-    }
+    find_directories(index, config, obstacles);
     let sandbox = Sandbox::new(&config.limits, &config.grants, cache);
     let sandbox = match sandbox {
         Ok(sandbox) => sandbox
@@ -265,6 +264,31 @@ pub(crate) fn find_service(
         content: source.whole(parts),
         source,
     })
+}
+
+/// Looks for the directories that a service needs while it runs: its gate, its records, and those that
+/// are granted.
+pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut Obstacles) {
+    let of = Some(config);
+    let key = |key: &str| format!("service[{index}].{key}");
+    if let Some(gate) = &config.gate {
+        let read = Conversation::read_all(gate).context("cannot read the conversations of the `gate`");
+        obstacles.note(key("gate"), of, read);
+    }
+    if let Some(dir) = &config.record {
+        let checked = can_create(dir).map_err(|error| {
+            anyhow!(
+                "cannot record to `{}` ({error}): expected a directory that the host can write to",
+                dir.display()
+            )
+        });
+        obstacles.note(key("record"), of, checked);
+    }
+    for (number, dir) in config.grants.dirs.iter().enumerate() {
+        let listed = fs::read_dir(&dir.host)
+            .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
+        obstacles.note(key(&format!("grants.dirs[{number}]")), of, listed);
+    }
 }
 
 /// Looks for everything that a listener needs, short of binding its address. The listener is named

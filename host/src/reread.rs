@@ -104,11 +104,15 @@ pub(crate) async fn plan(
     }
     system::raise_descriptors(&config.services);
     let mut obstacles = Obstacles::default();
+    preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
     let mut unloaded = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
         let mut before = now.services.iter().filter(|_| config.cache == now.cache);
         let stays = before.any(|before| serves_alike(before, service));
         let found = if stays {
+            // Its other files are read again afterwards, and it goes on with what it has if they
+            // cannot be used.
+            preflight::find_directories(index, service, &mut obstacles);
             None
         } else {
             preflight::find_service(index, service, &config.cache, &mut obstacles)
@@ -124,6 +128,7 @@ pub(crate) async fn plan(
         }
         unloaded.push(found);
     }
+    let prepared = prepare(&config, now, entrances, &file, &mut obstacles);
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
     for (index, (service, unloaded)) in config.services.iter().zip(unloaded).enumerate() {
@@ -152,9 +157,6 @@ pub(crate) async fn plan(
             }
         });
     }
-    let mut obstacles = Obstacles::default();
-    let prepared = prepare(&config, now, entrances, &mut obstacles);
-    obstacles.end(Some(&file))?;
     // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
     let mut services = Vec::new();
     for (index, (loaded, prepared)) in loaded.into_iter().zip(prepared).enumerate() {
@@ -183,6 +185,7 @@ fn prepare<'a>(
     config: &'a Config,
     now: &Config,
     entrances: &[Vec<Arc<Entrance>>],
+    file: &Text,
     obstacles: &mut Obstacles,
 ) -> Vec<Vec<Listening<Prepared<'a>>>> {
     let mut taken = Vec::new();
@@ -215,6 +218,13 @@ fn prepare<'a>(
                 Ok(entrance) => listeners.push(Listening::Kept(of, place, Arc::new(entrance))),
                 Err(error) => preflight::add_faults(&key, service, listen, error, obstacles),
             }
+        }
+        if listeners.len() == service.listen.len() {
+            let has_sources = listeners.iter().any(|listening| match listening {
+                Listening::Kept(_, _, entrance) => entrance.has_sources(),
+                Listening::New(prepared) => prepared.has_sources(),
+            });
+            preflight::check_access(index, service, has_sources, Some(file), obstacles);
         }
         prepared.push(listeners);
     }

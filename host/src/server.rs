@@ -196,7 +196,8 @@ impl Server {
                 );
             }
         }
-        let found = preflight::find(&config, &config.cache, Purpose::Listen(listen), &mut obstacles);
+        let purpose = Purpose::Listen(listen);
+        let found = preflight::find(&config, file, &config.cache, purpose, &mut obstacles);
         obstacles.end(file)?;
         // Of what follows, the first obstacle ends the start.
         let mut loaded = Vec::new();

@@ -1,4 +1,4 @@
-//! What the system lets this process have: descriptors and memory mappings.
+//! What the system lets this process have and do: descriptors, memory mappings, and files.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -14,6 +14,9 @@ const DESCRIPTORS: u64 = 40;
 
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
+
+/// The number of the capability to change and remove files of other users (capabilities(7)).
+const CAP_FOWNER: u32 = 3;
 
 /// Returns the directory that the last part of a path is in.
 pub(crate) fn directory_of(path: &Path) -> &Path {
@@ -94,6 +97,15 @@ pub fn raise_descriptors(services: &[Service]) {
             if outcome.is_ok() { raised } else { soft }
         ),
     }
+}
+
+/// Returns whether this process may remove files of other users from a directory like `/tmp`. Assumes
+/// so if the system does not tell.
+pub(crate) fn may_remove_files_of_others() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    effective.is_none_or(|mask| mask & 1 << CAP_FOWNER != 0)
 }
 
 /// The kernel's limit on the mappings of one process, where it has one (`vm.max_map_count` of Linux).

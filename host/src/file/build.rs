@@ -8,7 +8,9 @@ use super::keys::{
     AccessTable, DefaultsTable, File, GrantsTable, Isolation, LimitsTable, ListenTable, LogConnections,
     LogFormat, LogLevel, ServiceTable, SocketTable, TlsTable,
 };
+use super::place;
 use super::problem::{Problem, Problems};
+use super::tables::Tables;
 use super::words::{Kind, Word};
 use crate::config::{self, Access, Address, At, CacheDir, Config, Grants, Limits, Listen, Ratio, Service};
 use crate::values;
@@ -19,34 +21,46 @@ pub(super) struct Builder<'a> {
     text: &'a str,
     /// What its paths are meant from.
     base: &'a Path,
+    /// What it says.
+    tables: Tables,
     /// What is wrong with it, as far as it was found.
     problems: RefCell<Vec<Problem>>,
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(text: &'a str, base: &'a Path) -> Self {
+    pub(super) fn new(text: &'a str, base: &'a Path, mut tables: Tables) -> Self {
         Self {
             text,
             base,
-            problems: RefCell::default(),
+            problems: RefCell::new(std::mem::take(&mut tables.problems)),
+            tables,
         }
     }
 
-    /// Checks `file` and makes a [`Config`] of it.
+    /// Checks the tables and makes a [`Config`] of them.
     ///
     /// # Errors
     ///
-    /// Something in it cannot be done. The error has all that was found.
-    pub(super) fn config(self, file: File) -> Result<Config, Problems> {
-        if file.services.is_empty() {
+    /// A key or a value was refused, or something cannot be done. The error has all that was found.
+    pub(super) fn config(mut self) -> Result<Config, Problems> {
+        let config = self.tables.file.take().map(|file| self.of_file(file));
+        let problems = self.problems.into_inner();
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(Problems::sorted(problems)),
+        }
+    }
+
+    fn of_file(&self, file: File) -> Config {
+        if file.services.is_empty() && self.tables.are_whole() {
             let message = "no service is defined; expected at least one [[service]] table";
             self.refuse("service", message);
         }
         let services: Vec<_> = file
             .services
             .into_iter()
-            .enumerate()
-            .map(|(index, table)| self.service(index, table, file.defaults.clone()))
+            .zip(&self.tables.numbers)
+            .map(|(table, number)| self.service(*number, table, file.defaults.clone()))
             .collect();
         let admin = file.admin.map(|table| config::Admin {
             address: self.address(table.listen.0, "admin.listen"),
@@ -55,7 +69,7 @@ impl<'a> Builder<'a> {
                 .map(|token| self.path_in_one_line(token, "admin.token")),
         });
         self.refuse_clashes(&services, admin.as_ref());
-        let config = Config {
+        Config {
             services,
             cache: match file.cache.as_deref().map(values::cache) {
                 None => CacheDir::OfUser,
@@ -86,12 +100,6 @@ impl<'a> Builder<'a> {
                     Some(LogLevel::Trace) => config::LogLevel::Trace,
                 },
             },
-        };
-        let problems = self.problems.into_inner();
-        if problems.is_empty() {
-            Ok(config)
-        } else {
-            Err(Problems(problems))
         }
     }
 
@@ -193,8 +201,13 @@ impl<'a> Builder<'a> {
             gate: table.gate.map(|path| self.path(path, &format!("{key}.gate"))),
             gate_patience: value(table.gate_patience, config::PATIENCE),
             record: table.record.map(|path| self.path(path, &format!("{key}.record"))),
+            // Rules of the defaults are for services that have clients with network addresses.
+            access: if listen.iter().any(has_sources) {
+                access(table.access.or(defaults.access.unwrap_or_default()))
+            } else {
+                Access::default()
+            },
             listen,
-            access: access(table.access.or(defaults.access.unwrap_or_default())),
             limits: limits(table.limits.or(defaults.limits.unwrap_or_default())),
             log_connections: match table.log_connections.or(defaults.log_connections) {
                 None | Some(LogConnections::All) => config::LogConnections::All,
@@ -303,7 +316,12 @@ impl<'a> Builder<'a> {
     /// Finds services of one name, and listeners of which only one could be bound.
     fn refuse_clashes(&self, services: &[Service], admin: Option<&config::Admin>) {
         for clash in config::clashes(services, admin) {
-            let service = clash.service;
+            let service = self
+                .tables
+                .numbers
+                .get(clash.service)
+                .copied()
+                .unwrap_or_default();
             let key = match clash.at {
                 At::Key(key) => format!("service[{service}].{key}"),
                 At::Limit(key) => format!("service[{service}].limits.{key}"),
@@ -334,7 +352,12 @@ impl<'a> Builder<'a> {
         self.base.join(path)
     }
 
+    /// Notes a problem with `key`. What a service lacks can be missing only because its value was
+    /// refused, so this ignores services that are partial.
     fn refuse(&self, key: &str, message: &str) {
+        if place::service_of(key).is_some_and(|number| self.tables.is_partial(number)) {
+            return;
+        }
         let problem = Problem::of(self.text, key, message.to_owned());
         self.problems.borrow_mut().push(problem);
     }

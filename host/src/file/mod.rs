@@ -9,6 +9,7 @@ mod patterns;
 mod place;
 mod print;
 mod problem;
+mod tables;
 mod words;
 
 use std::io;
@@ -22,6 +23,7 @@ use build::Builder;
 use keys::File;
 pub use print::print;
 pub use problem::{Problem, Problems};
+use tables::Tables;
 
 /// Bytes that a file may have. None needs more than a small part of it.
 const MAX_FILE: u64 = 16 << 20;
@@ -103,6 +105,11 @@ impl Text {
         })
     }
 
+    /// Whether the file sets `key`, such as `service[0].access.allow`, itself and not by `defaults`.
+    pub(crate) fn sets(&self, key: &str) -> bool {
+        place::sets(&self.text, key)
+    }
+
     /// Says that something is wrong with `key`, such as `service[0].component`, with the line that
     /// sets it.
     pub fn problem(&self, key: &str, message: String) -> String {
@@ -131,11 +138,8 @@ fn read_text(path: &Path) -> io::Result<String> {
 ///
 /// It says something that is not understood or could not be done.
 pub fn parse(text: &str, base: &Path) -> Result<Config, Problems> {
-    let one = |problem| Problems(vec![problem]);
-    let deserializer = toml::Deserializer::parse(text).map_err(|error| one(Problem::syntax(text, &error)))?;
-    let file: File = serde_path_to_error::deserialize(deserializer)
-        .map_err(|error| one(Problem::content(text, &error)))?;
-    Builder::new(text, base).config(file)
+    let tables = Tables::read(text).map_err(|problem| Problems(vec![problem]))?;
+    Builder::new(text, base, tables).config()
 }
 
 /// A schema of the file by the JSON Schema standard, for editors.

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 /// A step of the path to a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step<'a> {
+pub(super) enum Step<'a> {
     Key(&'a str),
     Index(usize),
 }
@@ -27,6 +27,14 @@ pub(super) fn find(text: &str, key: &str) -> (String, Range<usize>) {
         }
     }
     (key.to_owned(), walk(&root, key).0)
+}
+
+/// The number of the service that a key such as `service[0].name` is in.
+pub(super) fn service_of(key: &str) -> Option<usize> {
+    match steps(key.split('.').next()?).collect::<Vec<_>>()[..] {
+        [Step::Key("service"), Step::Index(number)] => Some(number),
+        _ => None,
+    }
 }
 
 /// The keys that can set `key`, in the order in which they apply.
@@ -51,6 +59,11 @@ fn sources(key: &str) -> Vec<String> {
         sources.push(format!("defaults.{rest}"));
     }
     sources
+}
+
+/// Whether the text sets `key` itself.
+pub(super) fn sets(text: &str, key: &str) -> bool {
+    DeTable::parse(text).is_ok_and(|root| walk(&root, key).1)
 }
 
 /// The bytes of the last value on the path to `key`, and whether that is the whole path.

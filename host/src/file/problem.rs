@@ -3,9 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use serde_path_to_error::{Error, Segment};
-
-use super::place;
+use super::place::{self, Step};
 use crate::values;
 
 /// How alike two words have to be for the one to be suggested for the other, from 0 to 1.
@@ -34,7 +32,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong with a file, in the order in which it was found.
+/// All that is wrong with a file, in the order of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -45,6 +43,14 @@ impl fmt::Display for Problems {
             write!(f, "{before}{problem}")?;
         }
         Ok(())
+    }
+}
+
+impl Problems {
+    /// Sorts problems by their lines.
+    pub(super) fn sorted(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.line);
+        Self(problems)
     }
 }
 
@@ -77,46 +83,59 @@ impl Problem {
         Self::at(text, span, String::new(), message)
     }
 
-    /// A key is unknown, missing, or has a value that is refused.
-    pub(super) fn content(text: &str, error: &Error<toml::de::Error>) -> Self {
-        let mut path: Vec<String> = Vec::new();
-        for segment in error.path() {
-            match segment {
-                Segment::Seq { index } => match path.last_mut() {
-                    Some(last) => *last = format!("{last}[{index}]"),
-                    None => path.push(format!("[{index}]")),
-                },
-                // What notes where a value stands is no part of the file.
-                Segment::Map { key } if key.starts_with("$__") => {}
-                Segment::Map { key } | Segment::Enum { variant: key } => path.push(key.clone()),
-                Segment::Unknown => {}
+    /// A key is unknown, missing, or has a value that is refused. `path` leads to the value, or to the
+    /// table of the key.
+    pub(super) fn content(text: &str, path: &[Step<'_>], error: &toml::de::Error) -> Self {
+        let mut keys: Vec<String> = Vec::new();
+        for step in path {
+            match (step, keys.last_mut()) {
+                (Step::Index(index), Some(last)) => *last = format!("{last}[{index}]"),
+                (Step::Index(index), None) => keys.push(format!("[{index}]")),
+                (Step::Key(key), _) => keys.push((*key).to_owned()),
             }
         }
-        let inner = error.inner();
-        let message = inner.message();
-        let message = match unknown(message) {
-            Some((kind, found, known)) => {
-                // Its own name comes last.
-                path.pop_if(|last| last == found);
-                unknown_word(kind, found, &known)
-            }
-            None => {
-                let message = message.replacen("missing field", "missing key", 1);
-                in_one_line(&in_words_of_toml(&message, &path))
+        let message = match unread(error.message()) {
+            Unread::Key(word) => unknown_word("key", word, &known(error.message())),
+            Unread::Value(word) => unknown_word("value", word, &known(error.message())),
+            Unread::Missing(_) | Unread::Refused => {
+                let message = error.message().replacen("missing field", "missing key", 1);
+                in_one_line(&in_words_of_toml(&message, &keys))
             }
         };
-        Self::at(text, inner.span().unwrap_or_default(), path.join("."), message)
+        Self::at(text, error.span().unwrap_or_default(), keys.join("."), message)
     }
 }
 
-/// Parses serde's message about an unknown key or value: the kind, the word, and the known words.
-fn unknown(message: &str) -> Option<(&'static str, &str, Vec<&str>)> {
-    let (kind, names) = match message.strip_prefix("unknown field ") {
-        Some(names) => ("key", names),
-        None => ("value", message.strip_prefix("unknown variant ")?),
-    };
-    let mut names = names.split('`').skip(1).step_by(2);
-    Some((kind, names.next()?, names.collect()))
+/// What serde says of something that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread<'a> {
+    /// A key is not one of those that are known.
+    Key(&'a str),
+    /// A value is not one of those that are known.
+    Value(&'a str),
+    /// A table lacks this key.
+    Missing(&'a str),
+    /// A value is refused.
+    Refused,
+}
+
+/// Parses serde's message about something that cannot be read.
+pub(super) fn unread(message: &str) -> Unread<'_> {
+    let word = message.split('`').nth(1).unwrap_or_default();
+    if message.starts_with("unknown field `") {
+        Unread::Key(word)
+    } else if message.starts_with("unknown variant `") {
+        Unread::Value(word)
+    } else if message.starts_with("missing field `") {
+        Unread::Missing(word)
+    } else {
+        Unread::Refused
+    }
+}
+
+/// The words that serde's message about an unknown key or value lists.
+fn known(message: &str) -> Vec<&str> {
+    message.split('`').skip(3).step_by(2).collect()
 }
 
 /// Whether values at or below a key, with its index if it has one, can contain credentials.

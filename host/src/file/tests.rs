@@ -118,7 +118,8 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ("[[service]\n", "1: unclosed array table, expected `]`"),
         (
             "thread = 1\nservice = []",
-            "1: unknown key `thread`; did you mean `threads`?",
+            "1: unknown key `thread`; did you mean `threads`?; 2: service: no service is defined; expected \
+             at least one [[service]] table",
         ),
         (
             &format!("{service}limits = {{ max-memroy = \"1MiB\" }}"),
@@ -330,13 +331,98 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         // Everything that is wrong is said.
         (
             "cache = \"\"\n[[service]]\nname = \"a\"\nlisten = []\nwatch = true",
-            "5: service[0].watch: requires `component` or `middleware` to be set; 4: \
-             service[0].listen: the list is empty; expected at least one address; 1: cache: the path is \
-             empty; expected a directory, or `off`",
+            "1: cache: the path is empty; expected a directory, or `off`; 4: service[0].listen: the list \
+             is empty; expected at least one address; 5: service[0].watch: requires `component` or \
+             `middleware` to be set",
         ),
     ] {
         assert_eq!(problem(text), expected, "{text}");
     }
+}
+
+#[test]
+fn all_keys_and_values_that_are_refused_are_reported() {
+    let text = r#"threads = "many"
+drain-timeout = "x"
+xyz = "red"
+cache = ""
+
+[[service]]
+name = "a"
+component = 5
+watch = true
+listen = ["127.0.0.1:1", "here", "127.0.0.1:2", "there"]
+limits = { idle-timeout = "q", max-memory = "z" }
+access = { allow = ["x", "::1", "y"] }
+
+[[service]]
+nmae = "b"
+listen = []
+
+[[service]]
+name = "a b"
+listen = 5
+
+[[service]]
+name = "d"
+listen = ["127.0.0.1:3"]
+watch = true
+"#;
+    let problems = parse(text, Path::new("/etc")).unwrap_err();
+    let expected = [
+        "1: threads: invalid value `many`: expected",
+        "2: drain-timeout: invalid value `x`: expected",
+        "3: unknown key `xyz`; expected one of",
+        "4: cache: the path is empty",
+        "8: service[0].component: invalid type: integer `5`, expected a path in quotes",
+        "10: service[0].listen[1]: invalid value `here`: expected",
+        "10: service[0].listen[3]: invalid value `there`: expected",
+        "11: service[0].limits.idle-timeout: invalid value `q`: expected",
+        "11: service[0].limits.max-memory: invalid value `z`: expected",
+        "12: service[0].access.allow[0]: invalid value `x`: expected",
+        "12: service[0].access.allow[2]: invalid value `y`: expected",
+        // No other check is made of a service whose values are not all known.
+        "15: service[1]: unknown key `nmae`; did you mean `name`?",
+        "19: service[2].name: invalid value `a b`: expected",
+        "20: service[2].listen: invalid type: integer `5`, expected a list",
+        "25: service[3].watch: requires `component` or `middleware` to be set",
+    ];
+    let found: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}: {expected}");
+    }
+}
+
+#[test]
+fn a_value_of_the_defaults_that_is_refused_is_not_missing_in_the_services() {
+    let text = "[defaults.grants]\ndirs = [\"nowhere\"]\n[[service]]\nname = \"a\"\n\
+                listen = [\"127.0.0.1:1\"]\nwatch = true\nthreads = 1\n";
+    let problems = problem(text);
+    assert!(
+        problems.starts_with("2: defaults.grants.dirs[0]: invalid value `nowhere`: ")
+            && problems.contains("; 7: service[0]: unknown key `threads`")
+            && !problems.contains("requires"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn rules_of_access_in_the_defaults_are_for_services_whose_clients_have_an_address() {
+    let text = "[defaults.access]\nallow = [\"127.0.0.0/8\"]\n\
+                [[service]]\nname = \"tcp\"\nlisten = [\"127.0.0.1:1\", \"unix:a\"]\n\
+                [[service]]\nname = \"unix\"\nlisten = [\"unix:b\", \"unix:@c\"]\n\
+                [[service]]\nname = \"proxied\"\nlisten = [{ address = \"unix:d\", \
+                proxy-protocol = { from = [\"::1\"] } }]\n";
+    let config = parse(text, Path::new("/etc")).unwrap();
+    let rules: Vec<_> = config
+        .services
+        .iter()
+        .map(|service| service.access.allow.len())
+        .collect();
+    assert_eq!(rules, [1, 0, 1]);
+    let printed = print(&config).unwrap();
+    assert_eq!(parse(&printed, Path::new("/")).unwrap(), config, "{printed}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use nix::unistd::{Group, User};
+use nix::unistd::{Group, User, geteuid};
 use rustix::fs::{Access, access};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use thiserror::Error;
@@ -16,12 +16,15 @@ use tracing::debug;
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
-use crate::system::directory_of;
+use crate::system::{directory_of, may_remove_files_of_others};
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
 /// has the reason and the measurements.
 const UNSENT: u32 = 128 << 10;
+
+/// The sticky bit in the mode of a directory (inode(7)).
+const STICKY: u32 = 0o1000;
 
 /// A socket that listens.
 pub(super) struct Bound {
@@ -272,7 +275,7 @@ fn inherited(Leased { socket, lease }: Leased, options: &SocketOptions) -> anyho
 }
 
 /// Checks whether a socket could be bound to `path`: its directory has to be there and writable, and
-/// what stands there, if anything, has to be a socket.
+/// what stands there, if anything, has to be a socket that this process may remove.
 ///
 /// # Errors
 ///
@@ -291,10 +294,37 @@ pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
         }
         found => found.map_err(cannot)?,
     };
-    if found.file_type().is_socket() {
-        return Ok(());
+    if !found.file_type().is_socket() {
+        return Err(not_a_socket(flag).context(format!("cannot listen on {address}")));
     }
-    Err(not_a_socket(flag).context(format!("cannot listen on {address}")))
+    // A process may listen there, which only a start may find out.
+    let replaceable = access(path, Access::WRITE_OK)
+        .and_then(|()| access(directory_of(path), Access::WRITE_OK | Access::EXEC_OK))
+        .map_err(io::Error::from)
+        .and_then(|()| check_sticky(path, &found));
+    replaceable
+        .map_err(|error| cannot_replace(&error, path, flag).context(format!("cannot listen on {address}")))
+}
+
+/// Checks that this process may remove `path`, if it stands in a directory like `/tmp`, where only
+/// the owners of a file and of the directory may (the sticky bit).
+fn check_sticky(path: &Path, file: &fs::Metadata) -> io::Result<()> {
+    let dir = fs::metadata(directory_of(path))?;
+    let is_sticky = dir.mode() & STICKY != 0;
+    let is_owner = [file.uid(), dir.uid()].contains(&geteuid().as_raw());
+    if is_sticky && !is_owner && !may_remove_files_of_others() {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    Ok(())
+}
+
+/// Says that the host cannot take the place of the socket at `path`.
+fn cannot_replace(error: &io::Error, path: &Path, flag: &str) -> anyhow::Error {
+    anyhow!(
+        "the host may not replace the socket that exists there ({error}): remove the socket and let \
+         the host create files in `{}`, or choose another path with {flag}",
+        directory_of(path).display()
+    )
 }
 
 fn not_a_socket(flag: &str) -> anyhow::Error {
@@ -351,7 +381,7 @@ fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<(
             debug!(path = %path.display(), "replacing a stale socket");
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(anyhow!(error).context("cannot remove the stale socket"))
+                    Err(cannot_replace(&error, path, flag))
                 }
                 _ => Ok(()),
             }
@@ -363,9 +393,7 @@ fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<(
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             bail!("another process listens there; stop it, or choose another path with {flag}")
         }
-        Err(error) => {
-            Err(anyhow!(error).context("cannot find out whether a process listens on the existing socket"))
-        }
+        Err(error) => Err(cannot_replace(&error, path, flag)),
     }
 }
 
@@ -408,7 +436,7 @@ pub(super) type Owner = (Option<u32>, Option<u32>);
 ///
 /// # Errors
 ///
-/// There is no such user or group.
+/// There is no such user or group, or this process may not give files to them.
 pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
     let Some(text) = options.owner.as_deref() else {
         return Ok(None);
@@ -436,5 +464,28 @@ pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
                 .as_raw(),
         }),
     };
+    check_owner((user, group)).map_err(|error| {
+        anyhow!(
+            "the host may not set the owner of the socket to `{text}` ({error}): choose the user that the \
+             host runs as and one of its groups, or grant CAP_CHOWN"
+        )
+    })?;
     Ok(Some((user, group)))
+}
+
+/// Checks that this process may give files to a user and a group, with a file that has no path.
+#[cfg(target_os = "linux")]
+fn check_owner((user, group): Owner) -> io::Result<()> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    match memfd_create("owner", MemfdFlags::CLOEXEC) {
+        Ok(file) => std::os::unix::fs::fchown(file, user, group),
+        // Only the start can tell.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Does nothing where every file has a path.
+#[cfg(not(target_os = "linux"))]
+fn check_owner(_: Owner) -> io::Result<()> {
+    Ok(())
 }

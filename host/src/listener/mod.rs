@@ -79,7 +79,10 @@ impl Prepared<'_> {
     /// Outside of a runtime.
     pub fn bind(self) -> anyhow::Result<Listener> {
         let bound = bind::bind(self.config, self.owner, self.inherited, self.setting)?;
-        let local = bound.socket.local().to_string();
+        let local = Local {
+            address: bound.socket.local().to_string(),
+            has_networks: matches!(bound.socket, Socket::Tcp(..)),
+        };
         Ok(Listener {
             socket: bound.socket,
             entrance: Arc::new(Entrance::made(self.config, local, self.tls)),
@@ -118,7 +121,7 @@ pub struct Entrance {
     /// What guests are told as the listener's name.
     pub name: String,
     /// Where it listens.
-    local: String,
+    local: Local,
     /// Answers go out at once.
     nodelay: bool,
     /// Peers say first on whose behalf they connect.
@@ -127,18 +130,32 @@ pub struct Entrance {
     pub tls: Option<Arc<tls::Server>>,
 }
 
+/// Where a listener listens, which stays the same.
+#[derive(Clone, Debug)]
+struct Local {
+    address: String,
+    /// Whether clients have a network address there.
+    has_networks: bool,
+}
+
 impl Entrance {
+    /// Returns whether its connections have a source that rules of access can name.
+    pub(crate) fn has_sources(&self) -> bool {
+        self.local.has_networks || self.proxy_protocol.is_some()
+    }
+
     /// The same as `config` says, which has the same address as `before`.
     ///
     /// # Errors
     ///
-    /// TLS cannot be served as it says.
+    /// TLS cannot be served as it says, or there is no such owner.
     pub fn changed(&self, before: &Listen, config: &Listen) -> anyhow::Result<Self> {
+        bind::owner(&config.socket).with_context(|| format!("cannot listen on {}", config.address))?;
         if before.tls == config.tls {
             let tls = self.tls.clone();
             return Ok(Self::new(config, self.local.clone(), tls));
         }
-        let tls = Self::loaded(config, &self.local)?;
+        let tls = Self::loaded(config, &self.local.address)?;
         Ok(Self::made(config, self.local.clone(), tls))
     }
 
@@ -148,15 +165,15 @@ impl Entrance {
         loaded.with_context(|| format!("cannot serve TLS on {place}"))
     }
 
-    fn made(config: &Listen, local: String, tls: Option<tls::Loaded>) -> Self {
-        let name = config.name.as_deref().unwrap_or(&local);
+    fn made(config: &Listen, local: Local, tls: Option<tls::Loaded>) -> Self {
+        let name = config.name.as_deref().unwrap_or(&local.address);
         let tls = tls.map(|tls| tls.serve(name));
         Self::new(config, local, tls)
     }
 
-    fn new(config: &Listen, local: String, tls: Option<Arc<tls::Server>>) -> Self {
+    fn new(config: &Listen, local: Local, tls: Option<Arc<tls::Server>>) -> Self {
         Self {
-            name: config.name.clone().unwrap_or_else(|| local.clone()),
+            name: config.name.clone().unwrap_or_else(|| local.address.clone()),
             local,
             nodelay: config.socket.nodelay,
             proxy_protocol: config.proxy_protocol.clone(),
