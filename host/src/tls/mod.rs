@@ -186,10 +186,11 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         };
         let Some(server) = server.upgrade() else { return };
         let now = stamps(&server.config);
+        let is_retry = !was_asked && now == seen;
         seen = match was_asked {
             // Who asks knows that they are whole.
             true => now,
-            false if now == seen && failure.is_none() => continue,
+            false if is_retry && failure.is_none() => continue,
             false => settled(&server.config, now).await,
         };
         let config = server.config.clone();
@@ -202,7 +203,7 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
             }
             Ok(Err(error)) => {
                 let error = error.to_string();
-                if was_asked || failure.as_ref() != Some(&error) {
+                if !is_retry || failure.as_ref() != Some(&error) {
                     warn!(
                         listener,
                         "certificate reload failed: {error}; the previous certificates stay in use"
