@@ -235,8 +235,13 @@ impl Host {
 
     /// Starts a host by a command, and waits for nothing.
     pub fn launch(command: &mut Command) -> Self {
+        Self::reading(command, Stdio::null())
+    }
+
+    /// The same with this standard input.
+    pub fn reading(command: &mut Command, stdin: impl Into<Stdio>) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
