@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 use tokio::time::{Sleep, sleep};
 
@@ -28,9 +28,8 @@ pub(super) fn yields() {
 
 /// The time for which this thread has been on a processor.
 pub(super) fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // Neither is ever negative.
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
+    time.expect("every thread on Linux has this clock")
 }
 
 /// Which of its limits a call has passed.
