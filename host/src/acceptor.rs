@@ -80,7 +80,7 @@ impl Acceptor {
                 next = next => next,
             };
             first = index + 1;
-            hand_over(&service, &self.admission, permit, accepted);
+            hand_over(&service, &mut self.admission, permit, accepted);
         }
     }
 }
@@ -103,8 +103,9 @@ pub(crate) fn close(
 }
 
 /// Hands a connection to a task of its own.
-fn hand_over(service: &Arc<Service>, admission: &Admission, permit: Permit, accepted: Accepted) {
+fn hand_over(service: &Arc<Service>, admission: &mut Admission, permit: Permit, accepted: Accepted) {
     let at = Instant::now();
+    admission.count();
     let telemetry = service.process.telemetry.as_ref();
     let arrival = Arrival {
         trace: telemetry.map(|_| Trace::new(at.into_std(), &accepted.remote, &accepted.local)),

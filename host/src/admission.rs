@@ -142,7 +142,9 @@ impl Admission {
         self.sources.rate = limits.max_rate_per_source;
     }
 
-    /// Waits until one more connection may be accepted.
+    /// Waits until one more connection may be accepted. Once one is, call [`Admission::count`].
+    ///
+    /// Cancel safe: a permit that is dropped unused counts for no limit.
     pub async fn permit(&mut self) -> Permit {
         let permit = loop {
             match Arc::clone(&self.permits).acquire_owned().await {
@@ -157,7 +159,7 @@ impl Admission {
         };
         if let Some((rate, bucket)) = &mut self.rate {
             let mut paced = false;
-            while let Err(at) = bucket.take(*rate, Instant::now()) {
+            while let Err(at) = { *bucket }.take(*rate, Instant::now()) {
                 if !paced && !self.paced {
                     info!("max-rate is reached; further connections wait in the backlog");
                 }
@@ -169,6 +171,14 @@ impl Admission {
         Permit {
             _permit: permit,
             _share: None,
+        }
+    }
+
+    /// Counts a connection that was accepted towards the rate.
+    pub fn count(&mut self) {
+        if let Some((rate, bucket)) = &mut self.rate {
+            // There was room when it was permitted, and nothing has come between.
+            let _ = bucket.take(*rate, Instant::now());
         }
     }
 

@@ -14,10 +14,10 @@ use crate::half::{Half, Traffic};
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// How late a deadline is noticed if this process was stopped, or got no processor.
-const STALL: Duration = Duration::from_millis(200);
+pub(crate) const STALL: Duration = Duration::from_millis(200);
 
 /// Time after a stall for what the kernel has received meanwhile.
-const CATCH_UP: Duration = Duration::from_secs(1);
+pub(crate) const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// The moment that is `time` after `at`, or one far away where there is none.
 pub(crate) fn after(at: Instant, time: Duration) -> Instant {

@@ -118,10 +118,12 @@ async fn a_rate_lets_its_number_in_at_once_and_then_evenly() {
     let start = Instant::now();
     for _ in 0..10 {
         admission.permit().await;
+        admission.count();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     for number in 1..=20 {
         admission.permit().await;
+        admission.count();
         let expected = Duration::from_millis(100) * number;
         assert!(start.elapsed() >= expected, "{number}: {:?}", start.elapsed());
         assert!(start.elapsed() < expected + Duration::from_millis(3 * u64::from(number)));
@@ -130,12 +132,26 @@ async fn a_rate_lets_its_number_in_at_once_and_then_evenly() {
     let later = Instant::now();
     for _ in 0..10 {
         admission.permit().await;
+        admission.count();
     }
     assert_eq!(
         later.elapsed(),
         Duration::ZERO,
         "what was not used for long is there again"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_no_connection_uses_takes_nothing_of_the_rate() {
+    let mut admission = admission(|limits| limits.max_rate = Some(rate(1, Duration::from_secs(3600))));
+    let start = Instant::now();
+    for _ in 0..10 {
+        drop(admission.permit().await);
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    admission.count();
+    admission.permit().await;
+    assert!(start.elapsed() >= Duration::from_secs(3600));
 }
 
 #[test]

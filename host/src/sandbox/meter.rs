@@ -6,12 +6,15 @@
 
 use std::cell::Cell;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::ticker::TICK;
+use crate::deadlines::{CATCH_UP, STALL};
 
 /// How many times its limit on the processor a call may wait for the host.
 const WAITS: u32 = 10;
@@ -19,11 +22,19 @@ const WAITS: u32 = 10;
 thread_local! {
     /// Whether a guest has let others run since this was last cleared.
     static YIELDED: Cell<bool> = const { Cell::new(false) };
+
+    /// The time of this thread when its turn began, or up to a tick before.
+    static TURN_BEGAN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 /// Notes that the guest on this thread lets others run, and does not wait for the host.
 pub(super) fn yields() {
     YIELDED.set(true);
+}
+
+/// Notes that a turn of a connection begins on this thread, which has run for `time`.
+pub(super) fn turn_begins(time: Duration) {
+    TURN_BEGAN.set(time);
 }
 
 /// The time for which this thread has been on a processor.
@@ -44,20 +55,28 @@ pub enum Passed {
 }
 
 /// Holds one call to its limits.
-///
-/// Its first turn is not measured, since most calls need no other: it adds a slice at most.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     used: Duration,
     /// Whether the first turn is over.
     begun: bool,
-    /// Runs while the call waits for the host.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Time in earlier waits for the host.
+    waited: Duration,
+    /// The wait for the host that the call is in.
+    wait: Option<Wait>,
+    /// A stall of the process in a wait was allowed for.
+    spared: bool,
+}
+
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Meter {
     /// Takes the call through a turn, by `poll`. Fails if it is not done, and has used more than `max`
-    /// of the processor or waited for the host for more than [`WAITS`] times `max`.
+    /// of the processor or waited for the host for more than [`WAITS`] times `max` in all.
     pub(super) fn turn<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -70,21 +89,53 @@ impl Meter {
             return Poll::Ready(Ok(done));
         }
         self.begun = true;
-        if let Some(before) = before {
-            self.used += thread_time().saturating_sub(before);
-        }
+        // Most calls need no other turn than the first, which began with that of the connection.
+        self.used += match before {
+            Some(before) => thread_time().saturating_sub(before),
+            None => thread_time().saturating_sub(TURN_BEGAN.get() + TICK),
+        };
         if self.used >= max {
             return Poll::Ready(Err(Passed::Processor));
         }
         if YIELDED.get() {
-            self.timer = None;
+            self.end_wait();
             return Poll::Pending;
         }
-        self.timer
-            .get_or_insert_with(|| Box::pin(sleep(max.saturating_mul(WAITS))))
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(Passed::Wait))
+        self.wait(cx, max.saturating_mul(WAITS))
+    }
+
+    /// Waits for the host, until the call has waited for `max`.
+    fn wait<T>(&mut self, cx: &mut Context<'_>, max: Duration) -> Poll<Result<T, Passed>> {
+        let left = max.saturating_sub(self.waited);
+        let wait = self.wait.get_or_insert_with(|| Wait {
+            since: Instant::now(),
+            timer: Box::pin(sleep(left)),
+        });
+        ready!(wait.timer.as_mut().poll(cx));
+        if !wait.is_stalled() || self.spared {
+            return Poll::Ready(Err(Passed::Wait));
+        }
+        // What the host has done during the stall reaches the call first.
+        self.spared = true;
+        wait.timer.as_mut().reset(Instant::now() + CATCH_UP);
+        wait.timer.as_mut().poll(cx).map(|()| Err(Passed::Wait))
+    }
+
+    /// Counts the wait that is over, unless the process was stalled in it.
+    fn end_wait(&mut self) {
+        let Some(wait) = self.wait.take() else { return };
+        if wait.is_stalled() && !self.spared {
+            self.spared = true;
+        } else {
+            self.waited += wait.since.elapsed();
+        }
+    }
+}
+
+impl Wait {
+    /// Whether its timer is so late that the process was stopped, or got no processor.
+    fn is_stalled(&self) -> bool {
+        self.timer.deadline() + STALL <= Instant::now()
     }
 }
 
@@ -123,10 +174,12 @@ mod tests {
             let start = thread_time();
             while thread_time() - start < TURN {}
         };
-        // The first turn is not measured.
-        assert_eq!(turns(5, works), Poll::Pending);
+        turn_begins(thread_time());
+        assert_eq!(turns(4, works), Poll::Pending);
+        turn_begins(thread_time());
         assert_eq!(turns(6, works), Poll::Ready(Err(Passed::Processor)));
         // So does a thread that the system does not run.
+        turn_begins(thread_time());
         assert_eq!(turns(20, || thread::sleep(TURN)), Poll::Pending);
     }
 
@@ -137,5 +190,39 @@ mod tests {
         let ended = std::future::poll_fn(|cx| meter.turn(cx, MAX, |cx| call.as_mut().poll(cx))).await;
         assert_eq!(ended, Err(Passed::Wait));
         assert_eq!(start.elapsed(), 10 * MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_add_up_though_the_call_works_between_them() {
+        turn_begins(thread_time());
+        let mut meter = Meter::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        for wait in 0.. {
+            let turn = meter.turn::<()>(&mut cx, MAX, |_| Poll::Pending);
+            if turn.is_ready() {
+                assert_eq!((turn, wait), (Poll::Ready(Err(Passed::Wait)), 5));
+                return;
+            }
+            // Each is a fifth of what it may wait.
+            tokio::time::advance(2 * MAX).await;
+            let turn = meter.turn::<()>(&mut cx, MAX, |_| {
+                yields();
+                Poll::Pending
+            });
+            assert_eq!(turn, Poll::Pending);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stall_of_the_process_ends_no_call_that_waits() {
+        turn_begins(thread_time());
+        let mut meter = Meter::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut waits = || meter.turn::<()>(&mut cx, MAX, |_| Poll::Pending);
+        assert_eq!(waits(), Poll::Pending);
+        tokio::time::advance(100 * MAX).await;
+        assert_eq!(waits(), Poll::Pending);
+        tokio::time::advance(CATCH_UP).await;
+        assert_eq!(waits(), Poll::Ready(Err(Passed::Wait)));
     }
 }

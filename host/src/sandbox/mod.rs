@@ -86,6 +86,9 @@ impl Sandbox {
     ///
     /// The thread of its clock cannot be started, or a destination that is granted has no address.
     pub fn new(limits: &Limits, grants: &Grants, cache: &CacheDir) -> std::io::Result<Self> {
+        // Calls are held to their limits at the end of each slice.
+        let calls = [limits.max_call_time, limits.max_cpu_time];
+        let slice = calls.into_iter().flatten().fold(limits.cpu_slice, Ord::min);
         Ok(Self {
             limits: *limits,
             granted: Arc::new(Granted::resolve(grants)?),
@@ -95,7 +98,7 @@ impl Sandbox {
             isolation: Isolation::Connection,
             started: Arc::default(),
             shared_cost: Arc::default(),
-            ticker: Ticker::start(limits.cpu_slice)?,
+            ticker: Ticker::start(slice)?,
             engines: Mutex::new(Vec::new()),
         })
     }

@@ -273,7 +273,7 @@ where
             // The hook for panics has said what happened.
             (_, Failure::Panic) => resume_unwind(Box::new("the task of the shared instance panicked")),
             // Nothing has come of it, and the next instance may do better.
-            (_, Failure::Fault(fault)) if !link.taken() && !matches!(**fault, Fault::Start(_)) => {}
+            (_, Failure::Fault(fault)) if !link.taken() && !fault.is_of_start() => {}
             (_, Failure::Fault(fault)) => {
                 return Err(Fault::Shared {
                     instance: number,

@@ -121,7 +121,10 @@ impl Ticker {
         self.stopped.store(true, SeqCst);
         // Whoever begins the first turn after this sees that the clock is stopped, and starts it.
         let stop = self.quiet(SeqCst);
-        if !stop {
+        if stop {
+            // What a thread has read at this tick is of no use when the clock starts again.
+            self.now.fetch_add(1, Relaxed);
+        } else {
             self.stopped.store(false, SeqCst);
         }
         stop
@@ -135,6 +138,7 @@ impl Ticker {
     /// Begins a turn, and starts the clock if it is stopped.
     fn turn(&self) -> Turn<'_> {
         TURN.set(self.now());
+        meter::turn_begins(self.thread_time());
         let turns = &self.turns[COUNTER.with(|counter| *counter)].0;
         if turns.fetch_add(1, SeqCst) == 0 && self.stopped.load(SeqCst) && self.stopped.swap(false, SeqCst) {
             self.wake();

@@ -169,6 +169,12 @@ impl Fault {
         }
     }
 
+    /// Whether a shared instance failed before it could take any connection. Once it takes them, the
+    /// limit that it can pass is [`CpuLimit::Turn`].
+    pub(super) fn is_of_start(&self) -> bool {
+        matches!(self, Self::Start(_) | Self::Cpu(CpuLimit::Call(_)))
+    }
+
     /// Whether it counts with this connection, and not with another that shared the instance.
     pub fn counts(&self) -> bool {
         !matches!(self, Self::Shared { counts: false, .. })
