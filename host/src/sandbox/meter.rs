@@ -68,6 +68,9 @@ pub(super) struct Meter {
     spared: bool,
 }
 
+/// The time of the thread at the start of a turn, unless it is the first.
+pub(super) struct Start(Option<Duration>);
+
 #[derive(Debug)]
 struct Wait {
     since: Instant,
@@ -83,19 +86,30 @@ impl Meter {
         max: Duration,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<Result<T, Passed>> {
-        let before = self.begun.then(thread_time);
-        YIELDED.set(false);
-        if let Poll::Ready(done) = poll(cx) {
-            return Poll::Ready(Ok(done));
+        let start = self.start();
+        match poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => self.goes_on(cx, max, &start).map(Err),
         }
+    }
+
+    /// A turn begins.
+    pub(super) fn start(&self) -> Start {
+        YIELDED.set(false);
+        Start(self.begun.then(thread_time))
+    }
+
+    /// A turn has ended and the call goes on. Waits until the call has passed a limit, as
+    /// [`Meter::turn`] does.
+    pub(super) fn goes_on(&mut self, cx: &mut Context<'_>, max: Duration, start: &Start) -> Poll<Passed> {
         self.begun = true;
         // Most calls need no other turn than the first, which began with that of the connection.
-        self.used += match before {
+        self.used += match start.0 {
             Some(before) => thread_time().saturating_sub(before),
             None => thread_time().saturating_sub(TURN_BEGAN.get() + TICK),
         };
         if self.used >= max {
-            return Poll::Ready(Err(Passed::Processor));
+            return Poll::Ready(Passed::Processor);
         }
         if YIELDED.get() {
             self.end_wait();
@@ -105,7 +119,7 @@ impl Meter {
     }
 
     /// Waits for the host, until the call has waited for `max`.
-    fn wait<T>(&mut self, cx: &mut Context<'_>, max: Duration) -> Poll<Result<T, Passed>> {
+    fn wait(&mut self, cx: &mut Context<'_>, max: Duration) -> Poll<Passed> {
         let left = max.saturating_sub(self.waited);
         let wait = self.wait.get_or_insert_with(|| Wait {
             since: Instant::now(),
@@ -113,12 +127,12 @@ impl Meter {
         });
         ready!(wait.timer.as_mut().poll(cx));
         if !wait.is_stalled() || self.spared {
-            return Poll::Ready(Err(Passed::Wait));
+            return Poll::Ready(Passed::Wait);
         }
         // What the host has done during the stall reaches the call first.
         self.spared = true;
         wait.timer.as_mut().reset(Instant::now() + CATCH_UP);
-        wait.timer.as_mut().poll(cx).map(|()| Err(Passed::Wait))
+        wait.timer.as_mut().poll(cx).map(|()| Passed::Wait)
     }
 
     /// Counts the wait that is over, unless the process was stalled in it.

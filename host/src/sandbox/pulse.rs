@@ -112,15 +112,14 @@ impl Pulse {
         poll_fn(|cx| {
             let due = armed && timer.is_elapsed();
             for last in [!due, true] {
-                let turned = meter.turn(cx, max, &mut turn);
-                let beats = self.beats.swap(false, Relaxed);
-                if let Poll::Ready(Ok(_)) = turned {
-                    return turned;
+                let start = meter.start();
+                if let Poll::Ready(output) = turn(cx) {
+                    return Poll::Ready(Ok(output));
                 }
-                if !beats {
+                if !self.beats.swap(false, Relaxed) {
                     // The meter wakes it from now on.
                     armed = false;
-                    return turned;
+                    return meter.goes_on(cx, max, &start).map(Err);
                 }
                 meter = Meter::default();
                 if last {
