@@ -433,6 +433,22 @@ mod start_trap {
     }
 }
 
+mod start_slow {
+    use super::*;
+
+    #[test]
+    fn fails_its_connection_and_is_not_repeated_for_it() {
+        let args = ["--isolation", "service", "--max-call-time", "1ms", "-v"];
+        let host = Host::serving("start-slow", &args);
+        for started in 1..=5 {
+            host.refuses();
+            assert_eq!(host.outcome(), "cpu-limit");
+            assert_eq!(host.log().matches("shared instance started").count(), started);
+        }
+        host.line("breaker open: instances fail at start; connections are refused");
+    }
+}
+
 mod start_spin {
     #[test]
     fn is_refused_at_start_up() {

@@ -355,18 +355,6 @@ fn what_fails_at_its_start_is_not_started_at_the_rate_at_which_connections_come(
 }
 
 #[test]
-fn a_start_that_exceeds_a_limit_fails_its_connection_and_is_not_repeated_for_it() {
-    let host = sharing("start-slow", &["--max-call-time", "1ms", "-v"]);
-    for started in 1..=5 {
-        host.refuses();
-        let line = host.line("connection ended");
-        assert_eq!(field(&line, "outcome"), "cpu-limit", "{line}");
-        assert_eq!(host.log().matches("shared instance started").count(), started);
-    }
-    host.line("breaker open: instances fail at start; connections are refused");
-}
-
-#[test]
 fn hundreds_are_in_one_instance() {
     let host = sharing("moody", &[]);
     let clients: Vec<_> = (0..500).map(|_| host.connect()).collect();
