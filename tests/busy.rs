@@ -4,16 +4,13 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Client, Host, until};
+use crate::harness::{CONT, Client, Host, STOP, until};
 
 /// More than a call takes on a processor of its own, and less than it takes beside all others.
 const MAX: &str = "500ms";
 
 /// Longer than [`MAX`], and less than the ten times for which a call may wait for the host.
 const LONGER: Duration = Duration::from_millis(1500);
-
-const STOP: i32 = 19;
-const CONT: i32 = 18;
 
 fn host() -> Host {
     Host::serving("primes", &["--threads", "2", "--max-call-time", MAX])

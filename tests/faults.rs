@@ -343,7 +343,7 @@ fn a_signal_to_stop_ends_process_1_while_it_starts() {
         child = fs::read_to_string(&children).unwrap_or_default();
         !child.is_empty()
     });
-    // What comes before it handles signals is lost.
+    // A signal that arrives before the host handles signals is lost.
     let ended = AtomicBool::new(false);
     let status = thread::scope(|scope| {
         scope.spawn(|| {

@@ -171,13 +171,17 @@ pub fn rest(client: &mut TlsClient) -> String {
 }
 
 fn serving(name: &str, issued: &Issued, args: &[&str]) -> Host {
-    let tls = [
+    Host::serving(name, &[&flags(issued), args].concat())
+}
+
+/// The flags for a certificate and its key.
+fn flags(issued: &Issued) -> [&str; 4] {
+    [
         "--tls-certificate",
         issued.certificate.to_str().unwrap(),
         "--tls-key",
         issued.key.to_str().unwrap(),
-    ];
-    Host::serving(name, &[&tls, args].concat())
+    ]
 }
 
 /// An authority, what it has issued for `localhost`, and a host that serves with that.
@@ -436,16 +440,15 @@ fn certificates_are_read_again_when_they_change() {
 fn certificates_that_cannot_be_read_at_the_moment_are_read_later() {
     let authority = Authority::new("later");
     let issued = authority.issues(&["localhost"], &[]);
-    let (certificate, key) = (issued.certificate.to_str().unwrap(), issued.key.to_str().unwrap());
     let args = [
         "--listen",
         "127.0.0.1:0",
-        "--tls-certificate",
-        certificate,
-        "--tls-key",
-        key,
+        "--tls-timeout",
+        "10m",
+        "--threads",
+        "1",
     ];
-    let args = [&args[..], &["--tls-timeout", "10m", "--threads", "1"]].concat();
+    let args = [&args[..], &flags(&issued)].concat();
     let host = Host::below_shell("ulimit -n 40", &args);
     let clients: Vec<_> = (0..60).map(|_| host.connect()).collect();
     host.line("cannot accept connections at the moment");

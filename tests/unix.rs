@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::harness::tools;
+use crate::harness::tools::or_skip;
 use crate::harness::{
     Client, DEADLINE, HOST, Host, TERM, command, field, guest, refusal_of, refused, scratch, until,
     with_cache,
@@ -249,7 +250,9 @@ fn an_owner_that_the_host_may_not_set_is_found_before_the_start() {
 
 #[test]
 fn a_stale_socket_that_the_host_may_not_replace_is_found_before_the_start() {
-    if !rustix::process::geteuid().is_root() {
+    let root = rustix::process::geteuid().is_root().then_some(());
+    let root = root.ok_or_else(|| "the test changes the owners of files; run it as root".to_owned());
+    if or_skip("root", root).is_none() {
         return;
     }
     let (path, _) = place("forbidden-stale");
