@@ -4,10 +4,12 @@
 //! costs, and a stack for each connection takes half of the mappings that the kernel lets a process have. A guest that cannot wait
 //! for the host needs none while its calls are short, so it is called directly.
 //!
-//! A direct call that takes longer than a slice cannot be put aside. Instead its thread offers its other tasks to other threads
-//! until one of them works, and goes on with this call alone, which the operating system then shares the processor with. There are only so many
-//! such calls at a time; while there are, calls are made on fibers, and so are the next ones of a session that took long. If there is
-//! no stack for that either they wait for one or the other. What ends a connection from outside is looked at from within the call.
+//! A direct call that takes longer than a slice cannot be put aside. Instead its thread offers its
+//! other tasks to other threads until one of them works, and goes on with this call alone. The
+//! operating system then shares the processor among the threads. The number of such calls is bounded.
+//! While there are as many, calls are made on fibers, and so are the next calls of a session that took
+//! long. A call that finds no stack either waits for a stack or for the end of a long call. A long call
+//! checks whether something ends its connection from outside.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,10 +24,10 @@ use tokio::task::block_in_place;
 use wasmtime::{Store, UpdateDeadline};
 
 use super::contract::{CpuLimit, Fault};
-use super::meter::{Passed, thread_time};
+use super::meter::{Passed, TICK, thread_time};
 use super::seat::Ending;
 use super::state::State;
-use super::ticker::{TICK, Ticker};
+use super::ticker::Ticker;
 
 /// Time for which a long call waits at a tick for another thread to take over.
 const HAND_ON: Duration = TICK.saturating_mul(10);
@@ -150,8 +152,8 @@ impl Direct {
     /// What a guest in a direct call has to do at a tick; `None` if it is in none.
     pub(super) fn interrupt(&mut self, ticker: &Ticker) -> Option<wasmtime::Result<UpdateDeadline>> {
         let call = self.call.as_mut()?;
-        let since = *call.since.get_or_insert_with(thread_time);
-        if thread_time().saturating_sub(since) >= self.max_call_time {
+        let now = thread_time();
+        if now.saturating_sub(*call.since.get_or_insert(now)) >= self.max_call_time {
             return Some(Err(CpuLimit::Call(Passed::Processor).into()));
         }
         if call.ticks < ticker.slice() {

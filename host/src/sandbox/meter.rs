@@ -13,8 +13,10 @@ use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::ticker::TICK;
 use crate::deadlines::{CATCH_UP, STALL};
+
+/// Time between two ticks of the clock that interrupts guests.
+pub(super) const TICK: Duration = Duration::from_millis(1);
 
 /// How many times its limit on the processor a call may wait for the host.
 const WAITS: u32 = 10;
@@ -23,8 +25,8 @@ thread_local! {
     /// Whether a guest has let others run since this was last cleared.
     static YIELDED: Cell<bool> = const { Cell::new(false) };
 
-    /// The time of this thread when its turn began, or up to a tick before.
-    static TURN_BEGAN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The last tick at which the time of this thread was read, and that time.
+    static THREAD_TIME: Cell<(u64, Duration)> = const { Cell::new((u64::MAX, Duration::ZERO)) };
 }
 
 /// Notes that the guest on this thread lets others run, and does not wait for the host.
@@ -32,9 +34,17 @@ pub(super) fn yields() {
     YIELDED.set(true);
 }
 
-/// Notes that a turn of a connection begins on this thread, which has run for `time`.
-pub(super) fn turn_begins(time: Duration) {
-    TURN_BEGAN.set(time);
+/// Notes that a turn of a connection begins on this thread at the tick `now`. Reading the time of a
+/// thread is a system call, so this does it once in each tick.
+pub(super) fn turn_begins(now: u64) {
+    if THREAD_TIME.get().0 != now {
+        THREAD_TIME.set((now, thread_time()));
+    }
+}
+
+/// The time of this thread when its turn began, or up to a tick before.
+pub(super) fn turn_began() -> Duration {
+    THREAD_TIME.get().1
 }
 
 /// The time for which this thread has been on a processor.
@@ -103,10 +113,11 @@ impl Meter {
     /// [`Meter::turn`] does.
     pub(super) fn goes_on(&mut self, cx: &mut Context<'_>, max: Duration, start: &Start) -> Poll<Passed> {
         self.begun = true;
-        // Most calls need no other turn than the first, which began with that of the connection.
+        // The first turn of a call has no start of its own, because most calls have no other turn. It
+        // cannot have begun before the turn of the connection.
         self.used += match start.0 {
             Some(before) => thread_time().saturating_sub(before),
-            None => thread_time().saturating_sub(TURN_BEGAN.get() + TICK),
+            None => thread_time().saturating_sub(turn_began() + TICK),
         };
         if self.used >= max {
             return Poll::Ready(Passed::Processor);
@@ -165,6 +176,11 @@ mod tests {
     const MAX: Duration = Duration::from_millis(50);
     const TURN: Duration = Duration::from_millis(10);
 
+    /// Begins a turn at a tick that this thread has not seen.
+    fn begin() {
+        turn_begins(THREAD_TIME.get().0.wrapping_add(1));
+    }
+
     /// Takes a call that never ends through so many turns, each of which does `work` and yields.
     fn turns(count: u32, work: impl Fn()) -> Poll<Result<(), Passed>> {
         let mut meter = Meter::default();
@@ -188,12 +204,12 @@ mod tests {
             let start = thread_time();
             while thread_time() - start < TURN {}
         };
-        turn_begins(thread_time());
+        begin();
         assert_eq!(turns(4, works), Poll::Pending);
-        turn_begins(thread_time());
+        begin();
         assert_eq!(turns(6, works), Poll::Ready(Err(Passed::Processor)));
         // So does a thread that the system does not run.
-        turn_begins(thread_time());
+        begin();
         assert_eq!(turns(20, || thread::sleep(TURN)), Poll::Pending);
     }
 
@@ -208,7 +224,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waits_add_up_though_the_call_works_between_them() {
-        turn_begins(thread_time());
+        begin();
         let mut meter = Meter::default();
         let mut cx = Context::from_waker(Waker::noop());
         for wait in 0.. {
@@ -229,7 +245,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stall_of_the_process_ends_no_call_that_waits() {
-        turn_begins(thread_time());
+        begin();
         let mut meter = Meter::default();
         let mut cx = Context::from_waker(Waker::noop());
         let mut waits = || meter.turn::<()>(&mut cx, MAX, |_| Poll::Pending);

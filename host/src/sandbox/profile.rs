@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasmtime::{Engine, GuestProfiler, Store};
 
 use super::code::Code;
+use super::meter::TICK;
 use super::state::State;
-use super::ticker::TICK;
 
 /// Looks at all instances of a component, wherever one of them looks at the epoch after a tick: at its loops and calls.
 #[derive(Clone)]

@@ -17,18 +17,12 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{EngineWeak, UpdateDeadline};
 
-use super::meter::{self, thread_time};
+use super::meter::{self, TICK, thread_time};
 use crate::cost::Cost;
-
-/// Time between two ticks.
-pub(super) const TICK: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// The tick at which the turn that this thread is in began.
     static TURN: Cell<u64> = const { Cell::new(0) };
-
-    /// The last tick at which the time of this thread was read, and that time.
-    static THREAD_TIME: Cell<(u64, Duration)> = const { Cell::new((u64::MAX, Duration::ZERO)) };
 
     /// Which counter of turns this thread uses.
     static COUNTER: usize = THREADS.fetch_add(1, Relaxed) % COUNTERS;
@@ -137,8 +131,9 @@ impl Ticker {
 
     /// Begins a turn, and starts the clock if it is stopped.
     fn turn(&self) -> Turn<'_> {
-        TURN.set(self.now());
-        meter::turn_begins(self.thread_time());
+        let now = self.now();
+        TURN.set(now);
+        meter::turn_begins(now);
         let turns = &self.turns[COUNTER.with(|counter| *counter)].0;
         if turns.fetch_add(1, SeqCst) == 0 && self.stopped.load(SeqCst) && self.stopped.swap(false, SeqCst) {
             self.wake();
@@ -163,12 +158,11 @@ impl Ticker {
 
     /// The same, and adds the time of its turns to what `cost` has.
     ///
-    /// Reading the time of a thread is a system call, so a turn shorter than a tick is charged by the
-    /// clock. A longer one is charged with the time for which its thread ran, to within a tick.
+    /// A turn that is shorter than a tick is charged by the clock, which is cheaper to read. A longer one is charged with the time for which its thread ran, to within a tick.
     pub(super) async fn run_at<F: Future>(&self, cost: &Cost, future: F) -> F::Output {
         let mut future = pin!(future);
         self.run(poll_fn(|cx| {
-            let before = self.thread_time();
+            let before = meter::turn_began();
             let start = Instant::now();
             let polled = future.as_mut().poll(cx);
             let mut time = start.elapsed();
@@ -179,18 +173,6 @@ impl Ticker {
             polled
         }))
         .await
-    }
-
-    /// The time for which this thread has run, read once in each tick.
-    fn thread_time(&self) -> Duration {
-        let (tick, time) = THREAD_TIME.get();
-        let now = self.now();
-        if tick == now {
-            return time;
-        }
-        let time = thread_time();
-        THREAD_TIME.set((now, time));
-        time
     }
 
     fn wake(&self) {
