@@ -199,11 +199,14 @@ pub(crate) fn check_access(
     file: Option<&Text>,
     obstacles: &mut Obstacles,
 ) {
+    if has_sources {
+        return;
+    }
     let rules = [("allow", &service.access.allow), ("deny", &service.access.deny)];
-    for (name, networks) in rules {
+    for (name, _) in rules.into_iter().filter(|(_, networks)| !networks.is_empty()) {
         let key = format!("service[{index}].access.{name}");
-        let is_own = file.is_none_or(|file| file.sets(&key));
-        if !has_sources && is_own && !networks.is_empty() {
+        // Finding that out reads the whole file.
+        if file.is_none_or(|file| file.sets(&key)) {
             let error = anyhow!(
                 "rules of access have no effect on Unix sockets without the PROXY protocol: remove them, or \
                  listen on a TCP socket"
@@ -266,8 +269,8 @@ pub(crate) fn find_service(
     })
 }
 
-/// Looks for the directories that a service needs while it runs: its gate, its records, and those that
-/// are granted.
+/// Looks for the directories that a service needs while it runs: the gate, the records, and the
+/// granted directories.
 pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut Obstacles) {
     let of = Some(config);
     let key = |key: &str| format!("service[{index}].{key}");
