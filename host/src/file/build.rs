@@ -355,7 +355,8 @@ impl<'a> Builder<'a> {
     /// Notes a problem with `key`. What a service lacks can be missing only because its value was
     /// refused, so this ignores services that are partial.
     fn refuse(&self, key: &str, message: &str) {
-        if place::service_of(key).is_some_and(|number| self.tables.is_partial(number)) {
+        let path: Vec<_> = place::steps(key).collect();
+        if place::service_of(&path).is_some_and(|number| self.tables.is_partial(number)) {
             return;
         }
         let problem = Problem::of(self.text, key, message.to_owned());

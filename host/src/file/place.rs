@@ -29,10 +29,10 @@ pub(super) fn find(text: &str, key: &str) -> (String, Range<usize>) {
     (key.to_owned(), walk(&root, key).0)
 }
 
-/// The number of the service that a key such as `service[0].name` is in.
-pub(super) fn service_of(key: &str) -> Option<usize> {
-    match steps(key.split('.').next()?).collect::<Vec<_>>()[..] {
-        [Step::Key("service"), Step::Index(number)] => Some(number),
+/// The number of the service that a path leads to, or into.
+pub(super) fn service_of(path: &[Step<'_>]) -> Option<usize> {
+    match path {
+        [Step::Key("service"), Step::Index(number), ..] => Some(*number),
         _ => None,
     }
 }
@@ -91,7 +91,8 @@ fn walk(root: &Spanned<DeTable<'_>>, key: &str) -> (Range<usize>, bool) {
     (span, true)
 }
 
-fn steps(key: &str) -> impl Iterator<Item = Step<'_>> {
+/// The path that a key such as `service[0].name` stands for.
+pub(super) fn steps(key: &str) -> impl Iterator<Item = Step<'_>> {
     // The name of a variable can have any character.
     let (path, variable) = match key.split_once(".grants.env.") {
         Some((table, name)) => (table, Some(["grants", "env", name])),

@@ -109,9 +109,9 @@ impl Problem {
 /// What serde says of something that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unread<'a> {
-    /// A key is not one of those that are known.
+    /// An unknown key.
     Key(&'a str),
-    /// A value is not one of those that are known.
+    /// An unknown value, where serde lists the known ones.
     Value(&'a str),
     /// A table lacks this key.
     Missing(&'a str),

@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::keys::File;
-use super::place::Step;
+use super::place::{Step, service_of};
 use super::problem::{Problem, Unread, unread};
 
 /// Problems that are reported at most. Each takes another pass over the file.
@@ -58,7 +58,10 @@ impl Tables {
             tables.note(&original);
             let span = value_at(whole.get_ref(), &original).map(Spanned::span);
             let is_known = match unread {
-                Unread::Missing(key) => misspelt.contains(&span) || has_key(whole.get_ref(), &original, key),
+                Unread::Missing(key) => {
+                    let path = [&original[..], &[Step::Key(key)]].concat();
+                    misspelt.contains(&span) || value_at(whole.get_ref(), &path).is_some()
+                }
                 Unread::Key(_) | Unread::Value(_) | Unread::Refused => false,
             };
             if !is_known {
@@ -101,13 +104,6 @@ impl Tables {
     }
 }
 
-fn service_of(path: &[Step<'_>]) -> Option<usize> {
-    match path {
-        [Step::Key("service"), Step::Index(number), ..] => Some(*number),
-        _ => None,
-    }
-}
-
 fn steps(path: &Path) -> Vec<Step<'_>> {
     let steps = path.iter().filter_map(|segment| match segment {
         Segment::Seq { index } => Some(Step::Index(*index)),
@@ -146,14 +142,6 @@ fn value_at<'t, 'i>(root: &'t DeTable<'i>, path: &[Step<'_>]) -> Option<&'t Span
         Step::Key(key) => value.get_ref().as_table()?.get(*key),
         Step::Index(index) => value.get_ref().as_array()?.get(*index),
     })
-}
-
-fn has_key(root: &DeTable<'_>, path: &[Step<'_>], key: &str) -> bool {
-    let table = match path {
-        [] => Some(root),
-        path => value_at(root, path).and_then(|value| value.get_ref().as_table()),
-    };
-    table.is_some_and(|table| table.contains_key(key))
 }
 
 /// Removes the value at `path`. Returns whether there was one.
