@@ -159,7 +159,7 @@ impl Admission {
         };
         if let Some((rate, bucket)) = &mut self.rate {
             let mut paced = false;
-            while let Err(at) = { *bucket }.take(*rate, Instant::now()) {
+            while let Err(at) = bucket.without_one(*rate, Instant::now()) {
                 if !paced && !self.paced {
                     info!("max-rate is reached; further connections wait in the backlog");
                 }
@@ -240,6 +240,12 @@ struct Bucket {
 impl Bucket {
     /// Takes one out. If there is none, this says when there will be.
     fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Instant> {
+        *self = self.without_one(rate, now)?;
+        Ok(())
+    }
+
+    /// The bucket after one was taken out. If there is none, this says when there will be.
+    fn without_one(self, rate: Rate, now: Instant) -> Result<Self, Instant> {
         let each = rate.per / rate.connections.get();
         let full = self.full.unwrap_or(now).max(now) + each;
         // It is not `now + per` that is compared, since the division has rounded down.
@@ -247,8 +253,7 @@ impl Bucket {
         if full - now > empty {
             return Err(full - empty);
         }
-        self.full = Some(full);
-        Ok(())
+        Ok(Self { full: Some(full) })
     }
 
     fn is_full(&self, now: Instant) -> bool {

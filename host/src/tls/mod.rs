@@ -187,11 +187,14 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         let Some(server) = server.upgrade() else { return };
         let now = stamps(&server.config);
         let is_retry = !was_asked && now == seen;
-        seen = match was_asked {
-            // Who asks knows that they are whole.
-            true => now,
-            false if is_retry && failure.is_none() => continue,
-            false => settled(&server.config, now).await,
+        if is_retry && failure.is_none() {
+            continue;
+        }
+        // Files that somebody asks to read are complete, and those of a retry have settled.
+        seen = if was_asked || is_retry {
+            now
+        } else {
+            settled(&server.config, now).await
         };
         let config = server.config.clone();
         match spawn_blocking(move || identity::read(&config)).await {
