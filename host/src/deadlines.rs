@@ -92,7 +92,7 @@ pub(crate) fn time(
                     if !stalled || spared == Some(at) {
                         return limit;
                     }
-                    // What has come during the stall is handled first.
+                    // Bytes that arrived during the stall are handled first.
                     spared = Some(at);
                     sleep(CATCH_UP).await;
                 }

@@ -110,8 +110,8 @@ pub(crate) async fn plan(
         let mut before = now.services.iter().filter(|_| config.cache == now.cache);
         let stays = before.any(|before| serves_alike(before, service));
         let found = if stays {
-            // Its other files are read again afterwards, and it goes on with what it has if they
-            // cannot be used.
+            // The reload that follows reads its component and certificates. If they cannot be used, the
+            // service keeps the previous ones.
             preflight::find_directories(index, service, &mut obstacles);
             None
         } else {

@@ -26,7 +26,7 @@ const WIT: &str = "wit";
 const SDK_IN_TEMPLATE: &str = "../../sdk";
 const SDK_DIR: &str = "inet-guest";
 
-/// Why a path cannot name a guest, whose name is also that of a package.
+/// Why a path cannot name a guest. The package of the guest has the same name.
 #[derive(Debug, Error)]
 pub enum BadName {
     /// It has other characters than a package.

@@ -77,7 +77,7 @@ pub struct Changes {
     hangup: Signal,
     user: Signal,
     terminal: Option<Terminal>,
-    /// Until [`Signals`] takes over those that ask to stop.
+    /// Present until [`Signals`] handles SIGINT and SIGTERM.
     stops: Option<StopsByDefault>,
 }
 

@@ -190,8 +190,8 @@ pub(super) struct InstanceLimitFlags {
 
     /// CPU time of the start of a guest, and of one call of a session, or `off`
     ///
-    /// The host resets the connection after that time. In a shared instance the limit is the time
-    /// for which one connection may keep the others waiting.
+    /// The host resets the connection after that time. A call may wait for the host ten times as
+    /// long. In a shared instance both limits apply to a connection that keeps the others waiting.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = off(values::call_time), help_heading = "Limits")]
     pub(super) max_call_time: Off<Duration>,
 

@@ -15,8 +15,8 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
     address_of_a_form(text).unwrap_or_else(|| Err(expected.to_owned()))
 }
 
-/// An address to listen at, or what is wrong with it; `None` if it has none of the forms of an
-/// address.
+/// Parses an address to listen at. Returns `None` if the text has no form of an address, and an error
+/// if it has one and names no usable address.
 fn address_of_a_form(text: &str) -> Option<Result<Address, String>> {
     if let Some(path) = text.strip_prefix("unix:") {
         return Some(match path.strip_prefix('@') {
