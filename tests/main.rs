@@ -38,6 +38,7 @@ mod proxy_protocol;
 mod redis;
 mod relay;
 mod replay;
+mod rollback;
 mod services;
 mod shared;
 mod swap;

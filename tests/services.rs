@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead as _, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -784,4 +786,41 @@ fn the_example_is_in_order_and_the_schema_can_be_had() {
     let text = fs::read_to_string(example).unwrap();
     let example = serde_json::to_value(toml::from_str::<toml::Table>(&text).unwrap()).unwrap();
     assert!(jsonschema::is_valid(&schema, &example), "{example}");
+}
+
+#[test]
+fn a_unix_socket_whose_file_is_gone_is_created_again() {
+    let text = "[[service]]\nname = \"a\"\nlisten = [\"unix:s\"]\n";
+    let services = Services::new("socket-gone", text);
+    let host = Host::with_config(&services.file(), 1);
+    let path = services.0.join("s");
+    let echoes = || {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"hello").unwrap();
+        let mut answer = [0; 5];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
+        client
+    };
+    let mut open = echoes();
+    // A client that waits in the backlog would be served, too: the host ends the old socket as any other.
+    fs::remove_file(&path).unwrap();
+    services.reread(&host, text);
+    echoes();
+    open.write_all(b"still").unwrap();
+    open.read_exact(&mut [0; 5]).unwrap();
+    assert!(host.log().contains("was removed or replaced"), "{}", host.log());
+    // Nothing is done to a socket that is where it was.
+    let before = fs::metadata(&path).unwrap().ino();
+    services.reread(&host, text);
+    assert_eq!(fs::metadata(&path).unwrap().ino(), before);
+    // The file of another process is left alone.
+    fs::remove_file(&path).unwrap();
+    let other = UnixListener::bind(&path).unwrap();
+    host.signal(HUP);
+    host.line("another process listens there");
+    drop((other, open));
+    host.signal(HUP);
+    host.line("services reconfigured");
+    echoes();
 }

@@ -1,6 +1,7 @@
 //! Which generation serves, and which did before it.
 
 use std::future::pending;
+use std::mem;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -38,6 +39,8 @@ pub(crate) struct Serving {
     pub(crate) cut: CancellationToken,
     /// Another serves new connections.
     pub(crate) replaced: CancellationToken,
+    /// It was rolled back to, so `drain-generations` does not close its connections any more.
+    restored: CancellationToken,
     /// What is counted of the generation, also over a rollback to it.
     pub(crate) tally: Arc<Tally>,
     /// Its connections, where they share instances.
@@ -107,14 +110,15 @@ impl Serving {
         number: u64,
         generation: Arc<Generation>,
         tally: Arc<Tally>,
-        cut: &CancellationToken,
+        cut: CancellationToken,
     ) -> Arc<Self> {
         generation.set_current(true);
         Arc::new(Self {
             number,
             breaker: Arc::new(Breaker::new(service)),
-            cut: cut.child_token(),
+            cut,
             replaced: CancellationToken::new(),
+            restored: CancellationToken::new(),
             tally,
             since: Instant::now(),
             neighbours: generation.is_shared().then(TaskTracker::new),
@@ -158,33 +162,75 @@ struct Past {
     previous: Option<Arc<Serving>>,
     /// What was gone back from, until something else is taken.
     left: Option<Digest>,
+    /// The log says that the current generation fails, and that none can replace it.
+    told_stuck: bool,
 }
 
 impl Past {
+    /// The past of a service that starts with `first`, in place of the service `before`, if there
+    /// is one. The rollback of that service stays possible where its generations would serve on the
+    /// same terms: a rollback brings back a component, and no setting.
+    fn new(service: &Service, first: &Generation, before: Option<(&Service, &Generations)>) -> Self {
+        let mut new = Self {
+            last_number: 1,
+            known: Vec::new(),
+            previous: None,
+            left: None,
+            told_stuck: false,
+        };
+        if let Some((settings, before)) = before {
+            let past = before.past();
+            new.last_number = past.last_number + 1;
+            let current = before.current();
+            let same_content = current.generation.digest() == first.digest();
+            if same_content {
+                new.left = past.left;
+            }
+            if runs_alike(settings, service) {
+                new.previous = if same_content {
+                    past.previous.clone()
+                } else {
+                    Some(current)
+                };
+            }
+            new.known.extend(new.previous.iter().map(Arc::downgrade));
+        }
+        new
+    }
+
     fn know(&mut self, serving: &Arc<Serving>) {
         self.known.retain(|known| known.strong_count() > 0);
         self.known.push(Arc::downgrade(serving));
     }
 }
 
+/// Returns whether instances have the same rights and limits in two services. The other settings hold
+/// for a connection, whatever its generation.
+fn runs_alike(one: &Service, other: &Service) -> bool {
+    let limits = |service: &Service| {
+        let limits = &service.limits;
+        let calls = (limits.cpu_slice, limits.max_call_time, limits.max_cpu_time);
+        (limits.max_connections, limits.max_memory, calls)
+    };
+    one.grants == other.grants && one.isolation == other.isolation && limits(one) == limits(other)
+}
+
 impl Generations {
-    /// The generations of `service`, of which `first` is the one that comes after as many.
+    /// Creates the generations of `service`, which starts with `first`. `before` has the settings and
+    /// the generations of the service that it replaces, whose numbers it continues.
     pub(crate) fn new(
         service: &Service,
-        before: u64,
         first: Arc<Generation>,
+        before: Option<(&Service, &Self)>,
         cut: CancellationToken,
         counts: Arc<Counts>,
     ) -> Self {
-        let number = before + 1;
-        let first = Serving::new(&service.name, number, first, Tally::new(), &cut);
+        let mut past = Past::new(service, &first, before);
+        let number = past.last_number;
+        let first = Serving::new(&service.name, number, first, Tally::new(), cut.child_token());
+        past.know(&first);
         Self {
-            past: Mutex::new(Past {
-                last_number: number,
-                known: vec![Arc::downgrade(&first)],
-                previous: None,
-                left: None,
-            }),
+            past: Mutex::new(past),
             current: ArcSwap::new(first),
             service: service.name.clone(),
             drain: service.drain_generations,
@@ -280,7 +326,9 @@ impl Generations {
             return true;
         }
         let (known, _) = self.known();
-        known.iter().map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
+        // The sessions of the service before have still to move.
+        let own = known.iter().filter(|serving| serving.number >= self.first);
+        own.map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
     }
 
     /// Gives new connections `generation` from now on.
@@ -292,7 +340,7 @@ impl Generations {
             past.last_number,
             generation,
             Tally::new(),
-            &self.cut,
+            self.cut.child_token(),
         );
         let (number, contract) = (next.number, next.generation.contract().as_str());
         past.know(&next);
@@ -308,6 +356,7 @@ impl Generations {
         self.retire(&replaced);
         past.previous = Some(replaced);
         past.left = None;
+        past.told_stuck = false;
         drop(past);
         self.report_staying(&self.current());
     }
@@ -325,7 +374,9 @@ impl Generations {
             return false;
         }
         let Some(previous) = past.previous.take() else {
-            if from.is_none() {
+            // The first generation of all has replaced nothing. Others are reported once.
+            let is_news = past.last_number > 1 && !mem::replace(&mut past.told_stuck, true);
+            if from.is_none() || is_news {
                 warn!(
                     service = self.service,
                     generation = current.number,
@@ -336,13 +387,20 @@ impl Generations {
             return false;
         };
         past.left = Some(*current.generation.digest());
-        // The time of its connections may be running out, and not that of those to come.
+        past.told_stuck = false;
+        // Its open connections continue, unless they are closed already.
+        previous.restored.cancel();
+        let cut = if previous.cut.is_cancelled() {
+            self.cut.child_token()
+        } else {
+            previous.cut.clone()
+        };
         let again = Serving::new(
             &self.service,
             previous.number,
             Arc::clone(&previous.generation),
             Arc::clone(&previous.tally),
-            &self.cut,
+            cut,
         );
         past.know(&again);
         self.counts.rollbacks.one_more();
@@ -431,8 +489,11 @@ impl Generations {
     fn cut_in_time(&self, replaced: &Serving) {
         if let Some(drain) = self.drain {
             let (service, generation, cut) = (self.service.clone(), replaced.number, replaced.cut.clone());
+            let restored = replaced.restored.clone();
             tokio::spawn(async move {
-                sleep(drain).await;
+                if timeout(drain, restored.cancelled()).await.is_ok() {
+                    return;
+                }
                 info!(
                     service,
                     generation, "old generation reached `drain-generations`; its connections are closed"

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
@@ -180,7 +180,8 @@ pub(crate) async fn plan(
 }
 
 /// Prepares the listeners of each service of `config`: keeps those that are there, and looks for all
-/// that the others need. Those that lack something are missing.
+/// that the others need. A Unix socket whose file is gone is created again. Those that lack something
+/// are missing.
 fn prepare<'a>(
     config: &'a Config,
     now: &Config,
@@ -194,8 +195,15 @@ fn prepare<'a>(
         let mut listeners = Vec::new();
         for (number, listen) in service.listen.iter().enumerate() {
             let key = format!("service[{index}].listen[{number}]");
-            let Some((of, place)) = find(service, listen, now, &taken) else {
-                if let Some(conflict) = conflict(listen, now) {
+            let there = find(service, listen, now, &taken);
+            let kept_at = there.filter(|&(of, place)| entrances[of][place].is_reachable());
+            let Some((of, place)) = kept_at else {
+                if there.is_some() {
+                    info!(
+                        service = service.name,
+                        "the file of {} was removed or replaced; the host creates it again", listen.address
+                    );
+                } else if let Some(conflict) = conflict(listen, now) {
                     obstacles.add(key, Some(service), anyhow!(conflict));
                     continue;
                 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::acceptor::Acceptor;
 use crate::generations::Generations;
@@ -43,8 +43,8 @@ impl Running {
         info!(service = config.name, contract, "serving {source}");
         let counts = process.counts_of(&config.name);
         counts.share(sandbox.shared_cost());
-        let count = before.map_or(0, |before| before.generations.count());
-        let generations = Generations::new(&config, count, generation, process.cut.clone(), counts);
+        let before = before.map(|before| (&before.config, &*before.generations));
+        let generations = Generations::new(&config, generation, before, process.cut.clone(), counts);
         let reload = Arc::new(ReloadRequests::default());
         let changes = source.files().next().is_some();
         let service = Arc::new(Service {
@@ -77,6 +77,14 @@ impl Running {
     pub(crate) fn reload(&self) {
         for entrance in &self.entrances {
             entrance.reread();
+            if !entrance.is_reachable() {
+                warn!(
+                    service = self.service.config.name,
+                    "the file of listener {} was removed or replaced, so clients cannot connect; restart the \
+                     host to create it again",
+                    entrance.name
+                );
+            }
         }
         if let Some(reload) = &self.service.reload {
             reload.ask();

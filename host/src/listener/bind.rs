@@ -37,13 +37,21 @@ pub(super) struct Bound {
 pub(super) enum Hold {
     Nothing,
     /// The file of a socket that is ours.
-    File {
-        _file: SocketFile,
-    },
+    File(SocketFile),
     /// The right to a socket that was inherited.
     Lease {
         _lease: Lease,
     },
+}
+
+impl Hold {
+    /// Returns the file of the socket, if this host created it.
+    pub(super) fn file(&self) -> Option<&FileIdentity> {
+        match self {
+            Self::File(SocketFile(file)) => Some(file),
+            Self::Nothing | Self::Lease { .. } => None,
+        }
+    }
 }
 
 /// Binds the address of `config`, or takes the socket in `leased`, and listens there. Another address could be chosen by `flag`.
@@ -251,7 +259,7 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     let socket = UnixListener::from_std(socket.into())?;
     Ok(Bound {
         socket: super::Socket::Unix(socket, path),
-        hold: Hold::File { _file: file },
+        hold: Hold::File(file),
     })
 }
 
@@ -346,7 +354,7 @@ fn unix_socket(path: &Path, flag: &str) -> anyhow::Result<(Socket, SocketFile)> 
         remove_stale(path, &address, flag)?;
         socket.bind(&address).map_err(Unbound)?;
     }
-    let file = SocketFile::of(path.to_owned())?;
+    let file = SocketFile(FileIdentity::of(path)?);
     Ok((socket, file))
 }
 
@@ -397,34 +405,41 @@ fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<(
     }
 }
 
-/// The file of a socket. It is removed when this is dropped, unless another has taken its place.
-#[derive(Debug)]
-pub(super) struct SocketFile {
+/// A file, by its path and by what tells it from another file at that path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileIdentity {
     path: PathBuf,
-    /// Device and inode.
-    identity: (u64, u64),
+    device: u64,
+    inode: u64,
 }
 
-impl SocketFile {
-    fn of(path: PathBuf) -> io::Result<Self> {
+impl FileIdentity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path)?;
         Ok(Self {
-            identity: identity(&path)?,
-            path,
+            path: path.to_owned(),
+            device: file.dev(),
+            inode: file.ino(),
         })
+    }
+
+    /// Returns whether the file is still at its path.
+    pub(super) fn is_in_place(&self) -> bool {
+        Self::of(&self.path).is_ok_and(|now| now == *self)
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let file = fs::symlink_metadata(path)?;
-    Ok((file.dev(), file.ino()))
-}
+/// The file of a socket. It is removed when this is dropped, unless another has taken its place.
+#[derive(Debug)]
+pub(super) struct SocketFile(FileIdentity);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity)
-            && let Err(error) = fs::remove_file(&self.path)
+        let Self(file) = self;
+        if file.is_in_place()
+            && let Err(error) = fs::remove_file(&file.path)
         {
-            debug!(path = %self.path.display(), %error, "cannot remove the socket");
+            debug!(path = %file.path.display(), %error, "cannot remove the socket");
         }
     }
 }

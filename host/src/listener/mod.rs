@@ -20,7 +20,7 @@ use crate::counts::Count;
 use crate::peer::{End, Process};
 use crate::socket::Stream;
 use crate::tls;
-use bind::{Hold, Owner};
+use bind::{FileIdentity, Hold, Owner};
 use inherited::Leased;
 pub(crate) use inherited::has_any as has_inherited;
 pub use inherited::inherit;
@@ -82,6 +82,7 @@ impl Prepared<'_> {
         let local = Local {
             address: bound.socket.local().to_string(),
             has_networks: matches!(bound.socket, Socket::Tcp(..)),
+            file: bound.hold.file().cloned(),
         };
         Ok(Listener {
             socket: bound.socket,
@@ -136,12 +137,20 @@ struct Local {
     address: String,
     /// Whether clients have a network address there.
     has_networks: bool,
+    /// The file of a Unix socket that this host created.
+    file: Option<FileIdentity>,
 }
 
 impl Entrance {
     /// Returns whether its connections have a source that rules of access can name.
     pub(crate) fn has_sources(&self) -> bool {
         self.local.has_networks || self.proxy_protocol.is_some()
+    }
+
+    /// Returns whether clients can still connect: the file of a Unix socket may have been removed or
+    /// replaced.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.local.file.as_ref().is_none_or(FileIdentity::is_in_place)
     }
 
     /// The same as `config` says, which has the same address as `before`.

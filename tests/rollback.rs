@@ -1,0 +1,146 @@
+//! Rollbacks where settings change with the component, and where generations drain.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, guest, replace, scratch};
+
+/// A services file with one service, in a directory of its own.
+struct Service(std::path::PathBuf);
+
+impl Service {
+    fn new(name: &str, component: &str, more: &str) -> Self {
+        let dir = scratch(&format!("rollback-{name}"));
+        fs::create_dir_all(&dir).unwrap();
+        let service = Self(dir);
+        service.put(component, more);
+        service
+    }
+
+    /// Replaces the component, and the settings beside it.
+    fn put(&self, component: &str, more: &str) {
+        replace(&self.0.join("guest.wasm"), fs::read(guest(component)).unwrap());
+        let text = format!(
+            "[[service]]\nname = \"a\"\ncomponent = \"guest.wasm\"\nlisten = [\"127.0.0.1:0\"]\n{more}"
+        );
+        replace(&self.0.join("services.toml"), text);
+    }
+
+    fn serve(&self) -> Host {
+        Host::with_config(&self.0.join("services.toml"), 1)
+    }
+}
+
+/// Has a guest fail `count` connections at their first byte.
+fn fail(address: SocketAddr, count: usize) {
+    for _ in 0..count {
+        if let Ok(client) = Client::connect(address) {
+            // The guest may have failed before it heard anything.
+            let _ = (&client.0).write_all(b"!");
+            while matches!((&client.0).read(&mut [0; 16]), Ok(1..)) {}
+        }
+    }
+}
+
+#[test]
+fn a_component_that_comes_with_settings_is_watched_and_rolled_back() {
+    let service = Service::new("settings", "echo", "");
+    let host = service.serve();
+    service.put("trap", "drain-generations = \"1h\"\n");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    fail(host.address(), 5);
+    let line = host.line("rolled back to the previous generation");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "leaves")),
+        ("1".into(), "2".into())
+    );
+    assert!(line.contains("failed 5 of its first 5 connections"), "{line}");
+    host.connect().echo("hello");
+    // The content that was left is not taken again.
+    host.signal(HUP);
+    host.line("was rolled back");
+    host.connect().echo("hello");
+}
+
+#[test]
+fn a_rollback_brings_back_no_rights_and_no_limits() {
+    for (name, more) in [
+        ("rights", "grants = { env = { NEW = \"1\" } }\n"),
+        ("limits", "limits = { max-memory = \"32MiB\" }\n"),
+    ] {
+        let service = Service::new(name, "echo", "");
+        let host = service.serve();
+        service.put("trap", more);
+        host.signal(HUP);
+        host.line("services reconfigured");
+        fail(host.address(), 10);
+        let line = host.line("there is no generation to roll back to");
+        assert_eq!(field(&line, "generation"), "2", "{name}");
+        assert!(line.contains("failed 5 of its first 5 connections"), "{line}");
+        // One line is enough, and a request is always answered.
+        host.signal(USR2);
+        host.line("there is no generation to roll back to");
+        let log = host.log();
+        assert_eq!(
+            log.matches("no generation to roll back to").count(),
+            2,
+            "{name}: {log}"
+        );
+        assert!(!log.contains("rolled back to"), "{name}: {log}");
+    }
+}
+
+#[test]
+fn other_settings_leave_the_rollback_as_it_was() {
+    let service = Service::new("kept", "echo", "");
+    let host = service.serve();
+    service.put("lines-session", "");
+    host.signal(HUP);
+    host.line(NEW);
+    service.put("lines-session", "limits = { idle-timeout = \"1m\" }\n");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    host.signal(USR2);
+    let line = host.line("rolled back to the previous generation");
+    assert_eq!(
+        (field(&line, "generation"), field(&line, "leaves")),
+        ("1".into(), "3".into())
+    );
+    let client = host.connect();
+    client.echo("quit\n");
+}
+
+#[test]
+fn a_generation_that_is_rolled_back_to_keeps_its_connections() {
+    let place = Place::new("rollback-drain", "echo");
+    let host = place.serve(&["--watch", "--drain-generations", "1s"]);
+    let first = host.connect();
+    first.echo("hello");
+    place.put("lines-session");
+    host.line(NEW);
+    let second = host.connect();
+    second.echo("hello\n");
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    // The generation that was left drains, after the first one would have.
+    assert_eq!(second.rest(), b"");
+    let line = host.line("reached `drain-generations`");
+    assert_eq!(field(&line, "generation"), "2");
+    first.echo("still here");
+    // A connection of either time drains when another component comes.
+    let third = host.connect();
+    third.echo("hello");
+    place.put("upper");
+    host.line(NEW);
+    for client in [first, third] {
+        assert_eq!(client.rest(), b"");
+    }
+    let log = host.log();
+    let drained = log
+        .lines()
+        .filter(|line| line.contains("reached `drain-generations`"));
+    let drained: Vec<_> = drained.map(|line| field(line, "generation")).collect();
+    assert_eq!(drained, ["2", "1"], "{log}");
+}
