@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 
-use crate::harness::{Client, HUP, Host, NEW, Place, USR2, field, guest, replace, scratch};
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, again, field, guest, replace, scratch};
 
 /// A services file with one service, in a directory of its own.
 struct Service(std::path::PathBuf);
@@ -32,14 +32,29 @@ impl Service {
     }
 }
 
-/// Has a guest fail `count` connections at their first byte.
+/// Has a guest fail a connection of `127.0.0.SOURCE` at its first byte.
+fn fail_from(source: u8, address: SocketAddr) {
+    let client = Client::from([127, 0, 0, source], address);
+    // The guest may have failed before it heard anything.
+    let _ = (&client.0).write_all(b"!");
+    while matches!((&client.0).read(&mut [0; 16]), Ok(1..)) {}
+}
+
+/// Has a guest fail `count` connections of one client.
 fn fail(address: SocketAddr, count: usize) {
     for _ in 0..count {
-        if let Ok(client) = Client::connect(address) {
-            // The guest may have failed before it heard anything.
-            let _ = (&client.0).write_all(b"!");
-            while matches!((&client.0).read(&mut [0; 16]), Ok(1..)) {}
-        }
+        fail_from(1, address);
+    }
+}
+
+/// Has the host serve a connection of each of these clients, and waits until it has ended.
+fn serve(host: &Host, sources: impl IntoIterator<Item = u8>) {
+    for source in sources {
+        let client = Client::from([127, 0, 0, source], host.address());
+        client.echo("hello\n");
+        client.finish();
+        client.rest();
+        host.line("connection ended");
     }
 }
 
@@ -143,4 +158,95 @@ fn a_generation_that_is_rolled_back_to_keeps_its_connections() {
         .filter(|line| line.contains("reached `drain-generations`"));
     let drained: Vec<_> = drained.map(|line| field(line, "generation")).collect();
     assert_eq!(drained, ["2", "1"], "{log}");
+}
+
+#[test]
+fn one_client_cannot_have_a_generation_rolled_back_that_serves_others() {
+    let place = Place::new("rollback-clients", "echo");
+    let host = place.serve(&[]);
+    serve(&host, 2..=4);
+    place.put("trap");
+    host.signal(HUP);
+    host.line(NEW);
+    for _ in 0..5 {
+        fail_from(9, host.address());
+        host.line("connection ended");
+    }
+    host.line("the guest fails, but for too few clients; no rollback");
+    assert!(!host.log().contains("rolled back to"), "{}", host.log());
+    // The breaker may refuse some, which do not count.
+    for source in [2, 3, 4].into_iter().cycle().take(100) {
+        if host.log().contains("rolled back to the previous generation") {
+            break;
+        }
+        fail_from(source, host.address());
+    }
+    host.line("rolled back to the previous generation");
+    serve(&host, [2, 9]);
+}
+
+#[test]
+fn a_bug_that_the_previous_generation_has_too_is_no_reason_to_roll_back() {
+    let place = Place::new("rollback-same-bug", "trap");
+    let host = place.serve(&[]);
+    let crash = || {
+        for _ in 0..5 {
+            fail_from(9, host.address());
+            assert_eq!(host.outcome(), "guest-trap");
+        }
+    };
+    crash();
+    place.replace(again("trap", 1));
+    host.signal(HUP);
+    host.line(NEW);
+    crash();
+    host.line("the previous generation failed the same clients; no rollback");
+    assert!(!host.log().contains("rolled back to"), "{}", host.log());
+}
+
+#[test]
+fn an_operator_can_insist_on_a_component_that_was_rolled_back() {
+    let place = Place::new("rollback-insist", "echo");
+    let host = place.serve(&[]);
+    host.connect().echo("hello");
+    place.put("trap");
+    host.signal(HUP);
+    host.line(NEW);
+    fail(host.address(), 5);
+    host.line("rolled back to the previous generation");
+    host.signal(HUP);
+    let line = host.line("was rolled back");
+    assert!(line.contains("request the reload again"), "{line}");
+    host.connect().echo("hello");
+    host.signal(HUP);
+    assert_eq!(field(&host.line(NEW), "generation"), "3");
+    // It fails as it did, and stays.
+    for _ in 0..5 {
+        fail_from(1, host.address());
+        assert_eq!(host.outcome(), "guest-trap");
+    }
+    assert_eq!(host.log().matches("rolled back to").count(), 1, "{}", host.log());
+}
+
+#[test]
+fn an_operator_can_insist_by_the_services_file() {
+    let service = Service::new("insist", "echo", "");
+    let host = service.serve();
+    service.put("trap", "");
+    host.signal(HUP);
+    host.line(NEW);
+    fail(host.address(), 5);
+    host.line("rolled back to the previous generation");
+    service.put("trap", "drain-generations = \"1h\"\n");
+    host.signal(HUP);
+    let line = host.line("reconfiguration failed");
+    assert!(line.contains("send SIGHUP again"), "{line}");
+    host.connect().echo("hello");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    for _ in 0..5 {
+        fail_from(1, host.address());
+        assert_eq!(host.outcome(), "guest-trap");
+    }
+    assert_eq!(host.log().matches("rolled back to").count(), 1, "{}", host.log());
 }

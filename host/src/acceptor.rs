@@ -25,7 +25,7 @@ use crate::counts::Count;
 use crate::failpoint;
 use crate::half::Half;
 use crate::listener::{Accepted, Entrance, Listener};
-use crate::peer::{End, Peer};
+use crate::peer::{ClientKey, End, Peer};
 use crate::place::Place;
 use crate::record::Tape;
 use crate::roster::{Entry, Open};
@@ -142,7 +142,9 @@ fn arrive(
                 return;
             }
         };
-        let place = match Place::new(&service.generations, || service.process.next_connection()) {
+        let client = ClientKey::of(&arrival.remote);
+        let number = || service.process.next_connection();
+        let place = match Place::new(&service.generations, client, number) {
             Ok(place) => Arc::new(place),
             Err(reason) => {
                 tell_refused(&service, &arrival, reason);

@@ -1,7 +1,6 @@
 //! Who may come in: permits, rates, and what one source may have.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,10 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::config::{Limits, Rate};
-use crate::peer::End;
-
-/// Bits of an IPv6 address that say whose it is: a site commonly has all the addresses behind them (RFC 6177).
-const PREFIX: u32 = 64;
+use crate::peer::{ClientKey, End};
 
 /// Sources that are kept before those are looked for that need not be.
 const SOURCES: usize = 1024;
@@ -197,12 +193,12 @@ impl Sources {
     /// Its source has as much as one may have.
     pub fn admit(&self, permit: Permit, remote: &End) -> Result<Permit, Refused> {
         Ok(Permit {
-            _share: Some(self.share(Source::of(remote), Instant::now())?),
+            _share: Some(self.share(ClientKey::of(remote), Instant::now())?),
             ..permit
         })
     }
 
-    fn share(&self, source: Source, now: Instant) -> Result<Share, Refused> {
+    fn share(&self, source: ClientKey, now: Instant) -> Result<Share, Refused> {
         let mut table = self.shares.table();
         if table.sources.len() >= table.sweep {
             table.sources.retain(|_, has| !has.is_nothing(now));
@@ -261,33 +257,6 @@ impl Bucket {
     }
 }
 
-/// Whom a connection counts for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
-    /// An IPv4 address, or all IPv6 addresses with one prefix.
-    Address(IpAddr),
-    /// A user of this machine.
-    User(u32),
-    /// Whoever cannot be told apart.
-    Unknown,
-}
-
-impl Source {
-    fn of(remote: &End) -> Self {
-        match remote {
-            End::Tcp(address) => Self::Address(match address.ip().to_canonical() {
-                IpAddr::V6(v6) => {
-                    let mask = u128::MAX << (Ipv6Addr::BITS - PREFIX);
-                    Ipv6Addr::from_bits(v6.to_bits() & mask).into()
-                }
-                v4 @ IpAddr::V4(_) => v4,
-            }),
-            End::Process(process) => Self::User(process.uid),
-            End::Path(_) => Self::Unknown,
-        }
-    }
-}
-
 /// What each source has.
 #[derive(Debug, Default)]
 struct Shares {
@@ -297,7 +266,7 @@ struct Shares {
 
 #[derive(Debug, Default)]
 struct Table {
-    sources: HashMap<Source, Has>,
+    sources: HashMap<ClientKey, Has>,
     /// Grown to this, it is looked through for sources that need not be kept.
     sweep: usize,
 }
@@ -327,7 +296,7 @@ impl Shares {
 #[derive(Debug)]
 struct Share {
     shares: Arc<Shares>,
-    source: Source,
+    source: ClientKey,
 }
 
 impl Drop for Share {

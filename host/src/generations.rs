@@ -1,8 +1,7 @@
 //! Which generation serves, and which did before it.
 
 use std::future::pending;
-use std::mem;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -17,13 +16,9 @@ use tracing::{info, warn};
 use crate::breaker::Breaker;
 use crate::config::Service;
 use crate::counts::{Count, Counts};
+use crate::peer::ClientKey;
 use crate::sandbox::{Digest, Generation};
-
-/// How long a generation that has replaced another is watched for connections that it fails.
-const PROBATION: Duration = Duration::from_secs(10);
-
-/// Connections that it may fail in that time, if they are fewer than those that it does not.
-const FAILURES: u32 = 5;
+use crate::trial::{Trial, Verdict};
 
 /// How long sessions may take to move before the log says how many have not moved.
 const MOVE: Duration = Duration::from_secs(10);
@@ -45,33 +40,8 @@ pub(crate) struct Serving {
     pub(crate) tally: Arc<Tally>,
     /// Its connections, where they share instances.
     pub(crate) neighbours: Option<TaskTracker>,
-    /// When it became current.
-    since: Instant,
-    /// Its connections from then on.
-    connections: Trial,
-    /// Sessions that it was offered from then on.
-    moves: Trial,
-}
-
-/// Counts of what a new generation was tried with.
-#[derive(Debug, Default)]
-struct Trial {
-    /// Connections that have ended, or sessions that have moved or failed to.
-    over: AtomicU32,
-    failed: AtomicU32,
-}
-
-impl Trial {
-    /// Counts one more. Returns the number of failures and of all if it is time for a rollback.
-    fn add(&self, failed: bool) -> Option<(u32, u32)> {
-        let over = self.over.fetch_add(1, Relaxed) + 1;
-        if !failed {
-            return None;
-        }
-        let failed = self.failed.fetch_add(1, Relaxed) + 1;
-        // Another may have been counted in one of the two by now.
-        (failed >= FAILURES && failed >= over.saturating_sub(failed)).then_some((failed, over))
-    }
+    /// An operator has insisted on it, so it is not rolled back automatically.
+    insisted: bool,
 }
 
 /// Counts of one generation. A generation that was rolled back to continues the counts that it had.
@@ -84,6 +54,12 @@ pub(crate) struct Tally {
     pub(crate) failed: Count,
     /// When it first became current.
     pub(crate) since: Instant,
+    /// How its connections have ended.
+    connections: Trial,
+    /// How moving sessions to it has ended.
+    moves: Trial,
+    /// The log says that it fails, and why it is not rolled back.
+    told: AtomicBool,
 }
 
 impl Tally {
@@ -93,6 +69,9 @@ impl Tally {
             over: Count::default(),
             failed: Count::default(),
             since: Instant::now(),
+            connections: Trial::new(),
+            moves: Trial::new(),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -111,6 +90,7 @@ impl Serving {
         generation: Arc<Generation>,
         tally: Arc<Tally>,
         cut: CancellationToken,
+        insisted: bool,
     ) -> Arc<Self> {
         generation.set_current(true);
         Arc::new(Self {
@@ -120,11 +100,9 @@ impl Serving {
             replaced: CancellationToken::new(),
             restored: CancellationToken::new(),
             tally,
-            since: Instant::now(),
             neighbours: generation.is_shared().then(TaskTracker::new),
             generation,
-            connections: Trial::default(),
-            moves: Trial::default(),
+            insisted,
         })
     }
 }
@@ -160,10 +138,24 @@ struct Past {
     known: Vec<Weak<Serving>>,
     /// What the current one has replaced.
     previous: Option<Arc<Serving>>,
-    /// What was gone back from, until something else is taken.
-    left: Option<Digest>,
-    /// The log says that the current generation fails, and that none can replace it.
-    told_stuck: bool,
+    /// The content that was rolled back, until another component is loaded.
+    left: Option<Left>,
+}
+
+/// Content that was rolled back.
+#[derive(Clone, Debug)]
+pub(crate) struct Left {
+    pub(crate) digest: Digest,
+    /// A request to load it again was refused.
+    refused: Arc<AtomicBool>,
+}
+
+impl Left {
+    /// Refuses the first request of an operator to load the content again. Returns true for later
+    /// ones: the operator insists.
+    pub(crate) fn is_insisted_upon(&self) -> bool {
+        self.refused.swap(true, Relaxed)
+    }
 }
 
 impl Past {
@@ -176,7 +168,6 @@ impl Past {
             known: Vec::new(),
             previous: None,
             left: None,
-            told_stuck: false,
         };
         if let Some((settings, before)) = before {
             let past = before.past();
@@ -184,7 +175,7 @@ impl Past {
             let current = before.current();
             let same_content = current.generation.digest() == first.digest();
             if same_content {
-                new.left = past.left;
+                new.left.clone_from(&past.left);
             }
             if runs_alike(settings, service) {
                 new.previous = if same_content {
@@ -217,17 +208,26 @@ fn runs_alike(one: &Service, other: &Service) -> bool {
 
 impl Generations {
     /// Creates the generations of `service`, which starts with `first`. `before` has the settings and
-    /// the generations of the service that it replaces, whose numbers it continues.
+    /// the generations of the service that it replaces, whose numbers it continues. An operator may
+    /// have `insisted` on the first.
     pub(crate) fn new(
         service: &Service,
         first: Arc<Generation>,
+        insisted: bool,
         before: Option<(&Service, &Self)>,
         cut: CancellationToken,
         counts: Arc<Counts>,
     ) -> Self {
         let mut past = Past::new(service, &first, before);
         let number = past.last_number;
-        let first = Serving::new(&service.name, number, first, Tally::new(), cut.child_token());
+        let first = Serving::new(
+            &service.name,
+            number,
+            first,
+            Tally::new(),
+            cut.child_token(),
+            insisted,
+        );
         past.know(&first);
         Self {
             past: Mutex::new(past),
@@ -315,8 +315,8 @@ impl Generations {
     }
 
     /// Returns the content that was rolled back, until another component is loaded.
-    pub(crate) fn left(&self) -> Option<Digest> {
-        self.past().left
+    pub(crate) fn left(&self) -> Option<Left> {
+        self.past().left.clone()
     }
 
     /// Returns whether a session of `serving` may move to this service. A service that has replaced
@@ -331,8 +331,9 @@ impl Generations {
         own.map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
     }
 
-    /// Gives new connections `generation` from now on.
-    pub(crate) fn replace(&self, generation: Arc<Generation>) {
+    /// Gives new connections `generation` from now on. If an operator has `insisted` on it, it is not
+    /// rolled back automatically.
+    pub(crate) fn replace(&self, generation: Arc<Generation>, insisted: bool) {
         let mut past = self.past();
         past.last_number += 1;
         let next = Serving::new(
@@ -341,6 +342,7 @@ impl Generations {
             generation,
             Tally::new(),
             self.cut.child_token(),
+            insisted,
         );
         let (number, contract) = (next.number, next.generation.contract().as_str());
         past.know(&next);
@@ -356,7 +358,6 @@ impl Generations {
         self.retire(&replaced);
         past.previous = Some(replaced);
         past.left = None;
-        past.told_stuck = false;
         drop(past);
         self.report_staying(&self.current());
     }
@@ -374,20 +375,18 @@ impl Generations {
             return false;
         }
         let Some(previous) = past.previous.take() else {
-            // The first generation of all has replaced nothing. Others are reported once.
-            let is_news = past.last_number > 1 && !mem::replace(&mut past.told_stuck, true);
-            if from.is_none() || is_news {
-                warn!(
-                    service = self.service,
-                    generation = current.number,
-                    reason,
-                    "there is no generation to roll back to"
-                );
-            }
+            warn!(
+                service = self.service,
+                generation = current.number,
+                reason,
+                "there is no generation to roll back to"
+            );
             return false;
         };
-        past.left = Some(*current.generation.digest());
-        past.told_stuck = false;
+        past.left = Some(Left {
+            digest: *current.generation.digest(),
+            refused: Arc::default(),
+        });
         // Its open connections continue, unless they are closed already.
         previous.restored.cancel();
         let cut = if previous.cut.is_cancelled() {
@@ -401,6 +400,7 @@ impl Generations {
             Arc::clone(&previous.generation),
             Arc::clone(&previous.tally),
             cut,
+            previous.insisted,
         );
         past.know(&again);
         self.counts.rollbacks.one_more();
@@ -452,31 +452,88 @@ impl Generations {
         });
     }
 
-    /// Notes that a connection of `serving` has ended. Rolls back from a new generation that fails
-    /// too many.
-    pub(crate) fn ended(&self, serving: &Serving, failed: bool) {
-        self.tried(serving, &serving.connections, failed, |failed, over| {
-            format!("the guest failed {failed} of its first {over} connections")
-        });
+    /// Counts a connection of `client` that `serving` has served. Rolls back a new generation that
+    /// fails too many.
+    pub(crate) fn ended(&self, serving: &Serving, client: ClientKey, failed: bool) {
+        self.tried(
+            serving,
+            |tally| &tally.connections,
+            client,
+            failed,
+            |failed, over| format!("the guest failed {failed} of its first {over} connections"),
+        );
     }
 
-    /// Notes that a session has moved to `serving`, or that the guest has failed to take it. Rolls
-    /// back from a new generation that fails too many. Sessions that move do not make up for
-    /// connections that fail.
-    pub(crate) fn moved(&self, serving: &Serving, failed: bool) {
-        self.tried(serving, &serving.moves, failed, |failed, over| {
-            format!("the guest failed to restore {failed} of the first {over} sessions")
-        });
+    /// Counts a session of `client` that has moved to `serving`, or that the guest has failed to
+    /// restore. Rolls back a new generation that fails too many. Sessions that move do not make up
+    /// for connections that fail.
+    pub(crate) fn moved(&self, serving: &Serving, client: ClientKey, failed: bool) {
+        self.tried(
+            serving,
+            |tally| &tally.moves,
+            client,
+            failed,
+            |failed, over| format!("the guest failed to restore {failed} of the first {over} sessions"),
+        );
     }
 
-    fn tried(&self, serving: &Serving, trial: &Trial, failed: bool, reason: fn(u32, u32) -> String) {
+    fn tried(
+        &self,
+        serving: &Serving,
+        trial: fn(&Tally) -> &Trial,
+        client: ClientKey,
+        failed: bool,
+        reason: fn(u64, u64) -> String,
+    ) {
         if failed {
             serving.tally.failed.one_more();
         }
-        if let Some((failed, over)) = trial.add(failed)
-            && serving.since.elapsed() < PROBATION
-        {
-            self.go_back_from(Some(serving.number), &reason(failed, over));
+        if trial(&serving.tally).add(client, failed) && !serving.insisted {
+            self.judge(serving, trial, reason);
+        }
+    }
+
+    /// Rolls back `serving` if it is current and fails more than the generation before.
+    fn judge(&self, serving: &Serving, trial: fn(&Tally) -> &Trial, reason: fn(u64, u64) -> String) {
+        let past = self.past();
+        // The first generation of all has replaced nothing.
+        if past.last_number == 1 || self.current().number != serving.number {
+            return;
+        }
+        let verdict = match &past.previous {
+            Some(previous) => {
+                let before = &previous.tally;
+                trial(&serving.tally).verdict(trial(before), &before.connections)
+            }
+            None => trial(&serving.tally).verdict(&Trial::new(), &Trial::new()),
+        };
+        let has_previous = past.previous.is_some();
+        drop(past);
+        let (kept, failed, over) = match verdict {
+            Verdict::Pending => return,
+            Verdict::Worse { failed, over } if has_previous => {
+                self.go_back_from(Some(serving.number), &reason(failed, over));
+                return;
+            }
+            Verdict::Worse { failed, over } => ("there is no generation to roll back to", failed, over),
+            Verdict::FailedBefore { failed, over } => (
+                "the guest fails, but the previous generation failed the same clients; no rollback",
+                failed,
+                over,
+            ),
+            Verdict::FewClients { failed, over } => (
+                "the guest fails, but for too few clients; no rollback",
+                failed,
+                over,
+            ),
+        };
+        if !serving.tally.told.swap(true, Relaxed) {
+            warn!(
+                service = self.service,
+                generation = serving.number,
+                reason = reason(failed, over),
+                "{kept}"
+            );
         }
     }
 

@@ -55,5 +55,6 @@ pub mod system;
 mod telemetry;
 pub mod terminal;
 pub mod tls;
+mod trial;
 mod values;
 mod whole_file;

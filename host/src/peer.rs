@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Who connected, and to what. Guests get it as the `peer` of the contract.
@@ -49,6 +49,36 @@ impl End {
     /// The end of TCP at `address`.
     pub fn tcp(address: SocketAddr) -> Self {
         Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+}
+
+/// Bits of an IPv6 address that identify a client: a site commonly has all the addresses behind them (RFC 6177).
+const PREFIX: u32 = 64;
+
+/// The client that a connection counts for, in limits and statistics by source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ClientKey {
+    /// An IPv4 address, or all IPv6 addresses with one prefix.
+    Address(IpAddr),
+    /// A user of this machine.
+    User(u32),
+    /// Every client that cannot be told apart.
+    Unknown,
+}
+
+impl ClientKey {
+    pub(crate) fn of(remote: &End) -> Self {
+        match remote {
+            End::Tcp(address) => Self::Address(match address.ip().to_canonical() {
+                IpAddr::V6(v6) => {
+                    let mask = u128::MAX << (Ipv6Addr::BITS - PREFIX);
+                    Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+                }
+                v4 @ IpAddr::V4(_) => v4,
+            }),
+            End::Process(process) => Self::User(process.uid),
+            End::Path(_) => Self::Unknown,
+        }
     }
 }
 

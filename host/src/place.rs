@@ -13,6 +13,7 @@ use crate::admission::Refused;
 use crate::breaker::Attempt;
 use crate::cost::Cost;
 use crate::generations::{Generations, Serving};
+use crate::peer::ClientKey;
 use crate::sandbox::{Fault, Generation, Offer, Seat, Stays};
 
 /// The place of one connection.
@@ -20,6 +21,7 @@ use crate::sandbox::{Fault, Generation, Offer, Seat, Stays};
 pub(crate) struct Place {
     /// Its number.
     pub(crate) connection: u64,
+    client: ClientKey,
     /// What it costs.
     pub(crate) cost: Arc<Cost>,
     generations: Arc<Generations>,
@@ -53,13 +55,18 @@ impl Place {
     /// # Errors
     ///
     /// Its breaker is open.
-    pub(crate) fn new(generations: &Arc<Generations>, number: impl FnOnce() -> u64) -> Result<Self, Refused> {
+    pub(crate) fn new(
+        generations: &Arc<Generations>,
+        client: ClientKey,
+        number: impl FnOnce() -> u64,
+    ) -> Result<Self, Refused> {
         let serving = generations.current();
         let attempt = serving.breaker.attempt()?;
         serving.tally.begun.one_more();
         Ok(Self {
             attempt,
             connection: number(),
+            client,
             cost: Arc::default(),
             generations: Arc::clone(generations),
             started: AtomicBool::new(false),
@@ -95,7 +102,9 @@ impl Place {
         if failed && !self.started.load(Relaxed) && bytes_in == 0 {
             self.attempt.failed();
         }
-        self.generations.newest().ended(&self.serving(), failed);
+        self.generations
+            .newest()
+            .ended(&self.serving(), self.client, failed);
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -181,7 +190,8 @@ impl Offer for Move<'_> {
         let (connection, generation) = (self.place.connection, self.next.number);
         debug!(connection, generation, from, "session moved");
         self.place.moved.notify_waiters();
-        self.place.generations.newest().moved(&self.next, false);
+        let place = self.place;
+        place.generations.newest().moved(&self.next, place.client, false);
     }
 
     fn decline(self, reason: Stays) {
@@ -221,7 +231,8 @@ impl Offer for Move<'_> {
                     reason = fault.reason(),
                     "session stays on its generation: the new guest failed"
                 );
-                self.place.generations.newest().moved(&self.next, true);
+                let place = self.place;
+                place.generations.newest().moved(&self.next, place.client, true);
             }
         }
     }

@@ -66,8 +66,10 @@ enum Unfit {
 /// Why the file is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
-    Asked,
     Changed,
+    Asked,
+    /// An operator wants it even if it was rolled back.
+    Insisted,
 }
 
 impl Reloader {
@@ -100,7 +102,7 @@ impl Reloader {
         let mut seen = None;
         loop {
             let why = tokio::select! {
-                () = requests.asked() => Why::Asked,
+                () = requests.asked() => if requests.takes_insistence() { Why::Insisted } else { Why::Asked },
                 () = changed.notified(), if self.config.watch => Why::Changed,
                 () = sleep(LOOK), if self.config.watch => Why::Changed,
             };
@@ -109,7 +111,7 @@ impl Reloader {
             }
             let stamps = match why {
                 // Who asks knows that they are whole.
-                Why::Asked => self.stamps(),
+                Why::Asked | Why::Insisted => self.stamps(),
                 Why::Changed => self.settled().await,
             };
             // What could not be read or tried now may be so soon, without another change.
@@ -161,10 +163,10 @@ impl Reloader {
     async fn consider(&mut self, content: Content, why: Why) -> bool {
         let digest = content.digest;
         // One that is initialised may come to something else now.
-        let again = self.config.preinit && why == Why::Asked;
+        let again = self.config.preinit && why != Why::Changed;
         if digest == *self.generations.current().generation.digest() && !again {
             self.unfit = None;
-            if why == Why::Asked {
+            if why != Why::Changed {
                 info!(
                     service = self.config.name,
                     "component unchanged; nothing to reload"
@@ -175,15 +177,22 @@ impl Reloader {
         if self.unfit == Some(Unfit::Content(digest)) && why == Why::Changed {
             return true;
         }
-        if self.generations.left() == Some(digest) {
+        let left = self.generations.left().filter(|left| left.digest == digest);
+        let insists = match (&left, why) {
+            (_, Why::Insisted) => true,
+            (Some(left), Why::Asked) => left.is_insisted_upon(),
+            _ => false,
+        };
+        if left.is_some() && !insists {
             let error = anyhow!(
-                "{} was rolled back and is not loaded again until it changes",
+                "{} was rolled back and is not loaded again until it changes; to load it nevertheless, \
+                 request the reload again",
                 content.name
             );
             self.refuse(Unfit::Content(digest), why, &error);
             return true;
         }
-        let Err(error) = self.take(content).await else {
+        let Err(error) = self.take(content, insists).await else {
             self.unfit = None;
             return true;
         };
@@ -199,7 +208,7 @@ impl Reloader {
     }
 
     /// Compiles a component away from the threads that serve, and has it serve.
-    async fn take(&self, content: Content) -> anyhow::Result<()> {
+    async fn take(&self, content: Content, insisted: bool) -> anyhow::Result<()> {
         let sandbox = Arc::clone(&self.sandbox);
         let runtime = Handle::current();
         let name = content.name.clone();
@@ -218,7 +227,7 @@ impl Reloader {
             system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
         }
         warn_of_migration(&self.config, &self.source, &generation);
-        self.generations.replace(generation);
+        self.generations.replace(generation, insisted);
         Ok(())
     }
 

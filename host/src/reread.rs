@@ -13,10 +13,10 @@ use tracing::{info, warn};
 
 use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
+use crate::generations::Left;
 use crate::listener::{Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose};
 use crate::reload::{pass_gate, time_to_load};
-use crate::sandbox::Digest;
 use crate::service::{Loaded, NotLoaded};
 use crate::system;
 
@@ -57,6 +57,8 @@ impl Plan {
 pub(crate) struct Planned {
     /// What serves its connections; `None` where that stays as it is.
     pub(crate) loaded: Option<Loaded>,
+    /// The operator has insisted on its component, which was rolled back before.
+    pub(crate) insisted: bool,
     /// Where they come from, in the order of the file.
     pub(crate) listeners: Vec<Listening>,
 }
@@ -82,7 +84,7 @@ pub(crate) async fn plan(
     path: &Path,
     now: &Config,
     entrances: &[Vec<Arc<Entrance>>],
-    rolled_back: &[(String, Digest)],
+    rolled_back: &[(String, Left)],
 ) -> anyhow::Result<Plan> {
     let file = Text::read(path)?;
     let config = file.config()?;
@@ -118,20 +120,25 @@ pub(crate) async fn plan(
             preflight::find_service(index, service, &config.cache, &mut obstacles)
         };
         let digest = found.as_ref().map(|found| found.content.digest);
-        let is_left = |(name, left): &(String, Digest)| *name == service.name && Some(*left) == digest;
-        if rolled_back.iter().any(is_left) {
+        let left = rolled_back
+            .iter()
+            .find(|(name, left)| *name == service.name && Some(left.digest) == digest);
+        let insisted = left.map(|(_, left)| left.is_insisted_upon());
+        if insisted == Some(false) {
             let error = anyhow!(
                 "the component was rolled back, and its file has not changed since; replace the file, \
-                 or choose another"
+                 choose another, or send SIGHUP again to load it nevertheless"
             );
             obstacles.add(format!("service[{index}].component"), Some(service), error);
         }
-        unloaded.push(found);
+        unloaded.push((found, insisted.is_some()));
     }
     let prepared = prepare(&config, now, entrances, &file, &mut obstacles);
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
-    for (index, (service, unloaded)) in config.services.iter().zip(unloaded).enumerate() {
+    let mut insisted = Vec::new();
+    for (index, (service, (unloaded, insists))) in config.services.iter().zip(unloaded).enumerate() {
+        insisted.push(insists);
         let blocked = |key: &str, error| {
             Obstacles::only(
                 Some(&file),
@@ -173,6 +180,7 @@ pub(crate) async fn plan(
         let listeners: anyhow::Result<Vec<_>> = listeners.collect();
         services.push(Planned {
             loaded,
+            insisted: insisted[index],
             listeners: listeners?,
         });
     }

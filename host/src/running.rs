@@ -25,9 +25,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a service that is loaded, in the place of one of the same name, if there is one.
+    /// Starts a service that is loaded, in the place of one of the same name, if there is one. The
+    /// operator may have `insisted` on a component that was rolled back.
     pub(crate) fn start(
         loaded: Loaded,
+        insisted: bool,
         before: Option<&Service>,
         acceptor: Acceptor,
         process: &Arc<Process>,
@@ -44,7 +46,8 @@ impl Running {
         let counts = process.counts_of(&config.name);
         counts.share(sandbox.shared_cost());
         let before = before.map(|before| (&before.config, &*before.generations));
-        let generations = Generations::new(&config, generation, before, process.cut.clone(), counts);
+        let generations =
+            Generations::new(&config, generation, insisted, before, process.cut.clone(), counts);
         let reload = Arc::new(ReloadRequests::default());
         let changes = source.files().next().is_some();
         let service = Arc::new(Service {

@@ -223,7 +223,7 @@ impl Server {
         let signals = Signals::new(changes).context("cannot install the signal handlers")?;
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
             let listeners = addresses(acceptor.listeners());
-            (Running::start(loaded, None, acceptor, &process), listeners)
+            (Running::start(loaded, false, None, acceptor, &process), listeners)
         });
         let (running, listeners): (_, Vec<_>) = started.unzip();
         let server = Self {
@@ -306,7 +306,7 @@ impl Server {
             let left = running
                 .find(|running| running.config.name == service.name)
                 .and_then(|running| running.generations.left());
-            if left.is_some() && left == digest {
+            if left.is_some_and(|left| Some(left.digest) == digest) && !planned.insisted {
                 bail!(
                     "service `{}`: its component was rolled back meanwhile",
                     service.name
@@ -345,7 +345,7 @@ impl Server {
                     }
                 });
             }
-            planned.push((service.loaded, own, bound));
+            planned.push((service.loaded, service.insisted, own, bound));
         }
         // Listeners that are no more are closed for the services that had them, within their limits.
         for ((running, listeners), admission) in self.running.iter().zip(listeners).zip(&mut admissions) {
@@ -354,7 +354,7 @@ impl Server {
             }
         }
         let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
-        for (service, (loaded, own, bound)) in plan.config.services.iter().zip(planned) {
+        for (service, (loaded, insisted, own, bound)) in plan.config.services.iter().zip(planned) {
             let index = self
                 .config
                 .services
@@ -378,7 +378,7 @@ impl Server {
                 }
                 (Some(loaded), old) => {
                     let before = old.as_ref().map(|old| &*old.service);
-                    let running = Running::start(loaded, before, acceptor, &self.process);
+                    let running = Running::start(loaded, insisted, before, acceptor, &self.process);
                     let (service, generation) = (&service.name, running.service.generations.count());
                     match old {
                         Some(old) => {

@@ -162,6 +162,7 @@ pub(crate) fn warn_of_migration(config: &Config, source: &Source, generation: &G
 pub(crate) struct ReloadRequests {
     asked: Notify,
     is_new: AtomicBool,
+    insists: AtomicBool,
 }
 
 impl ReloadRequests {
@@ -169,6 +170,17 @@ impl ReloadRequests {
     pub(crate) fn ask(&self) {
         self.is_new.store(true, Relaxed);
         self.asked.notify_one();
+    }
+
+    /// Asks for the component to be loaded again, also if it was rolled back.
+    pub(crate) fn insist(&self) {
+        self.insists.store(true, Relaxed);
+        self.ask();
+    }
+
+    /// Returns whether a request since the last call of this function insisted.
+    pub(crate) fn takes_insistence(&self) -> bool {
+        self.insists.swap(false, Relaxed)
     }
 
     /// Waits until somebody asks.

@@ -195,6 +195,16 @@ fn a_component_is_swapped_and_gone_back_from() {
         ("1".into(), "2".into())
     );
     until("there is one again", || shown() == [(1, "current".to_owned())]);
+    // It is not loaded again, unless an operator insists.
+    change(&admin, "/services/guest/reload", &token);
+    host.line("was rolled back");
+    change(&admin, "/services/guest/reload?force", &token);
+    assert_eq!(field(&host.line(NEW), "generation"), "3");
+    change(&admin, "/services/guest/rollback", &token);
+    host.line("rolled back to");
+    until("the first one serves again", || {
+        shown() == [(1, "current".to_owned())]
+    });
     // There is nothing before it.
     let again = admin
         .request("POST", "/services/guest/rollback")

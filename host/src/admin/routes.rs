@@ -48,15 +48,18 @@ enum Route<'a> {
 enum Change<'a> {
     /// A connection is to be closed.
     Close(u64),
-    /// The component of a service is to be loaded again.
-    Swap(&'a str),
+    /// The component of a service is to be loaded again; with `force` also if it was rolled back.
+    Reload {
+        service: &'a str,
+        force: bool,
+    },
     /// A service is to go back to the generation before.
     Rollback(&'a str),
     Drain,
 }
 
 impl<'a> Route<'a> {
-    fn of(path: &'a str) -> Option<Self> {
+    fn of(path: &'a str, query: Option<&str>) -> Option<Self> {
         Some(match path {
             "/" => Self::Page,
             "/events" => Self::Events,
@@ -68,7 +71,10 @@ impl<'a> Route<'a> {
             "/drain" => Self::Change(Change::Drain),
             other => match other.strip_prefix('/')?.split('/').collect::<Vec<_>>().as_slice() {
                 ["connections", number, "close"] => Self::Change(Change::Close(number.parse().ok()?)),
-                ["services", name, "reload"] => Self::Change(Change::Swap(name)),
+                ["services", service, "reload"] => Self::Change(Change::Reload {
+                    service,
+                    force: query == Some("force"),
+                }),
                 ["services", name, "rollback"] => Self::Change(Change::Rollback(name)),
                 _ => return None,
             },
@@ -82,7 +88,7 @@ pub(super) async fn answer(
     watches: &AtomicBool,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
-    let Some(route) = Route::of(request.uri().path()) else {
+    let Some(route) = Route::of(request.uri().path(), request.uri().query()) else {
         return Ok(refused(StatusCode::NOT_FOUND, "no such path; see /"));
     };
     let (method, headers) = (request.method(), request.headers());
@@ -225,18 +231,24 @@ fn make(admin: &Admin, change: &Change<'_>) -> Answer {
             StatusCode::NOT_FOUND,
             "there is no open connection with this number",
         ),
-        Change::Swap(name) => match service(name).map(|service| (&service.config.name, &service.reload)) {
-            None => no_service(),
-            Some((_, None)) => {
-                let why = "nothing to reload: the embedded echo guest has no file";
-                refused(StatusCode::CONFLICT, why)
+        Change::Reload { service: name, force } => {
+            match service(name).map(|service| (&service.config.name, &service.reload)) {
+                None => no_service(),
+                Some((_, None)) => {
+                    let why = "nothing to reload: the embedded echo guest has no file";
+                    refused(StatusCode::CONFLICT, why)
+                }
+                Some((service, Some(reload))) => {
+                    info!(service, force, "reload requested");
+                    if force {
+                        reload.insist();
+                    } else {
+                        reload.ask();
+                    }
+                    done("reloading")
+                }
             }
-            Some((service, Some(reload))) => {
-                info!(service, "reload requested");
-                reload.ask();
-                done("reloading")
-            }
-        },
+        }
         Change::Rollback(name) => match service(name) {
             None => no_service(),
             Some(service)
@@ -312,15 +324,25 @@ mod tests {
 
     #[test]
     fn paths_name_what_is_asked_for() {
-        assert_eq!(Route::of("/"), Some(Route::Page));
-        assert_eq!(Route::of("/connections"), Some(Route::Connections));
+        assert_eq!(Route::of("/", None), Some(Route::Page));
+        assert_eq!(Route::of("/connections", None), Some(Route::Connections));
         assert_eq!(
-            Route::of("/connections/17/close"),
+            Route::of("/connections/17/close", None),
             Some(Route::Change(Change::Close(17)))
         );
         assert_eq!(
-            Route::of("/services/a%20b/reload"),
-            Some(Route::Change(Change::Swap("a%20b")))
+            Route::of("/services/a%20b/reload", None),
+            Some(Route::Change(Change::Reload {
+                service: "a%20b",
+                force: false
+            }))
+        );
+        assert_eq!(
+            Route::of("/services/a/reload", Some("force")),
+            Some(Route::Change(Change::Reload {
+                service: "a",
+                force: true
+            }))
         );
         for path in [
             "",
@@ -331,7 +353,7 @@ mod tests {
             "/connections/1/close/",
             "/services/a",
         ] {
-            assert_eq!(Route::of(path), None, "{path}");
+            assert_eq!(Route::of(path, None), None, "{path}");
         }
     }
 

@@ -222,14 +222,14 @@ async fn sources_are_forgotten() {
 
 #[test]
 fn a_source_is_an_address_or_a_prefix_or_a_user() {
-    let same = |one, other| Source::of(&address(one)) == Source::of(&address(other));
+    let same = |one, other| ClientKey::of(&address(one)) == ClientKey::of(&address(other));
     assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
     assert!(!same("192.0.2.1", "192.0.2.2"));
     assert!(same("2001:db8:1:2::3", "2001:db8:1:2:ffff::4"));
     assert!(!same("2001:db8:1:2::3", "2001:db8:1:3::3"));
     let user = |uid, pid| {
         let pid = Some(pid);
-        Source::of(&End::Process(Process { uid, gid: 1000, pid }))
+        ClientKey::of(&End::Process(Process { uid, gid: 1000, pid }))
     };
     assert_eq!(user(1000, 1), user(1000, 2));
     assert_ne!(user(1000, 1), user(1001, 1));
