@@ -248,6 +248,57 @@ fn an_import_that_is_not_offered() {
 }
 
 #[test]
+fn functions_of_wasi_that_are_not_provided_are_named() {
+    let program = |import: &str| {
+        format!("(component {import} (instance $i) (export \"wasi:cli/run@0.2.6\" (instance $i)))")
+    };
+    for (import, words) in [
+        (
+            "(import \"wasi:clocks/timezone@0.2.6\" (instance (export \"utc-offset\" (func (result s32)))))",
+            "(`utc-offset` of `wasi:clocks/timezone@0.2.6`): it provides",
+        ),
+        (
+            "(import \"wasi:cli/environment@0.2.99\" (instance (export \"soon\" (func))))",
+            "(`soon` of `wasi:cli/environment@0.2.99`): it provides",
+        ),
+        (
+            "(import \"acme:cache/store\" (instance (export \"x\" (type (sub resource)))))",
+            "(`x` of `acme:cache/store`): it provides",
+        ),
+        ("(import \"launch\" (func))", "(`launch`): it provides"),
+    ] {
+        let component = wat::parse_str(program(import)).unwrap();
+        let path = file("missing-function.wasm", component);
+        refuses(&path, &[words, "0.2.12 and 0.3.0"]);
+        let refusal = refused(&["--listen", "127.0.0.1:0", "--component", path.to_str().unwrap()]);
+        assert!(!refusal.message.contains("linker"), "{}", refusal.message);
+    }
+    let component =
+        wat::parse_str(r#"(component (instance $i) (export "inet:service/handles@0.1.0" (instance $i)))"#);
+    refuses(
+        &file("other-interface.wasm", component.unwrap()),
+        &["exports `inet:service/handles@0.1.0`: expected `inet:service/handler@0.1.0`"],
+    );
+    let component =
+        wat::parse_str(r#"(component (instance $i) (export "inet:service/handler@0.2.0" (instance $i)))"#);
+    refuses(
+        &file("other-version.wasm", component.unwrap()),
+        &["exports `inet:service/handler@0.2.0`, but this host serves version 0.1.0"],
+    );
+    let module = wat::parse_str(
+        r#"(module (import "wasi_unstable" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1) (func (export "_start")))"#,
+    );
+    refuses(
+        &file("old-preview.wasm", module.unwrap()),
+        &[
+            "imports `wasi_unstable`",
+            "this host provides `wasi_snapshot_preview1`",
+        ],
+    );
+}
+
+#[test]
 fn interfaces_of_wasi_that_are_not_provided() {
     for (text, words) in [
         (

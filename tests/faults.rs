@@ -541,3 +541,27 @@ fn a_named_pipe_in_place_of_a_file_is_refused() {
         assert!(refusal.message.contains(expected), "{}", refusal.message);
     }
 }
+
+#[test]
+fn a_token_file_that_cannot_be_written_is_not_left_behind() {
+    let token = scratch("fsize-token");
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--cache",
+        "off",
+        "--admin-token",
+    ];
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 0 && exec \"$0\" \"$@\"", HOST]);
+    let refusal = refusal_of(limited.args(args).arg(&token));
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    assert!(
+        refusal.message.contains("cannot create the token file"),
+        "{}",
+        refusal.message
+    );
+    assert!(!token.exists());
+}

@@ -369,8 +369,8 @@ record = "records/of/a"
 listen = ["127.0.0.1:0"]
 "#;
     let services = Services::new("preflight-compile", text);
-    // It is valid, and cannot serve.
-    fs::write(services.0.join("bad.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+    // It is valid and has a contract, and its instances trap when they start.
+    fs::copy(guest("start-trap"), services.0.join("bad.wasm")).unwrap();
     let path = services.file();
     let path = path.to_str().unwrap();
     let checked = run(&["check", "--config", path]);
@@ -393,6 +393,74 @@ listen = ["127.0.0.1:0"]
     services.put(&text.replace("bad.wasm", "lines.wasm"));
     let good = run(&["check", "--config", path, "--compile"]);
     assert!(good.status.success(), "{good:?}");
+}
+
+#[test]
+fn a_check_finds_components_that_cannot_serve_by_their_exports_and_imports() {
+    let services = Services::new("outline", "");
+    let write = |name: &str, text: &str| {
+        fs::write(services.0.join(name), wat::parse_str(text).unwrap()).unwrap();
+    };
+    fs::copy(guest("line-limit"), services.0.join("line-limit.wasm")).unwrap();
+    write("nothing.wasm", "(component)");
+    write("module.wasm", "(module (func (export \"start\")))");
+    write("table.wasm", "(component (core module (table 2000000 funcref)))");
+    write(
+        "http.wasm",
+        r#"(component (import "wasi:http/types@0.2.6" (instance))
+            (instance $i) (export "wasi:cli/run@0.2.6" (instance $i)))"#,
+    );
+    for (settings, key, words) in [
+        (
+            "component = \"line-limit.wasm\"",
+            "component",
+            "so it is a middleware",
+        ),
+        ("component = \"nothing.wasm\"", "component", "exports nothing"),
+        ("component = \"module.wasm\"", "component", "no function `_start`"),
+        ("component = \"table.wasm\"", "component", "elements in a table"),
+        ("component = \"http.wasm\"", "component", "has no HTTP interfaces"),
+        (
+            "component = \"lines.wasm\"\nmiddleware = [\"lines.wasm\"]",
+            "middleware[0]",
+            "imports nothing from `inet:service`",
+        ),
+        (
+            "component = \"lines-session.wasm\"\nmiddleware = [\"upper-case.wasm\"]",
+            "component",
+            "inet:service/sessions",
+        ),
+        (
+            "component = \"count.wasm\"\nisolation = \"service\"",
+            "component",
+            "`isolation` by `service` requires",
+        ),
+        (
+            "component = \"lines.wasm\"\npreinit = true",
+            "component",
+            "exports no function `wizer-initialize`",
+        ),
+    ] {
+        services.put(&format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{settings}\n"
+        ));
+        let path = services.file();
+        let path = path.to_str().unwrap();
+        let [checked, compiled] = [
+            &["check", "--config", path][..],
+            &["check", "--config", path, "--compile"],
+        ]
+        .map(|args| run(args));
+        assert_eq!(checked.status.code(), Some(1), "{settings}: {checked:?}");
+        let said = String::from_utf8(checked.stderr).unwrap();
+        assert!(
+            said.contains(&format!("service[0].{key}: ")),
+            "{settings}: {said}"
+        );
+        assert!(said.contains(words), "{settings}: {said}");
+        // The start says the same.
+        assert_eq!(String::from_utf8(compiled.stderr).unwrap(), said, "{settings}");
+    }
 }
 
 #[test]
@@ -536,6 +604,38 @@ fn a_first_limit_for_a_source_counts_the_connections_that_are_open() {
             (&client.0).write_all(b"next").is_ok() && (&client.0).read_exact(&mut [0; 4]).is_ok()
         })
     });
+}
+
+#[test]
+fn a_service_that_comes_back_counts_the_connections_that_it_left_open() {
+    for limit in ["max-connections = 2", "max-connections-per-source = 2"] {
+        let other = "[[service]]\nname = \"other\"\nlisten = [\"127.0.0.1:0\"]\n";
+        let limited = format!("{}{other}", echo(&format!("{ANYWHERE}\nlimits = {{ {limit} }}")));
+        let services = Services::new("comes-back", &limited);
+        let host = Host::with_config(&services.file(), 2);
+        let open: Vec<_> = (0..2).map(|_| host.connect()).collect();
+        for client in &open {
+            client.echo("open");
+        }
+        services.reread(&host, other);
+        services.put(&limited);
+        host.signal(HUP);
+        let back = address(&host.line("listening on"));
+        host.line("services reconfigured");
+        let more = Client::connect(back).unwrap();
+        let is_served = || (&more.0).write_all(b"more").is_ok() && (&more.0).read_exact(&mut [0; 4]).is_ok();
+        if limit.contains("source") {
+            assert!(!is_served(), "{limit}");
+            continue;
+        }
+        more.send("more");
+        assert!(more.hears_nothing(), "{limit}");
+        for client in &open {
+            client.echo("still open");
+        }
+        drop(open);
+        more.expect("more");
+    }
 }
 
 #[test]

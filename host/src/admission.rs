@@ -138,6 +138,11 @@ impl Admission {
         self.sources.rate = limits.max_rate_per_source;
     }
 
+    /// Returns whether no connection is open that it has admitted.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.owed == 0 && self.permits.available_permits() == self.most
+    }
+
     /// Waits until one more connection may be accepted. Once one is, call [`Admission::count`].
     ///
     /// Cancel safe: a permit that is dropped unused counts for no limit.

@@ -73,7 +73,7 @@ pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Resu
         let checked = if compile {
             unloaded.sandbox.load(&unloaded.content).await.map(drop)
         } else {
-            unloaded.content.validate()
+            unloaded.sandbox.check_outline(&unloaded.content)
         };
         if let Err(error) = checked {
             let key = preflight::key_of(&unloaded.content, &error);

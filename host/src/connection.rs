@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
-use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use crate::buffer;
@@ -18,7 +17,7 @@ use crate::config::Limits;
 use crate::deadlines::{self, Passed};
 use crate::half::{Failure, Half};
 use crate::peer::Peer;
-use crate::sandbox::{self, End, Fault, Seat};
+use crate::sandbox::{self, End, Fault, Neighbours, Seat};
 use outside::Outside;
 
 /// How long a connection whose work is done waits for the peer's FIN, reading and dropping what comes.
@@ -215,7 +214,12 @@ where
                 }
             }
         }
-        passed = deadlines::bytes(&inbound, &outbound) => (passed.into(), None),
+        passed = deadlines::bytes(&inbound, &outbound) => {
+            if let Some(neighbours) = seat.neighbours() {
+                neighbours.disturb();
+            }
+            (passed.into(), None)
+        }
         (outcome, quiet) = ends_from_outside(&outside, seat, &inbound, &outbound) => {
             was_quiet = quiet;
             (outcome, None)
@@ -249,7 +253,9 @@ where
                 () = outside.cut() => {}
             }
         }
-        Outcome::Drained | Outcome::Closed if was_quiet.unwrap_or_else(|| is_quiet(&inbound, &outbound)) => {
+        Outcome::Drained | Outcome::Closed
+            if was_quiet.unwrap_or_else(|| is_quiet(&inbound, &outbound, None)) =>
+        {
             let _ = timeout(LINGER, finish(&outbound)).await;
             linger(&inbound, LINGER_DRAINED).await;
         }
@@ -269,16 +275,25 @@ where
     }
 }
 
-/// Whether a connection is between two answers.
-fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>) -> bool {
-    outbound.at_rest() && inbound.moved().max(outbound.moved()).elapsed() >= QUIET
+/// Returns whether a connection is between two answers. What the guest has written since the host
+/// `disturbed` it does not count, if that was just now.
+fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>, disturbed: Option<Instant>) -> bool {
+    let written = outbound.moved();
+    let is_reaction = disturbed.is_some_and(|at| at.elapsed() < QUIET && at <= written);
+    let moved = if is_reaction {
+        inbound.moved()
+    } else {
+        inbound.moved().max(written)
+    };
+    outbound.at_rest() && moved.elapsed() >= QUIET
 }
 
-/// Waits until something ends the connection from `outside`. Where a drain ends it, returns whether
-/// it was quiet.
+/// Waits until something ends the connection from `outside`. Returns whether the connection was
+/// quiet, if it shares an instance.
 ///
-/// A drain ends all connections of a shared instance, which may write to each of them when one of
-/// the others ends. So each is judged before the first of them ends.
+/// A shared instance may write to each of its connections when one of them ends. A drain ends all
+/// of them, so each is judged before the first of them ends. For other ends the host notes when they
+/// happen.
 async fn ends_from_outside<S: Seat, R, W>(
     outside: &Outside,
     seat: &S,
@@ -294,20 +309,20 @@ async fn ends_from_outside<S: Seat, R, W>(
 
 async fn judged_together<R, W>(
     outside: &Outside,
-    neighbours: TaskTracker,
+    neighbours: Arc<Neighbours>,
     inbound: &Half<R>,
     outbound: &Half<W>,
 ) -> (Outcome, Option<bool>) {
-    let unjudged = neighbours.token();
+    let unjudged = neighbours.unjudged.token();
     let outcome = outside.ends().await;
-    if outcome != Outcome::Drained {
-        return (outcome, None);
-    }
-    let quiet = is_quiet(inbound, outbound);
+    let quiet = is_quiet(inbound, outbound, neighbours.last_disturbed());
     drop(unjudged);
-    neighbours.close();
-    // The wait is bounded, since a neighbour may be held up by a thread that is busy.
-    let _ = timeout(QUIET, neighbours.wait()).await;
+    if outcome == Outcome::Drained {
+        neighbours.unjudged.close();
+        // The wait is bounded, since a neighbour may be held up by a thread that is busy.
+        let _ = timeout(QUIET, neighbours.unjudged.wait()).await;
+    }
+    neighbours.disturb();
     (outcome, Some(quiet))
 }
 

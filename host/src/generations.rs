@@ -10,14 +10,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::breaker::Breaker;
 use crate::config::Service;
 use crate::counts::{Count, Counts};
 use crate::peer::ClientKey;
-use crate::sandbox::{Digest, Generation};
+use crate::sandbox::{Digest, Generation, Neighbours};
 use crate::trial::{Trial, Verdict};
 
 /// How long sessions may take to move before the log says how many have not moved.
@@ -39,7 +38,7 @@ pub(crate) struct Serving {
     /// What is counted of the generation, also over a rollback to it.
     pub(crate) tally: Arc<Tally>,
     /// Its connections, where they share instances.
-    pub(crate) neighbours: Option<TaskTracker>,
+    pub(crate) neighbours: Option<Arc<Neighbours>>,
     /// An operator has insisted on it, so it is not rolled back automatically.
     insisted: bool,
 }
@@ -100,7 +99,7 @@ impl Serving {
             replaced: CancellationToken::new(),
             restored: CancellationToken::new(),
             tally,
-            neighbours: generation.is_shared().then(TaskTracker::new),
+            neighbours: generation.is_shared().then(Arc::default),
             generation,
             insisted,
         })
@@ -184,7 +183,8 @@ impl Past {
                     Some(current)
                 };
             }
-            new.known.extend(new.previous.iter().map(Arc::downgrade));
+            // They are observed with this service while they have connections.
+            new.known.clone_from(&past.known);
         }
         new
     }

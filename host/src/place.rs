@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::admission::Refused;
@@ -14,7 +13,7 @@ use crate::breaker::Attempt;
 use crate::cost::Cost;
 use crate::generations::{Generations, Serving};
 use crate::peer::ClientKey;
-use crate::sandbox::{Fault, Generation, Offer, Seat, Stays};
+use crate::sandbox::{Fault, Generation, Neighbours, Offer, Seat, Stays};
 
 /// The place of one connection.
 #[derive(Debug)]
@@ -135,7 +134,7 @@ impl Seat for Place {
         self.attempt.started();
     }
 
-    fn neighbours(&self) -> Option<TaskTracker> {
+    fn neighbours(&self) -> Option<Arc<Neighbours>> {
         self.now().serving.neighbours.clone()
     }
 

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::acceptor::{self, Acceptor};
 use crate::admin::{self, measures};
 use crate::admission::Admission;
-use crate::config::Config;
+use crate::config::{Config, Service};
 use crate::file::Text;
 use crate::listener::Listener;
 use crate::peer::End;
@@ -44,6 +44,8 @@ struct Server {
     process: Arc<Process>,
     /// In the order of `config`.
     running: Vec<Running>,
+    /// What has admitted the connections of services that were removed, by name, while some are open.
+    removed: Vec<(String, Admission)>,
 }
 
 /// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
@@ -230,6 +232,7 @@ impl Server {
             config,
             process,
             running,
+            removed: Vec::new(),
         };
         // Who reads that it listens finds it ready.
         server.show();
@@ -366,7 +369,7 @@ impl Server {
                     admission.change(&service.limits);
                     admission
                 }
-                None => Admission::new(&service.limits),
+                None => self.admission_of(service),
             };
             let acceptor = Acceptor::new(admission, own);
             let running = match (loaded, old) {
@@ -411,6 +414,11 @@ impl Server {
             say_where(&service.name, &bound);
             self.running.push(running);
         }
+        for (service, admission) in self.config.services.iter().zip(admissions) {
+            let left = admission.filter(|admission| !admission.is_unused());
+            self.removed
+                .extend(left.map(|admission| (service.name.clone(), admission)));
+        }
         for gone in before.into_iter().flatten() {
             let service = &gone.service.config.name;
             info!(service, "service removed; its open connections continue");
@@ -420,6 +428,22 @@ impl Server {
         self.show();
         info!(services = self.running.len(), "services reconfigured");
         Ok(())
+    }
+}
+
+impl Server {
+    /// Returns what admits the connections of a new service. Connections of a service of that name
+    /// which was removed, and which are still open, count.
+    fn admission_of(&mut self, service: &Service) -> Admission {
+        self.removed.retain(|(_, admission)| !admission.is_unused());
+        let removed = self.removed.iter().position(|(name, _)| *name == service.name);
+        match removed.map(|removed| self.removed.swap_remove(removed)) {
+            Some((_, mut admission)) => {
+                admission.change(&service.limits);
+                admission
+            }
+            None => Admission::new(&service.limits),
+        }
     }
 }
 

@@ -174,6 +174,32 @@ fn one_connection_is_closed_and_no_other() {
 }
 
 #[test]
+fn members_of_a_shared_instance_that_are_closed_in_turn_get_fin() {
+    let token = Token::new("close-members");
+    let args = ["--isolation", "service", "--admin-token", token.path()];
+    let (host, admin) = looked_at("chat", &args);
+    let members = ["ann", "bob", "cy", "dan"].map(|name| {
+        let member = host.connect();
+        member.expect("Your name?\n");
+        member.send(format!("{name}\n"));
+        assert!(member.line().starts_with("* here: "));
+        member
+    });
+    until("all are at rest", || {
+        let seen = admin.json("/connections");
+        let all = seen["connections"].as_array().unwrap();
+        all.len() == 4 && all.iter().all(|one| one["idle_seconds"].as_f64().unwrap() > 0.6)
+    });
+    // The guest tells the others of each that leaves, which is no reason to reset them.
+    for number in 1..=4 {
+        change(&admin, &format!("/connections/{number}/close"), &token);
+    }
+    for member in &members {
+        member.rest();
+    }
+}
+
+#[test]
 fn a_component_is_swapped_and_gone_back_from() {
     let (place, token) = (Place::new("admin-post-swap", "echo"), Token::new("swap"));
     let host = place.serve(&["--admin", "0", "--admin-token", token.path()]);

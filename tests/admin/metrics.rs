@@ -8,7 +8,7 @@ use std::thread;
 use super::openmetrics::{self, Metrics};
 use super::{admin_of, looked_at, put, services};
 use crate::harness::http::At;
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, first_word, guest, until};
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, first_word, guest, replace, scratch, until};
 
 fn metrics(admin: &At) -> Metrics {
     let answer = admin.get("/metrics");
@@ -559,4 +559,35 @@ fn the_document_names_all_metrics_and_no_others() {
             );
         }
     }
+}
+
+#[test]
+fn generations_of_other_settings_are_measured_while_they_have_connections() {
+    let dir = scratch("metrics-settings");
+    fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("services.toml");
+    let text = |more: &str| {
+        format!(
+            "[admin]\nlisten = \"127.0.0.1:0\"\n[[service]]\nname = \"a\"\n\
+             listen = [\"127.0.0.1:0\"]\n{more}"
+        )
+    };
+    fs::write(&config, text("")).unwrap();
+    let host = Host::with_config(&config, 1);
+    let admin = admin_of(&host);
+    let open = host.connect();
+    open.echo("hello");
+    replace(&config, text("limits = { max-memory = \"1MiB\" }\n"));
+    host.signal(HUP);
+    host.line("services reconfigured");
+    let metrics = || openmetrics::parse(&admin.get("/metrics").body);
+    let used = [("kind", "instances")];
+    assert_eq!(of(&metrics(), "a", "pool_used", &used), 1.0);
+    assert_eq!(of(&metrics(), "a", "generations_alive", &[]), 2.0);
+    drop(open);
+    host.line("connection ended");
+    until("the first generation is gone", || {
+        let metrics = metrics();
+        of(&metrics, "a", "generations_alive", &[]) == 1.0 && of(&metrics, "a", "pool_used", &used) == 0.0
+    });
 }

@@ -7,7 +7,7 @@ use super::view;
 use crate::admission::Refused;
 use crate::connection::Outcome;
 use crate::counts::{Counts, Seen};
-use crate::sandbox::PoolUse;
+use crate::sandbox::{Generation, PoolUse};
 use crate::service::{Process, Service};
 
 /// Something that is measured.
@@ -305,7 +305,7 @@ impl Reader<'_> {
         self.push(name, help, None, Values::Counters(points));
     }
 
-    /// What is in the pool of each service's engine.
+    /// What is in the pools of each service's generations.
     fn pool(
         &mut self,
         name: &'static str,
@@ -313,8 +313,9 @@ impl Reader<'_> {
         values: impl Fn(&PoolUse) -> Vec<(&'static str, u64)>,
     ) {
         let points = self.all("kind", |service| {
-            let pool = service.generations.current().generation.pool();
-            pool.as_ref().map_or_else(Vec::new, &values)
+            let (known, _) = service.generations.known();
+            let pools = Generation::pools(known.iter().map(|serving| &*serving.generation));
+            pools.as_ref().map_or_else(Vec::new, &values)
         });
         self.push(name, help, None, Values::Gauges(points));
     }

@@ -1,6 +1,6 @@
 //! The token that who changes anything has to know.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -81,7 +81,11 @@ impl Token {
         let token = random::<BYTES>()?;
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
-        writeln!(file, "{token}")?;
+        if let Err(error) = writeln!(file, "{token}") {
+            // An empty file would keep every later start from creating a token.
+            let _ = fs::remove_file(path);
+            return Err(error.into());
+        }
         Ok(Self::of(&token))
     }
 

@@ -75,6 +75,21 @@ pub struct PoolUse {
     pub kept_bytes: u64,
 }
 
+impl PoolUse {
+    pub(super) fn plus(&self, other: &Self) -> Self {
+        Self {
+            instances: self.instances + other.instances,
+            memories: self.memories + other.memories,
+            tables: self.tables + other.tables,
+            stacks: self.stacks + other.stacks,
+            most_instances: self.most_instances + other.most_instances,
+            most_memories: self.most_memories + other.most_memories,
+            most_tables: self.most_tables + other.most_tables,
+            kept_bytes: self.kept_bytes + other.kept_bytes,
+        }
+    }
+}
+
 /// An engine with all that its components may import.
 #[derive(Clone)]
 pub(super) struct Engine {

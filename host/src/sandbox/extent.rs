@@ -118,6 +118,15 @@ impl Extent {
         self.not_offered = self.not_offered.or(*not_offered);
     }
 
+    /// The same, with room for each of its modules, of which `largest` has the numbers. Wasmtime
+    /// compares every module with the bounds of a pool, also one that is never instantiated.
+    fn with_room_for(self, largest: &Self) -> Self {
+        Self {
+            unknown_modules: self.unknown_modules,
+            ..self.or_larger(largest)
+        }
+    }
+
     /// Takes the larger of each number of two modules.
     fn or_larger(&self, other: &Self) -> Self {
         Self {
@@ -237,6 +246,7 @@ impl Levels {
             .or_else(|| self.levels.first().map(|level| level.extent))
             .unwrap_or_default()
             .with_unknown_as(&self.largest)
+            .with_room_for(&self.largest)
     }
 
     fn see(&mut self, payload: &Payload<'_>) -> wasmparser::Result<()> {
@@ -398,8 +408,24 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_not_instantiated_takes_nothing() {
-        assert_eq!(of("(component (core module (memory 1)))"), Extent::default());
+    fn a_module_that_is_not_instantiated_has_to_fit() {
+        let extent = of("(component (core module (memory 3) (table 7 funcref)))");
+        assert_eq!((extent.memory, extent.table_elements), (3 << 16, 7));
+        for module in [
+            "(table 2000000 funcref)",
+            "(memory i64 70000)",
+            "(memory 1 1 shared)",
+        ] {
+            let instantiated = of(&format!(
+                "(component (core module $m {module}) (core instance (instantiate $m)))"
+            ));
+            let unused = of(&format!("(component (core module {module}))"));
+            let nested = of(&format!("(component (component (core module {module})))"));
+            let expected = instantiated.check().unwrap_err().to_string();
+            for extent in [unused, nested] {
+                assert_eq!(extent.check().unwrap_err().to_string(), expected);
+            }
+        }
     }
 
     #[test]

@@ -31,6 +31,9 @@ use crate::config::{Isolation, Limits};
 use crate::cost::Cost;
 use crate::system::Mappings;
 
+/// What modules import that were built before preview 1 of WASI.
+const OLD_PREVIEW: &str = "wasi_unstable";
+
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -71,7 +74,7 @@ impl Sandbox {
         let (engine, code) = self.compile(&whole, &extent)?;
         let prepared = match &code {
             Code::Component(component) => {
-                find_contract(component).and_then(|contract| prepare(&engine, component, contract))
+                contract_of(component).and_then(|contract| prepare(&engine, component, contract))
             }
             Code::Module(module) => prepare_module(&engine, module),
         }
@@ -219,9 +222,20 @@ impl Generation {
         &self.code
     }
 
-    /// What of the pool is in use, by all connections of its engine; `None` where there is no pool.
-    pub fn pool(&self) -> Option<PoolUse> {
-        self.engine.pool_use()
+    /// Adds up what is in use of the pools of `generations`; `None` where there is no pool.
+    pub(crate) fn pools<'a>(generations: impl Iterator<Item = &'a Self>) -> Option<PoolUse> {
+        let mut seen: Vec<&Engine> = Vec::new();
+        for Self { engine, .. } in generations {
+            if seen
+                .iter()
+                .all(|other| !wasmtime::Engine::same(other.engine(), engine.engine()))
+            {
+                seen.push(engine);
+            }
+        }
+        seen.into_iter()
+            .filter_map(Engine::pool_use)
+            .reduce(|sum, other| sum.plus(&other))
     }
 
     /// Memory mappings that its connections take while their instances live.
@@ -365,14 +379,19 @@ pub(super) fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// The contract that a component exports.
-pub(super) fn find_contract(component: &Component) -> Result<Contract, Refusal> {
+/// Finds the contract that a component exports.
+pub(super) fn contract_of(component: &Component) -> Result<Contract, Refusal> {
     let engine = component.engine();
     let ty = component.component_type();
     let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
+    find_contract(&exports)
+}
+
+/// Finds the contract among the names that a component exports.
+pub(super) fn find_contract(exports: &[&str]) -> Result<Contract, Refusal> {
     if let Some(contract) = Contract::ALL
         .into_iter()
-        .find(|contract| contract.export(&exports).is_some())
+        .find(|contract| contract.export(exports).is_some())
     {
         return Ok(contract);
     }
@@ -385,13 +404,19 @@ pub(super) fn find_contract(component: &Component) -> Result<Contract, Refusal> 
             found: (*found).to_owned(),
         });
     }
-    if let Some(found) = exports.iter().find(|name| name.starts_with(contract::PACKAGE)) {
+    let other_version = |name: &&&str| {
+        let version = name
+            .strip_prefix(contract::PACKAGE)
+            .and_then(|name| name.split_once('@'));
+        version.is_some_and(|(_, version)| version != contract::VERSION)
+    };
+    if let Some(found) = exports.iter().find(other_version) {
         return Err(Refusal::OtherVersion {
             found: (*found).to_owned(),
             expected: contract::VERSION,
         });
     }
-    let found = match exports.as_slice() {
+    let found = match exports {
         [] => "nothing".to_owned(),
         some => some
             .iter()
@@ -420,13 +445,37 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
     let pre = engine.linker.instantiate_pre(component).map_err(|error| {
         ty.imports(component.engine())
             .find_map(|(name, _)| wasi::not_provided(name))
-            .unwrap_or_else(|| Refusal::Import(line(&error)))
+            .unwrap_or_else(|| Refusal::Import(missing_import(&error)))
     })?;
     Prepared::new(contract, pre).map_err(|error| Refusal::Types(line(&error)))
 }
 
+/// Names the import that the linker lacks, and in an instance the function or resource that it lacks
+/// there. An item that the linker has with another type keeps the linker's reason.
+fn missing_import(error: &wasmtime::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let quoted = |text: &String| text.split('`').nth(1).map(|name| format!("`{name}`"));
+    let is_missing = causes
+        .last()
+        .is_some_and(|cause| cause.ends_with("implementation is missing"));
+    let Some(import) = causes.first().and_then(quoted).filter(|_| is_missing) else {
+        return line(error);
+    };
+    let items = causes
+        .iter()
+        .skip(1)
+        .filter(|cause| cause.starts_with("instance export"));
+    match items.filter_map(quoted).next_back() {
+        Some(item) => format!("{item} of {import}"),
+        None => import,
+    }
+}
+
 /// Links a core module to what WASI preview 1 has.
 fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal> {
+    if module.imports().any(|import| import.module() == OLD_PREVIEW) {
+        return Err(Refusal::OldPreview(OLD_PREVIEW));
+    }
     let pre = engine
         .link(module)
         .map_err(|error| Refusal::NoProgram(line(&error)))?;

@@ -164,11 +164,17 @@ pub enum Refusal {
     },
     /// It imports what the host does not have.
     #[error(
-        "has an import that the host does not provide ({0}): it provides `wasi:logging` and WASI's cli, \
-         clocks, filesystem, io, random and sockets; remove the import, or compose the component with \
-         one that exports it"
+        "has an import that the host does not provide ({0}): it provides `wasi:logging`, and the stable \
+         interfaces of WASI's cli, clocks, filesystem, io, random and sockets up to 0.2.12 and 0.3.0; \
+         remove the import, or compose the component with one that exports it"
     )]
     Import(String),
+    /// It is a module of an early form of WASI preview 1.
+    #[error(
+        "imports `{0}`, an early form of WASI preview 1, but this host provides `wasi_snapshot_preview1`: \
+         build it with a current toolchain"
+    )]
+    OldPreview(&'static str),
     /// It exports the contract by name, with other types.
     #[error(
         "exports a contract whose function types differ from those in `wit/`, or, for a program, \

@@ -22,6 +22,7 @@ mod load_error;
 mod meter;
 mod needs;
 mod never_waits;
+mod outline;
 mod preinit;
 mod profile;
 mod proposals;
@@ -46,7 +47,7 @@ pub use facts::{Facts, Import};
 pub use generation::Generation;
 pub use load_error::{LoadError, Refusal};
 pub(crate) use seat::real_timer;
-pub use seat::{Ending, Offer, Seat, Stays};
+pub use seat::{Ending, Neighbours, Offer, Seat, Stays};
 pub use serve::serve;
 
 use crate::config::{CacheDir, Grants, Isolation, Limits, Terms};

@@ -23,7 +23,7 @@ use super::contract::Contract;
 use super::diagnostics::Speaker;
 use super::engine::Engine;
 use super::extent::Extent;
-use super::generation::{find_contract, line};
+use super::generation::{contract_of, line};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
 
@@ -127,7 +127,7 @@ impl Sandbox {
         let Some(function) = component.get_export_index(None, INITIALISE) else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
-        let kind = match find_contract(component).map_err(|refusal| content.refused(refusal))? {
+        let kind = match contract_of(component).map_err(|refusal| content.refused(refusal))? {
             Contract::Cli => Some(ProgramKind::Component),
             Contract::Streams | Contract::Sessions => None,
         };
@@ -192,10 +192,6 @@ fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wa
     )?;
     if let Some(kind) = program {
         store.data_mut().make_program(kind, &[], empty(), empty())?;
-        if kind == ProgramKind::Module {
-            // As where it serves.
-            store.set_hostcall_fuel(engine.limits.max_memory);
-        }
     }
     Ok(store)
 }

@@ -2,10 +2,10 @@
 
 use std::convert::Infallible;
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
 use super::contract::Fault;
@@ -29,8 +29,8 @@ pub trait Seat: Sync {
     /// The guest has taken the connection without failing.
     fn started(&self);
 
-    /// The connections that share instances with this one, where a drain ends all of them together.
-    fn neighbours(&self) -> Option<TaskTracker> {
+    /// The connections that share instances with this one.
+    fn neighbours(&self) -> Option<Arc<Neighbours>> {
         None
     }
 
@@ -47,6 +47,32 @@ pub trait Seat: Sync {
     /// log.
     fn transcript(&self) -> Option<Transcript> {
         None
+    }
+}
+
+/// The connections of a generation that share its instances.
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    /// Connections that have not been judged yet, where a drain ends all of them together.
+    pub(crate) unjudged: TaskTracker,
+    /// When the host last ended one of them.
+    disturbed: Mutex<Option<Instant>>,
+}
+
+impl Neighbours {
+    /// Notes that the host ends one of the connections, which may make the guest write to the others.
+    pub(crate) fn disturb(&self) {
+        *self.disturbed() = Some(Instant::now());
+    }
+
+    /// When the host last ended one of the connections, if it did.
+    pub(crate) fn last_disturbed(&self) -> Option<Instant> {
+        *self.disturbed()
+    }
+
+    fn disturbed(&self) -> MutexGuard<'_, Option<Instant>> {
+        // Nothing can panic while it is held.
+        self.disturbed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

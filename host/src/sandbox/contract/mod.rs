@@ -29,6 +29,7 @@ use crate::bindings::session_service::inet::service::types as session_service;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use command::Command;
+pub(super) use command::START;
 pub(super) use migration::INTERFACE as MIGRATION;
 use session::Sessions;
 
