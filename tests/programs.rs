@@ -6,7 +6,7 @@ mod output;
 use std::fs;
 use std::net::TcpListener;
 
-use crate::harness::{Client, Host, TERM, command, field, guest, scratch};
+use crate::harness::{Client, Host, TERM, command, field, file, guest, scratch};
 
 /// Has the program run an errand, and gives its answer.
 fn errand(client: &Client, errand: &str) -> String {
@@ -265,4 +265,113 @@ fn what_is_granted_is_said_beforehand() {
         said.contains("the directories granted with --dir") && said.contains("granted with --allow-outbound"),
         "{said}"
     );
+}
+
+/// A module whose `_start` runs `body` and ends with the error number that it leaves.
+fn module_that(body: &str) -> Vec<u8> {
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_seek" (func $seek (param i32 i64 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "path_open" (func $open
+                (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (memory (export "memory") 160)
+            (data (i32.const 64) "file")
+            (func $vector (param $at i32) (param $buffer i32) (param $len i32)
+                (i32.store (local.get $at) (local.get $buffer))
+                (i32.store offset=4 (local.get $at) (local.get $len)))
+            (func (export "_start") (call $exit {body})))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
+#[test]
+fn calls_of_modules_are_bounded() {
+    let dir = scratch("bounded-calls");
+    fs::create_dir_all(&dir).unwrap();
+    let grant = format!("{}::/:rw", dir.display());
+    let status = |name: &str, body: &str| {
+        let module = file(&format!("bounded-{name}.wasm"), module_that(body));
+        let host = Host::with(&module, &["--dir", &grant]);
+        let client = host.connect();
+        let sent = client.rest();
+        (sent, field(&host.line("connection ended"), "status"))
+    };
+    let open = "(call $open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 4) (i32.const 1)
+        (i64.const 70) (i64.const 70) (i32.const 0) (i32.const 32))";
+    // Three bytes short of whole pieces.
+    let (len, sum) = (4 * 1024 * 1024 - 3, "(i32.load (i32.const 16))");
+    let whole = format!(
+        "(block (result i32)
+            (call $vector (i32.const 0) (i32.const 0) (i32.const 0))
+            (call $vector (i32.const 8) (i32.const 1024) (i32.const {len}))
+            (drop (call $write (i32.const 1) (i32.const 0) (i32.const 2) (i32.const 16)))
+            ;; All bytes were written, and the description of the buffer is as it was.
+            (i32.or
+                (i32.ne {sum} (i32.const {len}))
+                (i32.or
+                    (i32.ne (i32.load (i32.const 8)) (i32.const 1024))
+                    (i32.ne (i32.load (i32.const 12)) (i32.const {len})))))"
+    );
+    let (sent, ended) = status("stdout", &whole);
+    assert_eq!((sent.len(), ended.as_str()), (len, "0"));
+    let to_file = format!(
+        "(block (result i32)
+            (drop {open})
+            (call $vector (i32.const 0) (i32.const 1024) (i32.const {len}))
+            (i32.or
+                (call $write (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 16))
+                (i32.ne {sum} (i32.const {len}))))"
+    );
+    assert_eq!(status("file", &to_file).1, "0");
+    assert_eq!(fs::metadata(dir.join("file")).unwrap().len(), len as u64);
+    let from_file = format!(
+        "(block (result i32)
+            (drop {open})
+            (call $vector (i32.const 0) (i32.const 1024) (i32.const {len}))
+            (i32.or
+                (call $read (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 16))
+                (i32.ne {sum} (i32.const 65536))))"
+    );
+    assert_eq!(status("read", &from_file).1, "0");
+    for (name, body, expected) in [
+        (
+            "vectors",
+            "(call $write (i32.const 2) (i32.const 1024) (i32.const 1025) (i32.const 16))",
+            "28",
+        ),
+        (
+            "fewer-vectors",
+            "(call $write (i32.const 2) (i32.const 1024) (i32.const 1024) (i32.const 16))",
+            "0",
+        ),
+        (
+            "negative",
+            "(call $read (i32.const 0) (i32.const 1024) (i32.const -1) (i32.const 16))",
+            "28",
+        ),
+        (
+            "subscriptions",
+            "(call $poll (i32.const 1024) (i32.const 200000) (i32.const 1025) (i32.const 16))",
+            "28",
+        ),
+        (
+            "path",
+            "(call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const 2000000) (i32.const 1)
+                (i64.const 70) (i64.const 70) (i32.const 0) (i32.const 32))",
+            "48",
+        ),
+        (
+            "no-file",
+            "(block (result i32)
+                (call $vector (i32.const 0) (i32.const 1024) (i32.const 1000000))
+                (call $write (i32.const 77) (i32.const 0) (i32.const 1) (i32.const 16)))",
+            "8",
+        ),
+    ] {
+        assert_eq!(status(name, body).1, expected, "{name}");
+    }
 }

@@ -101,6 +101,8 @@ pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
 struct Lines {
     voice: Voice,
     partial: Vec<u8>,
+    /// Bytes that were written through asynchronous handles since the guest last waited for them.
+    in_turn: usize,
 }
 
 impl Diagnostics {
@@ -109,6 +111,7 @@ impl Diagnostics {
         Self(Arc::new(Mutex::new(Lines {
             voice,
             partial: Vec::new(),
+            in_turn: 0,
         })))
     }
 
@@ -356,9 +359,18 @@ impl OutputStream for Diagnostics {
 }
 
 impl AsyncWrite for Diagnostics {
-    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.lines().write(bytes);
-        Poll::Ready(Ok(bytes.len()))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut lines = self.lines();
+        // Whoever writes more than that at once lets others have their turn.
+        if lines.in_turn >= PERMIT {
+            lines.in_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let count = bytes.len().min(PERMIT - lines.in_turn);
+        lines.write(&bytes[..count]);
+        lines.in_turn += count;
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

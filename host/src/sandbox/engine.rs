@@ -7,7 +7,6 @@ use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Inlining, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig,
 };
-use wasmtime_wasi::I32Exit;
 
 use super::contract::handler::ends;
 use super::diagnostics;
@@ -16,6 +15,7 @@ use super::extent::MAX_PARTS;
 use super::grants::Granted;
 use super::needs::{Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use super::never_waits;
+use super::preview1;
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
@@ -141,14 +141,7 @@ impl Engine {
     /// It imports something else.
     pub(super) fn link(&self, module: &Module) -> wasmtime::Result<InstancePre<State>> {
         let mut linker = wasmtime::Linker::new(self.engine());
-        wasmtime_wasi::p1::add_to_linker_async(&mut linker, State::preview1)?;
-        // That of wasmtime traps for a status of 126 or more.
-        linker.allow_shadowing(true);
-        linker.func_wrap(
-            "wasi_snapshot_preview1",
-            "proc_exit",
-            |status: i32| -> wasmtime::Result<()> { Err(wasmtime::format_err!(I32Exit(status))) },
-        )?;
+        preview1::add_to_linker(&mut linker)?;
         linker.instantiate_pre(module)
     }
 

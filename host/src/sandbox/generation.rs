@@ -257,10 +257,6 @@ impl Generation {
     ) -> wasmtime::Result<Store<State>> {
         let program = self.contract() == Contract::Cli;
         let mut store = State::store(&self.engine, &self.program, speaker, logged, cost, program)?;
-        if let Code::Module(_) = &self.code {
-            // What a module reads and writes at once is counted, and lies in its memory.
-            store.set_hostcall_fuel(self.engine.limits.max_memory);
-        }
         if let Some(profile) = &self.profile {
             profile.watch(&mut store);
         }

@@ -24,6 +24,7 @@ mod needs;
 mod never_waits;
 mod outline;
 mod preinit;
+mod preview1;
 mod profile;
 mod proposals;
 mod pulse;

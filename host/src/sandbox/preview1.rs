@@ -1,0 +1,300 @@
+//! WASI preview 1 in calls of bounded length.
+//!
+//! A module may pass as much as its memory holds in one call. Wasmtime's functions would take all of
+//! it at once: other connections would wait for the thread, and what goes to a file would be copied.
+
+use wasmtime::{AsContextMut as _, Caller, Linker};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p1::wasi_snapshot_preview1 as wasi;
+use wasmtime_wasi::p1::{self, WasiP1Ctx};
+use wiggle::GuestMemory;
+
+use super::state::State;
+
+/// The module that these functions are imported from.
+pub(super) const MODULE: &str = "wasi_snapshot_preview1";
+
+/// Buffers in one call, as in Linux (`IOV_MAX`), and subscriptions in a call of `poll_oneoff`.
+const MAX_ITEMS: i32 = 1024;
+
+/// Bytes of one buffer that are read or written before others have their turn.
+const PIECE: u32 = 64 << 10;
+
+/// Error numbers of WASI preview 1.
+const INVALID: i32 = 28;
+const FAULT: i32 = 21;
+
+/// The number of a call that has succeeded.
+const SUCCESS: i32 = 0;
+
+/// Bytes of a buffer's description: its address and its length.
+const VECTOR: u32 = 8;
+
+/// Adds all functions of WASI preview 1.
+///
+/// # Errors
+///
+/// Something of it is there already.
+pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    p1::add_to_linker_async(linker, State::preview1)?;
+    linker.allow_shadowing(true);
+    // That of wasmtime traps for a status of 126 or more.
+    linker.func_wrap(MODULE, "proc_exit", |status: i32| -> wasmtime::Result<()> {
+        Err(wasmtime::format_err!(I32Exit(status)))
+    })?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_write",
+        |mut caller: Caller<'_, State>, (fd, vectors, count, size): (i32, i32, i32, i32)| {
+            Box::new(async move {
+                let write = Transfer {
+                    kind: Kind::Write,
+                    fd,
+                    offset: None,
+                    size,
+                };
+                write.whole(&mut caller, vectors, count).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_pwrite",
+        |mut caller: Caller<'_, State>, (fd, vectors, count, offset, size): (i32, i32, i32, i64, i32)| {
+            Box::new(async move {
+                let write = Transfer {
+                    kind: Kind::Write,
+                    fd,
+                    offset: Some(offset),
+                    size,
+                };
+                write.whole(&mut caller, vectors, count).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_read",
+        |mut caller: Caller<'_, State>, (fd, vectors, count, size): (i32, i32, i32, i32)| {
+            Box::new(async move {
+                let read = Transfer {
+                    kind: Kind::Read,
+                    fd,
+                    offset: None,
+                    size,
+                };
+                read.piece(&mut caller, vectors, count).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_pread",
+        |mut caller: Caller<'_, State>, (fd, vectors, count, offset, size): (i32, i32, i32, i64, i32)| {
+            Box::new(async move {
+                let read = Transfer {
+                    kind: Kind::Read,
+                    fd,
+                    offset: Some(offset),
+                    size,
+                };
+                read.piece(&mut caller, vectors, count).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "poll_oneoff",
+        |mut caller: Caller<'_, State>, (subscriptions, events, count, size): (i32, i32, i32, i32)| {
+            Box::new(async move {
+                if !(0..=MAX_ITEMS).contains(&count) {
+                    return Ok(INVALID);
+                }
+                let (mut memory, context) = parts(&mut caller)?;
+                wasi::poll_oneoff(context, &mut memory, subscriptions, events, count, size).await
+            })
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The memory of the module that calls, and what WASI keeps for it.
+fn parts<'a>(caller: &'a mut Caller<'_, State>) -> wasmtime::Result<(GuestMemory<'a>, &'a mut WasiP1Ctx)> {
+    let memory = memory(caller)?;
+    let fuel = caller.as_context_mut().hostcall_fuel();
+    let (memory, state) = memory.data_and_store_mut(caller);
+    let context = state.preview1();
+    wasi::WasiSnapshotPreview1::set_hostcall_fuel(context, fuel);
+    Ok((GuestMemory::Unshared(memory), context))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+}
+
+/// A call that reads or writes.
+#[derive(Clone, Copy)]
+struct Transfer {
+    kind: Kind,
+    fd: i32,
+    /// Where in a file, if not at its position.
+    offset: Option<i64>,
+    /// Where in memory the number of bytes goes.
+    size: i32,
+}
+
+/// A buffer in the memory of a module.
+#[derive(Clone, Copy)]
+struct Vector {
+    /// Where its description is.
+    at: u32,
+    buffer: u32,
+    len: u32,
+}
+
+impl Transfer {
+    /// Writes the first buffer that is not empty, piece by piece. Ends early where a piece is not
+    /// written whole, or fails behind others.
+    async fn whole(
+        mut self,
+        caller: &mut Caller<'_, State>,
+        vectors: i32,
+        count: i32,
+    ) -> wasmtime::Result<i32> {
+        let first = match first(caller, vectors, count)? {
+            Ok(Some(first)) if first.len > PIECE => first,
+            Ok(_) => return self.call(caller, vectors, count).await,
+            Err(errno) => return Ok(errno),
+        };
+        let mut written = 0;
+        loop {
+            let left = first.len - written;
+            let piece = Vector {
+                buffer: first.buffer.wrapping_add(written),
+                len: left.min(PIECE),
+                ..first
+            };
+            let ended = self.call_with(caller, piece, first).await?;
+            let passed = match ended {
+                Ok(passed) => passed,
+                Err(errno) if written == 0 => return Ok(errno),
+                Err(_) => 0,
+            };
+            written += passed;
+            self.offset = self.offset.map(|offset| offset.wrapping_add(passed.into()));
+            if passed < piece.len || written == first.len {
+                return store(caller, self.size, written);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Reads into the first buffer that is not empty, at most one piece.
+    async fn piece(self, caller: &mut Caller<'_, State>, vectors: i32, count: i32) -> wasmtime::Result<i32> {
+        let first = match first(caller, vectors, count)? {
+            Ok(Some(first)) if first.len > PIECE => first,
+            Ok(_) => return self.call(caller, vectors, count).await,
+            Err(errno) => return Ok(errno),
+        };
+        let piece = Vector { len: PIECE, ..first };
+        match self.call_with(caller, piece, first).await? {
+            Ok(passed) => store(caller, self.size, passed),
+            Err(errno) => Ok(errno),
+        }
+    }
+
+    /// Transfers `piece` of the buffer `whole`, and returns the number of bytes, or of the error.
+    ///
+    /// A call takes buffers by descriptions in the memory of the module. So the description of the
+    /// buffer is that of the piece during the call. Nothing else runs in the instance meanwhile.
+    async fn call_with(
+        self,
+        caller: &mut Caller<'_, State>,
+        piece: Vector,
+        whole: Vector,
+    ) -> wasmtime::Result<Result<u32, i32>> {
+        describe(caller, piece)?;
+        let ended = self.call(caller, piece.at.cast_signed(), 1).await;
+        describe(caller, whole)?;
+        match ended? {
+            SUCCESS => load(caller, self.size.cast_unsigned()).map(Ok),
+            errno => Ok(Err(errno)),
+        }
+    }
+
+    async fn call(self, caller: &mut Caller<'_, State>, vectors: i32, count: i32) -> wasmtime::Result<i32> {
+        let Self {
+            kind,
+            fd,
+            offset,
+            size,
+        } = self;
+        let (mut memory, context) = parts(caller)?;
+        let memory = &mut memory;
+        match (kind, offset) {
+            (Kind::Read, None) => wasi::fd_read(context, memory, fd, vectors, count, size).await,
+            (Kind::Read, Some(offset)) => {
+                wasi::fd_pread(context, memory, fd, vectors, count, offset, size).await
+            }
+            (Kind::Write, None) => wasi::fd_write(context, memory, fd, vectors, count, size).await,
+            (Kind::Write, Some(offset)) => {
+                wasi::fd_pwrite(context, memory, fd, vectors, count, offset, size).await
+            }
+        }
+    }
+}
+
+/// Finds the first buffer that is not empty. The inner error is the number of an error of WASI.
+fn first(
+    caller: &mut Caller<'_, State>,
+    vectors: i32,
+    count: i32,
+) -> wasmtime::Result<Result<Option<Vector>, i32>> {
+    if !(0..=MAX_ITEMS).contains(&count) {
+        return Ok(Err(INVALID));
+    }
+    for number in 0..count.cast_unsigned() {
+        let Some(at) = vectors.cast_unsigned().checked_add(number * VECTOR) else {
+            return Ok(Err(FAULT));
+        };
+        // A description outside of the memory is an error of the call itself.
+        let (Ok(buffer), Ok(len)) = (load(caller, at), load(caller, at.saturating_add(4))) else {
+            return Ok(Ok(None));
+        };
+        if len > 0 {
+            return Ok(Ok(Some(Vector { at, buffer, len })));
+        }
+    }
+    Ok(Ok(None))
+}
+
+fn memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<wasmtime::Memory> {
+    let memory = caller
+        .get_export("memory")
+        .and_then(wasmtime::Extern::into_memory);
+    memory.ok_or_else(|| wasmtime::format_err!("the module exports no memory"))
+}
+
+fn load(caller: &mut Caller<'_, State>, at: u32) -> wasmtime::Result<u32> {
+    let mut bytes = [0; 4];
+    memory(caller)?.read(caller, at as usize, &mut bytes)?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// Describes a buffer in the memory of the module.
+fn describe(caller: &mut Caller<'_, State>, vector: Vector) -> wasmtime::Result<()> {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&vector.buffer.to_le_bytes());
+    bytes[4..].copy_from_slice(&vector.len.to_le_bytes());
+    memory(caller)?.write(caller, vector.at as usize, &bytes)?;
+    Ok(())
+}
+
+/// Tells the module how many bytes have passed.
+fn store(caller: &mut Caller<'_, State>, at: i32, passed: u32) -> wasmtime::Result<i32> {
+    memory(caller)?.write(caller, at.cast_unsigned() as usize, &passed.to_le_bytes())?;
+    Ok(SUCCESS)
+}
