@@ -26,6 +26,7 @@ mod counts;
 mod deadlines;
 mod failpoint;
 pub mod file;
+mod file_work;
 mod generations;
 pub mod half;
 pub mod listener;

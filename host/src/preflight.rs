@@ -50,6 +50,11 @@ impl Obstacles {
         });
     }
 
+    /// Takes over what others found.
+    pub(crate) fn append(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     /// Returns an error if there are obstacles. Each is named by its line in `file`, if settings
     /// come from there.
     pub(crate) fn end(self, file: Option<&Text>) -> Result<(), Blocked> {

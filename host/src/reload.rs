@@ -11,11 +11,12 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
+use crate::file_work::{FileWork, NotDone};
 use crate::generations::Generations;
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, Sandbox, Source};
@@ -26,11 +27,14 @@ use crate::system;
 /// How long a file must have stayed the same to be read: who writes it is done, as far as can be known.
 const SETTLED: Duration = Duration::from_millis(100);
 
+/// How long files may keep changing before they are read all the same. Something may touch them for ever.
+const RESTLESS: Duration = Duration::from_secs(10);
+
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long reading a file may take.
+/// How long the files may take to be read, or to be looked at.
 const READ: Duration = Duration::from_secs(10);
 
 /// How long compiling a component, and passing the gate, may take.
@@ -44,14 +48,23 @@ pub(crate) fn time_to_load(config: &Config) -> Duration {
     if config.preinit { LOAD + INITIALISE } else { LOAD }
 }
 
+/// What files are told by.
+type Stamps = Vec<Stamp>;
+
+/// The files, with what they were told by before they were read.
+type Read = Result<(Option<Stamps>, Result<Content, LoadError>), NotDone>;
+
 /// Loads the component again when it is asked to.
 pub(crate) struct Reloader {
     sandbox: Arc<Sandbox>,
     source: Source,
     config: Config,
     generations: Arc<Generations>,
+    files: FileWork,
     /// What was found to be unfit, so that it is said once.
     unfit: Option<Unfit>,
+    /// The files changed all the time when they were last read for a change.
+    restless: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,14 +97,20 @@ impl Reloader {
             source,
             config,
             generations,
+            files: FileWork::default(),
             unfit: None,
+            restless: false,
         }
     }
 
     /// Loads the component whenever somebody asks, and when one of its files changes if they are watched. Never ends.
     pub(crate) async fn run(mut self, requests: Arc<ReloadRequests>) {
         let changed = Arc::new(Notify::new());
-        let watching = self.config.watch.then(|| watch(self.source.files(), &changed));
+        let watching = if self.config.watch {
+            Some(self.watch(&changed).await)
+        } else {
+            None
+        };
         if let Some(Err(error)) = &watching {
             warn!(
                 service = self.config.name,
@@ -101,62 +120,113 @@ impl Reloader {
         // It may have changed since it was read at the start.
         let mut seen = None;
         loop {
-            let why = tokio::select! {
-                () = requests.asked() => if requests.takes_insistence() { Why::Insisted } else { Why::Asked },
+            let mut why = tokio::select! {
+                biased;
+                why = asked(&requests) => why,
                 () = changed.notified(), if self.config.watch => Why::Changed,
                 () = sleep(LOOK), if self.config.watch => Why::Changed,
             };
-            if why == Why::Changed && self.stamps() == seen {
-                continue;
+            let mut read = None;
+            if why == Why::Changed {
+                // Who asks does not wait for files that settle or are read for the watch.
+                tokio::select! {
+                    biased;
+                    asked = asked(&requests) => why = asked,
+                    changed = self.read_changed(seen.as_ref()) => match changed {
+                        Some(changed) => read = Some(changed),
+                        None => continue,
+                    },
+                }
             }
-            let stamps = match why {
-                // Who asks knows that they are whole.
-                Why::Asked | Why::Insisted => self.stamps(),
-                Why::Changed => self.settled().await,
+            let read = match read {
+                Some(read) => read,
+                // Who asks knows that the files are whole.
+                None => self.read().await,
             };
             // What could not be read or tried now may be so soon, without another change.
-            seen = if self.load(why).await { stamps } else { None };
+            seen = self.load(read, why).await;
         }
+    }
+
+    /// Has `changed` notified when the files change.
+    async fn watch(&mut self, changed: &Arc<Notify>) -> anyhow::Result<RecommendedWatcher> {
+        let (source, changed) = (self.source.clone(), Arc::clone(changed));
+        self.files
+            .run(READ, move || watch(source.files(), &changed))
+            .await
+            .context("looking up the directories")?
+    }
+
+    /// Reads the files once they have changed from what was `seen` and stay as they are; `None` if they have not changed.
+    async fn read_changed(&mut self, seen: Option<&Stamps>) -> Option<Read> {
+        let mut last = match self.look().await {
+            Ok(now) if now.as_ref() == seen => return None,
+            Ok(now) => now,
+            Err(error) => return Some(Err(error)),
+        };
+        let start = Instant::now();
+        loop {
+            sleep(SETTLED).await;
+            let now = match self.look().await {
+                Ok(now) => now,
+                Err(error) => return Some(Err(error)),
+            };
+            if now == last {
+                self.restless = false;
+                break;
+            }
+            last = now;
+            if start.elapsed() >= RESTLESS {
+                if !self.restless {
+                    info!(
+                        service = self.config.name,
+                        "{} has changed all the time for {RESTLESS:?}; reading it as it is", self.source
+                    );
+                }
+                self.restless = true;
+                break;
+            }
+        }
+        Some(self.read().await)
     }
 
     /// What the files are told by; `None` if one of them is not there.
-    fn stamps(&self) -> Option<Vec<Stamp>> {
-        self.source.files().map(stamp).collect()
-    }
-
-    /// Waits until the files stay as they are.
-    async fn settled(&self) -> Option<Vec<Stamp>> {
-        let mut last = self.stamps();
-        loop {
-            sleep(SETTLED).await;
-            let now = self.stamps();
-            if now == last {
-                return now;
-            }
-            last = now;
-        }
-    }
-
-    /// Loads the files, and says whether they could be read and tried.
-    async fn load(&mut self, why: Why) -> bool {
+    async fn look(&mut self) -> Result<Option<Stamps>, NotDone> {
         let source = self.source.clone();
-        let reading = timeout(READ, spawn_blocking(move || source.read()));
-        let (kind, error) = match reading.await {
-            Ok(Ok(Ok(content))) => {
-                return self.consider(content, why).await;
+        self.files.run(READ, move || stamps(&source)).await
+    }
+
+    /// Reads the files.
+    async fn read(&mut self) -> Read {
+        let source = self.source.clone();
+        // What changes from here on is seen.
+        self.files
+            .run(READ, move || (stamps(&source), source.read()))
+            .await
+    }
+
+    /// Loads what was read. Returns what the files were told by if they could be read and tried.
+    async fn load(&mut self, read: Read, why: Why) -> Option<Stamps> {
+        let (kind, error) = match read {
+            Ok((stamps, Ok(content))) => {
+                return if self.consider(content, why).await {
+                    stamps
+                } else {
+                    None
+                };
             }
-            Ok(Ok(Err(error))) => match &error {
+            Ok((_, Err(error))) => match &error {
                 LoadError::Read { error: cause, .. } => (cause.kind(), anyhow!(error)),
                 _ => (io::ErrorKind::Other, anyhow!(error)),
             },
-            Ok(Err(error)) => (io::ErrorKind::Other, anyhow!(error)),
-            Err(_) => (
+            Err(error @ NotDone::Late(_)) => (
                 io::ErrorKind::TimedOut,
-                anyhow!("reading {} took longer than {READ:?}", self.source),
+                anyhow!("reading {} {error}", self.source),
             ),
+            Err(error) => (io::ErrorKind::Other, anyhow!("reading {} {error}", self.source)),
         };
         self.refuse(Unfit::Unreadable(kind), why, &error);
-        false
+        None
     }
 
     /// Has the component serve, if it is another than before and can, and says whether it could be tried.
@@ -248,6 +318,16 @@ impl Reloader {
     }
 }
 
+/// Waits until somebody asks for the component to be loaded again.
+async fn asked(requests: &ReloadRequests) -> Why {
+    requests.asked().await;
+    if requests.takes_insistence() {
+        Why::Insisted
+    } else {
+        Why::Asked
+    }
+}
+
 /// Has a component take part in the conversations of the gate of its service, if it has one.
 ///
 /// # Errors
@@ -268,6 +348,11 @@ pub(crate) async fn pass_gate(
     let conversations = Conversation::read_all(gate)?;
     let passed = replay(generation, &rules, &conversations, |_| ()).await;
     passed.map_err(|difference| anyhow!("{name} does not pass the gate: {}", difference.in_one_line()))
+}
+
+/// What the files of `source` are told by; `None` if one of them is not there.
+fn stamps(source: &Source) -> Option<Stamps> {
+    source.files().map(stamp).collect()
 }
 
 /// Watches the directory of each of `files`, since the file itself may be replaced, and the one that it stands for.

@@ -4,21 +4,88 @@
 //! then does anything change, and that cannot fail. A listener that stays is handed on and never closed, so that what
 //! connects in between waits in its backlog.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
+use crate::config::{Access, Admin, CacheDir, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
+use crate::file_work::FileWork;
 use crate::generations::Left;
 use crate::listener::{Entrance, Listener, Prepared};
-use crate::preflight::{self, Obstacles, Purpose};
+use crate::preflight::{self, Obstacles, Purpose, Unloaded};
 use crate::reload::{pass_gate, time_to_load};
 use crate::service::{Loaded, NotLoaded};
 use crate::system;
+
+/// How long reading all that a service needs may take.
+const FIND: Duration = Duration::from_secs(60);
+
+/// How long looking for the directories of a service may take that stays as it is.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The work on the files of each service, by its name. It outlives a plan, so that a service whose
+/// files hang keeps one thread, however often the configuration is read.
+#[derive(Debug, Default)]
+pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
+
+impl Files {
+    /// Looks for what `service` needs, whose number is `index`. One that `stays` as it is has only its
+    /// directories looked for, and keeps what it has if they do not answer.
+    async fn find(
+        &self,
+        index: usize,
+        service: &Service,
+        cache: &CacheDir,
+        stays: bool,
+        obstacles: &mut Obstacles,
+    ) -> Option<Unloaded> {
+        let mut files = self.all().remove(&service.name).unwrap_or_default();
+        let (of, cache) = (service.clone(), cache.clone());
+        let found = files.run(if stays { LOOK } else { FIND }, move || {
+            let mut obstacles = Obstacles::default();
+            let found = if stays {
+                // The reload that follows reads its component and certificates. If they cannot be used,
+                // the service keeps the previous ones.
+                preflight::find_directories(index, &of, &mut obstacles);
+                None
+            } else {
+                preflight::find_service(index, &of, &cache, &mut obstacles)
+            };
+            (found, obstacles)
+        });
+        let found = found.await;
+        self.all().insert(service.name.clone(), files);
+        match found {
+            Ok((found, others)) => {
+                obstacles.append(others);
+                found
+            }
+            Err(error) if stays => {
+                warn!(
+                    service = service.name,
+                    "looking for the directories of the service {error}; it keeps what it has"
+                );
+                None
+            }
+            Err(error) => {
+                let error = anyhow!("reading the files of the service {error}");
+                obstacles.add(format!("service[{index}].name"), Some(service), error);
+                None
+            }
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<String, FileWork>> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What is to become of the services.
 #[derive(Debug)]
@@ -74,7 +141,7 @@ pub(crate) enum Listening<New = Listener> {
 
 /// Reads the file at `path`, and makes everything that the services in it need. `now` is the
 /// configuration that runs, with the `entrances` of its listeners. `rolled_back` has the content that
-/// services were rolled back from, by their names.
+/// services were rolled back from, by their names. `files` has the work on files of earlier plans.
 ///
 /// # Errors
 ///
@@ -85,6 +152,7 @@ pub(crate) async fn plan(
     now: &Config,
     entrances: &[Vec<Arc<Entrance>>],
     rolled_back: &[(String, Left)],
+    files: &Files,
 ) -> anyhow::Result<Plan> {
     let file = Text::read(path)?;
     let config = file.config()?;
@@ -111,14 +179,8 @@ pub(crate) async fn plan(
     for (index, service) in config.services.iter().enumerate() {
         let mut before = now.services.iter().filter(|_| config.cache == now.cache);
         let stays = before.any(|before| serves_alike(before, service));
-        let found = if stays {
-            // The reload that follows reads its component and certificates. If they cannot be used, the
-            // service keeps the previous ones.
-            preflight::find_directories(index, service, &mut obstacles);
-            None
-        } else {
-            preflight::find_service(index, service, &config.cache, &mut obstacles)
-        };
+        let found = files.find(index, service, &config.cache, stays, &mut obstacles);
+        let found = found.await;
         let digest = found.as_ref().map(|found| found.content.digest);
         let left = rolled_back
             .iter()

@@ -46,6 +46,8 @@ struct Server {
     running: Vec<Running>,
     /// What has admitted the connections of services that were removed, by name, while some are open.
     removed: Vec<(String, Admission)>,
+    /// The work on the files of services, by plans.
+    files: Arc<reread::Files>,
 }
 
 /// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
@@ -233,6 +235,7 @@ impl Server {
             process,
             running,
             removed: Vec::new(),
+            files: Arc::default(),
         };
         // Who reads that it listens finds it ready.
         server.show();
@@ -275,10 +278,11 @@ impl Server {
             Some((service.config.name.clone(), service.generations.left()?))
         });
         let rolled_back: Vec<_> = rolled_back.collect();
-        let runtime = Handle::current();
+        let (runtime, files) = (Handle::current(), Arc::clone(&self.files));
         // Compiling takes a thread for as long as it takes.
-        let plan =
-            spawn_blocking(move || runtime.block_on(reread::plan(&file, &now, &entrances, &rolled_back)));
+        let plan = spawn_blocking(move || {
+            runtime.block_on(reread::plan(&file, &now, &entrances, &rolled_back, &files))
+        });
         tokio::spawn(async move {
             let planned = timeout(PLAN, plan).await;
             planned.with_context(|| format!("it took longer than {PLAN:?}"))??

@@ -21,6 +21,8 @@ use super::contract::{self, Contract, OtherTypes, Prepared};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::extent::Extent;
+use super::file_threads::on;
+use super::grants::Opened;
 use super::load_error::{LoadError, Refusal};
 use super::needs::{Calls, Needs};
 use super::profile::Profile;
@@ -97,9 +99,9 @@ impl Sandbox {
             engine,
             shared,
         };
-        let store = generation
-            .store(Speaker::Nobody, None, None)
-            .map_err(|error| LoadError::Sandbox(line(&error)))?;
+        let opened = generation.open_to_try().await;
+        let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
+        let store = generation.store(Speaker::Nobody, None, None, opened);
         let start = Instant::now();
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
@@ -244,23 +246,46 @@ impl Generation {
     }
 
     /// A store for an instance that writes to standard error as `speaker`, of which so many lines were `logged` if it is not the
-    /// first, and that notes there what it costs.
-    ///
-    /// # Errors
-    ///
-    /// The host cannot give it what is granted.
+    /// first, and that notes there what it costs. The instance has the directories that were `opened` for it.
     pub(super) fn store(
         &self,
         speaker: Speaker,
         logged: Option<Logged>,
         cost: Option<&Arc<Cost>>,
-    ) -> wasmtime::Result<Store<State>> {
-        let program = self.contract() == Contract::Cli;
-        let mut store = State::store(&self.engine, &self.program, speaker, logged, cost, program)?;
+        opened: Opened,
+    ) -> Store<State> {
+        let mut store = State::store(&self.engine, &self.program, speaker, logged, cost, opened);
         if let Some(profile) = &self.profile {
             profile.watch(&mut store);
         }
-        Ok(store)
+        store
+    }
+
+    /// Opens the granted directories for one instance. This may wait for a disk.
+    ///
+    /// # Errors
+    ///
+    /// The host cannot give it what is granted.
+    pub(super) async fn open(&self) -> wasmtime::Result<Opened> {
+        self.engine.granted.open(&self.program).await
+    }
+
+    /// The same, but gives up after `max`.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Generation::open`].
+    pub(super) async fn open_within(&self, max: Duration) -> wasmtime::Result<Opened> {
+        self.engine.granted.open_within(max, &self.program).await
+    }
+
+    /// The same for an instance that is only tried. A program finds its directories when it runs.
+    async fn open_to_try(&self) -> wasmtime::Result<Opened> {
+        if self.contract() == Contract::Cli {
+            Ok(None)
+        } else {
+            self.open_within(PROBE).await
+        }
     }
 
     /// Whether the log shows the backtrace of each guest that fails, since it is granted
@@ -292,7 +317,8 @@ impl Generation {
     ///
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
-        let store = self.store(Speaker::Nobody, None, None)?;
+        let opened = self.open_to_try().await?;
+        let store = self.store(Speaker::Nobody, None, None, opened);
         self.try_in(store, None).await.map(drop)
     }
 
@@ -302,12 +328,13 @@ impl Generation {
         mut store: Store<State>,
         content: Option<&Content>,
     ) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
-        let probe = async {
+        let threads = store.data().file_threads();
+        let probe = on(threads, async {
             match (self.prepared.probe(&mut store).await?, content) {
                 (Some(instance), Some(content)) => configuration::check(content, &mut store, &instance).await,
                 _ => Ok(Ok(Vec::new())),
             }
-        };
+        });
         self.engine.ticker.run(probe).await
     }
 

@@ -3,16 +3,22 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::timeout;
 use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use super::clock::ProcessClock;
-use super::diagnostics::Diagnostics;
+use super::file_threads::FileThreads;
 use crate::config::{GrantedDir, Grants};
 
 /// Random bytes that a guest may have in one call, which is not interrupted. Beyond it, it traps, or by WASI 0.3 gets so many.
 const MAX_RANDOM: u64 = 64 << 10;
+
+/// What WASI is made of for one instance, with the granted directories open; `None` if there are
+/// none.
+pub(super) type Opened = Option<Box<WasiCtxBuilder>>;
 
 /// The grants, with the names in them resolved.
 #[derive(Clone, Debug)]
@@ -23,6 +29,8 @@ pub(super) struct Granted {
     env: Vec<(String, String)>,
     dirs: Vec<GrantedDir>,
     outbound: Arc<[SocketAddr]>,
+    /// Where guests use files; `None` if they have no directory.
+    threads: Option<Arc<FileThreads>>,
 }
 
 impl Granted {
@@ -30,7 +38,7 @@ impl Granted {
     ///
     /// # Errors
     ///
-    /// One has no address.
+    /// One has no address, or the threads for files cannot be started.
     pub(super) fn resolve(grants: &Grants) -> io::Result<Self> {
         let mut outbound = Vec::new();
         for destination in &grants.outbound {
@@ -47,6 +55,7 @@ impl Granted {
             env: grants.env.clone(),
             dirs: grants.dirs.clone(),
             outbound: outbound.into(),
+            threads: (!grants.dirs.is_empty()).then(FileThreads::start).transpose()?,
         })
     }
 
@@ -83,16 +92,20 @@ impl Granted {
         !self.args.is_empty()
     }
 
-    /// All of it, but for the directories. There is no standard input, standard output goes nowhere, and standard error to
-    /// the log.
-    pub(super) fn without_dirs(&self, program: &str, diagnostics: Diagnostics) -> WasiCtxBuilder {
+    /// The threads on which guests use files.
+    pub(super) fn file_threads(&self) -> Option<Arc<FileThreads>> {
+        self.threads.clone()
+    }
+
+    /// All of it, but for the directories. There is no standard input, and standard output and
+    /// standard error go nowhere.
+    pub(super) fn without_dirs(&self, program: &str) -> WasiCtxBuilder {
         let mut wasi = WasiCtxBuilder::new();
         if self.has_args() {
             wasi.arg(program);
         }
         wasi.args(&self.args)
             .envs(&self.env)
-            .stderr(diagnostics)
             .monotonic_clock(ProcessClock)
             .max_random_size(MAX_RANDOM)
             .allow_udp(false)
@@ -113,13 +126,46 @@ impl Granted {
         wasi
     }
 
+    /// Opens the granted directories for one instance, if there are any. This may wait for a disk.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be opened.
+    pub(super) async fn open(self: &Arc<Self>, program: &Arc<str>) -> wasmtime::Result<Opened> {
+        let Some(threads) = &self.threads else {
+            return Ok(None);
+        };
+        let (granted, program) = (Arc::clone(self), Arc::clone(program));
+        // In a box, so that connections without directories have no room for it.
+        let opened = Box::pin(threads.open(self.service.as_deref(), move || granted.all(&program)));
+        Ok(Some(Box::new(opened.await?)))
+    }
+
+    /// The same, but gives up after `max`.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be opened in that time.
+    pub(super) async fn open_within(
+        self: &Arc<Self>,
+        max: Duration,
+        program: &Arc<str>,
+    ) -> wasmtime::Result<Opened> {
+        let opened = timeout(max, self.open(program)).await;
+        opened.unwrap_or_else(|_| {
+            Err(wasmtime::format_err!(
+                "opening the granted directories took longer than {max:?}"
+            ))
+        })
+    }
+
     /// All of it.
     ///
     /// # Errors
     ///
     /// A directory cannot be opened.
-    pub(super) fn all(&self, program: &str, diagnostics: Diagnostics) -> wasmtime::Result<WasiCtxBuilder> {
-        let mut wasi = self.without_dirs(program, diagnostics);
+    fn all(&self, program: &str) -> wasmtime::Result<WasiCtxBuilder> {
+        let mut wasi = self.without_dirs(program);
         for GrantedDir {
             host,
             guest,

@@ -15,6 +15,7 @@ mod direct;
 mod engine;
 mod extent;
 mod facts;
+mod file_threads;
 mod generation;
 mod grants;
 mod leash;
@@ -86,7 +87,8 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// The thread of its clock cannot be started, or a destination that is granted has no address.
+    /// The thread of its clock or the threads for files cannot be started, or a destination that is
+    /// granted has no address.
     pub fn new(limits: &Limits, grants: &Grants, cache: &CacheDir) -> std::io::Result<Self> {
         // Calls are held to their limits at the end of each slice.
         let calls = [limits.max_call_time, limits.max_cpu_time];

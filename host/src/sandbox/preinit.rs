@@ -23,6 +23,7 @@ use super::contract::Contract;
 use super::diagnostics::Speaker;
 use super::engine::Engine;
 use super::extent::Extent;
+use super::file_threads::on;
 use super::generation::{contract_of, line};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
@@ -93,9 +94,9 @@ impl Sandbox {
         let pre = engine
             .link(module)
             .map_err(|error| content.refused(Refusal::NoProgram(line(&error))))?;
-        let store = store(&engine, content, Some(ProgramKind::Module));
-        let mut store = store.map_err(|error| LoadError::Sandbox(line(&error)))?;
-        let initialised = engine.ticker.run(async {
+        let mut store = store(&engine, content, Some(ProgramKind::Module)).await?;
+        let threads = store.data().file_threads();
+        let initialised = engine.ticker.run(on(threads, async {
             let instance = pre.instantiate_async(&mut store).await?;
             for name in [REACTOR, INITIALISE] {
                 if let Some(function) = instance.get_func(&mut store, name) {
@@ -104,7 +105,7 @@ impl Sandbox {
                 }
             }
             Ok(instance)
-        });
+        }));
         let instance = in_time(content, initialised).await?;
         let mut initialised = Initialised::new(store, instance);
         let snapshot = wizer.snapshot(&context, &mut initialised).await;
@@ -131,14 +132,14 @@ impl Sandbox {
             Contract::Cli => Some(ProgramKind::Component),
             Contract::Streams | Contract::Sessions => None,
         };
-        let store = store(&engine, content, kind);
-        let mut store = store.map_err(|error| LoadError::Sandbox(line(&error)))?;
-        let initialised = engine.ticker.run(async {
+        let mut store = store(&engine, content, kind).await?;
+        let threads = store.data().file_threads();
+        let initialised = engine.ticker.run(on(threads, async {
             let instance = engine.linker.instantiate_async(&mut store, component).await?;
             let function = instance.get_typed_func::<(), ()>(&mut store, function)?;
             function.call_async(&mut store, ()).await?;
             Ok(instance)
-        });
+        }));
         let instance = in_time(content, initialised).await?;
         if store.data().holds_handles() {
             return Err(content.refused(Refusal::Snapshot(HANDLES.to_owned())));
@@ -181,17 +182,17 @@ fn is_plain(module: &Module, name: &str) -> bool {
 }
 
 /// A store for an instance that is initialised: it has what every connection is granted, and no connection.
-fn store(engine: &Engine, content: &Content, program: Option<ProgramKind>) -> wasmtime::Result<Store<State>> {
-    let mut store = State::store(
-        engine,
-        content.program(),
-        Speaker::Nobody,
-        None,
-        None,
-        program.is_some(),
-    )?;
+async fn store(
+    engine: &Engine,
+    content: &Content,
+    program: Option<ProgramKind>,
+) -> Result<Store<State>, LoadError> {
+    let name = content.program();
+    let opened = engine.granted.open_within(MAX, name).await;
+    let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
+    let mut store = State::store(engine, name, Speaker::Nobody, None, None, opened);
     if let Some(kind) = program {
-        store.data_mut().make_program(kind, &[], empty(), empty())?;
+        store.data_mut().make_program(kind, &[], empty(), empty());
     }
     Ok(store)
 }

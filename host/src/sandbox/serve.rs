@@ -45,9 +45,9 @@ where
     let max_cpu_time = generation.engine.limits.max_cpu_time;
     let cost = seat.cost();
     let logged = seat.transcript().map(Logged::kept_in);
-    let mut store = generation
-        .store(Speaker::Connection(peer.connection), logged, Some(&cost))
-        .map_err(Fault::Grant)?;
+    let opened = generation.open().await.map_err(Fault::Grant)?;
+    let speaker = Speaker::Connection(peer.connection);
+    let mut store = generation.store(speaker, logged, Some(&cost), opened);
     store.data_mut().ends_by(ending);
     // It is in a box, so that what a relay holds of it is gone with the instance.
     let guest = contract::serve(seat, &generation.prepared, store, peer, inbound, outbound);

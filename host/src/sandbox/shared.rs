@@ -22,7 +22,9 @@ use wasmtime::Store;
 use super::contract::handler::shared::{Arrival, Visitor, run};
 use super::contract::{End, Fault, Served};
 use super::diagnostics::Speaker;
+use super::file_threads::on;
 use super::generation::Generation;
+use super::grants::Opened;
 use super::leash::Link;
 use super::pulse::Pulse;
 use super::seat::Seat;
@@ -109,28 +111,29 @@ impl Instances {
     }
 
     /// The instance for a new connection: one that is idle, a new one if there may be more, or the one with the fewest.
-    fn join(&self, generation: &Generation) -> Result<Arc<Instance>, Fault> {
+    /// Returns `None` if a new one is needed and nothing was `opened` for it.
+    fn join(&self, generation: &Generation, opened: &mut Option<Opened>) -> Option<Arc<Instance>> {
         let mut live = self.live();
         live.instances
             .retain(|instance| !instance.end.failed.is_cancelled());
         let least = live.instances.iter().min_by_key(|one| Arc::strong_count(one));
         match least {
             // Only this list has it.
-            Some(idle) if Arc::strong_count(idle) == 1 => Ok(Arc::clone(idle)),
-            Some(least) if live.instances.len() >= self.max.get() => Ok(Arc::clone(least)),
+            Some(idle) if Arc::strong_count(idle) == 1 => Some(Arc::clone(idle)),
+            Some(least) if live.instances.len() >= self.max.get() => Some(Arc::clone(least)),
             _ => {
-                let instance = self.start(generation).map_err(Fault::Grant)?;
+                let instance = self.start(generation, opened.take()?);
                 if !live.closed {
                     live.instances.push(Arc::clone(&instance));
                 }
-                Ok(instance)
+                Some(instance)
             }
         }
     }
 
-    fn start(&self, generation: &Generation) -> wasmtime::Result<Arc<Instance>> {
+    fn start(&self, generation: &Generation, opened: Opened) -> Arc<Instance> {
         let number = self.started.fetch_add(1, Relaxed) + 1;
-        let store = generation.store(Speaker::Instance(number), None, Some(&self.cost))?;
+        let store = generation.store(Speaker::Instance(number), None, Some(&self.cost), opened);
         let (sender, arrivals) = mpsc::unbounded_channel();
         let max_connections = generation.engine.limits.max_connections.get();
         let pulse = Arc::new(Pulse::new(store.data().ticker(), max_connections));
@@ -143,12 +146,12 @@ impl Instances {
         let backtraces = generation.has_backtraces();
         let live = live(pre, cost, store, Arc::clone(&pulse), arrivals, guard, backtraces);
         tokio::spawn(live);
-        Ok(Arc::new(Instance {
+        Arc::new(Instance {
             number,
             arrivals: sender,
             pulse,
             end,
-        }))
+        })
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -170,9 +173,9 @@ async fn live(
     let instance = guard.number;
     debug!(instance, "shared instance started");
     let ticker = Arc::clone(store.data().ticker());
-    let ran = ticker
-        .run_at(&cost, run(&pre, &mut store, &pulse, arrivals))
-        .await;
+    let threads = store.data().file_threads();
+    let running = on(threads, run(&pre, &mut store, &pulse, arrivals));
+    let ran = ticker.run_at(&cost, running).await;
     match ran {
         Ok(()) => debug!(
             instance,
@@ -237,7 +240,13 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     loop {
-        let instance = instances.join(generation)?;
+        let mut opened = None;
+        let instance = loop {
+            match instances.join(generation, &mut opened) {
+                Some(instance) => break instance,
+                None => opened = Some(generation.open().await.map_err(Fault::Grant)?),
+            }
+        };
         let link = Link::new(&instance.pulse);
         let Some((visitor, arrival)) = Visitor::new(peer, inbound, outbound, &link) else {
             return Ok(Served::Ended(End::Finished));

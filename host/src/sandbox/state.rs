@@ -15,7 +15,8 @@ use super::diagnostics::{Diagnostics, Logged, Speaker, Voice};
 use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
-use super::grants::Granted;
+use super::file_threads::FileThreads;
+use super::grants::{Granted, Opened};
 use super::seat::Ending;
 use super::ticker::Ticker;
 use crate::cost::Cost;
@@ -40,6 +41,8 @@ pub(super) struct State {
     speaker: Speaker,
     /// `None` until a guest may have something to log.
     logged: Option<Logged>,
+    /// The granted directories, until WASI is made.
+    opened: Opened,
     wasi: Option<WasiCtx>,
     /// The same for a core module.
     preview1: Option<Box<WasiP1Ctx>>,
@@ -63,19 +66,15 @@ pub(super) enum ProgramKind {
 
 impl State {
     /// A store for one instance of `program`, which writes to standard error as `speaker`, of which so many lines were `logged`
-    /// if it is not the first. What is a program is given its directories when it is run.
-    ///
-    /// # Errors
-    ///
-    /// A directory that is granted cannot be opened.
+    /// if it is not the first. It has the directories that were `opened` for it.
     pub(super) fn store(
         engine: &Engine,
         program: &Arc<str>,
         speaker: Speaker,
         logged: Option<Logged>,
         cost: Option<&Arc<Cost>>,
-        is_program: bool,
-    ) -> wasmtime::Result<Store<Self>> {
+        opened: Opened,
+    ) -> Store<Self> {
         let granted = Arc::clone(&engine.granted);
         let handles = match speaker {
             Speaker::Nobody | Speaker::Connection(_) => MAX_HANDLES,
@@ -86,11 +85,12 @@ impl State {
         };
         let mut table = ResourceTable::new();
         table.set_max_capacity(handles);
-        let mut state = Self {
+        let state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
             logged,
             // Few guests ask WASI for anything, so it is made when one does.
+            opened,
             wasi: None,
             preview1: None,
             granted,
@@ -108,17 +108,13 @@ impl State {
             stacks: engine.stacks.clone(),
             stack: None,
         };
-        if state.granted.has_dirs() && !is_program {
-            let diagnostics = state.diagnostics();
-            state.wasi = Some(state.granted.all(program, diagnostics)?.build());
-        }
         let mut store = Store::new(engine.engine(), state);
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(handles);
         store.set_hostcall_fuel(MAX_CALL_BYTES);
         store.epoch_deadline_callback(|mut store| store.data_mut().interrupt());
         store.set_epoch_deadline(1);
-        Ok(store)
+        store
     }
 
     /// Serves a connection that `ending` may end, by direct calls where they can be made.
@@ -151,19 +147,14 @@ impl State {
     }
 
     /// Gives a program what it finds when it starts: its environment, its standard input and its standard output.
-    ///
-    /// # Errors
-    ///
-    /// A directory that is granted cannot be opened.
     pub(super) fn make_program(
         &mut self,
         kind: ProgramKind,
         env: &[(&'static str, String)],
         stdin: impl StdinStream + 'static,
         stdout: impl StdoutStream + 'static,
-    ) -> wasmtime::Result<()> {
-        let diagnostics = self.diagnostics();
-        let mut wasi = self.granted.all(&self.program, diagnostics)?;
+    ) {
+        let mut wasi = self.builder();
         if !self.granted.has_args() {
             // Of a program it is expected.
             wasi.arg(&self.program);
@@ -173,15 +164,28 @@ impl State {
             ProgramKind::Component => self.wasi = Some(wasi.build()),
             ProgramKind::Module => self.preview1 = Some(for_a_module(&mut wasi)),
         }
-        Ok(())
+    }
+
+    /// What WASI is made of, with standard error in the log.
+    fn builder(&mut self) -> WasiCtxBuilder {
+        let mut wasi = match self.opened.take() {
+            Some(opened) => *opened,
+            None => self.granted.without_dirs(&self.program),
+        };
+        wasi.stderr(self.diagnostics());
+        wasi
+    }
+
+    /// The threads on which the guest uses files.
+    pub(super) fn file_threads(&self) -> Option<Arc<FileThreads>> {
+        self.granted.file_threads()
     }
 
     /// What WASI preview 1 works with.
     pub(super) fn preview1(&mut self) -> &mut WasiP1Ctx {
         // A module that is only tried has none.
         if self.preview1.is_none() {
-            let diagnostics = self.diagnostics();
-            let mut wasi = self.granted.without_dirs(&self.program, diagnostics);
+            let mut wasi = self.builder();
             self.preview1 = Some(for_a_module(&mut wasi));
         }
         self.preview1.as_mut().expect("it was made above")
@@ -260,8 +264,7 @@ impl State {
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if self.wasi.is_none() {
-            let diagnostics = self.diagnostics();
-            self.wasi = Some(self.granted.without_dirs(&self.program, diagnostics).build());
+            self.wasi = Some(self.builder().build());
         }
         WasiCtxView {
             ctx: self.wasi.as_mut().expect("it was made above"),

@@ -12,8 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
@@ -23,6 +22,7 @@ pub use pem::Fault;
 pub use stream::{Reader, Writer};
 
 use crate::config::Tls as Config;
+use crate::file_work::{FileWork, NotDone};
 use crate::peer;
 use crate::socket::Stream;
 use crate::stamp::{Stamp, stamp};
@@ -34,6 +34,12 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How long files must have stayed the same to be read: a certificate and its key are written one after the other.
 const SETTLED: Duration = Duration::from_millis(100);
+
+/// How long files may keep changing before they are read all the same.
+const RESTLESS: Duration = Duration::from_secs(10);
+
+/// How long the files may take to be read, or to be looked at.
+const READ: Duration = Duration::from_secs(10);
 
 /// The side of TLS that a listener is.
 #[derive(Debug)]
@@ -160,15 +166,43 @@ fn stamps(config: &Config) -> Vec<Option<Stamp>> {
     identity::files(config).map(stamp).collect()
 }
 
-/// Waits until files stay as they are.
-async fn settled(config: &Config, mut last: Vec<Option<Stamp>>) -> Vec<Option<Stamp>> {
+/// The files, with what they were told by before they were read.
+type Found = Result<(Vec<Option<Stamp>>, Result<identity::Read, Unusable>), NotDone>;
+
+/// Reads the files of a server.
+async fn read(files: &mut FileWork, config: &Config) -> Found {
+    let config = config.clone();
+    files
+        .run(READ, move || (stamps(&config), identity::read(&config)))
+        .await
+}
+
+/// Reads the files of a server once they have changed from what was `seen` and stay as they are, or at once for a
+/// `retry`. Returns `None` if nothing calls for that, and otherwise says whether it is a retry too.
+async fn read_changed(
+    files: &mut FileWork,
+    config: &Config,
+    seen: &[Option<Stamp>],
+    retry: bool,
+) -> Option<(bool, Found)> {
+    let start = Instant::now();
+    let mut last: Option<Vec<Option<Stamp>>> = None;
     loop {
-        sleep(SETTLED).await;
-        let now = stamps(config);
-        if now == last {
-            return now;
+        let looked_at = config.clone();
+        let now = match files.run(READ, move || stamps(&looked_at)).await {
+            Ok(now) => now,
+            Err(error) => return Some((retry, Err(error))),
+        };
+        match last {
+            None if now == seen && !retry => return None,
+            None if now == seen => return Some((true, read(files, config).await)),
+            Some(last) if now == last || start.elapsed() >= RESTLESS => {
+                return Some((false, read(files, config).await));
+            }
+            _ => {}
         }
-        last = now;
+        last = Some(now);
+        sleep(SETTLED).await;
     }
 }
 
@@ -178,44 +212,54 @@ async fn settled(config: &Config, mut last: Vec<Option<Stamp>>) -> Vec<Option<St
 /// Files that cannot be used are read again and again: what kept the host from reading them, such as a
 /// lack of descriptors, passes without a change of the files.
 async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<Stamp>>, listener: String) {
+    let mut files = FileWork::default();
     let mut failure = None;
     loop {
         let was_asked = tokio::select! {
+            biased;
             () = asked.notified() => true,
             () = sleep(LOOK) => false,
         };
         let Some(server) = server.upgrade() else { return };
-        let now = stamps(&server.config);
-        let is_retry = !was_asked && now == seen;
-        if is_retry && failure.is_none() {
-            continue;
+        let mut found = None;
+        if !was_asked {
+            // Who asks does not wait for files that settle or are read for a change.
+            tokio::select! {
+                biased;
+                () = asked.notified() => {}
+                changed = read_changed(&mut files, &server.config, &seen, failure.is_some()) => match changed {
+                    Some(changed) => found = Some(changed),
+                    None => continue,
+                },
+            }
         }
-        // Files that somebody asks to read are complete, and those of a retry have settled.
-        seen = if was_asked || is_retry {
-            now
-        } else {
-            settled(&server.config, now).await
+        let (is_retry, read) = match found {
+            Some(found) => found,
+            // Files that somebody asks to read are complete.
+            None => (false, read(&mut files, &server.config).await),
         };
-        let config = server.config.clone();
-        match spawn_blocking(move || identity::read(&config)).await {
-            Ok(Ok(read)) => {
+        let error = match read {
+            Ok((stamps, Ok(read))) => {
+                seen = stamps;
                 failure = None;
                 server.current.store(Arc::new(read.server));
                 info!(listener, "certificates reloaded");
                 report(&read.files, &listener);
+                continue;
             }
-            Ok(Err(error)) => {
-                let error = error.to_string();
-                if !is_retry || failure.as_ref() != Some(&error) {
-                    warn!(
-                        listener,
-                        "certificate reload failed: {error}; the previous certificates stay in use"
-                    );
-                }
-                failure = Some(error);
+            Ok((stamps, Err(error))) => {
+                seen = stamps;
+                error.to_string()
             }
-            Err(error) => debug!(listener, %error, "the certificate reload task failed"),
+            Err(error) => format!("reading the files {error}"),
+        };
+        if !is_retry || failure.as_ref() != Some(&error) {
+            warn!(
+                listener,
+                "certificate reload failed: {error}; the previous certificates stay in use"
+            );
         }
+        failure = Some(error);
     }
 }
 

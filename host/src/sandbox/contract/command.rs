@@ -147,8 +147,7 @@ where
     };
     store
         .data_mut()
-        .make_program(kind, &ucspi(peer), stdin, stdout.clone())
-        .map_err(Fault::Grant)?;
+        .make_program(kind, &ucspi(peer), stdin, stdout.clone());
     let (max, start) = (store.data().max_call_time(), Instant::now());
     let mut started = Some(started);
     let ran = match command {

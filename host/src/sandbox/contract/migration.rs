@@ -15,6 +15,7 @@ use crate::bindings::movable_session_service::exports::inet::service::migration:
 use crate::bindings::movable_session_service::inet::service::types;
 use crate::peer::Peer;
 use crate::sandbox::diagnostics::Speaker;
+use crate::sandbox::file_threads::on;
 use crate::sandbox::generation::Generation;
 use crate::sandbox::seat::{Offer, Seat, Stays};
 use crate::sandbox::state::State;
@@ -112,17 +113,16 @@ pub(super) async fn attempt<'a, S: Seat>(
     };
     // Both instances are there for a moment.
     let logged = store.data_mut().logged();
-    let mut other = match to.store(
-        Speaker::Connection(peer.connection),
-        Some(logged),
-        Some(&seat.cost()),
-    ) {
-        Ok(store) => store,
+    // Others wait for their turn to move.
+    let opened = match to.open_within(MAX_CALL).await {
+        Ok(opened) => opened,
         Err(error) => {
             offer.decline(Stays::Failed(Fault::Grant(error)));
             return Ok(true);
         }
     };
+    let speaker = Speaker::Connection(peer.connection);
+    let mut other = to.store(speaker, Some(logged), Some(&seat.cost()), opened);
     match restore(sessions, migration, &mut other, peer, &state).await {
         Ok(Ok(restored)) => {
             *session = restored;
@@ -149,7 +149,9 @@ async fn snapshot(
     let max = store.data().max_call_time();
     ticker.take_turns().await;
     store.set_epoch_deadline(1);
-    in_turn(max, guest.call_snapshot(store, session.session), Fault::Trap).await
+    let threads = store.data().file_threads();
+    let call = on(threads, guest.call_snapshot(store, session.session));
+    in_turn(max, call, Fault::Trap).await
 }
 
 async fn restore(
@@ -160,14 +162,17 @@ async fn restore(
     state: &SavedStateResult,
 ) -> Result<Result<Session, Refusal>, Fault> {
     let max = store.data().max_call_time();
-    let instance = in_turn(max, sessions.instantiate(&mut *store), Fault::Start).await?;
+    let threads = store.data().file_threads();
+    let instance = on(threads.clone(), sessions.instantiate(&mut *store));
+    let instance = in_turn(max, instance, Fault::Start).await?;
     let guest = migration.load(&mut *store, &instance).map_err(Fault::Start)?;
     let peer = types::Peer::from(peer);
     let state = SavedStateParam {
         version: state.version,
         bytes: &state.bytes,
     };
-    let restored = in_turn(max, guest.call_restore(store, peer, state), Fault::Trap).await?;
+    let call = on(threads, guest.call_restore(store, peer, state));
+    let restored = in_turn(max, call, Fault::Trap).await?;
     Ok(restored.map(|session| sessions.session(instance, session)))
 }
 

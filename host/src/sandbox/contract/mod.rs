@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
+use super::file_threads::on;
 use super::meter::{Meter, Passed};
 use super::seat::Seat;
 use super::state::State;
@@ -319,13 +320,17 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let started = || seat.started();
+    let threads = store.data().file_threads();
     match prepared {
         Prepared::Streams(pre) => {
             let pre = pre.clone();
-            Box::pin(async move { handler::serve(&pre, &mut store, peer, inbound, outbound, started).await })
+            let serving =
+                async move { handler::serve(&pre, &mut store, peer, inbound, outbound, started).await };
+            Box::pin(on(threads, serving))
         }
         Prepared::Sessions(sessions) => {
             let sessions = Arc::clone(sessions);
+            // Each of its calls finds its threads for files, since it may move to another service.
             Box::pin(async move {
                 let session = sessions.open(&mut store, peer).await?;
                 // The connection may move, and is then to keep nothing of what it came from.
@@ -336,10 +341,10 @@ where
         }
         Prepared::Cli(command) => {
             let command = Arc::clone(command);
-            Box::pin(async move {
+            Box::pin(on(threads, async move {
                 let end = command::serve(&command, &mut store, peer, inbound, outbound, started).await?;
                 Ok(Served::Ended(end))
-            })
+            }))
         }
     }
 }

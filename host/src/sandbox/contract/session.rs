@@ -14,6 +14,7 @@ use crate::buffer::Chunk;
 use crate::half::Failure;
 use crate::peer::Peer;
 use crate::sandbox::direct;
+use crate::sandbox::file_threads::on;
 use crate::sandbox::state::State;
 
 /// A component that serves by sessions, ready to be instantiated.
@@ -136,11 +137,13 @@ impl Sessions {
             }
         }
         let (max, start) = (store.data().max_call_time(), Instant::now());
-        let instance = within(max, self.instantiate(&mut *store), Fault::Start).await?;
+        let threads = store.data().file_threads();
+        let instance = on(threads.clone(), self.instantiate(&mut *store));
+        let instance = within(max, instance, Fault::Start).await?;
         let service = self.on_fiber.load(&mut *store, &instance).map_err(Fault::Start)?;
         store.data().instantiated(start);
         let sessions = service.inet_service_sessions().session();
-        let call = sessions.call_constructor(store, types::Peer::from(peer));
+        let call = on(threads, sessions.call_constructor(store, types::Peer::from(peer)));
         let session = within(max, call, Fault::Trap).await?;
         Ok(Session {
             on_fiber: Some(service),
@@ -182,7 +185,7 @@ impl Session {
                 return Ok(answer);
             }
         }
-        let max = store.data().max_call_time();
+        let (max, threads) = (store.data().max_call_time(), store.data().file_threads());
         let service = match &self.on_fiber {
             Some(service) => service,
             None => {
@@ -191,7 +194,10 @@ impl Session {
             }
         };
         let sessions = service.inet_service_sessions().session();
-        let call = sessions.call_handle(store, self.session, happened.into());
+        let call = on(
+            threads,
+            sessions.call_handle(store, self.session, happened.into()),
+        );
         Ok(within(max, call, Fault::Trap).await?.into())
     }
 }

@@ -1,0 +1,96 @@
+//! Work on files that may hang.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+/// Runs work on files in a thread, one piece at a time.
+///
+/// The system cannot be told to give up a call that hangs, as on a lost mount, so the call keeps its
+/// thread. Repeated tries would take one thread after another.
+#[derive(Debug, Default)]
+pub(crate) struct FileWork {
+    /// The last piece, which may still run.
+    last: Option<JoinHandle<()>>,
+}
+
+/// Why work was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum NotDone {
+    /// It, or the piece before it, has not returned in time.
+    #[error(
+        "took longer than {0:?}: the file system may not answer; the host tries again when the call has \
+         returned"
+    )]
+    Late(Duration),
+    /// It panicked.
+    #[error("failed in the host")]
+    Panicked,
+}
+
+impl FileWork {
+    /// Runs `work` once the piece before it has returned. Gives up after `max`; the work then
+    /// continues, and its result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The work is not done in time, or panics.
+    pub(crate) async fn run<T: Send + 'static>(
+        &mut self,
+        max: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotDone> {
+        let done = timeout(max, async {
+            if let Some(last) = &mut self.last {
+                // Whoever asked for it has heard of a panic.
+                let _ = last.await;
+            }
+            let (sender, done) = oneshot::channel();
+            self.last = Some(spawn_blocking(move || {
+                // Fails if nobody waits any more.
+                let _ = sender.send(work());
+            }));
+            done.await
+        });
+        match done.await {
+            Ok(done) => done.map_err(|_| NotDone::Panicked),
+            Err(_) => Err(NotDone::Late(max)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn no_work_begins_while_the_one_before_hangs() {
+        let mut files = FileWork::default();
+        let (end, hangs) = mpsc::channel::<()>();
+        let late = files.run(SHORT, move || hangs.recv()).await;
+        assert!(matches!(late, Err(NotDone::Late(_))), "{late:?}");
+        let (began, begins) = mpsc::channel();
+        let late = files.run(SHORT, move || began.send(())).await;
+        assert!(matches!(late, Err(NotDone::Late(_))), "{late:?}");
+        // It was dropped without a thread.
+        assert_eq!(begins.recv(), Err(mpsc::RecvError));
+        drop(end);
+        assert_eq!(files.run(LONG, || 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_own_work_alone() {
+        let mut files = FileWork::default();
+        let failed: Result<(), _> = files.run(LONG, || panic!("expected by this test")).await;
+        assert_eq!(failed, Err(NotDone::Panicked));
+        assert_eq!(files.run(LONG, || 7).await, Ok(7));
+    }
+}

@@ -1,0 +1,179 @@
+//! Files that hang: those of one service stop no other service, and no reload.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, command, guest, replace, scratch, until};
+
+/// More connections than the host has threads for files, of all services together.
+const MANY: usize = 520;
+
+/// Opens a named pipe without a wait for its other end.
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
+fn pipe_at(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// A link to the standard input of the process that follows it. If that is a pipe, reading it waits
+/// for bytes, and so hangs as a file on a lost mount does.
+fn hang(path: &Path) {
+    let link = path.with_extension("link");
+    symlink("/dev/stdin", &link).unwrap();
+    fs::rename(link, path).unwrap();
+}
+
+/// Starts a host whose standard input is a pipe, and returns the other end of the pipe.
+fn with_pipe(command: &mut Command) -> (Host, io::PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut host = Host::reading(command, reader);
+    host.listens(1);
+    (host, writer)
+}
+
+#[test]
+fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
+    let dir = scratch("waiting-guests");
+    for name in ["pipes", "notes"] {
+        fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    let (pipe, component) = (dir.join("pipes/pipe"), dir.join("component.wasm"));
+    pipe_at(&pipe);
+    fs::write(dir.join("notes/note"), "a note").unwrap();
+    fs::copy(guest("errands"), &component).unwrap();
+    let config = dir.join("services.toml");
+    let service = |name: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"component.wasm\"\n\
+             grants = {{ dirs = [\"{name}::/data\"] }}\n"
+        )
+    };
+    fs::write(&config, service("pipes") + &service("notes")).unwrap();
+    let host = Host::with_config(&config, 2);
+    let [pipes, notes] = host.addresses() else {
+        panic!()
+    };
+    let waiting: Vec<_> = (0..MANY)
+        .map(|_| {
+            let client = Client::connect(*pipes).unwrap();
+            client.send("read /data/pipe\n");
+            client
+        })
+        .collect();
+    until("all connections are accepted", || host.entries("fd") > MANY);
+    let line = host.line("have not opened");
+    assert!(line.contains("service=\"pipes\""), "{line}");
+    let threads = host.entries("task");
+    assert!(threads < 100, "{threads} threads");
+    // The other service has its files, and is reloaded.
+    let reads = |name: &str| {
+        let client = Client::connect(*notes).unwrap();
+        client.send(format!("read /data/{name}\n"));
+        client.line()
+    };
+    assert_eq!(reads("note"), "a note");
+    replace(&component, crate::harness::again("errands", 1));
+    host.signal(HUP);
+    let reloaded = host.line("component reloaded service=\"notes\"");
+    assert!(reloaded.contains("service=\"notes\""), "{reloaded}");
+    assert_eq!(reads("note"), "a note");
+    // Guests that wait get their turn, once the pipe has a writer.
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, _done) = (&done, Done(&done));
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                // Fails while nobody reads.
+                drop(File::options().write(true).custom_flags(NONBLOCK).open(&pipe));
+            }
+        });
+        for client in waiting {
+            assert_eq!(client.line(), "");
+        }
+    });
+}
+
+#[test]
+fn a_watched_file_that_hangs_keeps_one_thread() {
+    let place = Place::new("hangs", "lines-session");
+    let mut command = command();
+    command.args(["-v", "--listen", "127.0.0.1:0", "--watch", "--component"]);
+    let (host, mut pipe) = with_pipe(command.arg(place.file()));
+    hang(&place.file());
+    let line = host.line("took longer than 10s");
+    assert!(line.contains("WARN") && line.contains("guest.wasm"), "{line}");
+    let threads = host.entries("task");
+    // It is tried again and again, and logged once.
+    let line = host.line("reload failed again");
+    assert!(line.contains("DEBUG"), "{line}");
+    assert!(host.entries("task") <= threads, "each try keeps a thread");
+    host.connect().echo("still here\n");
+    // Once the call has returned, the file is read again.
+    place.put("echo");
+    pipe.write_all(b"late").unwrap();
+    drop(pipe);
+    host.line(NEW);
+}
+
+#[test]
+fn a_signal_is_heard_while_a_watched_file_keeps_changing() {
+    let place = Place::new("restless", "lines-session");
+    let host = place.serve(&["--watch"]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, _done) = (&done, Done(&done));
+        let file = place.file();
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                if let Ok(file) = File::options().write(true).open(&file) {
+                    file.set_modified(SystemTime::now()).unwrap();
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        place.put("echo");
+        host.signal(HUP);
+        host.line(NEW);
+        assert!(!host.log().contains("has changed all the time"), "{}", host.log());
+        // Without a signal, it is read after some time.
+        place.put("upper");
+        let line = host.line("has changed all the time for 10s");
+        assert!(line.contains("guest.wasm"), "{line}");
+        host.line(NEW);
+    });
+}
+
+#[test]
+fn a_service_whose_files_hang_keeps_no_other_from_being_added() {
+    let dir = scratch("hanging-gate");
+    let gate = dir.join("gate");
+    fs::create_dir_all(&gate).unwrap();
+    let conversation = gate.join("hello.conversation");
+    fs::write(&conversation, "> \"hello\\n\"\n< \"hello\\n\"\n> end\n< end\n").unwrap();
+    let config = dir.join("services.toml");
+    fs::copy(guest("echo"), dir.join("echo.wasm")).unwrap();
+    let first = "[[service]]\nname = \"first\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"echo.wasm\"\n\
+                 gate = \"gate\"\n";
+    fs::write(&config, first).unwrap();
+    let mut command = command();
+    let (host, _pipe) = with_pipe(command.arg("--config").arg(&config));
+    hang(&conversation);
+    let second = "[[service]]\nname = \"second\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"echo.wasm\"\n";
+    replace(&config, format!("{first}{second}"));
+    host.signal(HUP);
+    let line = host.line("looking for the directories of the service took longer");
+    assert!(line.contains("service=\"first\""), "{line}");
+    host.line("service added");
+    host.line("services reconfigured");
+    let threads = host.entries("task");
+    host.signal(HUP);
+    host.line("looking for the directories of the service took longer");
+    host.line("services reconfigured");
+    assert!(host.entries("task") <= threads, "each signal keeps a thread");
+}
