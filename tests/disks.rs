@@ -94,7 +94,8 @@ fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
             }
         });
         for client in waiting {
-            assert_eq!(client.line(), "");
+            // Reading a pipe at an offset fails.
+            assert!(client.line().starts_with("refused"));
         }
     });
 }
@@ -147,33 +148,4 @@ fn a_signal_is_heard_while_a_watched_file_keeps_changing() {
         assert!(line.contains("guest.wasm"), "{line}");
         host.line(NEW);
     });
-}
-
-#[test]
-fn a_service_whose_files_hang_keeps_no_other_from_being_added() {
-    let dir = scratch("hanging-gate");
-    let gate = dir.join("gate");
-    fs::create_dir_all(&gate).unwrap();
-    let conversation = gate.join("hello.conversation");
-    fs::write(&conversation, "> \"hello\\n\"\n< \"hello\\n\"\n> end\n< end\n").unwrap();
-    let config = dir.join("services.toml");
-    fs::copy(guest("echo"), dir.join("echo.wasm")).unwrap();
-    let first = "[[service]]\nname = \"first\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"echo.wasm\"\n\
-                 gate = \"gate\"\n";
-    fs::write(&config, first).unwrap();
-    let mut command = command();
-    let (host, _pipe) = with_pipe(command.arg("--config").arg(&config));
-    hang(&conversation);
-    let second = "[[service]]\nname = \"second\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"echo.wasm\"\n";
-    replace(&config, format!("{first}{second}"));
-    host.signal(HUP);
-    let line = host.line("looking for the directories of the service took longer");
-    assert!(line.contains("service=\"first\""), "{line}");
-    host.line("service added");
-    host.line("services reconfigured");
-    let threads = host.entries("task");
-    host.signal(HUP);
-    host.line("looking for the directories of the service took longer");
-    host.line("services reconfigured");
-    assert!(host.entries("task") <= threads, "each signal keeps a thread");
 }

@@ -569,7 +569,7 @@ mod talker {
 
     #[test]
     fn fills_no_more_of_the_log_by_moving() {
-        for (name, grants) in [("talker", &[][..]), ("talker-with-dir", &["--dir", "/::/"])] {
+        for (name, grants) in [("talker", &[][..]), ("talker-with-dir", &["--dir", "/usr::/"])] {
             let place = Place::new(name, "talker");
             let host = place.serve(&[&["--migrate", "-v"], grants].concat());
             let client = host.connect();

@@ -18,6 +18,7 @@ mod capacity;
 mod check;
 mod command_line;
 mod components;
+mod descriptors;
 mod disks;
 mod documents;
 mod drain;

@@ -143,8 +143,9 @@ fn arrive(
             }
         };
         let client = ClientKey::of(&arrival.remote);
+        let permits = entered.permit.all();
         let number = || service.process.next_connection();
-        let place = match Place::new(&service.generations, client, number) {
+        let place = match Place::new(&service.generations, client, permits, number) {
             Ok(place) => Arc::new(place),
             Err(reason) => {
                 tell_refused(&service, &arrival, reason);

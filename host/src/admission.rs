@@ -75,8 +75,26 @@ impl Refused {
 /// this is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     _share: Option<Share>,
+}
+
+/// The permits of a service, as one of its connections sees them.
+#[derive(Clone, Debug)]
+pub struct Permits(Arc<Semaphore>);
+
+impl Permits {
+    /// Returns whether none is left.
+    pub fn are_taken(&self) -> bool {
+        self.0.available_permits() == 0
+    }
+}
+
+impl Permit {
+    /// The permits of its service.
+    pub fn all(&self) -> Permits {
+        Permits(Arc::clone(self.permit.semaphore()))
+    }
 }
 
 /// Admits as many connections as may be open at once, and no more in a time than may come.
@@ -169,10 +187,7 @@ impl Admission {
             }
             self.paced = paced;
         }
-        Permit {
-            _permit: permit,
-            _share: None,
-        }
+        Permit { permit, _share: None }
     }
 
     /// Counts a connection that was accepted towards the rate.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::buffer;
@@ -28,6 +28,9 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// The same at the end of a drain, when there is less time.
 const LINGER_DRAINED: Duration = Duration::from_millis(500);
+
+/// The same at least, while the service has no permit left for another connection.
+const LINGER_CROWDED: Duration = Duration::from_millis(500);
 
 /// A connection on which no byte has moved for this long is taken to be between two answers, so that a drain which
 /// cuts it ends it with FIN. One that is cut in the middle of something is reset, for the peer to know.
@@ -249,8 +252,11 @@ where
                 outcome = Outcome::PeerReset;
             }
             tokio::select! {
+                biased;
                 () = linger(&inbound, LINGER) => {}
                 () = outside.cut() => {}
+                // Boxed, since few connections come to it.
+                () = async { Box::pin(crowded(seat)).await } => {}
             }
         }
         Outcome::Drained | Outcome::Closed
@@ -379,6 +385,16 @@ async fn finish<W: AsyncWrite + Unpin>(outbound: &Half<W>) {
     if let Some(mut writer) = outbound.lend() {
         // A peer that is gone has no use for a FIN.
         let _ = writer.shutdown().await;
+    }
+}
+
+/// Waits until a connection has lingered long enough for a service that has no permit left.
+async fn crowded<S: Seat>(seat: &S) {
+    loop {
+        sleep(LINGER_CROWDED).await;
+        if seat.is_crowded() {
+            return;
+        }
     }
 }
 

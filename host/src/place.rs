@@ -8,7 +8,7 @@ use tokio::sync::{Notify, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::admission::Refused;
+use crate::admission::{Permits, Refused};
 use crate::breaker::Attempt;
 use crate::cost::Cost;
 use crate::generations::{Generations, Serving};
@@ -23,6 +23,7 @@ pub(crate) struct Place {
     client: ClientKey,
     /// What it costs.
     pub(crate) cost: Arc<Cost>,
+    permits: Permits,
     generations: Arc<Generations>,
     attempt: Attempt,
     started: AtomicBool,
@@ -49,7 +50,7 @@ impl Now {
 }
 
 impl Place {
-    /// A place with the current generation for a connection, which gets a `number` with it.
+    /// A place with the current generation for a connection that has one of `permits`, and gets a `number` with it.
     ///
     /// # Errors
     ///
@@ -57,6 +58,7 @@ impl Place {
     pub(crate) fn new(
         generations: &Arc<Generations>,
         client: ClientKey,
+        permits: Permits,
         number: impl FnOnce() -> u64,
     ) -> Result<Self, Refused> {
         let serving = generations.current();
@@ -67,6 +69,7 @@ impl Place {
             connection: number(),
             client,
             cost: Arc::default(),
+            permits,
             generations: Arc::clone(generations),
             started: AtomicBool::new(false),
             now: Mutex::new(Now::at(&serving)),
@@ -136,6 +139,10 @@ impl Seat for Place {
 
     fn neighbours(&self) -> Option<Arc<Neighbours>> {
         self.now().serving.neighbours.clone()
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.permits.are_taken()
     }
 
     async fn offer(&self) -> Move<'_> {

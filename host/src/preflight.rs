@@ -19,7 +19,7 @@ use crate::conversation::Conversation;
 use crate::file::Text;
 use crate::listener::{self, Listener, Prepared};
 use crate::sandbox::{Content, LoadError, Sandbox, Source};
-use crate::system::directory_of;
+use crate::system::{directory_of, refuse_kernel_directory};
 
 /// Something that a start needs and that is missing or unusable.
 #[derive(Debug)]
@@ -256,7 +256,8 @@ pub(crate) fn find_service(
                     .with_context(|| format!("cannot resolve the granted destination `{destination}`"));
                 obstacles.note(key(&format!("grants.allow-outbound[{number}]")), of, resolved);
             }
-            if obstacles.0.len() == resolved {
+            // Directories were looked at before.
+            if obstacles.0.len() == resolved && obstacles.0.len() == before {
                 obstacles.add(
                     key("name"),
                     of,
@@ -293,9 +294,12 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
         obstacles.note(key("record"), of, checked);
     }
     for (number, dir) in config.grants.dirs.iter().enumerate() {
+        let key = key(&format!("grants.dirs[{number}]"));
         let listed = fs::read_dir(&dir.host)
             .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
-        obstacles.note(key(&format!("grants.dirs[{number}]")), of, listed);
+        if obstacles.note(key.as_str(), of, listed).is_some() {
+            obstacles.note(key, of, refuse_kernel_directory(&dir.host));
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the system lets this process have and do: descriptors, memory mappings, and files.
 
 use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
@@ -12,8 +13,31 @@ use crate::config::Service;
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
 
+/// Descriptors for the threads on which the guests of a service use files.
+const DESCRIPTORS_FOR_FILES: u64 = 8;
+
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
+
+/// Directories of the kernel, through which a process reaches its own memory, other processes and devices.
+const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// The directory below `/dev` that has ordinary files.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// File systems of the kernel, which can be mounted elsewhere too.
+const KERNEL_FILES: [&str; 10] = [
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "configfs",
+    "cgroup",
+    "cgroup2",
+];
 
 /// The number of the capability to change and remove files of other users (capabilities(7)).
 const CAP_FOWNER: u32 = 3;
@@ -67,6 +91,12 @@ pub fn raise_descriptors(services: &[Service]) {
         let count = service.limits.max_connections.get() as u64;
         // A guest holds the directories that are granted to it open.
         let each = 1 + service.grants.dirs.len() as u64;
+        if !service.grants.dirs.is_empty() {
+            need = need.saturating_add(DESCRIPTORS_FOR_FILES);
+        }
+        if !service.grants.outbound.is_empty() {
+            need = need.saturating_add(service.limits.max_sockets() as u64);
+        }
         connections = connections.saturating_add(count);
         need = need
             .saturating_add(count.saturating_mul(each))
@@ -99,6 +129,53 @@ pub fn raise_descriptors(services: &[Service]) {
     }
 }
 
+/// Refuses a directory for guests that is one of the kernel's, or holds one. Through `/proc/self/mem`, a guest would
+/// reach the memory of the host.
+///
+/// # Errors
+///
+/// It is such a directory.
+pub(crate) fn refuse_kernel_directory(dir: &Path) -> io::Result<()> {
+    // One that is not there is found to be missing elsewhere.
+    let Ok(found) = fs::canonicalize(dir) else {
+        return Ok(());
+    };
+    if found.starts_with(SHARED_MEMORY) {
+        return Ok(());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = mounts.lines().filter_map(mount_of_kernel);
+    let mut all = KERNEL.into_iter().map(PathBuf::from).chain(mounted);
+    let Some(kernel) = all.find(|kernel| found.starts_with(kernel) || kernel.starts_with(&found)) else {
+        return Ok(());
+    };
+    let relation = if found.starts_with(&kernel) {
+        "belongs to"
+    } else {
+        "contains"
+    };
+    Err(io::Error::other(format!(
+        "cannot grant the directory `{}`: it {relation} `{}`, through which a guest could reach processes, \
+         devices or the memory of the host; grant a directory of ordinary files",
+        dir.display(),
+        kernel.display()
+    )))
+}
+
+/// The mount point of a line of `/proc/self/mountinfo` (proc(5)), if a file system of the kernel is mounted there.
+fn mount_of_kernel(line: &str) -> Option<PathBuf> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let kind = kind.split(' ').next()?;
+    let point = mount.split(' ').nth(4)?;
+    // Such characters are escaped.
+    let point = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(point.to_owned(), |point, (escape, character)| {
+            point.replace(escape, character)
+        });
+    KERNEL_FILES.contains(&kind).then(|| point.into())
+}
+
 /// Returns whether this process may remove files of other users from a directory like `/tmp`. Assumes
 /// so if the system does not tell.
 pub(crate) fn may_remove_files_of_others() -> bool {
@@ -115,4 +192,43 @@ fn max_map_count() -> Option<u64> {
         .trim()
         .parse()
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_the_kernel_are_found_wherever_they_are() {
+        for (line, found) in [
+            ("22 28 0:20 / /proc rw,nosuid - proc proc rw", Some("/proc")),
+            (
+                "22 28 0:20 / /srv/a\\040b/proc rw shared:5 - proc proc rw",
+                Some("/srv/a b/proc"),
+            ),
+            ("22 28 0:5 / /srv/dev rw - devtmpfs udev rw", Some("/srv/dev")),
+            ("28 1 8:1 / / rw - ext4 /dev/sda1 rw", None),
+            ("22 28 0:20 / /srv/proc rw - ext4 proc rw", None),
+            ("", None),
+        ] {
+            assert_eq!(mount_of_kernel(line).as_deref(), found.map(Path::new), "{line}");
+        }
+    }
+
+    #[test]
+    fn directories_of_the_kernel_are_refused_and_others_are_not() {
+        for (dir, contains) in [
+            ("/", "contains `/proc`"),
+            ("/proc", "belongs to `/proc`"),
+            ("/proc/self/fd", "belongs to `/proc`"),
+            ("/sys", "belongs to `/sys`"),
+            ("/dev", "belongs to `/dev`"),
+        ] {
+            let error = refuse_kernel_directory(Path::new(dir)).unwrap_err().to_string();
+            assert!(error.contains(contains) && error.contains(dir), "{error}");
+        }
+        for dir in ["/usr", "/etc", "/nowhere", "."] {
+            assert!(refuse_kernel_directory(Path::new(dir)).is_ok(), "{dir}");
+        }
+    }
 }

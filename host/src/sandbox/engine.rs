@@ -16,6 +16,7 @@ use super::grants::Granted;
 use super::needs::{Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use super::never_waits;
 use super::preview1;
+use super::sockets;
 use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
@@ -122,6 +123,9 @@ impl Engine {
         if needs.concurrency == Concurrency::With {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
             ends::add_to_linker(&mut linker)?;
+        }
+        if granted.has_outbound() {
+            sockets::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;
         }
         Ok(Self {
             needs,

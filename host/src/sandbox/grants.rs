@@ -11,7 +11,9 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use super::clock::ProcessClock;
 use super::file_threads::FileThreads;
-use crate::config::{GrantedDir, Grants};
+use super::sockets::Sockets;
+use crate::config::{GrantedDir, Grants, Limits};
+use crate::system::refuse_kernel_directory;
 
 /// Random bytes that a guest may have in one call, which is not interrupted. Beyond it, it traps, or by WASI 0.3 gets so many.
 const MAX_RANDOM: u64 = 64 << 10;
@@ -29,17 +31,22 @@ pub(super) struct Granted {
     env: Vec<(String, String)>,
     dirs: Vec<GrantedDir>,
     outbound: Arc<[SocketAddr]>,
+    /// The sockets that guests hold; `None` if they have no destination.
+    sockets: Option<Arc<Sockets>>,
     /// Where guests use files; `None` if they have no directory.
     threads: Option<Arc<FileThreads>>,
 }
 
 impl Granted {
-    /// Resolves the names of destinations.
+    /// Resolves the names of destinations. The guests keep to `limits` together.
     ///
     /// # Errors
     ///
-    /// One has no address, or the threads for files cannot be started.
-    pub(super) fn resolve(grants: &Grants) -> io::Result<Self> {
+    /// One has no address, a directory is one of the kernel's, or the threads for files cannot be started.
+    pub(super) fn resolve(grants: &Grants, limits: &Limits) -> io::Result<Self> {
+        for dir in &grants.dirs {
+            refuse_kernel_directory(&dir.host)?;
+        }
         let mut outbound = Vec::new();
         for destination in &grants.outbound {
             let addresses = destination.to_socket_addrs().map_err(|error| {
@@ -54,6 +61,7 @@ impl Granted {
             args: grants.args.clone(),
             env: grants.env.clone(),
             dirs: grants.dirs.clone(),
+            sockets: (!outbound.is_empty()).then(|| Sockets::new(limits)),
             outbound: outbound.into(),
             threads: (!grants.dirs.is_empty()).then(FileThreads::start).transpose()?,
         })
@@ -90,6 +98,11 @@ impl Granted {
     /// Whether there are arguments, before which the name of the program stands.
     pub(super) fn has_args(&self) -> bool {
         !self.args.is_empty()
+    }
+
+    /// The sockets that guests hold.
+    pub(super) fn sockets(&self) -> Option<&Arc<Sockets>> {
+        self.sockets.as_ref()
     }
 
     /// The threads on which guests use files.

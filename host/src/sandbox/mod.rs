@@ -32,6 +32,7 @@ mod pulse;
 mod seat;
 mod serve;
 mod shared;
+mod sockets;
 mod state;
 mod stdio;
 mod ticker;
@@ -95,7 +96,7 @@ impl Sandbox {
         let slice = calls.into_iter().flatten().fold(limits.cpu_slice, Ord::min);
         Ok(Self {
             limits: *limits,
-            granted: Arc::new(Granted::resolve(grants)?),
+            granted: Arc::new(Granted::resolve(grants, limits)?),
             cache: Cache::choose(cache),
             preinit: false,
             profiling: false,

@@ -34,6 +34,11 @@ pub trait Seat: Sync {
         None
     }
 
+    /// Returns whether no further connection can be accepted until one ends.
+    fn is_crowded(&self) -> bool {
+        false
+    }
+
     /// Waits until another generation is on offer; for ever, if the connection has to stay where it is.
     fn offer(&self) -> impl Future<Output = Self::Offer<'_>> + Send;
 

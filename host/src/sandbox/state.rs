@@ -8,6 +8,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::sockets::WasiSocketsCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::contract::handler::ends::Ends;
@@ -18,11 +19,15 @@ use super::extent::{MAX_MEMORY, MAX_PARTS};
 use super::file_threads::FileThreads;
 use super::grants::{Granted, Opened};
 use super::seat::Ending;
+use super::sockets::Held;
 use super::ticker::Ticker;
 use crate::cost::Cost;
 
 /// Handles that a guest may hold at once. Beyond it, it traps.
 const MAX_HANDLES: usize = 10_000;
+
+/// The same for a guest that has files or sockets, of which each keeps a descriptor of the host.
+const MAX_HANDLES_WITH_GRANTS: usize = 256;
 
 /// Handles beyond these for each connection that an instance may have: the ends of its streams and futures, and what the
 /// guest waits for them by, with room for as many of the guest's own.
@@ -47,6 +52,8 @@ pub(super) struct State {
     /// The same for a core module.
     preview1: Option<Box<WasiP1Ctx>>,
     table: ResourceTable,
+    /// The guest's sockets in there, if it may have any.
+    sockets: Option<Held>,
     /// Connections that are being handled by the streams contract, by their numbers.
     handled: HashMap<u64, Arc<Ends>>,
     memory: Memory,
@@ -76,15 +83,24 @@ impl State {
         opened: Opened,
     ) -> Store<Self> {
         let granted = Arc::clone(&engine.granted);
-        let handles = match speaker {
-            Speaker::Nobody | Speaker::Connection(_) => MAX_HANDLES,
-            Speaker::Instance(_) => {
-                let connections = engine.limits.max_connections.get();
-                MAX_HANDLES.saturating_add(connections.saturating_mul(HANDLES_OF_A_CONNECTION))
-            }
+        let is_shared = matches!(speaker, Speaker::Instance(_));
+        let more = if is_shared {
+            let connections = engine.limits.max_connections.get();
+            connections.saturating_mul(HANDLES_OF_A_CONNECTION)
+        } else {
+            0
+        };
+        let handles = MAX_HANDLES.saturating_add(more);
+        let of_host = if granted.has_dirs() || granted.has_outbound() {
+            MAX_HANDLES_WITH_GRANTS.saturating_add(more)
+        } else {
+            handles
         };
         let mut table = ResourceTable::new();
-        table.set_max_capacity(handles);
+        table.set_max_capacity(of_host);
+        let sockets = granted
+            .sockets()
+            .map(|sockets| Held::new(Arc::clone(sockets), is_shared));
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
@@ -94,6 +110,7 @@ impl State {
             wasi: None,
             preview1: None,
             granted,
+            sockets,
             program: Arc::clone(program),
             speaker,
             table,
@@ -162,7 +179,7 @@ impl State {
         wasi.envs(env).stdin(stdin).stdout(stdout);
         match kind {
             ProgramKind::Component => self.wasi = Some(wasi.build()),
-            ProgramKind::Module => self.preview1 = Some(for_a_module(&mut wasi)),
+            ProgramKind::Module => self.preview1 = Some(for_a_module(&mut wasi, self.table.max_capacity())),
         }
     }
 
@@ -176,6 +193,31 @@ impl State {
         wasi
     }
 
+    fn view(&mut self) -> WasiCtxView<'_> {
+        if self.wasi.is_none() {
+            self.wasi = Some(self.builder().build());
+        }
+        WasiCtxView {
+            ctx: self.wasi.as_mut().expect("it was made above"),
+            table: &mut self.table,
+        }
+    }
+
+    /// What sockets are made of. Unlike with [`WasiView::ctx`], one that counts may still have to be created.
+    pub(super) fn socket_view(&mut self) -> WasiSocketsCtxView<'_> {
+        let WasiCtxView { ctx, table } = self.view();
+        let ctx = ctx.sockets();
+        WasiSocketsCtxView { ctx, table }
+    }
+
+    /// Whether the guest may have one more socket, which then counts.
+    pub(super) fn may_open_socket(&mut self) -> bool {
+        self.sockets.as_mut().is_none_or(|sockets| {
+            sockets.recount(&mut self.table);
+            sockets.add()
+        })
+    }
+
     /// The threads on which the guest uses files.
     pub(super) fn file_threads(&self) -> Option<Arc<FileThreads>> {
         self.granted.file_threads()
@@ -186,7 +228,7 @@ impl State {
         // A module that is only tried has none.
         if self.preview1.is_none() {
             let mut wasi = self.builder();
-            self.preview1 = Some(for_a_module(&mut wasi));
+            self.preview1 = Some(for_a_module(&mut wasi, self.table.max_capacity()));
         }
         self.preview1.as_mut().expect("it was made above")
     }
@@ -263,20 +305,18 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        if self.wasi.is_none() {
-            self.wasi = Some(self.builder().build());
+        if let Some(sockets) = &mut self.sockets {
+            // Some may have been dropped since.
+            sockets.recount(&mut self.table);
         }
-        WasiCtxView {
-            ctx: self.wasi.as_mut().expect("it was made above"),
-            table: &mut self.table,
-        }
+        self.view()
     }
 }
 
 /// What a core module works with, whose handles are in a table of its own.
-fn for_a_module(wasi: &mut WasiCtxBuilder) -> Box<WasiP1Ctx> {
+fn for_a_module(wasi: &mut WasiCtxBuilder, handles: usize) -> Box<WasiP1Ctx> {
     let mut preview1 = Box::new(wasi.build_p1());
-    preview1.ctx().table.set_max_capacity(MAX_HANDLES);
+    preview1.ctx().table.set_max_capacity(handles);
     preview1
 }
 

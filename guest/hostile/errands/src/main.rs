@@ -33,6 +33,8 @@ fn main() -> Result<()> {
                 eprintln!("{}", rest.replace("\\n", "\n").replace("\\e", "\x1b"));
                 "complained".to_owned()
             }
+            "hold-files" => hold(rest, |path| fs::File::open(path)),
+            "hold-sockets" => hold(rest, |address| TcpStream::connect(address)),
             "exit" => {
                 print!("leaving");
                 stdout().flush()?;
@@ -66,6 +68,17 @@ fn main() -> Result<()> {
         println!("{answer}");
     }
     Ok(())
+}
+
+/// Opens what `rest` names as often as it says first, and holds all of it until the process ends. Tells how often that
+/// went well.
+fn hold<T>(rest: &str, open: impl Fn(&str) -> Result<T>) -> String {
+    let (count, name) = rest.split_once(' ').unwrap_or((rest, ""));
+    let count = count.parse().unwrap_or(0);
+    let held: Vec<T> = (0..count).map_while(|_| open(name).ok()).collect();
+    let count = held.len().to_string();
+    std::mem::forget(held);
+    count
 }
 
 /// Writes until it would have to wait, and says on standard error how much that was.

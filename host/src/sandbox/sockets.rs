@@ -1,0 +1,146 @@
+//! Bounds on the sockets that guests hold.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime_wasi::p2::bindings::sockets::network::IpAddressFamily;
+use wasmtime_wasi::p2::bindings::sockets::{network, tcp_create_socket};
+use wasmtime_wasi::p2::{Network, SocketError, SocketResult, TcpSocket};
+use wasmtime_wasi::p3::bindings::sockets::types as p3;
+use wasmtime_wasi::sockets::TcpSocket as P3Socket;
+
+use super::state::State;
+use crate::config::{Limits, MAX_SOCKETS};
+
+/// The interface of WASI 0.3 that has the function below.
+const TYPES: &str = "wasi:sockets/types@0.3.0";
+const CREATE: &str = "[static]tcp-socket.create";
+
+/// The sockets that the guests of one service hold.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    open: AtomicUsize,
+    max: usize,
+}
+
+impl Sockets {
+    /// Counts the sockets of a service with these limits.
+    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            open: AtomicUsize::new(0),
+            max: limits.max_sockets(),
+        })
+    }
+}
+
+/// The sockets that one instance holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    of: Arc<Sockets>,
+    /// How many of the service's are counted for this instance.
+    counted: usize,
+    max: usize,
+}
+
+impl Held {
+    /// None yet. An instance that connections share may hold all of its service.
+    pub(super) fn new(of: Arc<Sockets>, is_shared: bool) -> Self {
+        let max = if is_shared { of.max } else { MAX_SOCKETS };
+        Self { of, counted: 0, max }
+    }
+
+    /// Counts the sockets in `table` again, if there were any. Nothing tells when one is dropped.
+    pub(super) fn recount(&mut self, table: &mut ResourceTable) {
+        if self.counted == 0 {
+            return;
+        }
+        let is_socket = |entry: &&mut (dyn Any + Send)| entry.is::<TcpSocket>() || entry.is::<P3Socket>();
+        // Each that was created is counted.
+        let now = table.iter_mut().filter(is_socket).count().min(self.counted);
+        self.of.open.fetch_sub(self.counted - now, Relaxed);
+        self.counted = now;
+    }
+
+    /// Counts one more, unless that is too many.
+    pub(super) fn add(&mut self) -> bool {
+        let fits = |open: usize| (open < self.of.max).then_some(open + 1);
+        let added = self.counted < self.max && self.of.open.fetch_update(Relaxed, Relaxed, fits).is_ok();
+        self.counted += usize::from(added);
+        added
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.open.fetch_sub(self.counted, Relaxed);
+    }
+}
+
+/// Has guests create no more sockets than they may, by functions in place of WASI's.
+///
+/// # Errors
+///
+/// The functions cannot be replaced.
+pub(super) fn add_to_linker(linker: &mut Linker<State>, concurrent: bool) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    tcp_create_socket::add_to_linker::<_, Bounded<'static>>(linker, |state| Bounded(state))?;
+    if concurrent {
+        linker.instance(TYPES)?.func_wrap(
+            CREATE,
+            |mut store: StoreContextMut<'_, State>, (family,): (p3::IpAddressFamily,)| {
+                let state = store.data_mut();
+                if !state.may_open_socket() {
+                    let refused = p3::ErrorCode::Other(Some("too many sockets".to_owned()));
+                    return Ok((Err(refused),));
+                }
+                let mut sockets = state.socket_view();
+                let created = p3::HostTcpSocket::create(&mut sockets, family);
+                Ok((match created {
+                    Ok(socket) => Ok(socket),
+                    Err(error) => Err(p3::Host::convert_error_code(&mut sockets, error)?),
+                },))
+            },
+        )?;
+    }
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// A store whose guest may hold a bounded number of sockets.
+struct Bounded<'a>(&'a mut State);
+
+impl HasData for Bounded<'static> {
+    type Data<'a> = Bounded<'a>;
+}
+
+impl tcp_create_socket::Host for Bounded<'_> {
+    fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
+        if !self.0.may_open_socket() {
+            return Err(network::ErrorCode::NewSocketLimit.into());
+        }
+        self.0.socket_view().create_tcp_socket(family)
+    }
+}
+
+impl network::Host for Bounded<'_> {
+    fn convert_error_code(&mut self, error: SocketError) -> wasmtime::Result<network::ErrorCode> {
+        network::Host::convert_error_code(&mut self.0.socket_view(), error)
+    }
+
+    fn network_error_code(
+        &mut self,
+        error: Resource<wasmtime::Error>,
+    ) -> wasmtime::Result<Option<network::ErrorCode>> {
+        network::Host::network_error_code(&mut self.0.socket_view(), error)
+    }
+}
+
+impl network::HostNetwork for Bounded<'_> {
+    fn drop(&mut self, network: Resource<Network>) -> wasmtime::Result<()> {
+        network::HostNetwork::drop(&mut self.0.socket_view(), network)
+    }
+}
