@@ -2,6 +2,7 @@
 
 mod browser;
 mod changes;
+mod held;
 mod metrics;
 mod openmetrics;
 mod seen;

@@ -172,7 +172,7 @@ pub(crate) async fn plan(
             changed.join(", ")
         );
     }
-    system::raise_descriptors(&config.services);
+    system::raise_descriptors(&config);
     let mut obstacles = Obstacles::default();
     preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
     let mut unloaded = Vec::new();

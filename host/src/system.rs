@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::config::Service;
+use crate::admin;
+use crate::config::Config;
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
@@ -83,11 +84,14 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
     }
 }
 
-/// Raises this process's limit on descriptors, as far as it may, to what `services` need, and warns where that does not
-/// suffice.
-pub fn raise_descriptors(services: &[Service]) {
+/// Raises this process's limit on descriptors, as far as it may, to the need of the services and of
+/// the admin interface, and warns where that does not suffice.
+pub fn raise_descriptors(config: &Config) {
     let (mut connections, mut need) = (0_u64, DESCRIPTORS);
-    for service in services {
+    if config.admin.is_some() {
+        need += admin::DESCRIPTORS as u64;
+    }
+    for service in &config.services {
         let count = service.limits.max_connections.get() as u64;
         // A guest holds the directories that are granted to it open.
         let each = 1 + service.grants.dirs.len() as u64;

@@ -8,43 +8,57 @@ mod exposition;
 pub(crate) mod measures;
 mod metrics;
 mod routes;
+mod slots;
 mod token;
 mod view;
 
+use std::future::pending;
 use std::net::IpAddr;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::config::{Address, Admin as Config, Listen, Mode};
+use crate::config::{Address, Admin as Config, Limits, Listen, Mode};
 use crate::counts::Count;
+use crate::deadlines;
+use crate::half::Half;
 use crate::listener::{Accepted, Listener};
 use crate::peer::End;
 use crate::server::READY;
 use crate::service::Process;
+use crate::socket::{Reader, Stream, Writer};
+use slots::{Slot, Slots};
 pub(crate) use token::Token;
 
-/// Connections of those who look that may be open at once. Further ones wait.
-const CONNECTIONS: usize = 64;
+/// Descriptors that the connections to the admin interface may take.
+pub(crate) const DESCRIPTORS: usize = slots::CONNECTIONS + CLOSING;
 
-/// Those of them that may be told what there is to see for as long as they like.
-const WATCHERS: usize = 32;
+/// How long an answer may take in all, unless it has no end.
+const LONGEST: Duration = Duration::from_secs(30);
 
-/// How long a connection may last otherwise, so that who does not read its answer keeps nobody out.
-const LONGEST: Duration = Duration::from_secs(60);
+/// How long a peer may accept none of the bytes of its answer.
+const WRITE: Duration = Duration::from_secs(10);
 
 /// How long the head of a request may take.
 const HEAD: Duration = Duration::from_secs(5);
+
+/// Bytes of a request's head, and of an answer that are taken before they can be written.
+const BUFFER: usize = 16 << 10;
+
+/// How long, and for how many bytes, the host reads what follows a request after it was answered. Closing
+/// a socket with unread bytes resets the connection, which can overtake the answer.
+const LINGER: (Duration, u64) = (Duration::from_secs(1), 64 << 10);
+
+/// Connections that have made room for others and are not closed yet.
+const CLOSING: usize = 64;
 
 /// Who may use a socket of the file system, where all that is there can be seen.
 const MODE: Mode = Mode(0o600);
@@ -53,7 +67,7 @@ const MODE: Mode = Mode(0o600);
 #[derive(Debug)]
 struct Admin {
     process: Arc<Process>,
-    watchers: Arc<Semaphore>,
+    slots: Arc<Slots>,
     token: Option<Token>,
     /// Only who is on this machine gets here, and can be asked to name it so.
     loopback: bool,
@@ -105,7 +119,7 @@ pub(crate) fn start(
     }
     let admin = Arc::new(Admin {
         process: Arc::clone(process),
-        watchers: Arc::new(Semaphore::new(WATCHERS)),
+        slots: Arc::default(),
         token,
         loopback,
     });
@@ -114,31 +128,83 @@ pub(crate) fn start(
 }
 
 async fn accept(mut listener: Listener, admin: Arc<Admin>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     // They are in the log.
     let errors = Count::default();
-    // It is never closed.
+    let permits = Arc::new(Semaphore::new(DESCRIPTORS));
+    // It is never closed. Nobody can hold the permits: beyond the slots, connections are about to close.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
-        let Accepted { stream, .. } = listener.accept(&errors).await;
+        let Accepted { stream, remote, .. } = listener.accept(&errors).await;
         let admin = Arc::clone(&admin);
         tokio::spawn(async move {
-            let watches = AtomicBool::new(false);
-            let answer = service_fn(|request| routes::answer(&admin, &watches, request));
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .serve_connection(TokioIo::new(stream), answer);
-            let mut serving = pin!(serving);
-            let served = match timeout(LONGEST, serving.as_mut()).await {
-                Ok(served) => served,
-                Err(_) if watches.load(Relaxed) => serving.await,
-                Err(_) => Ok(()),
-            };
-            if let Err(error) = served {
-                debug!(%error, "a connection to the admin interface failed");
-            }
+            serve(&admin, stream, &remote).await;
             drop(permit);
         });
+    }
+}
+
+/// Answers the request of one connection, until a limit ends it.
+async fn serve(admin: &Admin, stream: Stream, remote: &End) {
+    let (reader, writer) = stream.split();
+    let (inbound, outbound) = (Half::new(reader, None), Half::new(writer, None));
+    let slot = admin.slots.enter(remote, outbound.traffic());
+    let limits = Limits {
+        first_byte_timeout: None,
+        idle_timeout: None,
+        write_timeout: Some(WRITE),
+        max_lifetime: None,
+        ..Limits::default()
+    };
+    let start = tokio::time::Instant::now();
+    let stalled = deadlines::time(&limits, start, inbound.traffic(), outbound.traffic());
+    let longest = async {
+        sleep(LONGEST).await;
+        if slot.watches() {
+            pending().await
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        () = slot.evicted() => "it has made room for another",
+        _ = stalled => "the peer does not read",
+        () = longest => "it has taken too long",
+        () = exchange(admin, &slot, &inbound, &outbound) => return,
+    };
+    debug!(%remote, "closed a connection to the admin interface: {ended}");
+}
+
+/// Answers one request. There is no second one on the same connection, which could come before the
+/// answer to the first is read.
+async fn exchange(admin: &Admin, slot: &Slot, inbound: &Half<Reader>, outbound: &Half<Writer>) {
+    let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
+        return;
+    };
+    let answer = service_fn(|request| routes::answer(admin, slot, request));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .keep_alive(false)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(tokio::io::join(reader, writer)), answer)
+        .await;
+    if let Err(error) = served {
+        debug!(%error, "a connection to the admin interface failed");
+    }
+    if outbound.ended() {
+        slot.leave();
+        linger(inbound).await;
+    }
+}
+
+/// Reads what the peer still sends, within limits, until its FIN.
+async fn linger(inbound: &Half<Reader>) {
+    let (limit, bytes) = LINGER;
+    if let Some(reader) = inbound.lend() {
+        // Whatever it is, or fails with, the connection is closed after it.
+        let _ = timeout(
+            limit,
+            tokio::io::copy(&mut reader.take(bytes), &mut tokio::io::sink()),
+        )
+        .await;
     }
 }
 

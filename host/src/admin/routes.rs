@@ -2,15 +2,15 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_SECURITY_POLICY, HOST, ORIGIN, WWW_AUTHENTICATE};
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::header::{
+    ALLOW, AUTHORIZATION, CONTENT_SECURITY_POLICY, HOST, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use hyper::{HeaderMap, Method, Request, StatusCode, Version};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -18,6 +18,7 @@ use tracing::info;
 
 use super::answer::{Answer, and, events, json, refused, text, whole};
 use super::exposition::Exposition;
+use super::slots::{Class, Slot};
 use super::view::{self, Before};
 use super::{Admin, is_no_name, metrics, token};
 
@@ -82,19 +83,23 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers a request. `watches` becomes true where the answer has no end.
+/// Answers a request, on the connection that holds `slot`.
 pub(super) async fn answer(
     admin: &Admin,
-    watches: &AtomicBool,
+    slot: &Slot,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
+    let host = match host(&request) {
+        Ok(host) => host,
+        Err(why) => return Ok(refused(StatusCode::BAD_REQUEST, why)),
+    };
     let Some(route) = Route::of(request.uri().path(), request.uri().query()) else {
         return Ok(refused(StatusCode::NOT_FOUND, "no such path; see /"));
     };
     let (method, headers) = (request.method(), request.headers());
     // A name could be one that another site has pointed here, for its page to look at what it must not.
     let by_scraper = matches!(route, Route::Metrics | Route::Alive | Route::Ready);
-    if admin.loopback && !by_scraper && !host(&request).is_none_or(is_no_name) {
+    if admin.loopback && !by_scraper && !host.is_none_or(is_no_name) {
         let why = "the Host header is a domain name; use an IP address or localhost";
         return Ok(refused(StatusCode::MISDIRECTED_REQUEST, why));
     }
@@ -111,9 +116,37 @@ pub(super) async fn answer(
             return Ok(and(refused(StatusCode::METHOD_NOT_ALLOWED, why), ALLOW, allowed));
         }
     }
+    if changes && let Err((status, why)) = may_change(admin, host, headers) {
+        let answer = refused(status, why);
+        return Ok(match status {
+            StatusCode::UNAUTHORIZED => and(answer, WWW_AUTHENTICATE, "Bearer"),
+            _ => answer,
+        });
+    }
+    let by_operator = has_token(admin, headers) == Some(true);
+    let class = match route {
+        // An answer to HEAD has no body to watch.
+        Route::Events if by_operator && method == Method::GET => Class::OperatorWatch,
+        Route::Events if method == Method::GET => Class::Watch,
+        _ if by_operator => Class::Operator,
+        _ if by_scraper => Class::Probe,
+        _ => Class::Read,
+    };
+    if !slot.take(class) {
+        let why = match class {
+            Class::Watch => {
+                "too many readers of /events; close another page, or send the admin token in the \
+                 header `Authorization: Bearer TOKEN`"
+            }
+            _ => "too many requests of this kind at once; try again",
+        };
+        let busy = refused(StatusCode::SERVICE_UNAVAILABLE, why);
+        return Ok(and(busy, RETRY_AFTER, "1"));
+    }
     Ok(match route {
         Route::Page => page(),
-        Route::Events => look(admin, watches),
+        Route::Events if method == Method::HEAD => events(stream::empty()),
+        Route::Events => look(admin),
         Route::Metrics => {
             let exposition = Exposition::accepted(headers);
             match metrics::encode(&admin.process, exposition) {
@@ -149,24 +182,42 @@ pub(super) async fn answer(
             let generations = view::generations(&admin.process);
             json(StatusCode::OK, &Generations { generations })
         }
-        Route::Change(change) => match may_change(admin, host(&request), headers) {
-            Ok(()) => make(admin, &change),
-            Err((status, why)) => {
-                let answer = refused(status, why);
-                if status == StatusCode::UNAUTHORIZED {
-                    and(answer, WWW_AUTHENTICATE, "Bearer")
-                } else {
-                    answer
-                }
-            }
-        },
+        Route::Change(change) => make(admin, &change),
     })
 }
 
-/// Whom a request names as its host.
-fn host(request: &Request<Incoming>) -> Option<&str> {
-    let header = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    header.or_else(|| request.uri().host())
+/// Whom a request names as its host. An absolute URI comes before the header (RFC 9112, section 3.2).
+///
+/// # Errors
+///
+/// There is not exactly one such header, or it is not ASCII.
+fn host<B>(request: &Request<B>) -> Result<Option<&str>, &'static str> {
+    let mut headers = request.headers().get_all(HOST).iter();
+    let header = match (headers.next(), headers.next()) {
+        (Some(_), Some(_)) => return Err("the request has more than one Host header; send one"),
+        (None, _) if request.version() == Version::HTTP_11 => {
+            return Err("the request has no Host header, which HTTP/1.1 requires; send one");
+        }
+        (header, _) => header,
+    };
+    let header = header.map(|header| header.to_str()).transpose();
+    let header =
+        header.map_err(|_| "the Host header is not visible ASCII; send an IP address or localhost")?;
+    Ok(request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str())
+        .or(header))
+}
+
+/// Whether a request bears the admin token; `None` if it bears none at all.
+fn has_token(admin: &Admin, headers: &HeaderMap) -> Option<bool> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, given) = value.split_once(' ')?;
+    let right = |token: &token::Token| token.is(given.trim());
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| admin.token.as_ref().is_some_and(right))
 }
 
 /// Whether who asks may change anything.
@@ -188,21 +239,15 @@ fn may_change(
         let why = "the request comes from another site; use the page of this host at /";
         return Err((StatusCode::FORBIDDEN, why));
     }
-    let Some(token) = &admin.token else {
+    if admin.token.is_none() {
         let why = "changes are disabled; start the host with --admin-token, or set `token` in \
                    `[admin]`";
         return Err((StatusCode::FORBIDDEN, why));
-    };
-    let given = of(AUTHORIZATION.as_str()).and_then(|value| {
-        let (scheme, given) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(given.trim())
-    });
-    if given.is_some_and(|given| token.is(given)) {
-        return Ok(());
     }
-    let why = match given {
+    let why = match has_token(admin, headers) {
+        Some(true) => return Ok(()),
+        Some(false) => "the admin token is wrong",
         None => "a change needs the admin token; send the header `Authorization: Bearer TOKEN`",
-        Some(_) => "the admin token is wrong",
     };
     Err((StatusCode::UNAUTHORIZED, why))
 }
@@ -298,22 +343,17 @@ fn page() -> Answer {
 }
 
 /// What there is to see, again and again.
-fn look(admin: &Admin, watches: &AtomicBool) -> Answer {
-    let Ok(place) = Arc::clone(&admin.watchers).try_acquire_owned() else {
-        let why = "too many readers of /events; close another page";
-        return refused(StatusCode::SERVICE_UNAVAILABLE, why);
-    };
-    watches.store(true, Relaxed);
+fn look(admin: &Admin) -> Answer {
     let process = Arc::clone(&admin.process);
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     events(stream::unfold(
-        (process, looks, Before::default(), place),
-        async |(process, mut looks, mut before, place)| {
+        (process, looks, Before::default()),
+        async |(process, mut looks, mut before)| {
             looks.tick().await;
             let status = serde_json::to_string(&view::status(&process, &mut before)).unwrap_or_default();
             let event = Bytes::from(format!("event: status\ndata: {status}\n\n"));
-            Some((event, (process, looks, before, place)))
+            Some((event, (process, looks, before)))
         },
     ))
 }
