@@ -1,22 +1,47 @@
 //! Compiled components are kept for the next start, and nothing about that can stop a start.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::harness::{Host, command, guest, scratch};
+use sha2::{Digest as _, Sha256};
+
+use crate::harness::tools::or_skip;
+use crate::harness::{HUP, Host, NEW, Place, command, guest, scratch};
 
 /// Serves one connection with compiled components in `dir`, and returns what is then there.
 fn serve(dir: &Path) -> (Vec<PathBuf>, String) {
     let mut host = Host::serving("lines-session", &["-v", "--cache", dir.to_str().unwrap()]);
     host.connect().echo("hello\n");
     host.stop();
-    let entries = fs::read_dir(dir).map_or_else(
-        |_| Vec::new(),
-        |entries| entries.map(|entry| entry.unwrap().path()).collect(),
-    );
-    (entries, host.log())
+    (entries(dir), host.log())
+}
+
+/// The files in `dir`, without the key by which they are signed.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let entries = entries.map(|entry| entry.unwrap().path());
+    entries.filter(|path| !path.ends_with("key")).collect()
+}
+
+/// Whether the test runs as root, who can give files away.
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root().then_some(());
+    let root = root.ok_or_else(|| "the test changes the owners of files; run it as root".to_owned());
+    or_skip("root", root).is_some()
+}
+
+/// The user `nobody` on most systems, who is neither root nor runs the test.
+const OTHER: u32 = 65_534;
+
+/// A directory with this mode, in which nothing is yet.
+fn dir(name: &str, mode: u32) -> PathBuf {
+    let dir = scratch(name);
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
+    dir
 }
 
 #[test]
@@ -64,10 +89,7 @@ fn a_process_that_is_killed_while_it_writes_leaves_a_cache_that_works() {
         .status()
         .unwrap();
     assert_eq!(status.signal(), Some(9), "{status}");
-    let left: Vec<_> = fs::read_dir(&dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let left = entries(&dir);
     assert!(
         left.len() == 1 && left[0].metadata().unwrap().len() > 1000,
         "{left:?}"
@@ -89,6 +111,99 @@ fn a_directory_that_cannot_be_used_is_named_and_does_not_matter() {
         log.contains("WARN") && log.contains(file.to_str().unwrap()),
         "{log}"
     );
+}
+
+/// The log names `dir` and the directory because of which nothing is cached, and nothing is there.
+fn is_refused(dir: &Path, because_of: &Path, advice: &str) {
+    let (entries, log) = serve(dir);
+    assert!(entries.is_empty() && log.contains("compiled=true"), "{log}");
+    let line = log
+        .lines()
+        .find(|line| line.contains("cannot cache"))
+        .expect(&log);
+    assert!(line.contains("WARN"), "{line}");
+    for part in [dir, because_of].map(|path| format!("`{}`", path.display())) {
+        assert!(line.contains(&part), "{part}: {line}");
+    }
+    assert!(line.contains(advice), "{advice}: {line}");
+}
+
+#[test]
+fn a_directory_below_one_that_others_can_write_to_is_refused() {
+    for (name, mode) in [("cache-below-777", 0o777), ("cache-below-702", 0o702)] {
+        let parent = dir(name, mode);
+        is_refused(&parent.join("a/cache"), &parent, "chmod go-w");
+        assert!(!parent.join("a").exists());
+    }
+    // With the sticky bit, others cannot replace what is there.
+    let sticky = dir("cache-below-sticky", 0o1777);
+    let (entries, log) = serve(&sticky.join("cache"));
+    assert_eq!(entries.len(), 1, "{log}");
+}
+
+#[test]
+fn a_directory_or_link_of_another_user_on_the_way_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let parent = dir("cache-other", 0o755);
+    chown(&parent, Some(OTHER), None).unwrap();
+    is_refused(
+        &parent.join("cache"),
+        &parent,
+        "belongs to the user with the number 65534",
+    );
+    let target = dir("cache-link-target", 0o700);
+    let sticky = dir("cache-link", 0o1777);
+    let link = sticky.join("cache");
+    symlink(&target, &link).unwrap();
+    let (entries, log) = serve(&link);
+    assert_eq!(entries.len(), 1, "{log}");
+    fs::remove_dir_all(&target).unwrap();
+    fs::create_dir(&target).unwrap();
+    lchown(&link, Some(OTHER), None).unwrap();
+    is_refused(&link, &link, "belongs to the user with the number 65534");
+}
+
+#[test]
+fn another_directory_in_the_place_of_the_cache_runs_no_code() {
+    // The entry of one component, with the code of another.
+    let (mine, other) = (dir("cache-mine", 0o700), dir("cache-forged", 0o700));
+    let parent = dir("cache-swapped", 0o700);
+    let cache = parent.join("cache");
+    let place = Place::new("cache-swapped", "lines");
+    let serve = |dir: &Path, guest: &str| {
+        place.put(guest);
+        place.serve(&["--cache", dir.to_str().unwrap()])
+    };
+    drop(serve(&mine, "lines"));
+    drop(serve(&other, "upper"));
+    let name = entries(&mine)[0].file_name().unwrap().to_owned();
+    let code = &fs::read(&entries(&other)[0]).unwrap()[32..];
+    let component = Sha256::digest(fs::read(guest("lines")).unwrap());
+    let digest = Sha256::digest([&component[..], code].concat());
+    let host = serve(&cache, "copy");
+    fs::rename(&cache, parent.join("old")).unwrap();
+    fs::create_dir(&cache).unwrap();
+    // Neither with a digest, nor signed by the key of another cache.
+    fs::write(cache.join(&name), [&digest[..], code].concat()).unwrap();
+    place.put("lines");
+    host.signal(HUP);
+    host.line(NEW);
+    host.connect().echo("abc\n");
+    assert_eq!(entries(&parent.join("old")).len(), 2);
+    drop(host);
+    fs::write(cache.join(&name), fs::read(&entries(&mine)[0]).unwrap()).unwrap();
+    let host = Host::with(&guest("lines"), &["-v", "--cache", cache.to_str().unwrap()]);
+    assert!(host.log().contains("compiled=true"), "{}", host.log());
+}
+
+#[test]
+fn the_key_is_for_its_owner_alone() {
+    let dir = scratch("cache-key");
+    serve(&dir);
+    let key = fs::metadata(dir.join("key")).unwrap();
+    assert_eq!((key.mode() & 0o7777, key.len()), (0o600, 32));
 }
 
 #[test]

@@ -363,6 +363,7 @@ fn rooms_do_not_know_what_they_should_not() {
         ("config", &["tokio::", "wasmtime", "clap"]),
         ("values.rs", &["tokio", "wasmtime", "clap"]),
         ("conversation", &["wasmtime", "tokio", "crate::"]),
+        ("guarded.rs", &["wasmtime", "tokio", "crate::"]),
         ("record", &["wasmtime", "tokio::net", "crate::sandbox"]),
         ("replay", &["wasmtime", "tokio::net"]),
         ("check.rs", &["wasmtime", "tokio::net"]),

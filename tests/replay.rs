@@ -1,10 +1,11 @@
 //! Conversations: recorded, replayed, and as a gate that a component has to pass.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{Client, HUP, Host, command, guest, noise, replace, scratch, until};
+use crate::harness::{Client, HUP, Host, command, guest, noise, refused, replace, scratch, until};
 
 /// Runs `wasm-inetd replay`, and gives its exit status and its output.
 fn replay(dir: &Path, guest: &Path) -> (Option<i32>, String) {
@@ -514,6 +515,37 @@ fn what_does_not_pass_the_gate_does_not_serve() {
     client.echo("still here\n");
     drop(client);
     host.connect().echo("hello\n");
+}
+
+#[test]
+fn a_directory_of_conversations_that_others_can_replace_is_refused() {
+    let shared = scratch("replay-shared");
+    let talks = shared.join("talks");
+    fs::create_dir_all(&talks).unwrap();
+    fs::write(talks.join("1.conversation"), "> \"a\\n\"\n< \"a\\n\"\n> end\n").unwrap();
+    let (talks, component) = (talks.to_str().unwrap(), guest("lines"));
+    let listen = [
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    let uses = [
+        [&listen[..], &["--gate", talks]].concat(),
+        [&["record", "--to", talks], &listen[..]].concat(),
+    ];
+    let dir = shared.to_str().unwrap();
+    let mode = |mode| fs::set_permissions(&shared, fs::Permissions::from_mode(mode)).unwrap();
+    for arguments in &uses {
+        mode(0o777);
+        let refusal = refused(arguments);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        for part in [dir, "0777", "chmod go-w"] {
+            assert!(refusal.message.contains(part), "{part}: {}", refusal.message);
+        }
+        mode(0o1777);
+        drop(Host::start(arguments));
+    }
 }
 
 #[test]

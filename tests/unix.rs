@@ -51,6 +51,29 @@ fn rest(mut stream: &UnixStream) -> String {
 }
 
 #[test]
+fn a_directory_that_others_can_write_to_is_warned_of() {
+    let (path, listen) = place("shared-directory");
+    let dir = path.parent().unwrap();
+    for (mode, warns) in [(0o755, false), (0o777, true), (0o1777, false)] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+        let mut host = serving("echo", &listen, &["--socket-mode", "0660"]);
+        echo(&connect(&path), "hello");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
+        host.stop();
+        let log = host.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("another user could put a socket"));
+        assert_eq!(line.is_some(), warns, "{mode:o}: {log}");
+        if let Some(line) = line {
+            for part in [path.to_str().unwrap(), "chmod go-w", "--listen", "WARN"] {
+                assert!(line.contains(part), "{part}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_contract_is_served_and_half_closed() {
     for name in ["echo", "lines", "lines-session", "cat", "cat3"] {
         let (path, listen) = place(&format!("serves-{name}"));

@@ -28,6 +28,7 @@ mod failpoint;
 pub mod file;
 mod file_work;
 mod generations;
+mod guarded;
 pub mod half;
 pub mod listener;
 pub mod logging;

@@ -15,9 +15,10 @@ use thiserror::Error;
 
 use crate::admin;
 use crate::config::{Address, CacheDir, Config, Listen, Service};
-use crate::conversation::Conversation;
 use crate::file::Text;
+use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
+use crate::reload;
 use crate::sandbox::{Content, LoadError, Sandbox, Source};
 use crate::system::{directory_of, refuse_kernel_directory};
 
@@ -281,16 +282,19 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
     let of = Some(config);
     let key = |key: &str| format!("service[{index}].{key}");
     if let Some(gate) = &config.gate {
-        let read = Conversation::read_all(gate).context("cannot read the conversations of the `gate`");
+        let read = reload::read_gate(gate).context("cannot read the conversations of the `gate`");
         obstacles.note(key("gate"), of, read);
     }
     if let Some(dir) = &config.record {
-        let checked = can_create(dir).map_err(|error| {
-            anyhow!(
-                "cannot record to `{}` ({error}): expected a directory that the host can write to",
-                dir.display()
-            )
-        });
+        let checked = can_create(dir)
+            .and_then(|()| guarded::check(dir, Owner::HostOrRoot).map_err(io::Error::other))
+            .map_err(|error| {
+                anyhow!(
+                    "cannot record to `{}` ({error}): expected a directory that the host, and no other \
+                     user, can write to",
+                    dir.display()
+                )
+            });
         obstacles.note(key("record"), of, checked);
     }
     for (number, dir) in config.grants.dirs.iter().enumerate() {

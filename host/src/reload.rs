@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone};
 use crate::generations::Generations;
+use crate::guarded::{self, Owner};
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, Sandbox, Source};
 use crate::service::{ReloadRequests, warn_of_migration};
@@ -328,6 +329,16 @@ async fn asked(requests: &ReloadRequests) -> Why {
     }
 }
 
+/// Reads the conversations of a gate, which decide which components serve.
+///
+/// # Errors
+///
+/// One cannot be read, or other users than the owner of a directory can replace them.
+pub(crate) fn read_gate(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Conversation)>> {
+    guarded::check(dir, Owner::Anybody)?;
+    Conversation::read_all(dir)
+}
+
 /// Has a component take part in the conversations of the gate of its service, if it has one.
 ///
 /// # Errors
@@ -345,7 +356,7 @@ pub(crate) async fn pass_gate(
         limits: config.limits,
         patience: config.gate_patience,
     };
-    let conversations = Conversation::read_all(gate)?;
+    let conversations = read_gate(gate)?;
     let passed = replay(generation, &rules, &conversations, |_| ()).await;
     passed.map_err(|difference| anyhow!("{name} does not pass the gate: {}", difference.in_one_line()))
 }

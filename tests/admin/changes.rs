@@ -1,6 +1,7 @@
 //! What can be changed, and by whom.
 
 use super::*;
+use crate::harness::tools::or_skip;
 
 /// Everything that can be changed, for a host whose service is `guest` and whose first connection is open.
 const CHANGES: [&str; 4] = [
@@ -307,6 +308,30 @@ fn a_token_that_others_can_read_is_refused_at_the_start() {
             refusal.message
         );
         assert!(!refusal.message.contains(&token.text), "{}", refusal.message);
+    }
+}
+
+#[test]
+fn a_token_of_another_user_is_refused_at_the_start() {
+    let root = rustix::process::geteuid().is_root().then_some(());
+    let root = root.ok_or_else(|| "the test changes the owners of files; run it as root".to_owned());
+    if or_skip("root", root).is_none() {
+        return;
+    }
+    let token = Token::new("of-another");
+    std::os::unix::fs::chown(&token.path, Some(65_534), None).unwrap();
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--admin-token",
+        token.path(),
+    ];
+    let refusal = refused(&args);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    for part in [token.path(), "65534", "chown"] {
+        assert!(refusal.message.contains(part), "{part}: {}", refusal.message);
     }
 }
 

@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::peer::ClientKey;
 use crate::half::Traffic;
-use crate::peer::End;
+use crate::peer::{ClientKey, End};
 
 /// Connections of one source that may be arriving at once.
 const ARRIVING_PER_SOURCE: usize = 32;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
 use super::hex;
+use crate::guarded;
 
 /// Characters that a token has at least.
 const MIN: usize = 16;
@@ -38,7 +39,8 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// It cannot be read, others than its owner may read it, or it is too short.
+    /// It cannot be read, belongs to another user, others than its owner may read it, or it is too
+    /// short.
     pub(super) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
         let reading = || format!("cannot read the token file `{}`", path.display());
         // A named pipe is opened without waiting for a writer, and refused below.
@@ -54,6 +56,14 @@ impl Token {
                 "`{}` is not a file; expected the path of a token file, which the host creates if it \
                  is missing",
                 path.display()
+            );
+        }
+        if !guarded::is_trusted(metadata.uid()) {
+            bail!(
+                "the token file `{0}` belongs to the user with the number {1}; expected the user who runs \
+                 the host, or root; change its owner with chown, or remove it",
+                path.display(),
+                metadata.uid()
             );
         }
         let mode = metadata.mode() & 0o7777;

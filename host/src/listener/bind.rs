@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -12,10 +12,11 @@ use rustix::fs::{Access, access};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
+use crate::guarded;
 use crate::system::{directory_of, may_remove_files_of_others};
 use crate::values;
 
@@ -240,9 +241,17 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     // The directory that the process is in may be another one when the file is removed.
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path, flag)?;
-    // Nobody can connect before it listens, by when it is theirs to whom it is to be.
+    if let Err(error) = guarded::check(directory_of(&path), guarded::Owner::Anybody) {
+        warn!(
+            "another user could put a socket in the place of `{}`: {error}, or choose another directory \
+             with {flag}",
+            path.display()
+        );
+    }
+    // Nobody can connect before it listens, by when it is theirs to whom it is to be. A link in the
+    // place of the socket is not followed.
     if let Some((user, group)) = owner {
-        chown(&path, user, group).with_context(|| {
+        lchown(&path, user, group).with_context(|| {
             format!(
                 "cannot set the owner of the socket to `{}`",
                 options.owner.as_deref().unwrap_or_default()
@@ -250,7 +259,7 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
         })?;
     }
     if let Some(Mode(mode)) = options.mode {
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+        file.0.set_mode(mode)
             .with_context(|| format!("cannot set the mode of the socket to {mode:04o}"))?;
     }
     set(&socket, options)?;
@@ -426,6 +435,34 @@ impl FileIdentity {
     /// Returns whether the file is still at its path.
     pub(super) fn is_in_place(&self) -> bool {
         Self::of(&self.path).is_ok_and(|now| now == *self)
+    }
+
+    /// Sets the mode of this file, and of no other that has taken its place.
+    #[cfg(target_os = "linux")]
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        use std::os::fd::AsRawFd as _;
+
+        use rustix::fs::{CWD, OFlags};
+
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = fs::File::from(rustix::fs::openat(
+            CWD,
+            &self.path,
+            flags,
+            rustix::fs::Mode::empty(),
+        )?);
+        let metadata = opened.metadata()?;
+        if (metadata.dev(), metadata.ino()) != (self.device, self.inode) {
+            return Err(io::Error::other("another file has taken the place of the socket"));
+        }
+        // A descriptor of this kind has no fchmod(2) before Linux 6.6.
+        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        fs::set_permissions(link, fs::Permissions::from_mode(mode))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(mode))
     }
 }
 

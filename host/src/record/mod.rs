@@ -2,8 +2,9 @@
 
 mod tape;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -12,13 +13,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::anyhow;
 use bytesize::ByteSize;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::connection::{Outcome, Report};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
+use crate::guarded::{self, Owner};
 pub(crate) use tape::Tape;
 
 /// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
@@ -56,6 +58,9 @@ pub(crate) struct Recorder(Arc<Directory>);
 
 #[derive(Debug)]
 struct Directory {
+    /// Held open, so that no file goes to a directory that is put in its place.
+    dir: OwnedFd,
+    /// Where the directory was when it was opened, for messages.
     path: PathBuf,
     /// The number of a file is at least this much higher than that of its connection.
     ahead: AtomicU64,
@@ -68,18 +73,20 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// The directory cannot be created or listed.
+    /// The directory cannot be created or listed, or another user could put one in its place.
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
-        let before = fs::create_dir_all(dir)
+        let (open, before) = guarded::open(dir, true, Owner::HostOrRoot)
             .map_err(anyhow::Error::from)
-            .and_then(|()| Conversation::last_number(dir))
+            .and_then(|open| Ok((open, Conversation::last_number(dir)?)))
             .map_err(|error| {
                 anyhow!(
-                    "cannot record to `{}` ({error:#}): expected a directory that the host can write to",
+                    "cannot record to `{}` ({error:#}): expected a directory that the host, and no other \
+                     user, can write to",
                     dir.display()
                 )
             })?;
         Ok(Self(Arc::new(Directory {
+            dir: open,
             path: dir.to_owned(),
             ahead: AtomicU64::new(before),
             parts: AtomicU64::new(0),
@@ -124,7 +131,7 @@ impl Directory {
         let mut part = self.part()?;
         part.file.write_all(text.as_bytes())?;
         let mut number = self.ahead.load(Relaxed).saturating_add(connection);
-        while let Err(error) = part.put(&self.path.join(Conversation::file_name(number))) {
+        while let Err(error) = part.put(Path::new(&Conversation::file_name(number))) {
             if error.kind() != io::ErrorKind::AlreadyExists {
                 return Err(error);
             }
@@ -136,50 +143,55 @@ impl Directory {
     }
 
     /// Creates a file that is not a conversation yet.
-    fn part(&self) -> io::Result<Part> {
+    fn part(&self) -> io::Result<Part<'_>> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
             let number = self.parts.fetch_add(1, Relaxed);
-            let path = self.path.join(format!("{}-{number}.{PART}", process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
+            let name = format!("{}-{number}.{PART}", process::id());
+            match openat(&self.dir, &name, flags, Mode::from_raw_mode(0o666)) {
                 Ok(file) => {
                     return Ok(Part {
-                        file,
-                        path,
+                        file: file.into(),
+                        dir: &self.dir,
+                        name,
                         renamed: false,
                     });
                 }
                 // A process of another container may have the same number.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }
 }
 
 /// A file that is being written. It is removed when this is dropped, unless it was put in place.
-struct Part {
+struct Part<'a> {
     file: File,
-    path: PathBuf,
+    dir: &'a OwnedFd,
+    name: String,
     renamed: bool,
 }
 
-impl Part {
-    /// Gives the file its name, if no other file has it.
-    fn put(&mut self, path: &Path) -> io::Result<()> {
-        match renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE) {
+impl Part<'_> {
+    /// Gives the file its name in the directory, if no other file has it.
+    fn put(&mut self, name: &Path) -> io::Result<()> {
+        match renameat_with(self.dir, &self.name, self.dir, name, RenameFlags::NOREPLACE) {
             Ok(()) => self.renamed = true,
             // Some file systems, such as NFS, cannot do that, but have links.
-            Err(Errno::INVAL | Errno::NOSYS) => fs::hard_link(&self.path, path)?,
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                linkat(self.dir, &self.name, self.dir, name, AtFlags::empty())?;
+            }
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 }
 
-impl Drop for Part {
+impl Drop for Part<'_> {
     fn drop(&mut self) {
         if !self.renamed {
-            let _ = fs::remove_file(&self.path);
+            let _ = unlinkat(self.dir, &self.name, AtFlags::empty());
         }
     }
 }

@@ -1,19 +1,27 @@
 //! Compiled components on disk, so that a component is compiled once and not at every start.
 //!
 //! An entry is named by the digest of the component and of all that its code depends on: the version and settings of
-//! wasmtime. It holds its own digest, which is compared before the code is used, and it appears whole or not at all.
+//! wasmtime. It is signed with a key of this cache, which is compared before the code is used, and it appears whole or not
+//! at all. The directory is held open, so that none that is put in its place later is used.
 //! Nothing here is fatal: what cannot be read is compiled, and what cannot be written is compiled again next time.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::hash::{Hash, Hasher};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use etcetera::BaseStrategy as _;
+use ring::hmac;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
+use rustix::fs::{linkat, openat, renameat, renameat_with, statat, unlinkat};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use tracing::{debug, warn};
 use wasmtime::component::Component;
@@ -23,6 +31,7 @@ use super::code::Code;
 use super::content::{Content, Digest};
 use crate::config::CacheDir;
 use crate::failpoint;
+use crate::guarded::{self, Owner};
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -38,10 +47,14 @@ const PART: &str = "part";
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// To be counted up when the same file is compiled to something else than before by the same version of wasmtime.
-const FORMAT: u8 = 3;
+const FORMAT: u8 = 4;
 
-/// A SHA-256 digest stands before the code.
-const DIGEST: usize = 32;
+/// Bytes of the signature before the code: HMAC with SHA-256.
+const SIGNATURE: usize = 32;
+
+/// The file of the key by which entries are signed, and its length in bytes.
+const KEY: &str = "key";
+const KEY_LENGTH: usize = 32;
 
 /// Numbers the files that this process writes, so that no two share a name.
 static PARTS: AtomicU64 = AtomicU64::new(0);
@@ -49,7 +62,11 @@ static PARTS: AtomicU64 = AtomicU64::new(0);
 /// A directory of compiled components, which only its owner may write to.
 #[derive(Debug)]
 pub(super) struct Cache {
-    dir: PathBuf,
+    dir: OwnedFd,
+    /// Where the directory was when it was opened, for messages.
+    path: PathBuf,
+    /// Signs entries, so that only those are used which a host with this cache has written.
+    key: hmac::Key,
     /// Whether the user chose the directory, and so expects entries there.
     chosen: bool,
 }
@@ -67,7 +84,7 @@ impl Cache {
                 .inspect_err(|error| {
                     warn!(
                         "cannot cache compiled components in `{}`: {error}; set `cache` to a \
-                         directory that only you can write to, or to `off`",
+                         directory that only the user of the host can change, or to `off`",
                         dir.display()
                     );
                 })
@@ -90,20 +107,14 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// It cannot be made, or somebody else could put code into it.
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let metadata = fs::metadata(dir)?;
-        if metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::other("the directory belongs to another user"));
-        }
-        if metadata.mode() & 0o022 != 0 {
-            return Err(io::Error::other(
-                "other users can write to the directory (run `chmod go-w` on it)",
-            ));
-        }
+    /// It cannot be made, or somebody else could put code into it, or another directory in its place.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let dir = guarded::open(path, true, Owner::Host).map_err(io::Error::other)?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key(&dir)?);
         Ok(Self {
-            dir: dir.to_owned(),
+            dir,
+            path: path.to_owned(),
+            key,
             chosen: false,
         })
     }
@@ -115,8 +126,9 @@ impl Cache {
     ///
     /// It is not a valid one.
     pub(super) fn code(&self, engine: &Engine, content: &Content) -> wasmtime::Result<(Code, bool)> {
-        let path = self.dir.join(name(engine, content));
-        match find(engine, &path, content) {
+        let name = name(engine, content);
+        let path = self.path.join(&name);
+        match self.find(engine, &name, content) {
             Ok(Some(code)) => return Ok((code, false)),
             Ok(None) => {}
             Err(error) => {
@@ -124,7 +136,7 @@ impl Cache {
             }
         }
         let code = Code::compile(engine, content)?;
-        match self.keep(&path, content, &code) {
+        match self.keep(&name, content, &code) {
             Err(error) if self.chosen => warn!(
                 "cannot keep the compiled {} in `{}`: {error}; the next start compiles it again",
                 content.name,
@@ -136,13 +148,37 @@ impl Cache {
         Ok((code, true))
     }
 
-    fn keep(&self, path: &Path, content: &Content, code: &Code) -> io::Result<()> {
+    /// The code of an entry; `None` if there is no such entry.
+    fn find(&self, engine: &Engine, name: &str, content: &Content) -> io::Result<Option<Code>> {
+        let Some(mut file) = open(&self.dir, name)? else {
+            return Ok(None);
+        };
+        let mut entry = Vec::new();
+        file.read_to_end(&mut entry)?;
+        let Some((signature, code)) = entry.split_at_checked(SIGNATURE) else {
+            return Err(io::Error::other("the entry is truncated"));
+        };
+        let digest = digest(name, content, code);
+        hmac::verify(&self.key, &digest, signature).map_err(|_| {
+            io::Error::other(
+                "the entry is damaged, belongs to another snapshot of the guest, or was not written by this \
+                 user's host",
+            )
+        })?;
+        let code = deserialize(engine, code).map_err(io::Error::other)?;
+        // For `prune`.
+        let _ = file.set_modified(SystemTime::now());
+        Ok(Some(code))
+    }
+
+    fn keep(&self, name: &str, content: &Content, code: &Code) -> io::Result<()> {
         let code = code.serialize().map_err(io::Error::other)?;
-        let number = PARTS.fetch_add(1, Ordering::Relaxed);
-        let part = self.dir.join(format!("{}-{number}.{PART}", process::id()));
-        let written = write(&part, &digest(content, &code), &code).and_then(|()| fs::rename(&part, path));
+        let signature = hmac::sign(&self.key, &digest(name, content, &code));
+        let part = part();
+        let written = write(&self.dir, &part, signature.as_ref(), &code)
+            .and_then(|()| Ok(renameat(&self.dir, &part, &self.dir, name)?));
         if written.is_err() {
-            let _ = fs::remove_file(&part);
+            let _ = unlinkat(&self.dir, &part, AtFlags::empty());
         }
         written?;
         self.prune()
@@ -151,31 +187,117 @@ impl Cache {
     /// Removes what was abandoned, and what was not used for the longest time until the rest is within [`MAX_SIZE`].
     fn prune(&self) -> io::Result<()> {
         let mut files = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            let part = path.extension().is_some_and(|end| end == PART);
-            let ours = part || path.extension().is_some_and(|end| end == ENTRY);
-            // Another process may prune too, and be faster.
-            if let (true, Ok(metadata)) = (ours, fs::metadata(&path)) {
-                let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                if part && used.elapsed().is_ok_and(|age| age > ABANDONED) {
-                    let _ = fs::remove_file(path);
+        for entry in Dir::read_from(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_owned();
+            let end = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())).extension();
+            let part = end.is_some_and(|end| end == PART);
+            let ours = part || end.is_some_and(|end| end == ENTRY);
+            // Another process may prune too, and be faster. A link is removed, and not followed.
+            if let (true, Ok(status)) = (ours, statat(&self.dir, &name, AtFlags::SYMLINK_NOFOLLOW)) {
+                let used = u64::try_from(status.st_mtime).unwrap_or_default();
+                let age = SystemTime::UNIX_EPOCH + Duration::from_secs(used);
+                if part && age.elapsed().is_ok_and(|age| age > ABANDONED) {
+                    let _ = unlinkat(&self.dir, &name, AtFlags::empty());
                 } else {
-                    files.push((used, metadata.len(), path));
+                    files.push((used, u64::try_from(status.st_size).unwrap_or_default(), name));
                 }
             }
         }
         files.sort();
         let mut size: u64 = files.iter().map(|(_, len, _)| len).sum();
-        for (_, len, path) in files {
+        for (_, len, name) in files {
             if size <= MAX_SIZE {
                 break;
             }
-            let _ = fs::remove_file(path);
+            let _ = unlinkat(&self.dir, &name, AtFlags::empty());
             size -= len;
         }
         Ok(())
     }
+}
+
+/// A name for a file that is being written, which no other file of this process has.
+fn part() -> String {
+    format!(
+        "{}-{}.{PART}",
+        process::id(),
+        PARTS.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// Opens a regular file of this user in `dir`; `None` if there is none. Follows no link.
+fn open(dir: &OwnedFd, name: &str) -> io::Result<Option<File>> {
+    // A named pipe is opened without waiting for a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(dir, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        opened => File::from(opened?),
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it is not a file of the user who runs the host"));
+    }
+    Ok(Some(file))
+}
+
+/// The key in `dir`. One that is missing or damaged, or that others could have read, is replaced.
+fn key(dir: &OwnedFd) -> io::Result<[u8; KEY_LENGTH]> {
+    let found = || -> io::Result<Option<[u8; KEY_LENGTH]>> {
+        let Some(file) = open(dir, KEY)? else {
+            return Ok(None);
+        };
+        let metadata = file.metadata()?;
+        let mut key = Vec::new();
+        file.take(KEY_LENGTH as u64 + 1).read_to_end(&mut key)?;
+        match key.try_into() {
+            Ok(key) if metadata.mode() & 0o077 == 0 => Ok(Some(key)),
+            _ => Err(io::Error::other(
+                "the key is damaged, or other users could read it",
+            )),
+        }
+    };
+    match found() {
+        Ok(Some(key)) => return Ok(key),
+        Ok(None) => {}
+        Err(error) => {
+            debug!(%error, "cannot use the key of the cache; creating another");
+            unlinkat(dir, KEY, AtFlags::empty())?;
+        }
+    }
+    let mut key = [0; KEY_LENGTH];
+    SystemRandom::new()
+        .fill(&mut key)
+        .map_err(|_| io::Error::other("the system provides no random numbers"))?;
+    match create_key(dir, &key) {
+        // Another host has been faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            found()?.ok_or_else(|| Errno::NOENT.into())
+        }
+        created => created.map(|()| key),
+    }
+}
+
+/// Writes the file of the key, which appears whole or not at all, and replaces no other.
+fn create_key(dir: &OwnedFd, key: &[u8]) -> io::Result<()> {
+    let part = part();
+    let put = create(dir, &part).and_then(|mut file| {
+        file.write_all(key)?;
+        match renameat_with(dir, &part, dir, KEY, RenameFlags::NOREPLACE) {
+            // Some file systems, such as NFS, cannot do that, but have links.
+            Err(Errno::INVAL | Errno::NOSYS) => Ok(linkat(dir, &part, dir, KEY, AtFlags::empty())?),
+            renamed => Ok(renamed?),
+        }
+    });
+    // It is gone if it was renamed.
+    let _ = unlinkat(dir, &part, AtFlags::empty());
+    put
+}
+
+/// Creates a file in `dir` that only its owner can read.
+fn create(dir: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// The name of the entry for `content` as `engine` compiles it. What a guest has come to by initialising itself has the
@@ -188,9 +310,11 @@ fn name(engine: &Engine, content: &Content) -> String {
     format!("{:x}.{ENTRY}", digest.0.finalize())
 }
 
-/// What stands before the code of `content`: only who has both finds it right.
-fn digest(content: &Content, code: &[u8]) -> Digest {
+/// What is signed: the name of the entry, the content that it was compiled from, and the code.
+fn digest(name: &str, content: &Content, code: &[u8]) -> Digest {
     let mut digest = Sha256::new();
+    // All names have the same length.
+    digest.update(name);
     digest.update(content.stage.digest().unwrap_or(&content.digest));
     digest.update(code);
     digest.finalize().into()
@@ -213,35 +337,14 @@ impl Hasher for Hashed {
     }
 }
 
-/// The code of an entry; `None` if there is no such entry.
-fn find(engine: &Engine, path: &Path, content: &Content) -> io::Result<Option<Code>> {
-    let entry = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entry => entry?,
-    };
-    let Some((found, code)) = entry.split_at_checked(DIGEST) else {
-        return Err(io::Error::other("the entry is truncated"));
-    };
-    if *found != digest(content, code) {
-        return Err(io::Error::other(
-            "the entry is damaged, or belongs to another snapshot of the guest",
-        ));
-    }
-    let code = deserialize(engine, code).map_err(io::Error::other)?;
-    // For `prune`.
-    if let Ok(file) = File::options().append(true).open(path) {
-        let _ = file.set_modified(SystemTime::now());
-    }
-    Ok(Some(code))
-}
-
 /// A component or module from code that this program has compiled.
 #[allow(unsafe_code)]
 fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
-    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. It stood in a directory to which
-    // nobody but the user of this process can write, under a name that nothing else writes to, and its digest says that it
-    // is whole. Who can forge that acts as this user already, and needs no cache to run code. It was read into memory, so
-    // it cannot change any more, and wasmtime itself refuses what an engine of another version or other settings has made.
+    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. Its signature says that a host has
+    // written it as code for this content, with the key of this cache. Only this user and root can read the key: its file
+    // has mode 0600, and lies in a directory that they alone can write to or replace. Who can forge that acts as this user
+    // already, and needs no cache to run code. The code was read into memory, so it cannot change any more, and wasmtime
+    // itself refuses what an engine of another version or other settings has made.
     unsafe {
         match Engine::detect_precompiled(code) {
             Some(Precompiled::Module) => Module::deserialize(engine, code).map(Code::Module),
@@ -250,14 +353,10 @@ fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
     }
 }
 
-fn write(path: &Path, digest: &Digest, code: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+fn write(dir: &OwnedFd, name: &str, signature: &[u8], code: &[u8]) -> io::Result<()> {
+    let mut file = create(dir, name)?;
     let (first, rest) = code.split_at(code.len() / 2);
-    file.write_all(digest)?;
+    file.write_all(signature)?;
     file.write_all(first)?;
     failpoint::cache_write();
     file.write_all(rest)
@@ -265,6 +364,9 @@ fn write(path: &Path, digest: &Digest, code: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
     use super::*;
 
     /// A directory that is gone with this.
@@ -277,11 +379,14 @@ mod tests {
             Self(dir)
         }
 
+        /// The files in it, without the key.
         fn entries(&self) -> Vec<PathBuf> {
-            fs::read_dir(&self.0)
+            let mut entries: Vec<_> = fs::read_dir(&self.0)
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
-                .collect()
+                .collect();
+            entries.retain(|path| !path.ends_with(KEY));
+            entries
         }
     }
 
@@ -349,9 +454,15 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let mut flipped = whole.clone();
         flipped[whole.len() / 2] ^= 1;
-        for damaged in [&flipped[..], &whole[..whole.len() - 1], &whole[..DIGEST - 1], &[]] {
+        for damaged in [
+            &flipped[..],
+            &whole[..whole.len() - 1],
+            &whole[..SIGNATURE - 1],
+            &[],
+        ] {
             fs::write(&path, damaged).unwrap();
-            assert!(find(&engine, &path, &content(&empty())).is_err());
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(cache.find(&engine, name, &content(&empty())).is_err());
             component(&cache, &engine, &empty()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
@@ -375,17 +486,132 @@ mod tests {
     fn what_cannot_be_kept_is_compiled_all_the_same() {
         let dir = Dir::new("gone");
         let cache = Cache::open(&dir.0).unwrap();
-        fs::remove_dir(&dir.0).unwrap();
+        fs::remove_dir_all(&dir.0).unwrap();
         assert!(component(&cache, &Engine::default(), &empty()).is_ok());
         assert!(component(&cache, &Engine::default(), b"\0asm").is_err());
     }
 
     #[test]
     fn a_directory_that_others_may_write_to_is_refused() {
-        use std::os::unix::fs::PermissionsExt as _;
         let dir = Dir::new("open");
         fs::create_dir(&dir.0).unwrap();
         fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(Cache::open(&dir.0).unwrap_err().to_string().contains("chmod"));
+    }
+
+    /// Signs code for `content` as a host would that has `key`.
+    fn forged(key: &hmac::Key, name: &str, content: &Content, code: &[u8]) -> Vec<u8> {
+        let signature = hmac::sign(key, &digest(name, content, code));
+        [signature.as_ref(), code].concat()
+    }
+
+    #[test]
+    fn an_entry_that_another_key_has_signed_is_not_used() {
+        let (dir, other) = (Dir::new("signed"), Dir::new("signed-elsewhere"));
+        let (cache, elsewhere) = (Cache::open(&dir.0).unwrap(), Cache::open(&other.0).unwrap());
+        let engine = Engine::default();
+        component(&cache, &engine, &empty()).unwrap();
+        component(&elsewhere, &engine, &empty()).unwrap();
+        let (path, foreign) = (dir.entries().remove(0), other.entries().remove(0));
+        assert_eq!(path.file_name(), foreign.file_name());
+        fs::copy(&foreign, &path).unwrap();
+        assert!(component(&cache, &engine, &empty()).unwrap(), "it was used");
+        // Nor is one with no key at all, or one of this cache under another name.
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let whole = fs::read(&path).unwrap();
+        let unsigned = [&Sha256::digest(&whole[SIGNATURE..])[..], &whole[SIGNATURE..]].concat();
+        fs::write(&path, unsigned).unwrap();
+        assert!(component(&cache, &engine, &empty()).unwrap(), "it was used");
+        let moved = forged(
+            &cache.key,
+            "another name",
+            &content(&empty()),
+            &whole[SIGNATURE..],
+        );
+        fs::write(&path, moved).unwrap();
+        assert!(component(&cache, &engine, &empty()).unwrap(), "it was used");
+        let right = forged(&cache.key, name, &content(&empty()), &whole[SIGNATURE..]);
+        fs::write(&path, right).unwrap();
+        assert!(
+            !component(&cache, &engine, &empty()).unwrap(),
+            "the test forges nothing"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_takes_the_place_of_the_cache_is_not_used() {
+        let dir = Dir::new("replaced");
+        let cache = Cache::open(&dir.0).unwrap();
+        let engine = Engine::default();
+        component(&cache, &engine, &empty()).unwrap();
+        let (moved, path) = (Dir::new("replaced-moved"), dir.entries().remove(0));
+        fs::rename(&dir.0, &moved.0).unwrap();
+        fs::create_dir(&dir.0).unwrap();
+        fs::write(&path, "anything").unwrap();
+        assert!(!component(&cache, &engine, &empty()).unwrap());
+        let other = wat::parse_str("(module)").unwrap();
+        component(&cache, &engine, &other).unwrap();
+        assert_eq!((dir.entries().len(), moved.entries().len()), (1, 2));
+    }
+
+    #[test]
+    fn the_key_is_kept_unless_others_can_read_it_or_it_is_none() {
+        let dir = Dir::new("key");
+        let path = dir.0.join(KEY);
+        let open = || {
+            Cache::open(&dir.0).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+            let key = fs::read(&path).unwrap();
+            assert_eq!(key.len(), KEY_LENGTH);
+            key
+        };
+        let first = open();
+        assert_eq!(open(), first);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let second = open();
+        assert_ne!(second, first);
+        for damaged in [&second[1..], &[&second[..], b"x"].concat(), b""] {
+            fs::write(&path, damaged).unwrap();
+            assert_ne!(open(), second);
+        }
+        // A link is replaced, and what it leads to stays.
+        let elsewhere = dir.0.join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        let before = fs::read(&elsewhere).unwrap();
+        assert_ne!(open(), before);
+        assert!(!path.is_symlink());
+        assert_eq!(fs::read(&elsewhere).unwrap(), before);
+        assert!(
+            dir.entries().iter().all(|path| path.extension().is_none()),
+            "parts are left"
+        );
+    }
+
+    #[test]
+    fn links_in_the_directory_are_neither_read_nor_followed() {
+        let (dir, other) = (Dir::new("links"), Dir::new("links-elsewhere"));
+        let (cache, engine) = (Cache::open(&dir.0).unwrap(), Engine::default());
+        component(&cache, &engine, &empty()).unwrap();
+        let path = dir.entries().remove(0);
+        // The same entry, behind a link.
+        fs::create_dir(&other.0).unwrap();
+        let target = other.0.join("target");
+        fs::rename(&path, &target).unwrap();
+        symlink(&target, &path).unwrap();
+        let whole = fs::read(&target).unwrap();
+        assert!(
+            component(&cache, &engine, &empty()).unwrap(),
+            "a link was followed"
+        );
+        assert!(!path.is_symlink());
+        assert!(fs::read(&target).unwrap() == whole);
+        // An old link to an old file is not what it leads to.
+        let abandoned = File::options().append(true).open(&target).unwrap();
+        abandoned.set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
+        symlink(&target, dir.0.join("1-0.part")).unwrap();
+        let other = wat::parse_str("(module)").unwrap();
+        component(&cache, &engine, &other).unwrap();
+        assert!(dir.0.join("1-0.part").is_symlink() && target.exists());
     }
 }
