@@ -407,7 +407,8 @@ fn a_check_finds_components_that_cannot_serve_by_their_exports_and_imports() {
     write("table.wasm", "(component (core module (table 2000000 funcref)))");
     write(
         "http.wasm",
-        r#"(component (import "wasi:http/types@0.2.6" (instance))
+        r#"(component
+            (import "wasi:http/outgoing-handler@0.2.6" (instance (export "handle" (func))))
             (instance $i) (export "wasi:cli/run@0.2.6" (instance $i)))"#,
     );
     for (settings, key, words) in [

@@ -219,7 +219,7 @@ where
         }
         passed = deadlines::bytes(&inbound, &outbound) => {
             if let Some(neighbours) = seat.neighbours() {
-                neighbours.disturb();
+                neighbours.disturb(QUIET);
             }
             (passed.into(), None)
         }
@@ -281,11 +281,11 @@ where
     }
 }
 
-/// Returns whether a connection is between two answers. What the guest has written since the host
-/// `disturbed` it does not count, if that was just now.
-fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>, disturbed: Option<Instant>) -> bool {
+/// Returns whether a connection is between two answers. What the guest wrote right after the host had
+/// ended one of the `neighbours` does not count.
+fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>, neighbours: Option<&Neighbours>) -> bool {
     let written = outbound.moved();
-    let is_reaction = disturbed.is_some_and(|at| at.elapsed() < QUIET && at <= written);
+    let is_reaction = neighbours.is_some_and(|neighbours| neighbours.were_disturbed(written, QUIET));
     let moved = if is_reaction {
         inbound.moved()
     } else {
@@ -321,14 +321,14 @@ async fn judged_together<R, W>(
 ) -> (Outcome, Option<bool>) {
     let unjudged = neighbours.unjudged.token();
     let outcome = outside.ends().await;
-    let quiet = is_quiet(inbound, outbound, neighbours.last_disturbed());
+    let quiet = is_quiet(inbound, outbound, Some(&neighbours));
     drop(unjudged);
     if outcome == Outcome::Drained {
         neighbours.unjudged.close();
         // The wait is bounded, since a neighbour may be held up by a thread that is busy.
         let _ = timeout(QUIET, neighbours.unjudged.wait()).await;
     }
-    neighbours.disturb();
+    neighbours.disturb(QUIET);
     (outcome, Some(quiet))
 }
 

@@ -567,8 +567,10 @@ fn generations_of_other_settings_are_measured_while_they_have_connections() {
     fs::create_dir_all(&dir).unwrap();
     let config = dir.join("services.toml");
     let text = |more: &str| {
+        // An instance that returns its streams is gone at once.
+        let component = guest("lines-session");
         format!(
-            "[admin]\nlisten = \"127.0.0.1:0\"\n[[service]]\nname = \"a\"\n\
+            "[admin]\nlisten = \"127.0.0.1:0\"\n[[service]]\nname = \"a\"\ncomponent = {component:?}\n\
              listen = [\"127.0.0.1:0\"]\n{more}"
         )
     };
@@ -576,7 +578,7 @@ fn generations_of_other_settings_are_measured_while_they_have_connections() {
     let host = Host::with_config(&config, 1);
     let admin = admin_of(&host);
     let open = host.connect();
-    open.echo("hello");
+    open.echo("hello\n");
     replace(&config, text("limits = { max-memory = \"1MiB\" }\n"));
     host.signal(HUP);
     host.line("services reconfigured");

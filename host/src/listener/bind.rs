@@ -259,7 +259,8 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
         })?;
     }
     if let Some(Mode(mode)) = options.mode {
-        file.0.set_mode(mode)
+        file.0
+            .set_mode(mode)
             .with_context(|| format!("cannot set the mode of the socket to {mode:04o}"))?;
     }
     set(&socket, options)?;

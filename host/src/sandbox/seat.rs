@@ -60,22 +60,27 @@ pub trait Seat: Sync {
 pub struct Neighbours {
     /// Connections that have not been judged yet, where a drain ends all of them together.
     pub(crate) unjudged: TaskTracker,
-    /// When the host last ended one of them.
-    disturbed: Mutex<Option<Instant>>,
+    /// When the host ended some of them: the first and the last, one soon after another.
+    disturbed: Mutex<Option<(Instant, Instant)>>,
 }
 
 impl Neighbours {
-    /// Notes that the host ends one of the connections, which may make the guest write to the others.
-    pub(crate) fn disturb(&self) {
-        *self.disturbed() = Some(Instant::now());
+    /// Notes that the host ends one of the connections. The guest may write to the others for `after`.
+    pub(crate) fn disturb(&self, after: Duration) {
+        let now = Instant::now();
+        let mut disturbed = self.disturbed();
+        let first = disturbed.map_or(now, |(first, last)| if now < last + after { first } else { now });
+        *disturbed = Some((first, now));
     }
 
-    /// When the host last ended one of the connections, if it did.
-    pub(crate) fn last_disturbed(&self) -> Option<Instant> {
-        *self.disturbed()
+    /// Returns whether the guest may have written at `time` since the host had ended a connection less
+    /// than `after` before.
+    pub(crate) fn were_disturbed(&self, time: Instant, after: Duration) -> bool {
+        self.disturbed()
+            .is_some_and(|(first, last)| first <= time && time < last + after)
     }
 
-    fn disturbed(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn disturbed(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
         // Nothing can panic while it is held.
         self.disturbed.lock().unwrap_or_else(PoisonError::into_inner)
     }
