@@ -153,6 +153,10 @@ fn a_directory_or_link_of_another_user_on_the_way_is_refused() {
         &parent,
         "belongs to the user with the number 65534",
     );
+    // A group with other members, or that this process does not know.
+    let shared = dir("cache-group", 0o770);
+    chown(&shared, None, Some(OTHER)).unwrap();
+    is_refused(&shared.join("cache"), &shared, "chmod go-w");
     let target = dir("cache-link-target", 0o700);
     let sticky = dir("cache-link", 0o1777);
     let link = sticky.join("cache");
