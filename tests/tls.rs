@@ -8,7 +8,9 @@ use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use rustls::crypto::ring;
@@ -17,7 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::harness::tools;
-use crate::harness::{Client, DEADLINE, HUP, Host, field, noise, refused, replace, scratch, until};
+use crate::harness::{Client, DEADLINE, Done, HUP, Host, field, noise, refused, replace, scratch, until};
 
 /// An authority with a directory for what it issues.
 pub struct Authority {
@@ -475,6 +477,26 @@ fn certificates_are_read_again_when_that_is_asked_for() {
     echo(&mut authority.client().connects(&host).unwrap(), b"hello");
     replace(&issued.key, kept);
     host.line("certificates reloaded");
+}
+
+#[test]
+fn certificates_that_keep_changing_are_read_all_the_same() {
+    let (authority, issued, host) = served("restless", "echo", &[]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, _done) = (&done, Done(&done));
+        let key = &issued.key;
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                if let Ok(file) = fs::File::options().write(true).open(key) {
+                    file.set_modified(SystemTime::now()).unwrap();
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        host.line("certificates reloaded");
+        echo(&mut authority.client().connects(&host).unwrap(), b"hello");
+    });
 }
 
 #[test]
