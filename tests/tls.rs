@@ -629,6 +629,102 @@ fn what_is_no_tls_is_told_so() {
     }
 }
 
+/// A record with content that nobody has encrypted.
+const BROKEN: &[u8] = b"\x17\x03\x03\x00\x20AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+#[test]
+fn a_peer_that_breaks_tls_is_told_from_one_that_vanishes() {
+    let (authority, _, host) = served("breaks", "upload", &[]);
+    let mut client = authority.client().connects(&host).unwrap();
+    client.conn.writer().write_all(&[b'a'; 12_000]).unwrap();
+    let mut bytes = Vec::new();
+    while client.conn.wants_write() {
+        client.conn.write_tls(&mut bytes).unwrap();
+    }
+    bytes.extend(BROKEN);
+    client.sock.write_all(&bytes).unwrap();
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "peer-lost", "{line}");
+    assert_eq!(field(&line, "reason"), "Protocol", "{line}");
+    assert_eq!(field(&line, "bytes_in"), "12000", "{line}");
+}
+
+#[test]
+fn a_peer_that_sends_an_alert_resets() {
+    let (authority, _, host) = served("aborts", "echo", &[]);
+    // The client takes the record for one of the host, and sends an alert about it.
+    let mut client = authority.client().connects(&host).unwrap();
+    client.conn.read_tls(&mut &*BROKEN).unwrap();
+    client.conn.process_new_packets().unwrap_err();
+    while client.conn.wants_write() {
+        client.conn.write_tls(&mut client.sock).unwrap();
+    }
+    assert_eq!(host.outcome(), "peer-reset");
+}
+
+#[test]
+fn a_peer_may_break_tls_after_the_guest_has_ended() {
+    for (guest, args, outcome) in [
+        ("daytime", &[][..], "finished"),
+        ("whoami", &[], "finished"),
+        ("upload", &["--env", "ANSWER=first"], "peer-lost"),
+    ] {
+        let (authority, _, host) = served(&format!("after-{guest}"), guest, args);
+        for raw in [BROKEN, b"GET / HTTP/1.1\r\n\r\n"] {
+            let mut client = authority.client().connects(&host).unwrap();
+            assert!(!rest(&mut client).is_empty());
+            client.sock.write_all(raw).unwrap();
+            client.sock.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(host.outcome(), outcome, "{guest}");
+        }
+        assert!(!host.log().contains("panic"), "{}", host.log());
+    }
+}
+
+#[test]
+fn a_refused_client_that_writes_on_reads_its_alert() {
+    let clients = Authority::new("writes-on-clients");
+    let roots = clients.file();
+    let mallory = Authority::new("writes-on-others").issues(&["mallory"], &[]);
+    let args = ["--tls-client-ca", roots.to_str().unwrap()];
+    let (authority, _, host) = served("writes-on", "echo", &args);
+    for (identity, expected) in [
+        (None, AlertDescription::CertificateRequired),
+        (Some(mallory), AlertDescription::UnknownCA),
+    ] {
+        for (count, size) in [(3, 100), (1, 1 << 20)] {
+            let client = ClientBuilder {
+                identity: identity.clone(),
+                versions: NEWER,
+                ..authority.client()
+            };
+            let mut client = client.connects(&host).unwrap();
+            host.line("reason=\"tls-handshake\"");
+            for _ in 0..count {
+                client.write_all(&noise(19, size)).unwrap();
+            }
+            let error = client.read_to_end(&mut Vec::new()).unwrap_err();
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+            let expected = rustls::Error::AlertReceived(expected);
+            assert_eq!(cause, Some(&expected), "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_client_keeps_its_permit_no_longer_than_a_handshake_may_take() {
+    let args = ["--max-connections", "1", "--tls-timeout", "1s"];
+    let (authority, _, host) = served("refused-stays", "echo", &args);
+    let before = host.entries("fd");
+    let client = host.connect();
+    client.send("this is no TLS\n");
+    host.line("reason=\"tls-handshake\"");
+    // It neither reads nor ends, and the next is served.
+    echo(&mut authority.client().connects(&host).unwrap(), b"hello");
+    until("the descriptors are back", || host.entries("fd") <= before);
+    drop(client);
+}
+
 #[test]
 fn records_that_were_damaged_leave_nothing_behind() {
     let (authority, _, host) = served("damaged", "echo", &["--tls-timeout", "5s", "-q"]);

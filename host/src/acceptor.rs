@@ -134,11 +134,9 @@ fn arrive(
     async move {
         let entered = match arrival.enter(stream, permit, &service).await {
             Ok(entered) => entered,
-            Err(Turned { reason, stream }) => {
+            Err(Turned { reason, end }) => {
                 tell_refused(&service, &arrival, reason);
-                if let Some(stream) = stream {
-                    stream.reset();
-                }
+                end.say(&service).await;
                 return;
             }
         };

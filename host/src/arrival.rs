@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::admission::{Permit, Refused, Sources};
+use crate::buffer;
 use crate::config::ProxyProtocol;
+use crate::connection::LINGER;
 use crate::deadlines::after;
 use crate::listener::Entrance;
 use crate::peer::{self, End};
@@ -15,6 +18,9 @@ use crate::service::Service;
 use crate::socket::{Reader, Stream, Writer};
 use crate::telemetry::Trace;
 use crate::tls;
+
+/// Bytes that the host drops for a client after a failed handshake. They cost it some milliseconds.
+const MAX_DROPPED: u64 = 16 << 20;
 
 /// A connection that was accepted, and may not come in yet.
 pub(crate) struct Arrival {
@@ -32,13 +38,60 @@ pub(crate) struct Arrival {
 /// A connection that may not come in.
 pub(crate) struct Turned {
     pub(crate) reason: Refused,
-    /// Its socket, to be reset once that is told. Where there was talk of TLS it is closed by now.
-    pub(crate) stream: Option<Stream>,
+    pub(crate) end: Farewell,
+}
+
+/// How a connection ends that may not come in, once that is told.
+pub(crate) enum Farewell {
+    /// By a reset.
+    Reset(Stream),
+    /// By FIN, after which the host reads and drops what the client sends until `until`. Otherwise the
+    /// kernel would send a reset, which can overtake the alert before the FIN. The connection keeps its
+    /// permit, so that there are no more sockets than permits.
+    Linger {
+        stream: Stream,
+        until: Instant,
+        _permit: Permit,
+    },
+    /// By nothing: its socket is closed.
+    Closed,
+}
+
+impl Farewell {
+    /// Ends the connection.
+    pub(crate) async fn say(self, service: &Service) {
+        match self {
+            Self::Reset(stream) => stream.reset(),
+            // Boxed, so that other connections have no room for it.
+            Self::Linger {
+                stream,
+                until,
+                _permit,
+            } => {
+                let lingering = Box::pin(timeout_at(until, linger(stream)));
+                tokio::select! {
+                    _ = lingering => {}
+                    () = service.process.cut.cancelled() => {}
+                }
+            }
+            Self::Closed => {}
+        }
+    }
+}
+
+/// Sends FIN, and drops what the client sends until its FIN.
+async fn linger(mut stream: Stream) {
+    if stream.shutdown().await.is_ok() {
+        let _ = buffer::discard(&mut stream.take(MAX_DROPPED)).await;
+    }
 }
 
 impl From<Refused> for Turned {
     fn from(reason: Refused) -> Self {
-        Self { reason, stream: None }
+        Self {
+            reason,
+            end: Farewell::Closed,
+        }
     }
 }
 
@@ -79,8 +132,8 @@ impl Arrival {
         let permit = match told.and_then(|()| self.admit(permit, service)) {
             Ok(permit) => permit,
             Err(reason) => {
-                let stream = Some(stream);
-                return Err(Turned { reason, stream });
+                let end = Farewell::Reset(stream);
+                return Err(Turned { reason, end });
             }
         };
         let Some(tls) = &entrance.tls else {
@@ -95,9 +148,22 @@ impl Arrival {
         let begun = self.trace.as_ref().map(|_| Instant::now());
         let agreed = Box::pin(self.agree(tls, stream, service)).await;
         if let Some((trace, begun)) = self.trace.as_mut().zip(begun) {
-            trace.agreed(begun.into_std(), &agreed);
+            trace.agreed(begun.into_std(), &agreed.as_ref().map_err(|failed| failed.0));
         }
-        let (reader, writer, said) = agreed?;
+        let (reader, writer, said) = match agreed {
+            Ok(agreed) => agreed,
+            Err((reason, None)) => return Err(reason.into()),
+            Err((reason, Some(stream))) => {
+                // No longer than a client can keep its permit by a handshake that does not end.
+                let until = after(Instant::now(), LINGER).min(after(self.at, tls.timeout()));
+                let end = Farewell::Linger {
+                    stream,
+                    until,
+                    _permit: permit,
+                };
+                return Err(Turned { reason, end });
+            }
+        };
         Ok(Entered {
             permit,
             reader: Reader::Tls(reader),
@@ -152,25 +218,26 @@ impl Arrival {
         self.sources.admit(permit, &self.remote)
     }
 
-    /// Agrees with the peer on how the connection is encrypted.
+    /// Agrees with the peer on how the connection is encrypted. After a failed handshake, the socket comes
+    /// with the error.
     async fn agree(
         &mut self,
         tls: &tls::Server,
         stream: Stream,
         service: &Service,
-    ) -> Result<(tls::Reader, tls::Writer, peer::Tls), Refused> {
+    ) -> Result<(tls::Reader, tls::Writer, peer::Tls), (Refused, Option<Stream>)> {
         let agreeing = timeout_at(after(self.at, tls.timeout()), tls.handshake(stream));
         let agreed = tokio::select! {
             biased;
-            agreed = agreeing => agreed.map_err(|_| Refused::TlsTimeout)?,
-            () = service.process.cut.cancelled() => return Err(Refused::Drained),
+            agreed = agreeing => agreed.map_err(|_| (Refused::TlsTimeout, None))?,
+            () = service.process.cut.cancelled() => return Err((Refused::Drained, None)),
         };
-        agreed.map_err(|error| {
+        agreed.map_err(|(error, stream)| {
             debug!(peer = self.remote.to_string(), "TLS handshake failed: {error}");
             if let Some(trace) = &mut self.trace {
                 trace.fails(error.to_string());
             }
-            Refused::TlsHandshake
+            (Refused::TlsHandshake, Some(stream))
         })
     }
 }

@@ -8,9 +8,11 @@ use bytesize::ByteSize;
 
 use crate::config::{CacheDir, Config, Terms};
 use crate::file::Text;
+use crate::listener;
 use crate::logging::in_one_line;
 use crate::preflight::{self, Blocked, Obstacles, Purpose};
 use crate::sandbox::{Sandbox, Source};
+use crate::service::warn_of_migration;
 
 /// Says of the component at `path`, in a few lines, what it is.
 ///
@@ -59,7 +61,7 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
 }
 
 /// Checks whether the host could start with the services file `file`, which says `config`.
-/// Components are compiled if `compile` is set.
+/// Components are compiled if `compile` is set. Logs the warnings that a start logs.
 ///
 /// # Errors
 ///
@@ -71,7 +73,8 @@ pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Resu
     let found = preflight::find(config, Some(file), &CacheDir::Off, Purpose::Check, &mut obstacles);
     for (index, unloaded) in found.services {
         let checked = if compile {
-            unloaded.sandbox.load(&unloaded.content).await.map(drop)
+            let loaded = unloaded.sandbox.load(&unloaded.content).await;
+            loaded.map(|generation| warn_of_migration(&unloaded.config, &unloaded.source, &generation))
         } else {
             unloaded.sandbox.check_outline(&unloaded.content)
         };
@@ -81,13 +84,15 @@ pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Resu
             obstacles.add(key, Some(&unloaded.config), error.into());
         }
     }
+    let listeners = || config.services.iter().flat_map(|service| &service.listen);
+    listeners().for_each(listener::warn_of_certificates);
+    Sandbox::check_cache(&config.cache);
     obstacles.end(Some(file))?;
     let mut text = match config.services.len() {
         1 => "1 service, no errors\n".to_owned(),
         count => format!("{count} services, no errors\n"),
     };
-    let listeners = config.services.iter().flat_map(|service| &service.listen);
-    for listen in listeners.filter(|listen| Purpose::Check.leaves_out(listen)) {
+    for listen in listeners().filter(|listen| Purpose::Check.leaves_out(listen)) {
         // A string takes all that is written to it.
         let _ = writeln!(
             text,

@@ -24,7 +24,7 @@ use outside::Outside;
 ///
 /// Closing a socket that holds unread bytes makes the kernel send a reset, which can overtake the last
 /// bytes that were sent (RFC 9293, section 3.10.4; RFC 1122, section 4.2.2.13). Waiting first prevents that.
-const LINGER: Duration = Duration::from_secs(5);
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// The same at the end of a drain, when there is less time.
 const LINGER_DRAINED: Duration = Duration::from_millis(500);
@@ -51,9 +51,9 @@ pub enum Outcome {
     StartFailed,
     /// The guest took more time than `--max-call-time` or `--max-cpu-time`.
     CpuLimit,
-    /// The peer reset it.
+    /// The peer reset it, or aborted it by an alert of TLS.
     PeerReset,
-    /// The peer vanished: the transport gave up on it.
+    /// The transport gave up on the peer, which vanished or broke TLS.
     PeerLost,
     /// No byte came or went for as long as `--first-byte-timeout` after the accept.
     FirstByteTimeout,

@@ -27,6 +27,8 @@ pub enum Failure {
     TimedOut,
     /// The network or the peer's host cannot be reached any more.
     Unreachable,
+    /// The peer broke the protocol of the transport, which is TLS.
+    Protocol,
     /// Anything else.
     Other,
 }
@@ -42,6 +44,7 @@ impl From<&io::Error> for Failure {
             io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::NetworkDown => Self::Unreachable,
+            io::ErrorKind::InvalidData => Self::Protocol,
             _ => Self::Other,
         }
     }

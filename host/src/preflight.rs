@@ -5,12 +5,10 @@
 //! what was read here, so that the check cannot differ from it.
 
 use std::fs;
-use std::io;
 use std::net::ToSocketAddrs as _;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use rustix::fs::{Access, access};
 use thiserror::Error;
 
 use crate::admin;
@@ -20,7 +18,7 @@ use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
 use crate::reload;
 use crate::sandbox::{Content, LoadError, Sandbox, Source};
-use crate::system::{directory_of, refuse_kernel_directory};
+use crate::system::{can_create, directory_of, is_writable, refuse_kernel_directory};
 
 /// Something that a start needs and that is missing or unusable.
 #[derive(Debug)]
@@ -360,27 +358,4 @@ fn check_token(path: &Path) -> anyhow::Result<()> {
     }
     is_writable(directory_of(path))
         .with_context(|| format!("cannot create the token file `{}`", path.display()))
-}
-
-/// Checks whether `dir` is a directory with room for files, or could be created.
-fn can_create(dir: &Path) -> io::Result<()> {
-    let dir = std::path::absolute(dir)?;
-    for dir in dir.ancestors() {
-        match is_writable(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && dir.is_symlink() => {
-                let missing = format!("`{}` is a link to a directory that does not exist", dir.display());
-                return Err(io::Error::new(error.kind(), missing));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            checked => return checked,
-        }
-    }
-    Ok(())
-}
-
-fn is_writable(dir: &Path) -> io::Result<()> {
-    if !fs::metadata(dir)?.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
-    Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
@@ -178,6 +179,30 @@ fn mount_of_kernel(line: &str) -> Option<PathBuf> {
             point.replace(escape, character)
         });
     KERNEL_FILES.contains(&kind).then(|| point.into())
+}
+
+/// Checks whether `dir` is a directory with room for files, or could be created.
+pub(crate) fn can_create(dir: &Path) -> io::Result<()> {
+    let dir = std::path::absolute(dir)?;
+    for dir in dir.ancestors() {
+        match is_writable(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dir.is_symlink() => {
+                let missing = format!("`{}` is a link to a directory that does not exist", dir.display());
+                return Err(io::Error::new(error.kind(), missing));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            checked => return checked,
+        }
+    }
+    Ok(())
+}
+
+/// Checks whether `dir` is a directory in which this process may create files.
+pub(crate) fn is_writable(dir: &Path) -> io::Result<()> {
+    if !fs::metadata(dir)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
 /// Returns whether this process may remove files of other users from a directory like `/tmp`. Assumes

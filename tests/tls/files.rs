@@ -470,3 +470,225 @@ fn trust_settings_of_openssl_are_obeyed() {
         }
     }
 }
+
+#[test]
+fn ec_keys_without_an_uncompressed_point_are_named() {
+    let Some(openssl) = tools::tool("openssl") else {
+        return;
+    };
+    let authority = Authority::new("points");
+    let issued = authority.issues(&["localhost"], &[]);
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    for curve in ["prime256v1", "secp384r1"] {
+        run(&format!("ecparam -name {curve} -genkey -noout -out whole"));
+        run("req -x509 -new -key whole -subj /CN=a -out c");
+        for (convert, expected) in [
+            (
+                "ec -in whole -conv_form compressed -out k",
+                "is not an uncompressed point",
+            ),
+            (
+                "ec -in whole -conv_form hybrid -out k",
+                "is not an uncompressed point",
+            ),
+            ("ec -in whole -no_public -out k", "without its public key"),
+        ] {
+            run(convert);
+            for pkcs8 in [false, true] {
+                if pkcs8 {
+                    run(&format!("{} -outform DER", convert.replace("-out k", "-out der")));
+                    run("pkcs8 -topk8 -nocrypt -inform DER -in der -out k");
+                }
+                let [certificate, key] = ["c", "k"].map(|name| authority.dir.join(name));
+                let message = refusal(&certificate, &key, None);
+                let advice = "openssl ec -in FILE -conv_form uncompressed -out NEW";
+                assert!(
+                    message.contains(expected) && message.contains(advice),
+                    "{convert}: {message}"
+                );
+                if pkcs8 {
+                    // The advice helps.
+                    run("ec -in k -conv_form uncompressed -out NEW");
+                    let key = authority.dir.join("NEW");
+                    serving("echo", &Issued { certificate, key }, &[]);
+                }
+            }
+        }
+        run("ec -in whole -conv_form compressed -out k");
+        run("req -x509 -new -key k -subj /CN=a -out c");
+        let [certificate, whole] = ["c", "whole"].map(|name| authority.dir.join(name));
+        for message in [
+            refusal(&certificate, &whole, None),
+            refusal(&issued.certificate, &issued.key, Some(&certificate)),
+        ] {
+            let expected = "it has an EC key whose public key is not an uncompressed point";
+            assert!(
+                message.contains("certificate on line 1") && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn critical_extensions_that_are_not_supported_are_named() {
+    let Some(openssl) = tools::tool("openssl") else {
+        return;
+    };
+    let authority = Authority::new("extensions");
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    let make = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -subj /CN=a -keyout k -out c";
+    for (extension, expected) in [
+        (
+            "certificatePolicies=critical,1.2.3.4",
+            "its critical extension Certificate Policies",
+        ),
+        (
+            "tlsfeature=critical,status_request",
+            "its critical extension TLS Feature",
+        ),
+        (
+            "1.3.6.1.4.1.99999.1=critical,DER:0500",
+            "its critical extension 1.3.6.1.4.1.99999.1",
+        ),
+        (
+            "1.3.6.1.4.1.11129.2.4.3=critical,DER:0500",
+            "it is a precertificate",
+        ),
+    ] {
+        run(&format!("{make} -addext {extension}"));
+        let [certificate, key] = ["c", "k"].map(|name| authority.dir.join(name));
+        let message = refusal(&certificate, &key, None);
+        assert!(
+            message.contains("certificate on line 1") && message.contains(expected),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_chain_in_the_wrong_order_is_named_as_such() {
+    let authority = Authority::new("order");
+    let issued = authority.issues(&["localhost"], &[]);
+    let leaf = fs::read_to_string(&issued.certificate).unwrap();
+    let root = authority.issuer.pem();
+    replace(&issued.certificate, format!("{root}{leaf}"));
+    let message = refusal(&issued.certificate, &issued.key, None);
+    let place = format!(
+        "belongs to the certificate on line {} of `{}`; move this certificate to the beginning",
+        root.lines().count() + 1,
+        issued.certificate.display()
+    );
+    assert!(message.contains(&place), "{message}");
+}
+
+#[test]
+fn wrong_labels_are_named_with_the_right_ones() {
+    let Some(openssl) = tools::tool("openssl") else {
+        return;
+    };
+    let authority = Authority::new("labels");
+    let issued = authority.issues(&["localhost"], &[]);
+    let file = |name: &str| authority.dir.join(name);
+    let run = |args: &str| run(&openssl, &authority.dir, args);
+    run("ec -in localhost.key -out EC");
+    run("genrsa -traditional -out RSA 2048");
+    run("pkcs8 -topk8 -in localhost.key -passout pass:secret -out encrypted");
+    run("pkey -in localhost.key -pubout -out public");
+    for (content, label) in [
+        ("localhost.key", "PRIVATE KEY"),
+        ("EC", "EC PRIVATE KEY"),
+        ("RSA", "RSA PRIVATE KEY"),
+        ("encrypted", "ENCRYPTED PRIVATE KEY"),
+        ("public", "PUBLIC KEY"),
+        ("localhost.crt", "CERTIFICATE"),
+    ] {
+        let text = fs::read_to_string(file(content)).unwrap();
+        for wrong in ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "CERTIFICATE"] {
+            if wrong == label {
+                continue;
+            }
+            let text = text.replace(&format!(" {label}-"), &format!(" {wrong}-"));
+            assert!(text.contains(&format!("BEGIN {wrong}-")));
+            fs::write(file("wrong"), text).unwrap();
+            let message = if wrong == "CERTIFICATE" {
+                refusal(&file("wrong"), &issued.key, None)
+            } else {
+                refusal(&issued.certificate, &file("wrong"), None)
+            };
+            let expected = format!("its label is wrong for its content; write `{label}` in both");
+            assert!(message.contains(&expected), "{content} as {wrong}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_check_warns_as_a_start_does() {
+    let authority = Authority::new("check-warns");
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2101, 1, 2);
+    params.not_after = date_time_ymd(2102, 1, 2);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+    fs::write(authority.dir.join("late.crt"), certificate.pem()).unwrap();
+    fs::write(authority.dir.join("late.key"), key.serialize_pem()).unwrap();
+    let cache = authority.dir.join("cache");
+    fs::create_dir(&cache).unwrap();
+    fs::set_permissions(&cache, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let file = authority.dir.join("services.toml");
+    let put = |address: &str| {
+        let tls = "tls = { certificate = \"late.crt\", key = \"late.key\" }";
+        let text = format!(
+            "cache = \"cache\"\n[[service]]\nname = \"a\"\nmigrate = true\ncomponent = \"{}\"\n\
+             listen = [{{ address = \"{address}\", {tls} }}]\n",
+            crate::harness::guest("echo").display()
+        );
+        fs::write(&file, text).unwrap();
+    };
+    let warnings = [
+        "is not valid before 2101-01-02T00:00:00Z",
+        "cannot cache compiled components",
+        "`migrate` is set, but component",
+    ];
+    put("127.0.0.1:0");
+    let host = Host::with_config(&file, 1);
+    for warning in warnings {
+        assert!(host.log().contains(warning), "{warning}: {}", host.log());
+    }
+    for (address, args, expected) in [
+        ("127.0.0.1:0", &["--compile"][..], &warnings[..]),
+        ("127.0.0.1:0", &[], &warnings[..2]),
+        // A socket that is not open yet.
+        ("inherited:web", &[], &warnings[..2]),
+    ] {
+        put(address);
+        let mut command = crate::harness::command();
+        command
+            .args(["check", "--config", file.to_str().unwrap()])
+            .args(args);
+        let checked = command.output().unwrap();
+        assert!(checked.status.success(), "{checked:?}");
+        assert!(
+            checked.stdout.starts_with(b"1 service, no errors\n"),
+            "{checked:?}"
+        );
+        let log = String::from_utf8(checked.stderr).unwrap();
+        for warning in expected {
+            assert_eq!(log.matches(warning).count(), 1, "{warning}: {log}");
+        }
+    }
+}
+
+#[test]
+fn names_of_files_are_quoted_in_the_log() {
+    let authority = Authority::new("quoted");
+    let issued = authority.issues(&["localhost"], &[]);
+    let named = Issued {
+        certificate: authority.dir.join("a outcome=\"finished\" b.crt"),
+        ..issued.clone()
+    };
+    fs::rename(&issued.certificate, &named.certificate).unwrap();
+    let host = serving("echo", &named, &["-v"]);
+    let expected = "/a outcome=\\\"finished\\\" b.crt\" certificates=1";
+    assert!(host.log().contains(expected), "{}", host.log());
+}

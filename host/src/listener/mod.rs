@@ -95,6 +95,14 @@ impl Prepared<'_> {
     }
 }
 
+/// Warns of certificates of a listener that are not valid at the moment, as its start does.
+pub(crate) fn warn_of_certificates(config: &Listen) {
+    let address = config.address.to_string();
+    if let Some(Ok(tls)) = config.tls.as_ref().map(tls::Loaded::new) {
+        tls.report(config.name.as_deref().unwrap_or(&address));
+    }
+}
+
 /// Finds everything that keeps a listener from being prepared, apart from its address. Returns the
 /// keys of the settings, and what is wrong with each.
 pub(crate) fn faults(config: &Listen) -> Vec<(String, anyhow::Error)> {

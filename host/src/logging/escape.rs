@@ -99,20 +99,48 @@ impl<'writer> FormatFields<'writer> for EscapedFields {
     }
 }
 
-/// Passes fields on, with unsafe characters escaped.
+/// Passes fields on, with unsafe characters escaped. Quotes a value that could be taken for several
+/// fields.
 struct EscapedVisitor<'a, V>(&'a mut V);
 
+/// The field of an event that holds its message, which is never quoted.
+const MESSAGE: &str = "message";
+
 impl<V: Visit> Visit for EscapedVisitor<'_, V> {
-    // Strings come here too: `Visit` passes their `Debug` form, which is quoted.
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        let style = if field.name() == TRACE {
-            Style::Lines
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == MESSAGE {
+            self.record_debug(field, &format_args!("{value}"));
         } else {
-            Style::Line
-        };
+            self.write(field, Style::Line, &value);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        match field.name() {
+            TRACE => self.write(field, Style::Lines, value),
+            MESSAGE => self.write(field, Style::Line, value),
+            _ => {
+                let text = format!("{value:?}");
+                if is_one_word(&text) {
+                    self.write(field, Style::Line, &format_args!("{text}"));
+                } else {
+                    self.write(field, Style::Line, &text);
+                }
+            }
+        }
+    }
+}
+
+impl<V: Visit> EscapedVisitor<'_, V> {
+    fn write(&mut self, field: &Field, style: Style, value: &dyn Debug) {
         let escaped = fmt::from_fn(|f| write!(Escaper { out: f, style }, "{value:?}"));
         self.0.record_debug(field, &escaped);
     }
+}
+
+/// Checks whether a value of a field can stand without quotes.
+fn is_one_word(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '='))
 }
 
 /// Formats JSON lines by `E`, with the unsafe characters escaped that JSON permits in strings.
@@ -143,6 +171,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::info;
+
     use super::*;
 
     /// Characters that are escaped, each with its Rust escape.
@@ -186,6 +219,47 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// The lines of a log in memory.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn values_that_look_like_several_fields_are_quoted() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .fmt_fields(EscapedFields)
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            info!(file = %"a b=\"c\"", plain = %"/a/b", "said {}", "x=\"y\" z");
+            info!(text = "a b", error = %io::Error::other("no\nspace"), empty = %"", count = 3, "more");
+            info!(quoted = %"\"a\" b=\"c\"", trace = %"one\ntwo three", flag = true);
+        });
+        let written = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let expected = [
+            r#" INFO said x="y" z file="a b=\"c\"" plain=/a/b"#,
+            r#" INFO more text="a b" error="no\nspace" empty="" count=3"#,
+            r#" INFO quoted="\"a\" b=\"c\"" trace=one"#,
+            "    two three flag=true",
+        ];
+        assert_eq!(written.lines().collect::<Vec<_>>(), expected);
     }
 
     #[test]

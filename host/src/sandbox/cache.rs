@@ -32,6 +32,7 @@ use super::content::{Content, Digest};
 use crate::config::CacheDir;
 use crate::failpoint;
 use crate::guarded::{self, Owner};
+use crate::system::{can_create, is_writable};
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -71,6 +72,15 @@ pub(super) struct Cache {
     chosen: bool,
 }
 
+/// Warns that a directory which the user chose cannot be used.
+fn warn_of(dir: &Path, error: &io::Error) {
+    warn!(
+        "cannot cache compiled components in `{}`: {error}; set `cache` to a directory that only the user \
+         of the host can change, or to `off`",
+        dir.display()
+    );
+}
+
 impl Cache {
     /// The cache that was asked for, if it can be used.
     pub(super) fn choose(choice: &CacheDir) -> Option<Self> {
@@ -81,13 +91,7 @@ impl Cache {
                     chosen: true,
                     ..cache
                 })
-                .inspect_err(|error| {
-                    warn!(
-                        "cannot cache compiled components in `{}`: {error}; set `cache` to a \
-                         directory that only the user of the host can change, or to `off`",
-                        dir.display()
-                    );
-                })
+                .inspect_err(|error| warn_of(dir, error))
                 .ok(),
             CacheDir::OfUser => {
                 let dir = etcetera::base_strategy::choose_base_strategy()
@@ -100,6 +104,22 @@ impl Cache {
                     )
                     .ok()
             }
+        }
+    }
+
+    /// Warns that the directory of the user cannot be used, as [`Cache::choose`] does, without creating
+    /// it.
+    pub(super) fn check(choice: &CacheDir) {
+        let CacheDir::At(dir) = choice else { return };
+        let checked = match fs::metadata(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => can_create(dir),
+            Err(error) => Err(error),
+            Ok(_) => guarded::check(dir, Owner::Host)
+                .map_err(io::Error::other)
+                .and_then(|()| is_writable(dir)),
+        };
+        if let Err(error) = checked {
+            warn_of(dir, &error);
         }
     }
 

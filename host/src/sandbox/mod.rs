@@ -108,6 +108,11 @@ impl Sandbox {
         })
     }
 
+    /// Warns of a directory for compiled components that a start could not use.
+    pub(crate) fn check_cache(cache: &CacheDir) {
+        Cache::check(cache);
+    }
+
     /// A sandbox in which a component is tried on these terms.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
-//! Algorithms of keys: names the reason why a key cannot be used.
+//! Keys and certificates in DER: names the reason why a key cannot be used, and what is critical in a
+//! certificate.
 
 use std::fmt;
 
 use rustls::pki_types::PrivateKeyDer;
-use x509_cert::der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier, OctetStringRef, UintRef};
+use x509_cert::der::asn1::{
+    AnyRef, BitStringRef, ContextSpecific, ObjectIdentifier, OctetStringRef, UintRef,
+};
 use x509_cert::der::referenced::OwnedToRef;
 use x509_cert::der::{Decode, Reader, Result, SliceReader, Tag, TagNumber, Tagged};
 use x509_cert::spki::AlgorithmIdentifierRef;
@@ -35,6 +38,18 @@ const NAMES: &[(ObjectIdentifier, &str)] = &[
     (ObjectIdentifier::new_unwrap("1.3.132.0.35"), "P-521"),
     (ObjectIdentifier::new_unwrap("1.3.132.0.33"), "P-224"),
     (ObjectIdentifier::new_unwrap("1.3.132.0.10"), "secp256k1"),
+    (
+        ObjectIdentifier::new_unwrap("2.5.29.18"),
+        "Issuer Alternative Name",
+    ),
+    (ObjectIdentifier::new_unwrap("2.5.29.32"), "Certificate Policies"),
+    (ObjectIdentifier::new_unwrap("2.5.29.33"), "Policy Mappings"),
+    (ObjectIdentifier::new_unwrap("2.5.29.36"), "Policy Constraints"),
+    (ObjectIdentifier::new_unwrap("2.5.29.54"), "Inhibit Any Policy"),
+    (
+        ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.24"),
+        "TLS Feature (must-staple)",
+    ),
 ];
 
 /// The algorithm of a key.
@@ -50,7 +65,12 @@ pub(super) enum Algorithm {
         is_multi_prime: bool,
     },
     /// ECDSA.
-    Ec(Curve),
+    Ec {
+        /// The curve.
+        curve: Curve,
+        /// The form of the public key.
+        point: Point,
+    },
     /// Ed25519.
     Ed25519,
     /// Another one.
@@ -65,6 +85,17 @@ pub(super) enum Curve {
     /// By its equation and its base point.
     Explicit,
     /// Not at all.
+    Missing,
+}
+
+/// The form of the public key in an EC key. ring reads uncompressed points only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Point {
+    /// Both coordinates.
+    Uncompressed,
+    /// Compressed or hybrid (SEC 1, section 2.3.3).
+    Other,
+    /// None: the key does not contain its public part.
     Missing,
 }
 
@@ -84,21 +115,21 @@ impl Algorithm {
             }
             // RFC 5915: version, private key, curve, public key
             PrivateKeyDer::Sec1(_) => {
-                fields.decode::<UintRef<'_>>()?;
-                fields.decode::<&OctetStringRef>()?;
-                let curve = ContextSpecific::decode_explicit(&mut fields, TagNumber(0))?;
-                Ok(Self::Ec(Curve::new(curve.map(|curve| curve.value))))
+                let (curve, point) = ec(&mut fields)?;
+                Ok(Self::Ec { curve, point })
             }
             // PKCS #8: version, algorithm, private key
             _ => {
                 fields.decode::<UintRef<'_>>()?;
-                let algorithm = fields.decode()?;
+                let algorithm: AlgorithmIdentifierRef<'_> = fields.decode()?;
                 let key: &OctetStringRef = fields.decode()?;
-                Self::new(&algorithm, || {
+                let rsa = || {
                     let mut fields = self::fields(key.as_bytes())?;
                     let version: UintRef<'_> = fields.decode()?;
                     Self::rsa(&mut fields, version.as_bytes() != [0])
-                })
+                };
+                let point = || Ok(ec(&mut self::fields(key.as_bytes())?)?.1);
+                Self::new(&algorithm, rsa, point)
             }
         }
     }
@@ -111,15 +142,27 @@ impl Algorithm {
     pub(super) fn of_certificate(certificate: &x509_cert::Certificate) -> Result<Self> {
         let info = certificate.tbs_certificate().subject_public_key_info();
         let algorithm = info.algorithm.owned_to_ref();
-        Self::new(&algorithm, || {
-            Self::rsa(&mut self::fields(info.subject_public_key.raw_bytes())?, false)
-        })
+        let key = info.subject_public_key.raw_bytes();
+        let rsa = || Self::rsa(&mut self::fields(key)?, false);
+        Self::new(&algorithm, rsa, || Ok(Point::new(key)))
     }
 
-    fn new(algorithm: &AlgorithmIdentifierRef<'_>, rsa: impl FnOnce() -> Result<Self>) -> Result<Self> {
+    fn new(
+        algorithm: &AlgorithmIdentifierRef<'_>,
+        rsa: impl FnOnce() -> Result<Self>,
+        point: impl FnOnce() -> Result<Point>,
+    ) -> Result<Self> {
         match algorithm.oid {
             RSA => rsa(),
-            EC => Ok(Self::Ec(Curve::new(algorithm.parameters))),
+            EC => {
+                let curve = Curve::new(algorithm.parameters);
+                // The key may be encoded in its own way, if it is on a curve that is not supported.
+                let point = match curve {
+                    Curve::Named(P256 | P384) => point()?,
+                    _ => Point::Uncompressed,
+                };
+                Ok(Self::Ec { curve, point })
+            }
             ED25519 => Ok(Self::Ed25519),
             other => Ok(Self::Other(other)),
         }
@@ -160,11 +203,17 @@ impl Algorithm {
                     "an RSA key whose public exponent is {value}; expected 65537"
                 ))
             }
-            Self::Ec(Curve::Explicit) => Some(
+            Self::Ec {
+                curve: Curve::Explicit,
+                ..
+            } => Some(
                 "an EC key with explicit parameters of its curve; expected a key that names P-256 or P-384"
                     .to_owned(),
             ),
-            Self::Ec(Curve::Named(curve)) if ![P256, P384].contains(curve) => Some(format!(
+            Self::Ec {
+                curve: Curve::Named(curve),
+                ..
+            } if ![P256, P384].contains(curve) => Some(format!(
                 "an EC key on the curve {}; expected P-256 or P-384",
                 Name(curve)
             )),
@@ -175,6 +224,41 @@ impl Algorithm {
             _ => None,
         }
     }
+
+    /// Says why the host cannot use the public part of an EC key; `None` if it can.
+    pub(super) fn unreadable_point(&self) -> Option<&'static str> {
+        match self {
+            Self::Ec {
+                point: Point::Other, ..
+            } => Some("an EC key whose public key is not an uncompressed point"),
+            Self::Ec {
+                point: Point::Missing,
+                ..
+            } => Some("an EC key without its public key"),
+            _ => None,
+        }
+    }
+}
+
+impl Point {
+    /// Determines the form of a point from its encoding.
+    fn new(encoded: &[u8]) -> Self {
+        match encoded.first() {
+            Some(4) => Self::Uncompressed,
+            Some(_) => Self::Other,
+            None => Self::Missing,
+        }
+    }
+}
+
+/// Reads an EC key by RFC 5915: version, private key, curve, public key.
+fn ec<'a>(fields: &mut SliceReader<'a>) -> Result<(Curve, Point)> {
+    fields.decode::<UintRef<'_>>()?;
+    fields.decode::<&OctetStringRef>()?;
+    let curve = ContextSpecific::<AnyRef<'a>>::decode_explicit(fields, TagNumber(0))?;
+    let point = ContextSpecific::<BitStringRef<'a>>::decode_explicit(fields, TagNumber(1))?;
+    let point = point.map_or(Point::Missing, |point| Point::new(point.value.raw_bytes()));
+    Ok((Curve::new(curve.map(|curve| curve.value)), point))
 }
 
 impl Curve {
@@ -188,7 +272,7 @@ impl Curve {
     }
 }
 
-/// An algorithm or a curve by its name if it has one here, and by its identifier otherwise.
+/// An algorithm, a curve or an extension by its name if it has one here, and by its identifier otherwise.
 struct Name<'a>(&'a ObjectIdentifier);
 
 impl fmt::Display for Name<'_> {
@@ -211,4 +295,53 @@ fn bits(modulus: &UintRef<'_>) -> usize {
     let bytes = modulus.as_bytes();
     let unused = bytes.first().map_or(0, |byte| byte.leading_zeros() as usize);
     bytes.len() * 8 - unused
+}
+
+/// Returns the PEM label that the content of a block calls for, if that can be told.
+pub(super) fn label(der: &[u8]) -> Option<&'static str> {
+    let mut fields = fields(der).ok()?;
+    let first: AnyRef<'_> = fields.decode().ok()?;
+    let second: AnyRef<'_> = fields.decode().ok()?;
+    Some(match (first.tag(), second.tag()) {
+        (Tag::Integer, Tag::Sequence) => "PRIVATE KEY",
+        (Tag::Integer, Tag::OctetString) => "EC PRIVATE KEY",
+        (Tag::Integer, Tag::Integer) => "RSA PRIVATE KEY",
+        (Tag::Sequence, Tag::OctetString) => "ENCRYPTED PRIVATE KEY",
+        (Tag::Sequence, Tag::BitString) => "PUBLIC KEY",
+        (Tag::Sequence, Tag::Sequence) if x509_cert::Certificate::from_der(der).is_ok() => "CERTIFICATE",
+        _ => return None,
+    })
+}
+
+/// Extensions of a certificate that webpki accepts as critical.
+const KNOWN_EXTENSIONS: &[ObjectIdentifier] = &[
+    // Signed certificate timestamps.
+    ObjectIdentifier::new_unwrap("1.3.6.1.4.1.11129.2.4.2"),
+    // Key usage, alternative names, basic constraints, name constraints, distribution points of
+    // revocation lists, extended key usage.
+    ObjectIdentifier::new_unwrap("2.5.29.15"),
+    ObjectIdentifier::new_unwrap("2.5.29.17"),
+    ObjectIdentifier::new_unwrap("2.5.29.19"),
+    ObjectIdentifier::new_unwrap("2.5.29.30"),
+    ObjectIdentifier::new_unwrap("2.5.29.31"),
+    ObjectIdentifier::new_unwrap("2.5.29.37"),
+];
+
+/// The extension that makes a certificate one for logs only (RFC 6962, section 3.1).
+const POISON: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.11129.2.4.3");
+
+/// Says which critical extension keeps the host from using a certificate, and what to do.
+pub(super) fn unsupported_extension(certificate: &x509_cert::Certificate) -> Option<String> {
+    let extensions = certificate.tbs_certificate().extensions()?;
+    let unknown = extensions
+        .iter()
+        .find(|extension| extension.critical && !KNOWN_EXTENSIONS.contains(&extension.extn_id))?;
+    if unknown.extn_id == POISON {
+        return Some("it is a precertificate; expected the certificate that was issued for it".to_owned());
+    }
+    Some(format!(
+        "the host does not support its critical extension {}; have it issued without this extension, or \
+         with the extension not critical",
+        Name(&unknown.extn_id)
+    ))
 }

@@ -10,8 +10,8 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
 use tracing::debug;
 use x509_cert::certificate::Version;
@@ -77,6 +77,21 @@ pub enum Unusable {
         /// The file of the certificate.
         certificate: PathBuf,
         /// That of the key.
+        key: PathBuf,
+    },
+    /// A key belongs to a certificate that is not the first of its file.
+    #[error(
+        "the key in `{}` belongs to the certificate on line {line} of `{}`; move this certificate to the \
+         beginning of the file",
+        key.display(),
+        certificate.display()
+    )]
+    Order {
+        /// The file of the certificates.
+        certificate: PathBuf,
+        /// The line on which the certificate of the key begins, counted from 1.
+        line: usize,
+        /// The file of the key.
         key: PathBuf,
     },
     /// Nothing was given to serve with.
@@ -191,26 +206,59 @@ fn certified(
     files: &mut Vec<CertificateFile>,
 ) -> Result<CertifiedKey, Unusable> {
     let chain = certificates(&identity.certificate, files)?;
-    let first = chain.first().map_or(1, |certificate| certificate.line);
-    let parsed = chain.first().and_then(|certificate| certificate.parsed.as_ref());
-    let version = parsed.map(|certificate| certificate.tbs_certificate().version());
     let path = &identity.key;
     let (line, key) = key(path)?;
-    let chain = chain.into_iter().map(|certificate| certificate.der).collect();
-    CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => Unusable::Mismatch {
-            certificate: identity.certificate.clone(),
-            key: path.clone(),
+    // The library's error does not say more: it has tried one algorithm after the other.
+    let loaded = provider.key_provider.load_private_key(key);
+    let key = loaded.map_err(|_| damaged(path, line))?;
+    let ders = chain.iter().map(|certificate| certificate.der.clone());
+    let certified = CertifiedKey::new(ders.collect(), Arc::clone(&key));
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(mismatch(identity, &chain, &key)),
+        Err(_) => Err(unusable(&identity.certificate, chain.first())),
+    }
+}
+
+/// Says which certificate of `chain` belongs to `key`, which does not belong to the first.
+fn mismatch(identity: &Identity, chain: &[Certificate], key: &Arc<dyn SigningKey>) -> Unusable {
+    let path = &identity.certificate;
+    if let Some(first) = chain.first()
+        && let Some(reason) = first.algorithm().and_then(|of| of.unreadable_point())
+    {
+        let reason = format!("it has {reason}; have it issued for an uncompressed one");
+        return unfit(CERTIFICATE, path, first.line, reason);
+    }
+    let is_of_key = |certificate: &&Certificate| {
+        let certified = CertifiedKey::new(vec![certificate.der.clone()], Arc::clone(key));
+        certified.keys_match().is_ok()
+    };
+    let (certificate, key) = (path.clone(), identity.key.clone());
+    match chain.iter().find(is_of_key) {
+        Some(Certificate { line, .. }) => Unusable::Order {
+            certificate,
+            line: *line,
+            key,
         },
-        rustls::Error::InvalidCertificate(_) if version.is_some_and(|version| version != Version::V3) => {
-            let reason = "it is not of X.509 version 3, because it has no extensions; issue it with some, for \
-                          example by `openssl x509 -req` with `-extfile`";
-            unfit(CERTIFICATE, &identity.certificate, first, reason)
-        }
-        rustls::Error::InvalidCertificate(_) => invalid(&identity.certificate, first),
-        // The library's error does not say more: it has tried one algorithm after the other.
-        _ => damaged(path, line),
-    })
+        None => Unusable::Mismatch { certificate, key },
+    }
+}
+
+/// Says why the library does not accept a certificate of its own.
+fn unusable(path: &Path, certificate: Option<&Certificate>) -> Unusable {
+    let (line, parsed) = certificate.map_or((1, None), |first| (first.line, first.parsed.as_ref()));
+    let Some(parsed) = parsed else {
+        return invalid(path, line);
+    };
+    if parsed.tbs_certificate().version() != Version::V3 {
+        let reason = "it is not of X.509 version 3, because it has no extensions; issue it with some, for \
+                      example by `openssl x509 -req` with `-extfile`";
+        return unfit(CERTIFICATE, path, line, reason);
+    }
+    match algorithm::unsupported_extension(parsed) {
+        Some(reason) => unfit(CERTIFICATE, path, line, reason),
+        None => invalid(path, line),
+    }
 }
 
 /// Reads the roots of client certificates.
@@ -222,11 +270,11 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
             let reason = "its trust settings exclude client authentication; remove the certificate";
             return Err(unfit(CERTIFICATE, path, line, reason));
         }
-        let algorithm = certificate
-            .parsed
-            .as_ref()
-            .and_then(|certificate| Algorithm::of_certificate(certificate).ok());
-        if let Some(reason) = algorithm.and_then(|algorithm| algorithm.unsupported(Use::Verify)) {
+        let unsupported = certificate.algorithm().and_then(|algorithm| {
+            let point = algorithm.unreadable_point().map(str::to_owned);
+            algorithm.unsupported(Use::Verify).or(point)
+        });
+        if let Some(reason) = unsupported {
             let reason = format!("it has {reason}; remove or replace the certificate");
             return Err(unfit(CERTIFICATE, path, line, reason));
         }
@@ -252,9 +300,23 @@ fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
             return Err(unfit(KEY, path, line, reason));
         }
         let key = PrivateKeyDer::from_pem(kind, der).ok_or_else(|| damaged(path, line))?;
-        let algorithm = Algorithm::of_key(&key).map_err(|_| damaged(path, line))?;
+        let algorithm = Algorithm::of_key(&key).map_err(|_| {
+            let label = match key {
+                PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+                PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+                _ => "PRIVATE KEY",
+            };
+            let mislabelled = mislabelled(KEY, path, (line, label), key.secret_der());
+            mislabelled.unwrap_or_else(|| damaged(path, line))
+        })?;
         if let Some(reason) = algorithm.unsupported(Use::Sign) {
             let reason = format!("it is {reason}; create another key and have its certificate issued");
+            return Err(unfit(KEY, path, line, reason));
+        }
+        if let Some(reason) = algorithm.unreadable_point() {
+            let reason = format!(
+                "it is {reason}; convert it with `openssl ec -in FILE -conv_form uncompressed -out NEW`"
+            );
             return Err(unfit(KEY, path, line, reason));
         }
         found = Some((line, key));
@@ -270,6 +332,15 @@ struct Certificate {
     parsed: Option<x509_cert::Certificate>,
     /// Whether its trust settings, if it has any, permit client authentication.
     trusted: bool,
+}
+
+impl Certificate {
+    /// Determines the algorithm of its key, if it is a known one.
+    fn algorithm(&self) -> Option<Algorithm> {
+        self.parsed
+            .as_ref()
+            .and_then(|parsed| Algorithm::of_certificate(parsed).ok())
+    }
 }
 
 /// Reads the certificates of a file; at least one.
@@ -293,7 +364,8 @@ fn certificates(path: &Path, files: &mut Vec<CertificateFile>) -> Result<Vec<Cer
         let der = CertificateDer::from(der);
         let parsed = x509_cert::Certificate::from_der(&der).ok();
         if parsed.is_none() && ParsedCertificate::try_from(&der).is_err() {
-            return Err(invalid(path, line));
+            let mislabelled = mislabelled(CERTIFICATE, path, (line, "CERTIFICATE"), &der);
+            return Err(mislabelled.unwrap_or_else(|| invalid(path, line)));
         }
         warnings.extend(parsed.as_ref().and_then(|parsed| validity(parsed, path, line)));
         certificates.push(Certificate {
@@ -377,6 +449,18 @@ fn unfit(what: &'static str, path: &Path, line: usize, reason: impl Into<String>
 fn invalid(path: &Path, line: usize) -> Unusable {
     let reason = "it is not a valid X.509 certificate; replace it";
     unfit(CERTIFICATE, path, line, reason)
+}
+
+/// Says that a block which cannot be read as its label promises has the content of another one.
+fn mislabelled(
+    what: &'static str,
+    path: &Path,
+    (line, label): (usize, &str),
+    der: &[u8],
+) -> Option<Unusable> {
+    let expected = algorithm::label(der).filter(|expected| *expected != label)?;
+    let reason = format!("its label is wrong for its content; write `{expected}` in both of its markers");
+    Some(unfit(what, path, line, reason))
 }
 
 fn damaged(path: &Path, line: usize) -> Unusable {

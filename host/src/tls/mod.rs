@@ -74,13 +74,18 @@ impl Loaded {
         })
     }
 
+    /// Logs how many certificates were read, and warns of those that are not valid at the moment.
+    pub(crate) fn report(&self, listener: &str) {
+        report(&self.read.files, listener);
+    }
+
     /// Serves with it, and reads it again when it changes, for as long as what is returned is there.
     ///
     /// # Panics
     ///
     /// Outside of a runtime.
     pub(crate) fn serve(self, listener: &str) -> Arc<Server> {
-        report(&self.read.files, listener);
+        self.report(listener);
         let server = Arc::new(Server {
             current: ArcSwap::from_pointee(self.read.server),
             config: self.config,
@@ -124,10 +129,17 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// They cannot agree, the peer cannot show who it is, or it is gone. What there is to say about that was sent.
-    pub async fn handshake(&self, stream: Stream) -> io::Result<(Reader, Writer, peer::Tls)> {
+    /// They cannot agree, the peer cannot show who it is, or it is gone. The alert for the peer was sent. The
+    /// socket comes with the error.
+    pub async fn handshake(
+        &self,
+        stream: Stream,
+    ) -> Result<(Reader, Writer, peer::Tls), (io::Error, Stream)> {
         let acceptor = TlsAcceptor::from(self.current.load_full());
-        let stream = acceptor.accept(Transport::new(stream)).await?;
+        let accept = acceptor.accept(Transport::new(stream)).into_fallible();
+        let stream = accept
+            .await
+            .map_err(|(error, transport)| (error, transport.into_stream()))?;
         let said = said(stream.get_ref().1);
         let (reader, writer) = stream::split(stream);
         Ok((reader, writer, said))

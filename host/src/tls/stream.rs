@@ -1,7 +1,7 @@
 //! The halves of an encrypted connection.
 
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io::{self, BufRead as _, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -33,6 +33,11 @@ impl Transport {
             is_handshaking: true,
             failure: None,
         }
+    }
+
+    /// Returns the socket.
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
     }
 
     /// Keeps the failure of an operation of the handshake, or passes on its result.
@@ -121,6 +126,7 @@ pub(super) fn split(mut stream: TlsStream<Transport>) -> (Reader, Writer) {
         state: Mutex::new(State {
             stream,
             flushing: None,
+            failure: None,
         }),
         flushed: AtomicWaker::new(),
     });
@@ -139,6 +145,8 @@ struct State {
     stream: TlsStream<Transport>,
     /// The task that sends what was encrypted and the socket has not taken. It is the only one to do so while it runs.
     flushing: Option<AbortHandle>,
+    /// How reading has failed, which the reader returns after the bytes before it.
+    failure: Option<io::Error>,
 }
 
 impl Shared {
@@ -176,12 +184,45 @@ impl AsyncRead for Reader {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = ready!(Pin::new(&mut self.0.state().stream).poll_read(cx, buffer));
-        Poll::Ready(read.map_err(|error| match error.kind() {
-            // A FIN without a word of TLS before it, which anybody on the way could have sent (RFC 8446, section 6.1).
-            io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::ConnectionReset, error),
-            _ => error,
-        }))
+        let State { stream, failure, .. } = &mut *self.0.state();
+        if failure.is_none() {
+            let read = ready!(Pin::new(&mut *stream).poll_read(cx, buffer));
+            match read {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(error) => *failure = Some(by_peer(error)),
+            }
+        }
+        // tokio-rustls returns the failure of a record before the content of the records before it.
+        let mut reader = stream.get_mut().1.reader();
+        match reader.fill_buf() {
+            Ok(bytes) if !bytes.is_empty() => {
+                let count = bytes.len().min(buffer.remaining());
+                buffer.put_slice(&bytes[..count]);
+                reader.consume(count);
+                Poll::Ready(Ok(()))
+            }
+            _ => Poll::Ready(failure.take().map_or(Ok(()), Err)),
+        }
+    }
+}
+
+/// Marks a failure to read as a reset, if the peer has aborted the connection in the terms of TLS.
+fn by_peer(error: io::Error) -> io::Error {
+    let is_aborted = match error.kind() {
+        // A FIN without a `close_notify`, which anybody on the way could have sent (RFC 8446,
+        // section 6.1).
+        io::ErrorKind::UnexpectedEof => true,
+        // A fatal alert (RFC 8446, section 6.2).
+        io::ErrorKind::InvalidData => {
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+            matches!(cause, Some(rustls::Error::AlertReceived(_)))
+        }
+        _ => false,
+    };
+    if is_aborted {
+        io::Error::new(io::ErrorKind::ConnectionReset, error)
+    } else {
+        error
     }
 }
 

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, KeyPair};
@@ -74,7 +75,8 @@ async fn connect(
     let (near, far) = UnixStream::pair().unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
-    tokio::join!(connecting, server.handshake(Stream::Unix(near)))
+    let (client, served) = tokio::join!(connecting, server.handshake(Stream::Unix(near)));
+    (client, served.map_err(|(error, _)| error))
 }
 
 #[tokio::test]
@@ -208,7 +210,69 @@ async fn a_peer_may_reset_after_its_last_message_of_the_handshake() {
             let error = reader.read(&mut [0]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         } else {
-            assert_eq!(served.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            assert_eq!(served.unwrap_err().0.kind(), io::ErrorKind::ConnectionReset);
         }
+    }
+}
+
+/// A record with content that nobody has encrypted.
+const BROKEN: &[u8] = b"\x17\x03\x03\x00\x20AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// Writes `plain`, encrypted by `client`, and `raw` behind it at once.
+async fn write_with(client: &mut Client, plain: &[u8], raw: &[u8]) {
+    let (socket, connection) = client.get_mut();
+    connection.writer().write_all(plain).unwrap();
+    let mut bytes = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut bytes).unwrap();
+    }
+    bytes.extend(raw);
+    socket.write_all(&bytes).await.unwrap();
+}
+
+#[tokio::test]
+async fn content_before_a_broken_record_is_read_first() {
+    let dir = Dir::new("broken");
+    let (one, root) = identity(&dir.0, &["one.example"]);
+    let server = server(vec![one]);
+    for raw in [BROKEN, b"GET / HTTP/1.1\r\n\r\n"] {
+        let (client, served) = connect(&server, &[&root], "one.example").await;
+        let (mut client, (mut reader, _writer, _)) = (client.unwrap(), served.unwrap());
+        write_with(&mut client, b"hello", raw).await;
+        let mut content: Vec<u8> = Vec::new();
+        let error = loop {
+            let mut some = [0; 3];
+            match reader.read(&mut some).await {
+                Ok(0) => panic!("the end was read"),
+                Ok(count) => content.extend(&some[..count]),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(content, b"hello");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_may_break_tls_after_close_notify() {
+    let dir = Dir::new("after");
+    let (one, root) = identity(&dir.0, &["one.example"]);
+    let server = server(vec![one]);
+    for (plain, raw) in [
+        (&b""[..], BROKEN),
+        (b"hello", BROKEN),
+        (b"", b"GET / HTTP/1.1\r\n\r\n"),
+    ] {
+        let (client, served) = connect(&server, &[&root], "one.example").await;
+        let (mut client, (mut reader, mut writer, _)) = (client.unwrap(), served.unwrap());
+        writer.shutdown().await.unwrap();
+        write_with(&mut client, plain, raw).await;
+        let mut content = Vec::new();
+        let error = reader.read_to_end(&mut content).await.unwrap_err();
+        assert_eq!(content, plain);
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        // Nothing follows `close_notify`.
+        drop((reader, writer));
+        assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     }
 }

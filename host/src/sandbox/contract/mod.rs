@@ -367,7 +367,8 @@ macro_rules! error_code {
                     Failure::Reset => Self::ConnectionReset,
                     Failure::TimedOut => Self::TimedOut,
                     Failure::Unreachable => Self::Unreachable,
-                    Failure::Other => Self::Other,
+                    // `protocol-error` is about the protocol that the guest speaks.
+                    Failure::Protocol | Failure::Other => Self::Other,
                 }
             }
         }
