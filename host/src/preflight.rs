@@ -5,6 +5,7 @@
 //! what was read here, so that the check cannot differ from it.
 
 use std::fs;
+use std::io;
 use std::net::ToSocketAddrs as _;
 use std::path::Path;
 

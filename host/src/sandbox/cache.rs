@@ -5,6 +5,7 @@
 //! at all. The directory is held open, so that none that is put in its place later is used.
 //! Nothing here is fatal: what cannot be read is compiled, and what cannot be written is compiled again next time.
 
+use std::fs;
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read as _, Write as _};
