@@ -228,6 +228,7 @@ fn is_private(gid: u32) -> bool {
 }
 
 /// The bits of a mode without the type of the file.
+#[allow(clippy::useless_conversion, reason = "a mode has 16 bits on some systems")]
 fn mode(status: &Stat) -> u32 {
     u32::from(status.st_mode) & 0o7777
 }
