@@ -595,6 +595,25 @@ fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
 }
 
 #[test]
+fn a_file_name_stays_one_field_of_a_line() {
+    let dir = scratch("talks-forged");
+    fs::create_dir_all(&dir).unwrap();
+    let name = "a connection=99 outcome=\"guest-trap\" x.conversation";
+    fs::write(dir.join(name), "> \"a\"\n< \"a\"\n").unwrap();
+    let (status, said) = replay_with(&dir, &guest("echo"), &["--verbose"]);
+    assert_eq!(status, Some(0), "{said}");
+    let path = dir.join(name).display().to_string();
+    assert!(said.contains(&format!("file={path:?} connection=1 ")), "{said}");
+}
+
+#[test]
+fn a_client_that_resets_has_heard_nothing() {
+    let dir = written("reset", "> \"haunt\\n\"\n> pause 200ms\n> reset\n< cpu-limit\n");
+    let (status, said) = replay_with(&dir, &guest("moody"), &["--max-cpu-time", "300ms"]);
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn a_session_without_clocks_has_the_clock_of_the_conversation() {
     // A beat every 100 ms. Everything that is due within the pause is heard, and nothing else.
     let text = "< \"tick\\n\"\n> pause 1s\n< \"tock\\ntick\\ntock\\ntick\\ntock\\ntick\\ntock\\ntick\\n\"\n\
@@ -605,6 +624,12 @@ fn a_session_without_clocks_has_the_clock_of_the_conversation() {
         (status, said.as_str()),
         (Some(0), "1 conversation, no differences\n")
     );
+
+    // A pause lasts as long as it says, however long the guest works in it altogether.
+    let beats = "< \"tick\\n\"\n< \"tock\\n\"\n".repeat(18_000);
+    let dir = written("hour", &format!("> pause 3599950ms\n{beats}cut\n"));
+    let (status, said) = replay_with(&dir, &guest("metronome"), &["--patience", "100ms"]);
+    assert_eq!(status, Some(0), "{said}");
 
     // A guest that ends in a pause ends it.
     let dir = written("ends", "< \"tick\\n\"\n> \"x\"\n> pause 24h\n< end\n");

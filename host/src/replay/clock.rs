@@ -7,9 +7,18 @@ use std::time::Duration;
 
 use futures_util::poll;
 use tokio::task::unconstrained;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::sandbox::real_timer;
+
+/// Why an event has not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// The time has passed.
+    Silent,
+    /// The guest has worked for too long in real time. The clock has skipped the rest of the time.
+    Busy,
+}
 
 /// Clock that stands still while the guest works, and jumps while it waits.
 ///
@@ -105,33 +114,46 @@ impl Clock {
         }
     }
 
-    /// Waits for `event`, which the guest causes, for as long as `limit` by this clock. A guest that
-    /// works or writes without waiting has as much real time as `patience`.
+    /// Waits for `event`, which the guest causes, for as long as `limit` by this clock.
+    ///
+    /// A guest that works or writes without waiting has as much real time as `patience`. The real
+    /// time starts again when the guest waits, if this clock has gone faster than the real one.
+    /// Otherwise a guest with timers of a nanosecond would never reach `limit`.
+    ///
+    /// # Errors
+    ///
+    /// The event has not come.
     async fn within<T>(
         &self,
         limit: Duration,
         patience: Duration,
         event: impl Future<Output = T>,
-    ) -> Option<T> {
-        let end = self.state().now.saturating_add(limit);
+    ) -> Result<T, Late> {
+        let mut began = (self.state().now, Instant::now());
+        let end = began.0.saturating_add(limit);
         let mut event = pin!(unconstrained(event));
         let mut real = pin!(sleep(patience));
         loop {
             tokio::select! {
                 biased;
-                outcome = event.as_mut() => return Some(outcome),
+                outcome = event.as_mut() => return Ok(outcome),
                 () = self.guest_waits() => {}
                 () = real.as_mut() => {
                     self.state().pass(end);
-                    return None;
+                    return Err(Late::Busy);
                 }
             }
             // The guest may have caused it just before it began to wait.
             if let Poll::Ready(outcome) = poll!(event.as_mut()) {
-                return Some(outcome);
+                return Ok(outcome);
             }
             if !self.jump(end) {
-                return None;
+                return Err(Late::Silent);
+            }
+            let now = (self.state().now, Instant::now());
+            if now.0 - began.0 > now.1 - began.1 {
+                began = now;
+                real.as_mut().reset(now.1 + patience);
             }
         }
     }
@@ -167,11 +189,15 @@ impl Time {
         }
     }
 
-    /// Waits for `event` for as long as `limit`. Returns `None` if it has not come by then.
-    pub(super) async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Option<T> {
+    /// Waits for `event` for as long as `limit`.
+    ///
+    /// # Errors
+    ///
+    /// It has not come by then, or the guest has worked for too long.
+    pub(super) async fn within<T>(&self, limit: Duration, event: impl Future<Output = T>) -> Result<T, Late> {
         match &self.clock {
             Some(clock) => clock.within(limit, self.patience, event).await,
-            None => timeout(limit, event).await.ok(),
+            None => timeout(limit, event).await.map_err(|_| Late::Silent),
         }
     }
 

@@ -11,6 +11,9 @@ use crate::record;
 /// Bytes that are shown of what a guest sends.
 const SHOWN: usize = 200;
 
+/// Bytes that are shown before the first one that differs, where that one is far from the beginning.
+const BEFORE: usize = 40;
+
 /// Lines of a guest's output that are shown in one line of a log.
 const LINES: usize = 5;
 
@@ -71,19 +74,36 @@ impl fmt::Display for Difference {
 
 impl std::error::Error for Difference {}
 
-/// Shows a step of a conversation, of a long text the beginning.
-pub(super) fn expected(step: &Step) -> String {
+/// Returns the position of the first byte in which two texts differ.
+pub(super) fn first(one: &[u8], other: &[u8]) -> usize {
+    one.iter()
+        .zip(other)
+        .take_while(|(one, other)| one == other)
+        .count()
+}
+
+/// Shows a step of a conversation, of a long text the part around byte `at`.
+pub(super) fn expected(step: &Step, at: usize) -> String {
     match step {
-        Step::Guest(Guest::Sends(bytes)) => sends(bytes),
+        Step::Guest(Guest::Sends(bytes)) => sends(bytes, at),
         Step::Client(_) => "the guest reads what the client sends".to_owned(),
         other => other.to_string(),
     }
 }
 
-/// Shows the beginning of what a guest sends, in one line.
-pub(super) fn sends(bytes: &[u8]) -> String {
-    let more = if bytes.len() > SHOWN { " ..." } else { "" };
-    format!("< \"{}\"{more}", bytes[..bytes.len().min(SHOWN)].escape_ascii())
+/// Shows what a guest sends in one line, of a long text the part around byte `at`.
+pub(super) fn sends(bytes: &[u8], at: usize) -> String {
+    let start = if at + BEFORE < SHOWN { 0 } else { at - BEFORE };
+    let skipped = match start {
+        0 => String::new(),
+        start => format!("after {start} bytes: "),
+    };
+    let rest = &bytes[start..];
+    let more = if rest.len() > SHOWN { " ..." } else { "" };
+    format!(
+        "< {skipped}\"{}\"{more}",
+        rest[..rest.len().min(SHOWN)].escape_ascii()
+    )
 }
 
 /// Shows how a connection has ended: with the guest's FIN, its failure, or both. Empty if something

@@ -161,7 +161,8 @@ async fn one(
     // In this order, so that what ends the connection is seen before the client goes.
     let (report, played) = tokio::join!(biased; served, played);
     debug!(
-        file = %file.display(),
+        // Quoted, so that a file name cannot imitate other fields.
+        file = &*file.to_string_lossy(),
         connection = number,
         outcome = report.outcome.as_str(),
         reason = report.reason,
@@ -258,24 +259,24 @@ async fn perform(
         yield_now().await;
     }
     drop(player);
-    time.within(rest, done.cancelled()).await;
+    let _ = time.within(rest, done.cancelled()).await;
     over.cancel();
     played
 }
 
 async fn play_all(player: &mut Player, conversation: &Conversation) -> Result<(), Differs> {
     for (line, step) in &conversation.steps {
-        player.play(step).await.map_err(|found| Differs {
+        player.play(step).await.map_err(|mismatch| Differs {
             line: *line,
-            expected: difference::expected(step),
-            found,
+            expected: mismatch.expected,
+            found: mismatch.found,
         })?;
     }
     match conversation.steps.last() {
         Some((line, last)) if is_open(conversation, last) => player.settle().await.map_err(|found| Differs {
             line: *line,
             expected: NOTHING.to_owned(),
-            found,
+            found: vec![found],
         }),
         _ => Ok(()),
     }

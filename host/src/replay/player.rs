@@ -13,7 +13,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
 
-use super::clock::Time;
+use super::clock::{Late, Time};
 use super::difference;
 use crate::buffer;
 use crate::conversation::{Client, Guest, Step};
@@ -26,9 +26,15 @@ const PIPE: usize = 64 << 10;
 /// its end after a reset by the client.
 pub(super) const SETTLE: Duration = Duration::from_millis(100);
 
-/// What a guest does instead of what a step has, in lines such as a conversation has them. If its
-/// half has ended, the outcome of the connection tells how.
-type Found = Vec<String>;
+/// A step that the guest does not take.
+#[derive(Debug)]
+pub(super) struct Mismatch {
+    /// The step.
+    pub(super) expected: String,
+    /// What the guest does instead, in lines such as a conversation has them. If its half has ended,
+    /// the outcome of the connection tells how.
+    pub(super) found: Vec<String>,
+}
 
 /// Sends what the client sends, and compares what the guest sends.
 pub(super) struct Player {
@@ -78,18 +84,28 @@ impl Player {
     }
 
     /// Takes a step of the client, or waits for one of the guest.
-    pub(super) async fn play(&mut self, step: &Step) -> Result<(), Found> {
+    ///
+    /// # Errors
+    ///
+    /// The guest does something else.
+    pub(super) async fn play(&mut self, step: &Step) -> Result<(), Mismatch> {
         match step {
             Step::Client(Client::Sends(bytes)) => {
                 let time = self.time.clone();
                 let sent = time.within(self.patience, self.send(bytes)).await;
-                sent.ok_or_else(|| self.mismatch(Some("nothing is read")))
+                sent.map_err(|_| self.mismatch(step, Some("nothing is read")))
             }
             // Each step that sends bytes sends chunks of its own.
             Step::Client(Client::Break) | Step::Cut => Ok(()),
             Step::Client(Client::Pause(time)) => {
-                self.pause(*time).await;
-                Ok(())
+                let paused = self.pause(*time).await;
+                paused.map_err(|_| Mismatch {
+                    expected: format!("the guest waits during {step}"),
+                    found: vec![format!(
+                        "it works or writes for {} without waiting",
+                        humantime::format_duration(self.patience)
+                    )],
+                })
             }
             Step::Client(Client::End) => {
                 self.time.sends();
@@ -104,24 +120,26 @@ impl Player {
                 self.reset.store(true, Ordering::Release);
                 self.input = None;
                 self.output = None;
+                // The client hears nothing more, however much has come before.
+                self.heard.clear();
                 Ok(())
             }
             Step::Guest(Guest::Sends(bytes)) => {
                 let time = self.time.clone();
                 let heard = time.within(self.patience, self.expect(bytes)).await;
                 match heard {
-                    Some(true) => Ok(()),
-                    Some(false) => Err(self.mismatch(None)),
-                    None => Err(self.mismatch(Some("nothing more"))),
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(self.mismatch(step, None)),
+                    Err(_) => Err(self.mismatch(step, Some("nothing more"))),
                 }
             }
             Step::Guest(Guest::End | Guest::Reset | Guest::Fails(_)) => {
                 let time = self.time.clone();
                 let heard = time.within(self.patience, self.expect_end()).await;
                 match heard {
-                    Some(()) if self.heard.is_empty() => Ok(()),
-                    Some(()) => Err(self.mismatch(None)),
-                    None => Err(self.mismatch(Some("nothing more"))),
+                    Ok(()) if self.heard.is_empty() => Ok(()),
+                    Ok(()) => Err(self.mismatch(step, None)),
+                    Err(_) => Err(self.mismatch(step, Some("nothing more"))),
                 }
             }
         }
@@ -129,26 +147,34 @@ impl Player {
 
     /// Waits until the guest has ended, or has been silent for a short time. It may send nothing
     /// more.
-    pub(super) async fn settle(&mut self) -> Result<(), Found> {
+    ///
+    /// # Errors
+    ///
+    /// The guest sends more. Returns its text.
+    pub(super) async fn settle(&mut self) -> Result<(), String> {
         while self.heard.is_empty() && !self.ended {
             let time = self.time.clone();
-            if time.within(SETTLE, self.hear()).await.is_none() {
+            if time.within(SETTLE, self.hear()).await.is_err() {
                 return Ok(());
             }
         }
         if self.heard.is_empty() {
             Ok(())
         } else {
-            Err(self.mismatch(None))
+            Err(difference::sends(&self.heard, 0))
         }
     }
 
-    /// What the guest has done instead of a step, and what has not happened for as long as the
+    /// What the guest has done instead of `step`, and what has not happened for as long as the
     /// player waits.
-    fn mismatch(&self, missing: Option<&str>) -> Found {
+    fn mismatch(&self, step: &Step, missing: Option<&str>) -> Mismatch {
+        let same = match step {
+            Step::Guest(Guest::Sends(bytes)) => difference::first(bytes, &self.heard),
+            _ => 0,
+        };
         let mut found = Vec::new();
         if !self.heard.is_empty() {
-            found.push(difference::sends(&self.heard));
+            found.push(difference::sends(&self.heard, same));
         }
         if let Some(what) = missing {
             found.push(format!(
@@ -156,7 +182,10 @@ impl Player {
                 humantime::format_duration(self.patience)
             ));
         }
-        found
+        Mismatch {
+            expected: difference::expected(step, same),
+            found,
+        }
     }
 
     /// Sends bytes, and hears what the guest sends meanwhile. A guest that has stopped reading lets
@@ -183,7 +212,12 @@ impl Player {
         }
     }
 
-    async fn pause(&mut self, time: Duration) {
+    /// Does nothing for a time, but hears what the guest sends.
+    ///
+    /// # Errors
+    ///
+    /// The guest works for so long that the clock cannot show it the whole pause.
+    async fn pause(&mut self, time: Duration) -> Result<(), Late> {
         let clock = self.time.clone();
         let hearing = async {
             while self.hears() {
@@ -194,17 +228,22 @@ impl Player {
                 pending::<()>().await;
             }
         };
-        clock.within(time, hearing).await;
+        match clock.within(time, hearing).await {
+            Err(Late::Busy) => Err(Late::Busy),
+            Ok(()) | Err(Late::Silent) => Ok(()),
+        }
     }
 
     /// Waits until the guest has sent `bytes`, and takes them; gives `false` as soon as it has sent
     /// others or ended.
     async fn expect(&mut self, bytes: &[u8]) -> bool {
+        let mut same = 0;
         loop {
             let count = bytes.len().min(self.heard.len());
-            if self.heard[..count] != bytes[..count] {
+            if self.heard[same..count] != bytes[same..count] {
                 return false;
             }
+            same = count;
             if count == bytes.len() {
                 self.heard.drain(..count);
                 return true;

@@ -67,7 +67,7 @@ async fn a_guest_has_as_long_for_each_step_as_patience_allows() {
     let (played, _writer) = tokio::join!(player.play(&step), guest);
     played.unwrap();
     let found = player.play(&step).await.unwrap_err();
-    assert_eq!(found, ["nothing more for 2s"]);
+    assert_eq!(found.found, ["nothing more for 2s"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,6 +95,109 @@ async fn a_clock_stands_still_while_the_guest_works() {
     }
     // The timer was due in the pause.
     assert_eq!(time.now(), Duration::from_millis(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_lasts_as_long_as_its_guest_waits_for_timers() {
+    let time = Time::new(true, Duration::from_secs(5));
+    let (mut player, _reader, mut writer) = Player::new(Duration::from_secs(5), time.clone());
+    let guest = async {
+        loop {
+            // Half a minute of work in the whole hour, which is more than the patience.
+            sleep(Duration::from_millis(8)).await;
+            time.timer(Some(Duration::from_secs(1))).await;
+            // Nobody may listen any more.
+            let _ = writer.write_all(b"T").await;
+        }
+    };
+    let conversation = steps(&format!("> pause 1h 500ms\n< \"{}\"\n", "T".repeat(3600)));
+    let client = async {
+        for (_, step) in &conversation.steps {
+            player.play(step).await.unwrap();
+        }
+        assert_eq!(time.now(), Duration::from_millis(3_600_500));
+        player
+            .play(&Step::Guest(Guest::Sends(b"TT".to_vec())))
+            .await
+            .unwrap();
+    };
+    tokio::select! {
+        () = client => {}
+        () = guest => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_in_which_a_guest_only_works_is_a_difference() {
+    let patience = Duration::from_secs(5);
+    // Work without an end, and timers that never let the time pass.
+    for timer in [None, Some(Duration::ZERO), Some(Duration::from_nanos(1))] {
+        let time = Time::new(true, patience);
+        let (mut player, _reader, _writer) = Player::new(patience, time.clone());
+        let guest = async {
+            loop {
+                sleep(Duration::from_millis(8)).await;
+                if timer.is_some() {
+                    time.timer(timer).await;
+                }
+            }
+        };
+        let step = Step::Client(Client::Pause(Duration::from_secs(3600)));
+        let mismatch = tokio::select! {
+            played = player.play(&step) => played.unwrap_err(),
+            () = guest => continue,
+        };
+        assert_eq!(
+            mismatch.expected, "the guest waits during > pause 1h",
+            "{timer:?}"
+        );
+        assert_eq!(
+            mismatch.found,
+            ["it works or writes for 5s without waiting"],
+            "{timer:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_resets_forgets_the_bytes_before() {
+    let (mut player, _reader, mut writer) = Player::new(STEP, Time::new(false, STEP));
+    writer.write_all(b"one").await.unwrap();
+    for (_, step) in &steps("> \"x\"\n> pause 1s\n> reset\n< trap\n").steps {
+        player.play(step).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_is_shown_where_it_is() {
+    let common = "0123456789".repeat(100);
+    for (at, sent, shown) in [
+        (3, "x", ["< \"012A\"", "< \"012x\""]),
+        (
+            303,
+            "x",
+            [
+                "< after 263 bytes: \"3456789012345678901234567890123456789012A\"",
+                "< after 263 bytes: \"3456789012345678901234567890123456789012x\"",
+            ],
+        ),
+        // The guest stops too early.
+        (
+            303,
+            "",
+            [
+                "< after 263 bytes: \"3456789012345678901234567890123456789012A\"",
+                "< after 263 bytes: \"3456789012345678901234567890123456789012\"",
+            ],
+        ),
+    ] {
+        let (mut player, _reader, mut writer) = Player::new(STEP, Time::new(false, STEP));
+        let text = format!("{}{sent}", &common[..at]);
+        writer.write_all(text.as_bytes()).await.unwrap();
+        let step = Step::Guest(Guest::Sends(format!("{}A", &common[..at]).into_bytes()));
+        let mismatch = player.play(&step).await.unwrap_err();
+        assert_eq!([mismatch.expected, mismatch.found[0].clone()], shown);
+    }
 }
 
 #[tokio::test(start_paused = true)]
