@@ -110,7 +110,8 @@ fn running_out_of_descriptors_is_waited_out() {
     for client in &clients {
         client.send("hello");
     }
-    host.line("cannot accept connections at the moment");
+    let line = host.line("cannot accept connections at the moment");
+    assert_eq!(field(&line, "service"), "echo");
     let later = clients.split_off(30);
     drop(clients);
     host.line("accepting connections again");
@@ -312,6 +313,7 @@ fn a_write_beyond_the_limit_on_the_size_of_files_fails_and_ends_nothing() {
     drop(client);
     let line = host.line("cannot write the recorded conversation");
     assert!(line.contains("File too large"), "{line}");
+    assert_eq!(field(&line, "service"), "errands");
     assert_eq!(fs::read_dir(talks).unwrap().count(), 0);
     assert!(host.stop().success());
 }

@@ -147,6 +147,7 @@ mod panic {
             assert_eq!(found.is_some(), level.is_some(), "{args:?}: {log}");
             if let (Some(found), Some(level)) = (found, level) {
                 assert!(found.contains(level), "{found}");
+                assert_eq!(super::field(found, "service"), "panic");
                 assert!(log.contains("::panicking::panic_fmt"), "{log}");
                 // The prefixes of Rust's mangled names.
                 assert!(!log.contains("!_R") && !log.contains("!_ZN"), "{log}");

@@ -65,6 +65,10 @@ fn schema() -> jsonschema::Validator {
 fn check(schema: &jsonschema::Validator, line: &Value) {
     let errors: Vec<_> = schema.iter_errors(line).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{line}: {errors:#?}");
+    // A line about a guest names its service.
+    for key in ["connection", "instance"] {
+        assert!(line.get(key).is_none() || line.get("service").is_some(), "{line}");
+    }
 }
 
 /// The lines of the log that a host leaves by JSON, by their messages.

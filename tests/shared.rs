@@ -1,10 +1,13 @@
 //! What connections that share an instance have in common, and what each still has to itself.
 
+use std::fs;
 use std::io::{self, Read};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, TERM, again, field, guest, refused, until};
+use crate::harness::{
+    Client, Done, HUP, Host, NEW, Place, TERM, again, field, guest, refused, scratch, until,
+};
 
 /// A host that serves with `guest` in instances that connections share.
 fn sharing(guest: &str, args: &[&str]) -> Host {
@@ -113,6 +116,43 @@ fn a_trap_ends_the_connections_of_its_instance_and_no_other() {
     let log = host.log();
     assert_eq!(log.matches("shared instance started").count(), 3, "{log}");
     assert_eq!(log.matches("shared instance failed").count(), 1, "{log}");
+}
+
+#[test]
+fn the_failure_of_an_instance_is_logged_with_what_it_wrote() {
+    let host = sharing("moody", &["--env", "RUST_BACKTRACE=1"]);
+    let client = host.connect();
+    client.echo("say\n");
+    client.send("trap\n");
+    client.expect_reset();
+    let line = host.line("shared instance failed");
+    assert!(line.contains(" WARN "), "{line}");
+    assert_eq!(field(&line, "service"), "moody");
+    assert_eq!(field(&line, "stderr"), "as it was told");
+    assert_eq!(field(&host.line("the guest failed"), "service"), "moody");
+}
+
+#[test]
+fn a_failure_in_a_gate_is_not_one_of_a_connection() {
+    let gate = scratch("gate-of-shared");
+    let talk = |end| format!("> \"say\\n\"\n< \"say\\n\"\n> \"trap\\n\"\n< {end}\n");
+    fs::create_dir_all(&gate).unwrap();
+    fs::write(gate.join("1.conversation"), talk("trap")).unwrap();
+    let place = Place::new("shared-gate", "moody");
+    let host = place.serve(&["--isolation", "service", "--gate", gate.to_str().unwrap()]);
+    place.replace(again("moody", 1));
+    host.signal(HUP);
+    host.line(NEW);
+    let log = host.log();
+    for text in ["shared instance failed", "guest output"] {
+        assert!(!log.contains(text), "{log}");
+    }
+    // What the guest wrote is part of a difference.
+    fs::write(gate.join("1.conversation"), talk("cpu-limit")).unwrap();
+    place.replace(again("moody", 2));
+    host.signal(HUP);
+    let line = host.line("keeps serving");
+    assert!(line.contains("standard error: as it was told"), "{line}");
 }
 
 #[test]

@@ -21,7 +21,6 @@ use crate::arrival::{Arrival, Entered, Turned};
 use crate::config::LogConnections;
 use crate::connection::{self, Outcome, Report};
 use crate::cost::Cost;
-use crate::counts::Count;
 use crate::failpoint;
 use crate::half::Half;
 use crate::listener::{Accepted, Entrance, Listener};
@@ -71,8 +70,7 @@ impl Acceptor {
         loop {
             let next = async {
                 let permit = self.admission.permit().await;
-                let errors = &service.counts().accept_errors;
-                (permit, any(&mut self.listeners, first, errors).await)
+                (permit, any(&mut self.listeners, first, &service).await)
             };
             let (permit, (index, accepted)) = tokio::select! {
                 biased;
@@ -92,7 +90,7 @@ pub(crate) fn close(
     service: &Arc<Service>,
 ) {
     for listener in listeners {
-        let mut waiting = listener.close();
+        let mut waiting = listener.close(&service.config.name);
         // Whether there is room is not to depend on what else this task has done in its turn.
         while let Some(permit) = unconstrained(admission.permit()).now_or_never()
             && let Some(accepted) = waiting.next()
@@ -186,13 +184,14 @@ fn tell_refused(service: &Service, arrival: &Arrival, reason: Refused) {
 }
 
 /// The next connection of any listener, asking the one at `first` first so that none is starved.
-async fn any(listeners: &mut [Listener], first: usize, errors: &Count) -> (usize, Accepted) {
+async fn any(listeners: &mut [Listener], first: usize, service: &Service) -> (usize, Accepted) {
+    let (errors, name) = (&service.counts().accept_errors, Some(&*service.config.name));
     if let [only] = listeners {
-        return (0, only.accept(errors).await);
+        return (0, only.accept(errors, name).await);
     }
     let mut accepts: Vec<_> = listeners
         .iter_mut()
-        .map(|listener| Box::pin(listener.accept(errors)))
+        .map(|listener| Box::pin(listener.accept(errors, name)))
         .collect();
     poll_fn(|cx| {
         for offset in 0..accepts.len() {
@@ -255,7 +254,9 @@ fn serve_one(
             let (reader, writer) = (tape.record(reader), tape.record(writer));
             // In a box, so that what is not recorded is not larger for it.
             let report = Box::pin(converse(&service, &place, &peer, reader, writer)).await;
-            recorder.keep(peer.connection, tape, &report).await;
+            recorder
+                .keep(&service.config.name, peer.connection, tape, &report)
+                .await;
             report
         };
         let served = AssertUnwindSafe(served).catch_unwind().await;

@@ -17,7 +17,7 @@ use crate::config::Limits;
 use crate::deadlines::{self, Passed};
 use crate::half::{Failure, Half};
 use crate::peer::Peer;
-use crate::sandbox::{self, End, Fault, Neighbours, Seat};
+use crate::sandbox::{self, End, Fault, Generation, Neighbours, Seat};
 use outside::Outside;
 
 /// How long a connection whose work is done waits for the peer's FIN, reading and dropping what comes.
@@ -211,7 +211,7 @@ where
                 Some(outcome) => (outcome, None),
                 None => {
                     if let Err(fault) = &ended {
-                        show(fault, peer, seat.generation().has_backtraces());
+                        show(fault, peer, &seat.generation());
                     }
                     judge(ended, inbound.failure().or(outbound.failure()))
                 }
@@ -332,13 +332,13 @@ async fn judged_together<R, W>(
     (outcome, Some(quiet))
 }
 
-/// Logs how a guest failed, with its backtrace. `asked` is whether the operator asked for it.
-fn show(fault: &Fault, peer: &Peer, asked: bool) {
-    let (connection, trace) = (peer.connection, fault.trace());
-    if asked {
-        info!(connection, %trace, "the guest failed");
+/// Logs how a guest of `generation` failed, with its backtrace.
+fn show(fault: &Fault, peer: &Peer, generation: &Generation) {
+    let (service, connection, trace) = (generation.service(), peer.connection, fault.trace());
+    if generation.has_backtraces() {
+        info!(service, connection, %trace, "the guest failed");
     } else {
-        debug!(connection, %trace, "the guest failed");
+        debug!(service, connection, %trace, "the guest failed");
     }
 }
 

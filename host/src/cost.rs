@@ -25,7 +25,7 @@ pub struct Cost {
     made: OnceLock<(Instant, Duration)>,
     refused: AtomicBool,
     /// The last lines that the guest wrote to standard error.
-    last: LastLines<MAX_LAST>,
+    last: Tail,
 }
 
 impl Cost {
@@ -66,15 +66,12 @@ impl Cost {
 
     /// Keeps a line that the guest wrote to standard error.
     pub(crate) fn says(&self, line: &str) {
-        if !line.starts_with(NOTE) {
-            self.last.add(line);
-        }
+        self.last.says(line);
     }
 
     /// Returns the last lines that the guest wrote to standard error, if there are any.
     pub(crate) fn last_lines(&self) -> Option<String> {
-        let lines = self.last.lines();
-        (!lines.is_empty()).then(|| lines.join("\n"))
+        self.last.text()
     }
 
     pub(crate) fn add_cpu(&self, time: Duration) {
@@ -95,6 +92,25 @@ impl Cost {
 
     pub(crate) fn instantiated(&self, start: Instant) {
         self.made.get_or_init(|| (start, start.elapsed()));
+    }
+}
+
+/// The last lines that a guest wrote to standard error, as far as they say something.
+#[derive(Debug, Default)]
+pub(crate) struct Tail(LastLines<MAX_LAST>);
+
+impl Tail {
+    /// Keeps a line.
+    pub(crate) fn says(&self, line: &str) {
+        if !line.starts_with(NOTE) {
+            self.0.add(line);
+        }
+    }
+
+    /// Returns the lines, if there are any.
+    pub(crate) fn text(&self) -> Option<String> {
+        let lines = self.0.lines();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 }
 

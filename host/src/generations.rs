@@ -207,6 +207,11 @@ fn runs_alike(one: &Service, other: &Service) -> bool {
 }
 
 impl Generations {
+    /// The name of the service.
+    pub(crate) fn service(&self) -> &str {
+        &self.service
+    }
+
     /// Creates the generations of `service`, which starts with `first`. `before` has the settings and
     /// the generations of the service that it replaces, whose numbers it continues. An operator may
     /// have `insisted` on the first.

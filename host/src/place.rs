@@ -157,8 +157,10 @@ impl Seat for Place {
             } else if !self.generations.newest().has_room_for(&now.serving) {
                 let (connection, generation) = (self.connection, now.serving.number);
                 debug!(
+                    service = self.generations.service(),
                     connection,
-                    generation, "session stays on its generation: the service has its `max-connections`"
+                    generation,
+                    "session stays on its generation: the service has its `max-connections`"
                 );
                 now.replaced = next.replaced.clone();
             } else {
@@ -194,7 +196,8 @@ impl Offer for Move<'_> {
         *now = Now::at(&self.next);
         drop(now);
         let (connection, generation) = (self.place.connection, self.next.number);
-        debug!(connection, generation, from, "session moved");
+        let service = self.place.generations.service();
+        debug!(service, connection, generation, from, "session moved");
         self.place.moved.notify_waiters();
         let place = self.place;
         place.generations.newest().moved(&self.next, place.client, false);
@@ -208,21 +211,31 @@ impl Offer for Move<'_> {
         let (connection, generation, declined) =
             (self.place.connection, now.serving.number, self.next.number);
         drop(now);
+        let service = self.place.generations.service();
         match reason {
             Stays::Busy => debug!(
+                service,
                 connection,
-                generation, "session stays on its generation: it is busy; retrying after its next event"
+                generation,
+                "session stays on its generation: it is busy; retrying after its next event"
             ),
             Stays::Unable => debug!(
+                service,
                 connection,
-                generation, "session stays on its generation: a component does not support migration"
+                generation,
+                "session stays on its generation: a component does not support migration"
             ),
             Stays::Refused(reason) => info!(
+                service,
                 connection,
-                generation, declined, reason, "session stays on its generation: the new guest refused it"
+                generation,
+                declined,
+                reason,
+                "session stays on its generation: the new guest refused it"
             ),
             // Which is no fault of the guest.
             Stays::Failed(fault @ Fault::Grant(_)) => warn!(
+                service,
                 connection,
                 generation,
                 declined,
@@ -231,6 +244,7 @@ impl Offer for Move<'_> {
             ),
             Stays::Failed(fault) => {
                 warn!(
+                    service,
                     connection,
                     generation,
                     declined,

@@ -133,7 +133,7 @@ async fn accept(mut listener: Listener, admin: Arc<Admin>) {
     let permits = Arc::new(Semaphore::new(DESCRIPTORS));
     // It is never closed. Nobody can hold the permits: beyond the slots, connections are about to close.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
-        let Accepted { stream, remote, .. } = listener.accept(&errors).await;
+        let Accepted { stream, remote, .. } = listener.accept(&errors, None).await;
         let admin = Arc::clone(&admin);
         tokio::spawn(async move {
             serve(&admin, stream, &remote).await;

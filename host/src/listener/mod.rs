@@ -300,7 +300,7 @@ impl Listener {
 
     /// Listens no more, and gives what has connected by now. Closed with those in its backlog a socket would reset them, and they
     /// are connections to their peers. What waits at a socket that was inherited is left to whoever has it next.
-    pub(crate) fn close(self) -> Closing {
+    pub(crate) fn close(self, service: &str) -> Closing {
         let socket = match self.socket {
             _ if matches!(self.hold, Hold::Lease { .. }) => None,
             Socket::Tcp(socket, bound) => socket.into_std().ok().map(|socket| Left::Tcp(socket, bound)),
@@ -309,6 +309,7 @@ impl Listener {
         Closing {
             socket,
             entrance: self.entrance,
+            service: service.to_owned(),
             _hold: self.hold,
         }
     }
@@ -326,14 +327,15 @@ impl Listener {
         self.socket.accept().await
     }
 
-    /// Waits for a connection, whatever errors come before it, which are counted.
-    pub(crate) async fn accept(&mut self, errors: &Count) -> Accepted {
+    /// Waits for a connection, whatever errors come before it, which are counted, and logged for
+    /// `service`, if it listens for one.
+    pub(crate) async fn accept(&mut self, errors: &Count, service: Option<&str>) -> Accepted {
         let mut skipped = 0;
         loop {
             match self.attempt().await {
                 Ok(accepted) => {
                     if self.pause.take().is_some() {
-                        info!(listener = self.name(), "accepting connections again");
+                        info!(service, listener = self.name(), "accepting connections again");
                     }
                     return self.entrance.admit(accepted);
                 }
@@ -341,13 +343,14 @@ impl Listener {
                     errors.one_more();
                     match remedy(&error) {
                         Remedy::Next if skipped < MAX_SKIPPED => {
-                            debug!(listener = self.name(), %error, "connection closed before accept");
+                            debug!(service, listener = self.name(), %error, "connection closed before accept");
                             skipped += 1;
                         }
                         Remedy::Next | Remedy::BackOff => {
                             let pause = self.pause;
                             if pause.is_none() {
                                 warn!(
+                                    service,
                                     listener = self.name(),
                                     %error,
                                     "cannot accept connections at the moment; they wait in the \
@@ -371,6 +374,8 @@ impl Listener {
 pub(crate) struct Closing {
     socket: Option<Left>,
     entrance: Arc<Entrance>,
+    /// The name of the service that it listened for.
+    service: String,
     _hold: Hold,
 }
 
@@ -410,7 +415,12 @@ impl Iterator for Closing {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) if remedy(&error) == Remedy::Next => {}
                 Err(error) => {
-                    warn!(listener = self.entrance.name, %error, "cannot accept the rest of the backlog");
+                    warn!(
+                        service = self.service,
+                        listener = self.entrance.name,
+                        %error,
+                        "cannot accept the rest of the backlog"
+                    );
                     return None;
                 }
             }

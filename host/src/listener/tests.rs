@@ -43,7 +43,7 @@ async fn accept_recovers_within_a_second_from_every_error() {
         listener.failures = [code; 5].into();
         let client = std::net::TcpStream::connect(reached).unwrap();
         let start = tokio::time::Instant::now();
-        let accepted = listener.accept(&errors).await;
+        let accepted = listener.accept(&errors, None).await;
         let took = start.elapsed();
         assert_eq!(accepted.remote, End::Tcp(client.local_addr().unwrap()));
         // The five pauses are 5, 10, 20, 40 and 80 ms.
@@ -69,7 +69,7 @@ async fn accept_pauses_for_half_a_second_at_most() {
         listener.failures = vec![code; free + 107].into();
         let _client = std::net::TcpStream::connect(reached).unwrap();
         let start = tokio::time::Instant::now();
-        listener.accept(&errors).await;
+        listener.accept(&errors, None).await;
         // 5, 10, 20, 40, 80, 160 and 320 ms, and then 100 times 500 ms.
         let took = start.elapsed().as_millis();
         assert!((50_635..50_835).contains(&took), "{code}: {took} ms");
@@ -93,7 +93,7 @@ async fn a_connection_knows_the_address_that_it_reached() {
         let mut listener = Listener::bind(&at((bound, 0).into())).unwrap();
         let reached = SocketAddr::from(([127, 0, 0, 2], address(&listener).port()));
         let errors = Count::default();
-        let (accepted, client) = tokio::join!(listener.accept(&errors), TcpStream::connect(reached));
+        let (accepted, client) = tokio::join!(listener.accept(&errors, None), TcpStream::connect(reached));
         assert_eq!(accepted.local, End::Tcp(reached));
         assert_eq!(accepted.remote, End::Tcp(client.unwrap().local_addr().unwrap()));
     }
@@ -106,7 +106,7 @@ async fn an_address_of_ipv4_is_one_however_it_came() {
     let mut listener = Listener::bind(&config).unwrap();
     let reached = SocketAddr::from(([127, 0, 0, 1], address(&listener).port()));
     let errors = Count::default();
-    let (accepted, client) = tokio::join!(listener.accept(&errors), TcpStream::connect(reached));
+    let (accepted, client) = tokio::join!(listener.accept(&errors, None), TcpStream::connect(reached));
     assert_eq!(accepted.local, End::Tcp(reached));
     assert_eq!(accepted.remote, End::Tcp(client.unwrap().local_addr().unwrap()));
 }
@@ -143,7 +143,7 @@ async fn connections_have_the_options_of_their_listener() {
         let mut listener = Listener::bind(&config).unwrap();
         let reached = address(&listener);
         let errors = Count::default();
-        let (accepted, _client) = tokio::join!(listener.accept(&errors), TcpStream::connect(reached));
+        let (accepted, _client) = tokio::join!(listener.accept(&errors, None), TcpStream::connect(reached));
         let Stream::Tcp(stream) = accepted.stream else {
             panic!("{:?}", accepted.stream);
         };

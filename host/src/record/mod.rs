@@ -93,13 +93,16 @@ impl Recorder {
         })))
     }
 
-    /// Writes the conversation of connection `number` to a file, and waits until it is written.
-    pub(crate) async fn keep(&self, number: u64, tape: Tape, report: &Report) {
+    /// Writes the conversation of connection `number` of a service to a file, and waits until it is
+    /// written.
+    pub(crate) async fn keep(&self, service: &str, number: u64, tape: Tape, report: &Report) {
+        let service = service.to_owned();
         let directory = Arc::clone(&self.0);
         let (outcome, at_end) = (report.outcome, report.at_end);
         let writing = spawn_blocking(move || {
             let Some(conversation) = tape.conversation(outcome, at_end) else {
                 warn!(
+                    service,
                     connection = number,
                     "conversation not recorded: it takes more than {}",
                     ByteSize::b(MAX as u64)
@@ -109,6 +112,7 @@ impl Recorder {
             let text = format!("# connection {number}, {}\n{conversation}", outcome.as_str());
             if let Err(error) = directory.write(number, &text) {
                 warn!(
+                    service,
                     connection = number,
                     "cannot write the recorded conversation to `{}`: {error}; the conversation is lost",
                     directory.path.display()

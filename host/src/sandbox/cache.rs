@@ -146,7 +146,12 @@ impl Cache {
     /// # Errors
     ///
     /// It is not a valid one.
-    pub(super) fn code(&self, engine: &Engine, content: &Content) -> wasmtime::Result<(Code, bool)> {
+    pub(super) fn code(
+        &self,
+        engine: &Engine,
+        content: &Content,
+        service: Option<&str>,
+    ) -> wasmtime::Result<(Code, bool)> {
         let name = name(engine, content);
         let path = self.path.join(&name);
         match self.find(engine, &name, content) {
@@ -156,9 +161,10 @@ impl Cache {
                 debug!(path = %path.display(), %error, "cannot use the cache entry; compiling again")
             }
         }
-        let code = Code::compile(engine, content)?;
+        let code = Code::compile(engine, content, service)?;
         match self.keep(&name, content, &code) {
             Err(error) if self.chosen => warn!(
+                service,
                 "cannot keep the compiled {} in `{}`: {error}; the next start compiles it again",
                 content.name,
                 path.display()
@@ -423,7 +429,7 @@ mod tests {
 
     /// Takes a component out of the cache, and tells whether it was compiled.
     fn component(cache: &Cache, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<bool> {
-        let found = cache.code(engine, &content(bytes));
+        let found = cache.code(engine, &content(bytes), None);
         found.map(|(_, compiled)| compiled)
     }
 
@@ -451,10 +457,10 @@ mod tests {
         let cache = Cache::open(&dir.0).unwrap();
         let engine = Engine::default();
         let guest = content(&empty());
-        cache.code(&engine, &guest).unwrap();
+        cache.code(&engine, &guest, None).unwrap();
         let mut compiled = |text: &str| {
             let initialised = guest.initialised(wat::parse_str(text).unwrap());
-            cache.code(&engine, &initialised).unwrap().1
+            cache.code(&engine, &initialised, None).unwrap().1
         };
         let (one, other) = ("(component (core module))", "(component (component))");
         assert_eq!(

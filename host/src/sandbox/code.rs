@@ -21,17 +21,22 @@ pub(super) enum Code {
 }
 
 impl Code {
-    /// Compiles a component or a module.
+    /// Compiles a component or a module of `service`, if it is of one.
     ///
     /// # Errors
     ///
     /// It is not a valid one.
-    pub(super) fn compile(engine: &Engine, content: &Content) -> wasmtime::Result<Self> {
+    pub(super) fn compile(
+        engine: &Engine,
+        content: &Content,
+        service: Option<&str>,
+    ) -> wasmtime::Result<Self> {
         let (bytes, name) = (content.bytes(), &content.name);
         let large = bytes.len() > LARGE;
         if large {
             let size = ByteSize::b(bytes.len() as u64).display().iec();
             info!(
+                service,
                 "compiling {name} ({size}), which takes a while; with a cache, it is compiled \
                  only once"
             );
@@ -43,7 +48,7 @@ impl Code {
             Component::from_binary(engine, bytes).map(Self::Component)
         }?;
         if large {
-            info!("compiled {name} in {:.1?}", start.elapsed());
+            info!(service, "compiled {name} in {:.1?}", start.elapsed());
         }
         Ok(code)
     }

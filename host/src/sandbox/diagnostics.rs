@@ -17,7 +17,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::state::State;
-use crate::cost::{Cost, LastLines};
+use crate::cost::{Cost, LastLines, Tail};
 
 /// Bytes of a line that are logged in one piece.
 const MAX_LINE: usize = 1024;
@@ -49,9 +49,19 @@ pub(super) struct Logged {
     count: Arc<AtomicU32>,
     /// Where the lines are kept instead.
     transcript: Option<Transcript>,
+    /// Keeps the last lines of standard error of an instance that connections share.
+    tail: Option<Arc<Tail>>,
 }
 
 impl Logged {
+    /// The same for an instance that connections share, whose last lines `tail` keeps.
+    pub(super) fn with_tail(self, tail: &Arc<Tail>) -> Self {
+        Self {
+            tail: Some(Arc::clone(tail)),
+            ..self
+        }
+    }
+
     /// Has the lines kept in `transcript`, and logged with debug messages only.
     pub(super) fn kept_in(transcript: Transcript) -> Self {
         Self {
@@ -139,6 +149,9 @@ impl Lines {
         let voice = &self.voice;
         if let (Speaker::Connection(_), Some(cost)) = (voice.speaker, &voice.cost) {
             cost.says(&line);
+        }
+        if let Some(tail) = &voice.logged.tail {
+            tail.says(&line);
         }
         if let Some(transcript) = &voice.logged.transcript {
             transcript.add(&line);

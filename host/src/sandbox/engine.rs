@@ -112,7 +112,7 @@ impl Engine {
         granted: &Arc<Granted>,
         ticker: &Arc<Ticker>,
     ) -> wasmtime::Result<Self> {
-        let (engine, pool) = allocate(needs, limits)?;
+        let (engine, pool) = allocate(needs, limits, granted.service())?;
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         match needs.calls {
@@ -206,7 +206,11 @@ fn instances(limits: &Limits) -> u32 {
 
 /// Makes an engine whose pool holds an instance for every connection or, where the address space for that
 /// cannot be had, as much of it as can, down to none.
-fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
+fn allocate(
+    needs: Needs,
+    limits: &Limits,
+    service: Option<&str>,
+) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
     let instances = instances(limits);
     let room = needs.room.of_pool(instances);
     let pool = Pool {
@@ -225,6 +229,7 @@ fn allocate(needs: Needs, limits: &Limits) -> wasmtime::Result<(wasmtime::Engine
         return Ok((engine, Some(less)));
     }
     warn!(
+        service,
         reason = format!("{failed:#}"),
         "cannot reserve address space for {} connections; instances are allocated on demand, which \
          is slower; lower `max-connections`, or raise the limit on address space (ulimit -v)",

@@ -109,7 +109,7 @@ impl Sandbox {
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
         self.warn_of_slow_start(start.elapsed());
-        warn_of_small_pool(&generation.engine, &generation.code);
+        warn_of_small_pool(generation.service(), &generation.engine, &generation.code);
         Ok(Arc::new(generation))
     }
 
@@ -139,6 +139,7 @@ impl Sandbox {
             && took > max
         {
             warn!(
+                service = self.granted.service(),
                 "the first instance of the component took {} ms to start, but `max-call-time` is {}: \
                  connections whose guest starts as slowly fail with `cpu-limit`; raise the limit, have the \
                  start-up code do less work, or run it at load with `preinit`",
@@ -193,17 +194,23 @@ impl Sandbox {
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         let start = Instant::now();
         let code = match &self.cache {
-            Some(cache) => cache.code(engine.engine(), content),
-            None => Code::compile(engine.engine(), content).map(|code| (code, true)),
+            Some(cache) => cache.code(engine.engine(), content, self.granted.service()),
+            None => Code::compile(engine.engine(), content, self.granted.service()).map(|code| (code, true)),
         };
         let (code, compiled) = code.map_err(|error| content.invalid(line(&error)))?;
         let duration_ms = start.elapsed().as_millis() as u64;
-        debug!(compiled, duration_ms, "component code ready");
+        let service = self.granted.service();
+        debug!(service, compiled, duration_ms, "component code ready");
         Ok((engine, code))
     }
 }
 
 impl Generation {
+    /// The service that it is of, if it is of one.
+    pub fn service(&self) -> Option<&str> {
+        self.engine.granted.service()
+    }
+
     /// How it serves.
     pub fn contract(&self) -> Contract {
         self.prepared.contract()
@@ -519,7 +526,7 @@ fn not_started(error: &wasmtime::Error) -> Refusal {
     }
 }
 
-fn warn_of_small_pool(engine: &Engine, code: &Code) {
+fn warn_of_small_pool(service: Option<&str>, engine: &Engine, code: &Code) {
     let Some(pool) = engine.pool else {
         return;
     };
@@ -533,9 +540,11 @@ fn warn_of_small_pool(engine: &Engine, code: &Code) {
     let connections = engine.limits.max_connections.get();
     if (fit as usize) < connections {
         warn!(
+            service,
             "an instance of the component takes {} memories and {} tables, so the pool has room for \
              {fit} instances, but `max-connections` is {connections}: lower it to {fit}",
-            required.memories, required.tables
+            required.memories,
+            required.tables
         );
     }
 }

@@ -75,6 +75,11 @@ impl Granted {
         }
     }
 
+    /// The name of the service, for lines of the log.
+    pub(super) fn service(&self) -> Option<&str> {
+        self.service.as_deref()
+    }
+
     /// Whether the guest is granted `RUST_BACKTRACE`, and so asks for a backtrace if it panics.
     ///
     /// A Rust guest prints an empty one, because the standard library cannot walk the stack of

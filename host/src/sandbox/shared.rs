@@ -21,7 +21,7 @@ use wasmtime::Store;
 
 use super::contract::handler::shared::{Arrival, Visitor, run};
 use super::contract::{End, Fault, Served};
-use super::diagnostics::Speaker;
+use super::diagnostics::{Logged, Speaker, Transcript};
 use super::file_threads::on;
 use super::generation::Generation;
 use super::grants::Opened;
@@ -30,7 +30,7 @@ use super::pulse::Pulse;
 use super::seat::Seat;
 use super::state::State;
 use crate::bindings::service::ServicePre;
-use crate::cost::Cost;
+use crate::cost::{Cost, Tail};
 use crate::half::Half;
 use crate::peer::Peer;
 
@@ -111,8 +111,14 @@ impl Instances {
     }
 
     /// The instance for a new connection: one that is idle, a new one if there may be more, or the one with the fewest.
-    /// Returns `None` if a new one is needed and nothing was `opened` for it.
-    fn join(&self, generation: &Generation, opened: &mut Option<Opened>) -> Option<Arc<Instance>> {
+    /// Returns `None` if a new one is needed and nothing was `opened` for it. The lines of a new one are
+    /// kept in `transcript`, if there is one.
+    fn join(
+        &self,
+        generation: &Generation,
+        opened: &mut Option<Opened>,
+        transcript: Option<Transcript>,
+    ) -> Option<Arc<Instance>> {
         let mut live = self.live();
         live.instances
             .retain(|instance| !instance.end.failed.is_cancelled());
@@ -122,7 +128,7 @@ impl Instances {
             Some(idle) if Arc::strong_count(idle) == 1 => Some(Arc::clone(idle)),
             Some(least) if live.instances.len() >= self.max.get() => Some(Arc::clone(least)),
             _ => {
-                let instance = self.start(generation, opened.take()?);
+                let instance = self.start(generation, opened.take()?, transcript);
                 if !live.closed {
                     live.instances.push(Arc::clone(&instance));
                 }
@@ -131,9 +137,22 @@ impl Instances {
         }
     }
 
-    fn start(&self, generation: &Generation, opened: Opened) -> Arc<Instance> {
+    fn start(
+        &self,
+        generation: &Generation,
+        opened: Opened,
+        transcript: Option<Transcript>,
+    ) -> Arc<Instance> {
         let number = self.started.fetch_add(1, Relaxed) + 1;
-        let store = generation.store(Speaker::Instance(number), None, Some(&self.cost), opened);
+        let manner = Manner {
+            service: generation.engine.granted.service.clone(),
+            replayed: transcript.is_some(),
+            backtraces: generation.has_backtraces(),
+            tail: Arc::default(),
+        };
+        let logged = transcript.map(Logged::kept_in).unwrap_or_default();
+        let logged = logged.with_tail(&manner.tail);
+        let store = generation.store(Speaker::Instance(number), Some(logged), Some(&self.cost), opened);
         let (sender, arrivals) = mpsc::unbounded_channel();
         let max_connections = generation.engine.limits.max_connections.get();
         let pulse = Arc::new(Pulse::new(store.data().ticker(), max_connections));
@@ -143,8 +162,7 @@ impl Instances {
             end: Arc::clone(&end),
         };
         let (pre, cost) = (self.pre.clone(), Arc::clone(&self.cost));
-        let backtraces = generation.has_backtraces();
-        let live = live(pre, cost, store, Arc::clone(&pulse), arrivals, guard, backtraces);
+        let live = live(pre, cost, store, Arc::clone(&pulse), arrivals, guard, manner);
         tokio::spawn(live);
         Arc::new(Instance {
             number,
@@ -160,6 +178,43 @@ impl Instances {
     }
 }
 
+/// How an instance is logged.
+struct Manner {
+    /// The service that it is of, if it is of one.
+    service: Option<Arc<str>>,
+    /// It takes part in a conversation that is replayed, and no connection follows.
+    replayed: bool,
+    /// The operator asked for backtraces.
+    backtraces: bool,
+    tail: Arc<Tail>,
+}
+
+impl Manner {
+    /// Logs that an instance failed.
+    fn failed(&self, instance: u64, fault: &Fault) {
+        let (service, reason, stderr) = (self.service.as_deref(), fault.reason(), self.tail.text());
+        if self.replayed {
+            debug!(
+                service,
+                instance, reason, stderr, "shared instance failed in a replay"
+            );
+        } else {
+            warn!(
+                service,
+                instance,
+                reason,
+                stderr,
+                "shared instance failed, with its connections; the next connection starts another"
+            );
+        }
+        if self.backtraces {
+            info!(service, instance, trace = %fault.trace(), "the guest failed");
+        } else {
+            debug!(service, instance, trace = %fault.trace(), "the guest failed");
+        }
+    }
+}
+
 /// The task of an instance.
 async fn live(
     pre: ServicePre<State>,
@@ -168,30 +223,21 @@ async fn live(
     pulse: Arc<Pulse>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     guard: Guard,
-    backtraces: bool,
+    manner: Manner,
 ) {
-    let instance = guard.number;
-    debug!(instance, "shared instance started");
+    let (service, instance) = (manner.service.as_deref(), guard.number);
+    debug!(service, instance, "shared instance started");
     let ticker = Arc::clone(store.data().ticker());
     let threads = store.data().file_threads();
     let running = on(threads, run(&pre, &mut store, &pulse, arrivals));
     let ran = ticker.run_at(&cost, running).await;
     match ran {
         Ok(()) => debug!(
-            instance,
-            "shared instance ended: it has no connections and will get no more"
+            service,
+            instance, "shared instance ended: it has no connections and will get no more"
         ),
         Err(fault) => {
-            warn!(
-                instance,
-                reason = fault.reason(),
-                "shared instance failed, with its connections; the next connection starts another"
-            );
-            if backtraces {
-                info!(instance, trace = %fault.trace(), "the guest failed");
-            } else {
-                debug!(instance, trace = %fault.trace(), "the guest failed");
-            }
+            manner.failed(instance, &fault);
             guard.end.fail(Failure::Fault(Arc::new(fault)));
         }
     }
@@ -242,7 +288,7 @@ where
     loop {
         let mut opened = None;
         let instance = loop {
-            match instances.join(generation, &mut opened) {
+            match instances.join(generation, &mut opened, seat.transcript()) {
                 Some(instance) => break instance,
                 None => opened = Some(generation.open().await.map_err(Fault::Grant)?),
             }
@@ -253,6 +299,7 @@ where
         };
         let (connection, number) = (peer.connection, instance.number);
         debug!(
+            service = generation.service(),
             connection,
             instance = number,
             "connection joined a shared instance"
