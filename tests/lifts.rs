@@ -3,7 +3,8 @@
 //!
 //! Toolchains differ in both: a function of the type `async func` may be lifted as a plain call,
 //! and a plain function may stand where WASI has an asynchronous one. The host serves with each
-//! combination, or refuses it at the load.
+//! combination, or refuses it at the load. It refuses an `async func` where the contract has a plain
+//! function.
 
 use std::fs;
 
@@ -17,6 +18,8 @@ use crate::harness::{Host, command, file};
 enum Lift {
     Sync,
     Callback,
+    /// A callback whose task ends without a result.
+    NoResult,
     Stackful,
 }
 
@@ -29,6 +32,7 @@ impl Lift {
         match self {
             Self::Sync => format!("(func (export \"{name}\") {params} (result i32) {sync})"),
             // A status of 0 says that the task is done.
+            Self::NoResult => Self::Callback.export(name, params, sync, ""),
             Self::Callback => format!(
                 "(func (export \"[async-lift]{name}\") {params} (result i32) {task_return} (i32.const 0))
                  (func (export \"[callback][async-lift]{name}\") (param i32 i32 i32) (result i32)
@@ -45,7 +49,7 @@ impl Lift {
     fn import(self, interface: &str, function: &str, params: &str) -> String {
         match self {
             Self::Sync => String::new(),
-            Self::Callback | Self::Stackful => format!(
+            Self::Callback | Self::NoResult | Self::Stackful => format!(
                 "(import \"[export]{interface}\" \"[task-return]{function}\" (func $return {params}))"
             ),
         }
@@ -148,9 +152,9 @@ fn program(version: &str, plain: bool, lift: Lift) -> Option<Vec<u8>> {
     encode(&wit, "program", &module)
 }
 
-/// Asserts that `component` serves a connection without a fault, or that the host refuses it with a
+/// Asserts that `component` serves a connection with this outcome, or that the host refuses it with a
 /// reason. Returns whether it serves.
-fn serves(name: &str, component: &[u8]) -> bool {
+fn serves(name: &str, component: &[u8], outcome: &str) -> bool {
     let path = file(&format!("lift-{name}.wasm"), component);
     let check = command().arg("check").arg(&path).output().unwrap();
     if !check.status.success() {
@@ -170,9 +174,32 @@ fn serves(name: &str, component: &[u8]) -> bool {
     let host = Host::with(&path, &[]);
     let client = host.connect();
     client.finish();
-    assert_eq!(client.rest(), b"", "{name}");
-    assert_eq!(host.outcome(), "finished", "{name}: {}", host.log());
+    if outcome == "finished" {
+        assert_eq!(client.rest(), b"", "{name}");
+    }
+    assert_eq!(host.outcome(), outcome, "{name}: {}", host.log());
     true
+}
+
+/// A program of WASI 0.2, of which the function that `preinit` calls is of this type and lift.
+fn initialised(plain: bool, lift: Lift) -> Option<Vec<u8>> {
+    let function = if plain { "func" } else { "async func" };
+    let wit = format!(
+        "package wasi:cli@0.2.6;
+        interface run {{ run: func() -> result; }}
+        world program {{ export run; export wizer-initialize: {function}(); }}"
+    );
+    let run = Lift::Sync.export("wasi:cli/run@0.2.6#run", "", "(i32.const 0)", "");
+    let initialise = match lift {
+        Lift::Sync => "(func (export \"wizer-initialize\"))".to_owned(),
+        other => other.export("wizer-initialize", "", "", "(call $return)"),
+    };
+    let import = match lift {
+        Lift::Sync => "",
+        _ => "(import \"[export]$root\" \"[task-return]wizer-initialize\" (func $return))",
+    };
+    let module = format!("(module {import} (memory (export \"memory\") 1) {run} {initialise})");
+    encode(&wit, "program", &module)
 }
 
 /// A kind of guest: by the plainness of its type, and by its lift.
@@ -197,7 +224,7 @@ fn each_type_and_lift_is_served_or_refused_at_the_load() {
                 let Some(component) = build(plain, lift) else {
                     continue;
                 };
-                if serves(&name.replace(' ', "-"), &component) {
+                if serves(&name.replace(' ', "-"), &component, "finished") {
                     served.push(name);
                 }
             }
@@ -206,11 +233,56 @@ fn each_type_and_lift_is_served_or_refused_at_the_load() {
     let mut expected = Vec::new();
     for (contract, _) in contracts {
         // A plain function cannot be lifted by a callback, and no function without one.
-        for served in ["plain Sync", "async Sync", "async Callback"] {
-            expected.push(format!("{contract} {served}"));
-        }
+        let lifts: &[&str] = match contract {
+            "streams" | "program-3" => &["plain Sync", "async Sync", "async Callback"],
+            _ => &["plain Sync"],
+        };
+        expected.extend(lifts.iter().map(|served| format!("{contract} {served}")));
     }
     assert_eq!(served, expected);
+}
+
+#[test]
+fn a_task_that_ends_without_a_result_is_a_fault_of_the_guest() {
+    let program_2 = |plain, lift| program("0.2.6", plain, lift);
+    let program_3 = |plain, lift| program("0.3.0", plain, lift);
+    let contracts: [(&str, Build, bool); 4] = [
+        ("streams", &streams, true),
+        ("sessions", &sessions, false),
+        ("program-2", &program_2, false),
+        ("program-3", &program_3, true),
+    ];
+    for (contract, build, is_served) in contracts {
+        let component = build(false, Lift::NoResult).unwrap();
+        let name = format!("{contract}-no-result");
+        assert_eq!(serves(&name, &component, "guest-trap"), is_served, "{name}");
+    }
+}
+
+#[test]
+fn a_guest_is_initialised_by_a_plain_function() {
+    for (plain, lift) in [
+        (true, Lift::Sync),
+        (false, Lift::Sync),
+        (false, Lift::Callback),
+        (false, Lift::NoResult),
+    ] {
+        let component = initialised(plain, lift).unwrap();
+        let path = file(&format!("initialised-{plain}-{lift:?}.wasm"), &component);
+        let check = command()
+            .args(["check", "--preinit"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&check.stderr);
+        assert_eq!(check.status.success(), plain, "{lift:?}: {said}");
+        if !plain {
+            assert!(
+                said.contains("it is an `async func`, but the convention has a `func`"),
+                "{lift:?}: {said}"
+            );
+        }
+    }
 }
 
 /// A component that exports `run` of both releases; that of WASI 0.2 traps, as the stub of some

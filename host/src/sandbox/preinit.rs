@@ -12,6 +12,7 @@ use tokio::io::empty;
 use tokio::time::timeout;
 use tracing::debug;
 use wasmparser::{Parser, ValType};
+use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Instance as ComponentInstance, Lift, WasmList};
 use wasmtime::{ExternType, Instance, Module, Store, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
@@ -63,7 +64,13 @@ impl Sandbox {
         };
         let snapshot = snapshot?;
         let duration_ms = start.elapsed().as_millis() as u64;
-        debug!(duration_ms, size = snapshot.len(), "component initialised");
+        let service = self.granted.service();
+        debug!(
+            service,
+            duration_ms,
+            size = snapshot.len(),
+            "component initialised"
+        );
         Ok(content.initialised(snapshot))
     }
 
@@ -125,9 +132,13 @@ impl Sandbox {
         let Code::Component(component) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
-        let Some(function) = component.get_export_index(None, INITIALISE) else {
+        let Some((item, function)) = component.get_export(None, INITIALISE) else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
+        if matches!(item, ComponentItem::ComponentFunc(ty) if ty.async_()) {
+            let reason = "it is an `async func`, but the convention has a `func`";
+            return Err(content.refused(Refusal::Initialise(reason.to_owned())));
+        }
         let kind = match contract_of(component).map_err(|refusal| content.refused(refusal))? {
             Contract::Cli => Some(ProgramKind::Component),
             Contract::Streams | Contract::Sessions => None,

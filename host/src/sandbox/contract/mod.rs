@@ -16,8 +16,10 @@ use pin_project_lite::pin_project;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
-use wasmtime::component::{Instance, InstancePre};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, Instance, InstancePre};
 
+use super::configuration;
 use super::file_threads::on;
 use super::meter::{Meter, Passed};
 use super::seat::Seat;
@@ -247,6 +249,7 @@ impl Prepared {
     ///
     /// It is not there, or not of the type that the contract has.
     pub(super) fn new(contract: Contract, pre: InstancePre<State>) -> wasmtime::Result<Self> {
+        only_plain(pre.component(), contract)?;
         Ok(match contract {
             Contract::Streams => Self::Streams(ServicePre::new(pre)?),
             Contract::Sessions => Self::Sessions(Arc::new(Sessions::new(pre)?)),
@@ -300,6 +303,42 @@ impl Prepared {
     pub(super) fn migrates(&self) -> bool {
         self.sessions().is_some_and(|sessions| sessions.migrates())
     }
+}
+
+/// Checks that no function is asynchronous which is a plain one in the WIT of `contract`, or of the
+/// interfaces beside it. The bindings compare parameters and results only.
+///
+/// # Errors
+///
+/// A function is of the type `async func`.
+fn only_plain(component: &Component, contract: Contract) -> wasmtime::Result<()> {
+    let engine = component.engine();
+    let ty = component.component_type();
+    let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
+    let serves = contract.export(&exports);
+    for (interface, export) in ty.exports(engine) {
+        let is_plain = match contract {
+            Contract::Streams => false,
+            Contract::Sessions => Some(interface) == serves || interface == MIGRATION,
+            Contract::Cli => {
+                Some(interface) == serves && Release::of_interface(interface) == Some(Release::Two)
+            }
+        };
+        let ComponentItem::ComponentInstance(instance) = export.ty else {
+            continue;
+        };
+        if !is_plain && !configuration::is_exported_as(interface) {
+            continue;
+        }
+        for (name, export) in instance.exports(engine) {
+            if matches!(export.ty, ComponentItem::ComponentFunc(ty) if ty.async_()) {
+                wasmtime::bail!(
+                    "`{name}` of `{interface}` is an `async func`, but the contract has a `func`"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How a guest serves a connection. It is as large as its contract takes, and no larger for the others.
