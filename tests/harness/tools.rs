@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 
-/// Names of tools and of folders of `guest/languages`, separated by commas.
+/// Names of tools, of [`CONDITIONS`] and of folders of `guest/languages`, separated by commas.
 pub const REQUIRED: &str = "WASM_INETD_REQUIRED";
+
+/// What tests need of the machine besides tools. `.ci/run` requires each, or lists it as not checked.
+const CONDITIONS: [&str; 1] = ["root"];
 
 /// The tools of `tests/tools.txt`.
 pub static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
@@ -199,15 +202,58 @@ pub fn package(requirement: &str) -> Option<PathBuf> {
     or_skip(registry(requirement), fetch(requirement))
 }
 
+/// Returns whether `.ci/run` names this in `WASM_INETD_REQUIRED`, or can.
+fn is_known(name: &str) -> bool {
+    let folders = guest_builder::workspace().join("guest/languages");
+    TOOLS.iter().any(|tool| tool.name == name) || CONDITIONS.contains(&name) || folders.join(name).is_dir()
+}
+
 #[test]
 fn required_names_are_tools_or_folders() {
-    let folders = guest_builder::workspace().join("guest/languages");
     for name in required() {
-        let known = TOOLS.iter().any(|tool| tool.name == name) || folders.join(&name).is_dir();
         assert!(
-            known,
-            "{REQUIRED} names `{name}`: expected a name of tests/tools.txt or a folder of \
+            is_known(&name),
+            "{REQUIRED} names `{name}`: expected a name of tests/tools.txt, `root`, or a folder of \
              guest/languages"
         );
+    }
+}
+
+/// The Rust files in a folder and the folders below it.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let files = files
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|end| end == "rs"));
+    files.chain(dirs.iter().flat_map(|dir| sources(dir))).collect()
+}
+
+#[test]
+fn every_skipped_test_can_be_required() {
+    let workspace = guest_builder::workspace();
+    // In two parts, so that this line is not found.
+    let call = ["or_skip", "(\""].concat();
+    for file in sources(&workspace.join("tests")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for (start, _) in text.match_indices(&call) {
+            let name = text[start + call.len()..].split('"').next().unwrap();
+            assert!(
+                is_known(name),
+                "{}: `{name}` is neither in tests/tools.txt, nor in `CONDITIONS`, nor a folder of \
+                 guest/languages, so nothing requires the test",
+                file.display()
+            );
+        }
+    }
+    let run = fs::read_to_string(workspace.join(".ci/run")).unwrap();
+    for name in CONDITIONS {
+        for part in [
+            format!("required+=({name})"),
+            format!("permitted {name} "),
+            format!("[{name}]="),
+        ] {
+            assert!(run.contains(&part), ".ci/run has no `{part}`");
+        }
     }
 }
