@@ -146,7 +146,7 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
 
     out.counter(
         "guest_cpu",
-        "Wall-clock time that guests ran, including open connections",
+        "CPU time of guests, including open connections",
         Some(Unit::Seconds),
         |s| view::guests(s, &sum(s)).0.as_secs_f64(),
     );
