@@ -37,7 +37,8 @@ fn main() -> ExitCode {
     let command = match Cli::try_parse().and_then(Cli::checked) {
         Ok(cli) => Command::from(cli),
         Err(error) if error.use_stderr() => {
-            let message = cli::sentence(error);
+            let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+            let message = cli::sentence(error, words);
             let (sentence, rest) = message.split_once('\n').unwrap_or((&message, ""));
             let status = refuse(USAGE, [sentence]);
             rest.lines().for_each(complain);

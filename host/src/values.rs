@@ -4,6 +4,7 @@ mod address;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
@@ -32,9 +33,24 @@ const MAX_BACKLOG: u32 = 65_535;
 const MIN_BUFFER: usize = 4 << 10;
 const MAX_BUFFER: usize = 1 << 30;
 
+/// Parses a whole number. The standard library takes a sign too.
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    let digits = text.bytes().all(|digit| digit.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
+}
+
+/// Parses a number of bytes. The library takes a sign too, and a point that no digit follows.
+fn byte_size(text: &str) -> Option<ByteSize> {
+    let point = text.split_once('.').map(|(_, rest)| rest);
+    let odd =
+        text.starts_with('+') || point.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+    if odd { None } else { text.parse().ok() }
+}
+
 /// A part of all.
 pub(crate) fn ratio(text: &str) -> Result<Ratio, String> {
-    let ratio = text.parse().ok().and_then(Ratio::new);
+    let digits = text.bytes().all(|c| c.is_ascii_digit() || c == b'.');
+    let ratio = digits.then(|| text.parse().ok()).flatten().and_then(Ratio::new);
     ratio.ok_or_else(|| "expected a number from 0 to 1, such as 0.01".to_owned())
 }
 
@@ -66,17 +82,16 @@ pub(crate) fn instances(text: &str) -> Result<NonZeroUsize, String> {
     if text == "cores" {
         return Ok(cores());
     }
-    text.parse()
-        .ok()
+    number(text)
         .filter(|instances: &NonZeroUsize| instances.get() <= MAX_THREADS)
         .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}, or `cores`"))
 }
 
 /// A number of connections.
 pub(crate) fn connections(text: &str) -> Result<NonZeroUsize, String> {
-    match text.parse() {
-        Ok(0) => Err("no connection could be served; expected a number above zero".to_owned()),
-        Ok(count) if count <= MAX_CONNECTIONS => Ok(NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)),
+    match number(text) {
+        Some(0) => Err("no connection could be served; expected a number above zero".to_owned()),
+        Some(count) if count <= MAX_CONNECTIONS => Ok(NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)),
         _ => Err(format!(
             "expected a whole number from 1 to {MAX_CONNECTIONS}, such as 1024"
         )),
@@ -85,8 +100,7 @@ pub(crate) fn connections(text: &str) -> Result<NonZeroUsize, String> {
 
 /// Connections that wait to be accepted.
 pub(crate) fn backlog(text: &str) -> Result<u32, String> {
-    text.parse()
-        .ok()
+    number(text)
         .filter(|backlog| (1..=MAX_BACKLOG).contains(backlog))
         .ok_or_else(|| format!("expected a number from 1 to {MAX_BACKLOG}"))
 }
@@ -224,8 +238,10 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("the name of the variable is empty; expected KEY=VALUE".to_owned())
     } else if name.contains('=') {
+        // A value may follow, which is not shown.
+        let start = name.split('=').next().unwrap_or_default();
         Err(format!(
-            "the name of the variable `{name}` contains `=`; choose another name"
+            "the name of a variable that starts with `{start}` contains `=`; expected KEY = \"VALUE\""
         ))
     } else if HOST_VARIABLES.contains(&name) {
         Err(format!(
@@ -291,7 +307,7 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
 
 pub(crate) fn destination(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+        Some((host, port)) if !host.is_empty() && number(port).is_some_and(|port: u16| port > 0) => {
             Ok(text.to_owned())
         }
         _ => Err("expected HOST:PORT, such as 192.0.2.7:5432 or [2001:db8::7]:5432".to_owned()),
@@ -299,8 +315,7 @@ pub(crate) fn destination(text: &str) -> Result<String, String> {
 }
 
 pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse()
-        .ok()
+    number(text)
         .filter(|threads: &NonZeroUsize| threads.get() <= MAX_THREADS)
         .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
 }
@@ -344,7 +359,7 @@ pub(crate) fn bytes(text: &str) -> Result<Option<u64>, String> {
         return Ok(None);
     }
     let expected = "expected a size above zero with a unit, such as 512KiB or 10GiB, or `off`";
-    let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
+    let size = byte_size(text).ok_or_else(|| expected.to_owned())?;
     match size.as_u64() {
         0 => Err(expected.to_owned()),
         size => Ok(Some(size)),
@@ -355,10 +370,8 @@ pub(crate) fn count(text: &str) -> Result<Option<NonZeroUsize>, String> {
     if text == OFF {
         return Ok(None);
     }
-    match text.parse() {
-        Ok(count) => Ok(Some(count)),
-        Err(_) => Err("expected a number above zero, or `off`".to_owned()),
-    }
+    let count = number(text).ok_or_else(|| "expected a number above zero, or `off`".to_owned())?;
+    Ok(Some(count))
 }
 
 pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {
@@ -372,8 +385,8 @@ pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {
         "h" => 60 * 60,
         _ => 0,
     };
-    match count.parse() {
-        Ok(connections) if seconds > 0 && connections <= MAX_RATE => Ok(Some(Rate {
+    match number(count) {
+        Some(connections) if seconds > 0 && connections <= MAX_RATE => Ok(Some(Rate {
             connections,
             per: Duration::from_secs(seconds),
         })),
@@ -386,7 +399,7 @@ pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {
 
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let expected = "expected a size with a unit, such as 512KiB or 64MiB, up to 4GiB";
-    let size: ByteSize = text.parse().map_err(|_| expected.to_owned())?;
+    let size = byte_size(text).ok_or_else(|| expected.to_owned())?;
     usize::try_from(size.as_u64())
         .ok()
         .filter(|&size| size <= 4 << 30)

@@ -5,6 +5,7 @@ mod refused;
 mod service;
 mod template;
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -230,7 +231,7 @@ impl Cli {
         }) = &self.command
         {
             let sentence = "nothing to check; expected FILE, a component, or --config FILE, a services file";
-            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, sentence));
+            return Err(self.error(ErrorKind::MissingRequiredArgument, sentence));
         }
         let contradiction = match &self.command {
             None => self.service.contradiction(),
@@ -242,7 +243,28 @@ impl Cli {
         };
         match contradiction {
             None => Ok(self),
-            Some(sentence) => Err(Self::command().error(ErrorKind::ArgumentConflict, in_one_line(sentence))),
+            Some(sentence) => Err(self.error(ErrorKind::ArgumentConflict, in_one_line(sentence))),
+        }
+    }
+
+    /// An error with the usage of the command that was given.
+    fn error(&self, kind: ErrorKind, sentence: impl Display) -> clap::Error {
+        let name = match &self.command {
+            None => None,
+            Some(Verb::Check { .. }) => Some("check"),
+            Some(Verb::Config { .. }) => Some("config"),
+            Some(Verb::Record { .. }) => Some("record"),
+            Some(Verb::New { .. }) => Some("new"),
+            Some(Verb::Completions { .. }) => Some("completions"),
+            Some(Verb::Man { .. }) => Some("man"),
+            Some(Verb::Profile { .. }) => Some("profile"),
+            Some(Verb::Replay { .. }) => Some("replay"),
+        };
+        let mut command = Self::command();
+        command.build();
+        match name.and_then(|name| command.find_subcommand_mut(name)) {
+            Some(command) => command.error(kind, sentence),
+            None => command.error(kind, sentence),
         }
     }
 }

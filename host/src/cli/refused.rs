@@ -12,10 +12,11 @@ use crate::values;
 const SECRET: [&str; 2] = ["--env", "--otlp"];
 
 /// Says what is wrong with a command line, in place of the words of clap where those do not name
-/// the flags. The first line is the sentence. No value adds a line, and no secret is shown.
-pub fn sentence(mut error: Error) -> String {
+/// the flags. `words` are the command line. The first line is the sentence. No value adds a line, and
+/// no secret is shown.
+pub fn sentence(mut error: Error, words: impl IntoIterator<Item = String>) -> String {
     conflict(&error)
-        .or_else(|| negative(&error))
+        .or_else(|| negative(&error, words))
         .or_else(|| invalid(&error))
         .unwrap_or_else(|| rendered(&mut error))
 }
@@ -87,13 +88,15 @@ fn is_plain(text: &str) -> bool {
     shown(text) == text
 }
 
-/// Explains a value such as `-1MiB`, which clap takes for flags.
-fn negative(error: &Error) -> Option<String> {
+/// Explains a value such as `-1MiB`, which clap takes for flags, and of which it names the first.
+fn negative(error: &Error, words: impl IntoIterator<Item = String>) -> Option<String> {
     let ContextValue::String(found) = error.get(ContextKind::InvalidArg)? else {
         return None;
     };
     let is_number = found.strip_prefix('-')?.starts_with(|c: char| c.is_ascii_digit());
     (error.kind() == ErrorKind::UnknownArgument && is_number).then(|| {
+        let word = words.into_iter().find(|word| word.starts_with(found));
+        let found = shown(word.as_ref().unwrap_or(found));
         format!(
             "unexpected `{found}`: no flag takes a value below zero; arguments for guests come after `--`"
         )

@@ -103,14 +103,14 @@ fn a_conflict_names_both_flags() {
         ),
     ] {
         let error = Cli::try_parse_from([&["wasm-inetd"], args].concat()).unwrap_err();
-        assert_eq!(sentence(error), expected);
+        assert_eq!(sentence(error, []), expected);
     }
 }
 
 /// The message that refuses a command line.
 fn refused(args: &[&str]) -> String {
     let parsed = Cli::try_parse_from([&["wasm-inetd"], args].concat()).and_then(Cli::checked);
-    sentence(parsed.unwrap_err())
+    sentence(parsed.unwrap_err(), args.iter().map(|arg| (*arg).to_owned()))
 }
 
 #[test]
@@ -121,11 +121,29 @@ fn what_is_missing_or_below_zero_is_explained() {
         "{}",
         refused(&["check"])
     );
+    for (args, usage) in [
+        (&["check"][..], "Usage: wasm-inetd check [OPTIONS] [FILE]"),
+        (
+            &["check", "a", "--env", "A=1", "--env", "A=2"],
+            "Usage: wasm-inetd check [OPTIONS] [FILE]",
+        ),
+        (
+            &["config", "--env", "A=1", "--env", "A=2"],
+            "Usage: wasm-inetd config [OPTIONS]",
+        ),
+    ] {
+        let message = refused(args);
+        assert!(message.contains(usage), "{args:?}: {message}");
+    }
     let compile = refused(&["check", "--compile"]);
     assert!(compile.contains("--config <FILE>"), "{compile}");
     assert_eq!(
         refused(&["--max-memory", "-1MiB"]),
-        "unexpected `-1`: no flag takes a value below zero; arguments for guests come after `--`"
+        "unexpected `-1MiB`: no flag takes a value below zero; arguments for guests come after `--`"
+    );
+    assert_eq!(
+        refused(&["--idle-timeout", "-5s"]),
+        "unexpected `-5s`: no flag takes a value below zero; arguments for guests come after `--`"
     );
     let oci = refused(&["profile", "talks", "oci://example.org/a:1"]);
     assert!(oci.contains("`oci://` references are not supported"), "{oci}");
@@ -385,7 +403,7 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
     ] {
         let error = config(args).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
-        let text = sentence(error);
+        let text = sentence(error, []);
         assert!(text.contains(expected), "{text}");
     }
     let both = config(&["-v", "-q"]).unwrap_err();
@@ -465,10 +483,66 @@ fn no_message_shows_a_secret_or_has_a_line_that_a_value_added() {
         check(error, &args);
     }
     fn check(error: clap::Error, args: &[impl std::fmt::Debug]) {
-        let text = sentence(error);
+        let text = sentence(error, []);
         assert!(!text.to_lowercase().contains("s3cr3t"), "{args:?}: {text}");
         for line in text.lines() {
             assert!(!line.starts_with("INFO"), "{args:?}: {text}");
         }
+    }
+}
+
+#[test]
+fn what_no_client_can_reach_is_no_address() {
+    for (flag, address) in [
+        ("--listen", "224.0.0.1:8080"),
+        ("--listen", "255.255.255.255:8080"),
+        ("--listen", "[ff02::1]:8080"),
+        ("--listen", "[::ffff:239.1.2.3]:8080"),
+        ("--admin", "224.0.0.1:8080"),
+    ] {
+        let message = refused(&[flag, address]);
+        assert!(message.contains("to which no client can connect"), "{message}");
+    }
+}
+
+#[test]
+fn a_port_of_a_collector_is_a_port() {
+    for url in [
+        "http://a:0",
+        "http://a:99999",
+        "http://a:",
+        "http://a:+4318",
+        "http://[::1]:65536",
+    ] {
+        let message = refused(&["--otlp", url]);
+        assert!(message.contains("expected a URL such as"), "{url}: {message}");
+    }
+    for url in ["http://a", "http://a:4318", "HTTP://a", "http://[::1]:65535/b"] {
+        assert!(
+            Cli::try_parse_from(["wasm-inetd", "--otlp", url]).is_ok(),
+            "{url}"
+        );
+    }
+}
+
+#[test]
+fn no_number_has_a_sign() {
+    for args in [
+        ["--max-rate", "+5"],
+        ["--max-connections", "+5"],
+        ["--max-connections-per-source", "+5"],
+        ["--max-memory", "+64MiB"],
+        ["--max-bytes-in", "+5"],
+        ["--threads", "+1"],
+        ["--backlog", "+1"],
+        ["--instances", "+1"],
+        ["--otlp-sample", "+0.5"],
+        ["--allow-outbound", "a:+1"],
+        ["--admin", "+9090"],
+        ["--idle-timeout", "+5s"],
+        ["--max-bytes-in", "5.GiB"],
+    ] {
+        let message = refused(&args);
+        assert!(message.contains("expected"), "{args:?}: {message}");
     }
 }

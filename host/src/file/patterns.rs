@@ -38,29 +38,70 @@ macro_rules! port {
     };
 }
 
-/// A numeric address of IPv4 or IPv6 with a port.
-macro_rules! tcp {
+/// A port, or 0 for any that is free.
+macro_rules! any_port {
     () => {
-        r"([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+(%[^\]]+)?\]):[0-9]{1,5}"
+        concat!("(0+|", port!(), ")")
     };
 }
 
-pub(super) const TIME: &str = whole!(time!());
+/// A number up to 255.
+macro_rules! octet {
+    () => {
+        "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+    };
+}
+
+/// An address of IPv4.
+macro_rules! ipv4 {
+    () => {
+        concat!(octet!(), r"(\.", octet!(), "){3}")
+    };
+}
+
+/// A numeric address of IPv4 or IPv6 with a port, which is neither multicast nor broadcast.
+macro_rules! tcp {
+    () => {
+        concat!(
+            r"(?!(22[4-9]|23[0-9])\.|255\.255\.255\.255:|\[[fF]{2}[0-9a-fA-F]{2}:)",
+            "(",
+            ipv4!(),
+            r"|\[[0-9a-fA-F:.]+(%[^\]]+)?\]):",
+            any_port!(),
+        )
+    };
+}
+
+/// The path of a socket: 107 bytes at most, of which a pattern counts characters.
+macro_rules! socket {
+    () => {
+        r"unix:[^@\n\x00][^\n\x00]{0,106}"
+    };
+}
+
+pub(super) const TIME: &str = whole!("0|", time!());
 pub(super) const DEADLINE: &str = whole!(positive!(), "(", time!(), ")");
 pub(super) const TIMEOUT: &str = whole!("off|", positive!(), "(", time!(), ")");
 pub(super) const SIZE: &str = whole!(size!());
 pub(super) const BYTES: &str = whole!("off|", positive!(), "(", size!(), ")");
-pub(super) const CONNECTIONS: &str = whole!(r"\+?0*([1-9][0-9]{0,8}|1000000000)");
-pub(super) const COUNT: &str = whole!(r"off|\+?0*[1-9][0-9]{0,18}");
-pub(super) const RATE: &str = whole!(r"off|\+?0*([1-9][0-9]{0,5}|1000000)(/[smh])?");
-pub(super) const THREADS: &str = whole!(r"\+?0*([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])");
-pub(super) const INSTANCES: &str = whole!(r"cores|\+?0*([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])");
-pub(super) const BACKLOG: &str = whole!(r"\+?", port!());
-pub(super) const SAMPLE: &str = whole!(r"\+?0*(1(\.0*)?|\.[0-9]+|0\.?|0\.[0-9]+)");
-pub(super) const LISTEN: &str = whole!("unix:.+|inherited:.+|", tcp!());
-pub(super) const ADMIN: &str = whole!(r"[0-9]{1,5}|unix:[^@].*|", tcp!());
-pub(super) const COLLECTOR: &str = "^http://.";
-pub(super) const NETWORK: &str = whole!("[0-9a-fA-F:.]+(/[0-9]{1,3})?");
+pub(super) const CONNECTIONS: &str = whole!("0*([1-9][0-9]{0,8}|1000000000)");
+pub(super) const COUNT: &str = whole!("off|0*[1-9][0-9]{0,18}");
+pub(super) const RATE: &str = whole!("off|0*([1-9][0-9]{0,5}|1000000)(/[smh])?");
+pub(super) const THREADS: &str = whole!("0*([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])");
+pub(super) const INSTANCES: &str = whole!("cores|0*([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])");
+pub(super) const BACKLOG: &str = whole!(port!());
+pub(super) const SAMPLE: &str = whole!(r"0*(1(\.0*)?|\.[0-9]+|0\.?|0\.[0-9]+)");
+pub(super) const LISTEN: &str = whole!(socket!(), r"|unix:@[^\n\x00]{1,107}|inherited:[^\n]+|", tcp!());
+pub(super) const ADMIN: &str = whole!(any_port!(), "|", socket!(), "|", tcp!());
+pub(super) const COLLECTOR: &str = whole!(
+    r"(?!.*/v1/(traces|metrics)/*$)[hH][tT]{2}[pP]://(\[[0-9a-fA-F:.]+\]|[^/?#@:\[\]\s]+)(:",
+    port!(),
+    r")?(/[^?#\s]*)?"
+);
+pub(super) const NETWORK: &str = whole!(
+    ipv4!(),
+    "(/0*(3[0-2]|[12]?[0-9]))?|(?=[^/]*:)[0-9a-fA-F:.]+(/0*(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?"
+);
 pub(super) const MODE: &str = whole!("0*[0-7]{1,3}");
 pub(super) const OWNER: &str = whole!("[^:]+(:[^:]+)?|:[^:]+");
 pub(super) const PROTOCOL: &str = whole!(r"[\s\S]{1,255}");

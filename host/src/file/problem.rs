@@ -64,6 +64,13 @@ impl Problem {
     /// A problem with the key at `span` of `text`.
     fn at(text: &str, span: Range<usize>, key: String, message: String) -> Self {
         let before = text.get(..span.start.min(text.len())).unwrap_or(text);
+        // The name of a variable ends before `=`, and what follows can be its value.
+        let key = match key.split_once("env.") {
+            Some((table, name)) if name.contains('=') => {
+                format!("{table}env.{}", name.split('=').next().unwrap_or_default())
+            }
+            _ => key,
+        };
         Self {
             line: 1 + before.matches('\n').count(),
             key,

@@ -199,8 +199,8 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}[service.grants.env]\n\"A=B\" = \"a\""),
-            "5: service[0].grants.env.A=B: the name of the variable `A=B` contains `=`; choose another \
-             name",
+            "5: service[0].grants.env.A: the name of a variable that starts with `A` contains `=`; \
+             expected KEY = \"VALUE\"",
         ),
         (
             &format!("{service}[service.grants.env]\nA = \"\"\nB = \"\\u0000\""),
@@ -563,6 +563,7 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("\"0s\"", "\"off\""),
             ("\"1m 30s\"", "\"1\""),
             ("\"1.5h\"", "\"1x\""),
+            ("\"0\"", "\"00\""),
             ("\"2days\"", "\"\""),
         ],
     );
@@ -573,6 +574,9 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("\"0\"", "\"x\""),
             ("\"[::1]:1\"", "\"inherited:a\""),
             ("\"unix:a\"", "\"unix:@a\""),
+            ("\"65535\"", "\"99999\""),
+            ("\"007\"", "\"+7\""),
+            ("\"0.0.0.0:1\"", "\"224.0.0.1:1\""),
         ],
     );
     top(
@@ -590,6 +594,24 @@ fn the_schema_has_the_ranges_of_the_host() {
                 "{ endpoint = \"http://a\", sample = \"0.5\" }",
                 "{ endpoint = \"http://a\", sample = -0.1 }",
             ),
+            ("{ endpoint = \"HTTP://a\" }", "{ endpoint = \"http://a:99999\" }"),
+            (
+                "{ endpoint = \"http://[::1]:1/a\" }",
+                "{ endpoint = \"http://a:+1\" }",
+            ),
+            (
+                "{ endpoint = \"http://a:65535/\" }",
+                "{ endpoint = \"http://a/v1/traces\" }",
+            ),
+            (
+                "{ endpoint = \"http://a\", sample = \"1.\" }",
+                "{ endpoint = \"http://a\", sample = \"+0.5\" }",
+            ),
+            (
+                "{ endpoint = \"http://a\", sample = \".5\" }",
+                "{ endpoint = \"http://a\", sample = \"1e-1\" }",
+            ),
+            ("{ endpoint = \"http://a\" }", "{ endpoint = \"http://a?b\" }"),
         ],
     );
     of_service("component", &[("\"a\"", "\"\""), ("\"a:b/c\"", "\"oci://a\"")]);
@@ -610,9 +632,21 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("[\"a:1\"]", "[\"a:0\"]"),
             ("[\"[::1]:65535\"]", "[\"a:65536\"]"),
             ("[\"a:80\"]", "[\"a\"]"),
+            ("[\"a:080\"]", "[\"a:+1\"]"),
         ],
     );
-    of_service("access.allow", &[("[\"::/0\"]", "[\"everyone\"]")]);
+    of_service(
+        "access.allow",
+        &[
+            ("[\"::/0\"]", "[\"everyone\"]"),
+            ("[\"10.0.0.0/8\"]", "[\"10.0.0.0/33\"]"),
+            ("[\"0.0.0.0/0\"]", "[\"010.0.0.0/8\"]"),
+            ("[\"::1/128\"]", "[\"::1/129\"]"),
+            ("[\"10.0.0.1/032\"]", "[\"10.0.0.1/\"]"),
+            ("[\"FE80::/10\"]", "[\"10.0.0.256\"]"),
+            ("[\"10.0.0.1\"]", "[\"10/8\"]"),
+        ],
+    );
     of_service(
         "socket.backlog",
         &[("1", "0"), ("65535", "70000"), ("\"9\"", "\"x\"")],
@@ -653,6 +687,10 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("{ max-rate = \"7/h\" }", "{ max-rate = \"7/d\" }"),
             ("{ max-rate = 1000000 }", "{ max-rate = 1000001 }"),
             ("{ max-rate = \"off\" }", "{ max-rate = \"0/s\" }"),
+            ("{ max-rate = \"5\" }", "{ max-rate = \"+5\" }"),
+            ("{ max-connections = \"5\" }", "{ max-connections = \"+5\" }"),
+            ("{ max-bytes-in = \".5GiB\" }", "{ max-bytes-in = \"5.GiB\" }"),
+            ("{ max-bytes-in = \"64\" }", "{ max-bytes-in = \"+64\" }"),
             ("{ max-memory = \"1.5 GiB\" }", "{ max-memory = \"lots\" }"),
             ("{ max-memory = \"64\" }", "{ max-memory = \"off\" }"),
             ("{ cpu-slice = \"1ms\" }", "{ cpu-slice = \"off\" }"),
@@ -669,8 +707,26 @@ fn the_schema_has_the_ranges_of_the_host() {
         ("unix:a", "unix:"),
         ("unix:@a", "inherited:"),
         ("[fe80::1%1]:0", "127.0.0.1"),
+        ("127.0.0.1:65535", "127.0.0.1:65536"),
+        ("127.0.0.1:00080", "127.0.0.1:+80"),
+        ("0.0.0.0:0", "255.255.255.255:0"),
+        ("223.0.0.1:1", "239.0.0.1:1"),
+        ("[::1]:1", "[ff02::1]:1"),
+        ("127.0.0.1:1", "127.0.0.256:1"),
+        ("unix:a b", "unix:a\\nb"),
+        ("unix:@a b", "unix:@a\\nb"),
+        ("inherited:a", "inherited:a\\nb"),
+        ("unix:@a", "unix:@"),
+        (
+            &*format!("unix:/{}", "a".repeat(106)),
+            &*format!("unix:{}", "a".repeat(108)),
+        ),
+        (
+            &*format!("unix:@{}", "a".repeat(107)),
+            &*format!("unix:@{}", "a".repeat(108)),
+        ),
     ] {
-        let text = |address| format!("[[service]]\nname = \"a\"\nlisten = [\"{address}\"]\n");
+        let text = |address: &str| format!("[[service]]\nname = \"a\"\nlisten = [\"{address}\"]\n");
         assert!(check(&text(good)), "{good}");
         assert!(!check(&text(bad)), "{bad}");
     }
@@ -783,6 +839,8 @@ s3cr3tAQBwYDK2VwBCIEIHs3cr3t
         format!("{service}grants = {{ env = {{ A = \"\", A = \"s3cr3t\" }} }}"),
         format!("{service}grants = {{ env = \"s3cr3t\" }}"),
         format!("{service}grants = {{ env = [\"A=s3cr3t\"] }}"),
+        format!("{service}grants = {{ env = {{ \"A=s3cr3t\" = \"x\" }} }}"),
+        format!("{service}grants = {{ env = {{ \"A=s3cr3t\" = 1 }} }}"),
         format!("{service}grants = {{ env = {{ PROTO = \"s3cr3t\" }} }}"),
         format!("{service}grants = {{ env = {{ A = \"s3cr3t\\u0000\" }} }}"),
         format!("{service}args = \"--password=s3cr3t\""),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hyper::Uri;
 use ipnet::IpNet;
 
+use super::number;
 use crate::config::{Address, Endpoint};
 
 /// An address to listen at.
@@ -25,10 +26,24 @@ fn address_of_a_form(text: &str) -> Option<Result<Address, String>> {
         });
     }
     if let Some(name) = text.strip_prefix("inherited:") {
-        return (!name.is_empty()).then(|| Ok(Address::Inherited(name.to_owned())));
+        let fine = !name.is_empty() && !name.contains('\n');
+        return fine.then(|| Ok(Address::Inherited(name.to_owned())));
     }
     let tcp = scoped(text).or_else(|| text.parse().ok().map(Ok))?;
-    Some(tcp.map(Address::Tcp))
+    Some(tcp.and_then(unicast).map(Address::Tcp))
+}
+
+/// Refuses an address that no client can connect to.
+fn unicast(address: SocketAddr) -> Result<SocketAddr, String> {
+    let kind = match address.ip().to_canonical() {
+        ip if ip.is_multicast() => "a multicast",
+        IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast",
+        _ => return Ok(address),
+    };
+    Err(format!(
+        "{} is {kind} address, to which no client can connect by TCP; expected an address of this machine",
+        address.ip()
+    ))
 }
 
 /// An IPv6 address with the name or the number of a network interface as its scope, such as
@@ -36,7 +51,7 @@ fn address_of_a_form(text: &str) -> Option<Result<Address, String>> {
 fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
     let (host, port) = text.strip_prefix('[')?.split_once("]:")?;
     let (address, interface) = host.split_once('%')?;
-    let (ip, port): (Ipv6Addr, u16) = (address.parse().ok()?, port.parse().ok()?);
+    let (ip, port): (Ipv6Addr, u16) = (address.parse().ok()?, number(port)?);
     if !ip.is_unicast_link_local() {
         return Some(Err(format!(
             "only link-local addresses (fe80::/10) have a network interface after `%`; expected [{ip}]:{port}"
@@ -61,8 +76,8 @@ fn abstract_name(name: &str) -> Result<String, String> {
             Err("abstract sockets (`unix:@NAME`) exist on Linux only; use unix:PATH".to_owned())
         }
         0 => Err("expected the name of an abstract socket after `unix:@`".to_owned()),
-        1..=SOCKET_PATH if name.contains('\0') => {
-            Err("the name of an abstract socket cannot contain a NUL byte".to_owned())
+        1..=SOCKET_PATH if name.contains(['\0', '\n']) => {
+            Err("the name of an abstract socket cannot contain a NUL byte or a line break".to_owned())
         }
         1..=SOCKET_PATH => Ok(name.to_owned()),
         length => Err(format!(
@@ -75,7 +90,7 @@ fn abstract_name(name: &str) -> Result<String, String> {
 /// An address to be looked at: like one to listen at, but a port alone is one of the loopback, and
 /// none is inherited.
 pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
-    if let Ok(port) = text.parse() {
+    if let Some(port) = number(text) {
         return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
     }
     match address_of_a_form(text) {
@@ -94,7 +109,10 @@ pub(crate) fn admin_address(text: &str) -> Result<Address, String> {
 /// Where traces and metrics are sent.
 pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
     let refused = || "expected a URL such as http://127.0.0.1:4318".to_owned();
-    if text.starts_with("https:") {
+    if text
+        .get(..6)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+    {
         return Err(
             "TLS is not supported here; expected http:// (for TLS, send to a collector on this \
              machine that forwards over TLS)"
@@ -113,23 +131,26 @@ pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
                 .to_owned(),
         );
     }
-    let odd = url.scheme_str() != Some("http")
-        || url.query().is_some()
-        || text.contains('#')
-        || host.is_empty()
-        // A port that is none is told by nothing else.
-        || authority.as_str().ends_with(':')
-        || url.port().is_some() && url.port_u16().is_none_or(|port| port == 0);
-    if odd {
+    let odd =
+        url.scheme_str() != Some("http") || url.query().is_some() || text.contains('#') || host.is_empty();
+    // A port that does not fit is none to the library.
+    let port = match &authority.as_str()[authority.host().len()..] {
+        "" => Some(80),
+        rest => rest
+            .strip_prefix(':')
+            .and_then(number)
+            .filter(|port: &u16| *port > 0),
+    };
+    let Some(port) = port.filter(|_| !odd) else {
         return Err(refused());
-    }
+    };
     let path = url.path().trim_end_matches('/');
     if path.ends_with("/v1/traces") || path.ends_with("/v1/metrics") {
         return Err("leave out `/v1/traces` and `/v1/metrics`; the host appends them".to_owned());
     }
     Ok(Endpoint {
         host: host.to_owned(),
-        port: url.port_u16().unwrap_or(80),
+        port,
         path: path.to_owned(),
     })
 }
@@ -147,18 +168,23 @@ fn socket_path(path: &str) -> Result<PathBuf, String> {
     super::path(Path::new(path))?;
     match path.len() {
         0 => Err("expected a path after `unix:`".to_owned()),
-        1..=SOCKET_PATH if !path.contains('\0') => Ok(PathBuf::from(path)),
-        1..=SOCKET_PATH => Err("a socket path cannot contain a NUL byte".to_owned()),
+        1..=SOCKET_PATH if !path.contains(['\0', '\n']) => Ok(PathBuf::from(path)),
+        1..=SOCKET_PATH => Err("a socket path cannot contain a NUL byte or a line break".to_owned()),
         length => Err(too_long(length)),
     }
 }
 
 /// A network, as `192.0.2.0/24`, or a single address.
 pub(crate) fn network(text: &str) -> Result<IpNet, String> {
-    let parsed = text
-        .parse::<IpNet>()
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let network = parsed.map_err(|_| {
+    let (address, length) = text
+        .split_once('/')
+        .map_or((text, None), |(address, length)| (address, Some(length)));
+    // The library's own parser takes zeros before a number, which others read as octal.
+    let parsed = address.parse::<IpAddr>().ok().and_then(|address| match length {
+        Some(length) => IpNet::new(address, number(length)?).ok(),
+        None => Some(IpNet::from(address)),
+    });
+    let network = parsed.ok_or_else(|| {
         "expected a network or an address, such as 192.0.2.0/24, 2001:db8::/32 or ::1".to_owned()
     })?;
     if network.addr() == network.network() {
