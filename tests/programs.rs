@@ -274,7 +274,6 @@ fn module_that(body: &str) -> Vec<u8> {
             (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "fd_seek" (func $seek (param i32 i64 i32 i32) (result i32)))
-            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "path_open" (func $open
                 (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -351,11 +350,6 @@ fn calls_of_modules_are_bounded() {
         (
             "negative",
             "(call $read (i32.const 0) (i32.const 1024) (i32.const -1) (i32.const 16))",
-            "28",
-        ),
-        (
-            "subscriptions",
-            "(call $poll (i32.const 1024) (i32.const 200000) (i32.const 1025) (i32.const 16))",
             "28",
         ),
         (

@@ -14,8 +14,8 @@ use super::state::State;
 /// The module that these functions are imported from.
 pub(super) const MODULE: &str = "wasi_snapshot_preview1";
 
-/// Buffers in one call, as in Linux (`IOV_MAX`), and subscriptions in a call of `poll_oneoff`.
-const MAX_ITEMS: i32 = 1024;
+/// Buffers in one call, as in Linux (`IOV_MAX`).
+const MAX_VECTORS: i32 = 1024;
 
 /// Bytes of one buffer that are read or written before others have their turn.
 const PIECE: u32 = 64 << 10;
@@ -99,19 +99,6 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
                     size,
                 };
                 read.piece(&mut caller, vectors, count).await
-            })
-        },
-    )?;
-    linker.func_wrap_async(
-        MODULE,
-        "poll_oneoff",
-        |mut caller: Caller<'_, State>, (subscriptions, events, count, size): (i32, i32, i32, i32)| {
-            Box::new(async move {
-                if !(0..=MAX_ITEMS).contains(&count) {
-                    return Ok(INVALID);
-                }
-                let (mut memory, context) = parts(&mut caller)?;
-                wasi::poll_oneoff(context, &mut memory, subscriptions, events, count, size).await
             })
         },
     )?;
@@ -253,7 +240,7 @@ fn first(
     vectors: i32,
     count: i32,
 ) -> wasmtime::Result<Result<Option<Vector>, i32>> {
-    if !(0..=MAX_ITEMS).contains(&count) {
+    if !(0..=MAX_VECTORS).contains(&count) {
         return Ok(Err(INVALID));
     }
     for number in 0..count.cast_unsigned() {
