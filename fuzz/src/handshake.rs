@@ -114,7 +114,10 @@ pub fn run(bytes: &[u8]) {
 
 /// Agrees with a client, and reads what it says until it ends in good order.
 async fn serve(server: &Server, stream: UnixStream) -> io::Result<Vec<u8>> {
-    let (mut reader, mut writer, _) = server.handshake(Stream::Unix(stream)).await?;
+    let (mut reader, mut writer, _) = server
+        .handshake(Stream::Unix(stream))
+        .await
+        .map_err(|(error, _)| error)?;
     let mut heard = Vec::new();
     reader.read_to_end(&mut heard).await?;
     writer.shutdown().await?;
