@@ -451,7 +451,7 @@ fn a_check_finds_components_that_cannot_serve_by_their_exports_and_imports() {
             &["check", "--config", path][..],
             &["check", "--config", path, "--compile"],
         ]
-        .map(|args| run(args));
+        .map(run);
         assert_eq!(checked.status.code(), Some(1), "{settings}: {checked:?}");
         let said = String::from_utf8(checked.stderr).unwrap();
         assert!(

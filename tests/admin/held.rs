@@ -31,7 +31,7 @@ impl<T: io::Read + io::Write + Send> Held for T {}
 fn hold(admin: &At, number: usize) -> Box<dyn Held> {
     match admin {
         At::Tcp(address) => {
-            let source = [127, 0, 1, (number % 250 + 1) as u8].into();
+            let source = [127, 0, 1, (number % 250 + 1) as u8];
             let stream = Client::from(source, *address).0;
             stream.set_nonblocking(true).unwrap();
             Box::new(stream)
