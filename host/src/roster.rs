@@ -84,14 +84,12 @@ impl Roster {
         (open.values().cloned().collect(), counted())
     }
 
-    /// Has a connection closed, and says whether it is there.
-    pub(crate) fn close(&self, connection: u64) -> bool {
+    /// Has a connection closed, and returns its service, if the connection is there.
+    pub(crate) fn close(&self, connection: u64) -> Option<Arc<Service>> {
         let open = self.open();
-        let found = open.get(&connection);
-        if let Some(open) = found {
-            open.close.notify_one();
-        }
-        found.is_some()
+        let open = open.get(&connection)?;
+        open.close.notify_one();
+        Some(Arc::clone(&open.service))
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Open>>> {

@@ -153,6 +153,8 @@ fn one_connection_is_closed_and_no_other() {
         (closed.status, closed.json()["done"].as_str()),
         (202, Some("closing"))
     );
+    let line = host.line("connection close requested");
+    assert_eq!(field(&line, "service"), "lines-session");
     // With FIN if it was at rest for a while, and with a reset if it was not.
     let mut rest = Vec::new();
     let _ = (&first.0).read_to_end(&mut rest);

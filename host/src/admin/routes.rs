@@ -263,19 +263,25 @@ fn make(admin: &Admin, change: &Change<'_>) -> Answer {
     };
     let no_service = || refused(StatusCode::NOT_FOUND, "there is no service with this name");
     match *change {
-        Change::Close(connection)
-            if process
+        Change::Close(connection) => {
+            match process
                 .roster
                 .as_ref()
-                .is_some_and(|roster| roster.close(connection)) =>
-        {
-            info!(connection, "connection close requested");
-            done("closing")
+                .and_then(|roster| roster.close(connection))
+            {
+                Some(service) => {
+                    info!(
+                        service = service.config.name,
+                        connection, "connection close requested"
+                    );
+                    done("closing")
+                }
+                None => refused(
+                    StatusCode::NOT_FOUND,
+                    "there is no open connection with this number",
+                ),
+            }
         }
-        Change::Close(_) => refused(
-            StatusCode::NOT_FOUND,
-            "there is no open connection with this number",
-        ),
         Change::Reload { service: name, force } => {
             match service(name).map(|service| (&service.config.name, &service.reload)) {
                 None => no_service(),
