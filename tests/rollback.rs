@@ -32,7 +32,7 @@ impl Service {
     }
 }
 
-/// Has the guest `trap`, or `moody`, fail a connection of `127.0.0.SOURCE`.
+/// Has the guest `moody` fail a connection of `127.0.0.SOURCE`.
 fn fail_from(source: u8, address: SocketAddr) {
     let client = Client::from([127, 0, 0, source], address);
     // The guest may have failed before it heard anything.
@@ -62,7 +62,7 @@ fn serve(host: &Host, sources: impl IntoIterator<Item = u8>) {
 fn a_component_that_comes_with_settings_is_watched_and_rolled_back() {
     let service = Service::new("settings", "echo", "");
     let host = service.serve();
-    service.put("trap", "drain-generations = \"1h\"\n");
+    service.put("moody", "drain-generations = \"1h\"\n");
     host.signal(HUP);
     host.line("services reconfigured");
     fail(host.address(), 5);
@@ -87,7 +87,7 @@ fn a_rollback_brings_back_no_rights_and_no_limits() {
     ] {
         let service = Service::new(name, "echo", "");
         let host = service.serve();
-        service.put("trap", more);
+        service.put("moody", more);
         host.signal(HUP);
         host.line("services reconfigured");
         fail(host.address(), 10);
@@ -205,7 +205,7 @@ fn an_operator_can_insist_on_a_component_that_was_rolled_back() {
     let place = Place::new("rollback-insist", "echo");
     let host = place.serve(&[]);
     host.connect().echo("hello");
-    place.put("trap");
+    place.put("moody");
     host.signal(HUP);
     host.line(NEW);
     fail(host.address(), 5);
@@ -228,12 +228,12 @@ fn an_operator_can_insist_on_a_component_that_was_rolled_back() {
 fn an_operator_can_insist_by_the_services_file() {
     let service = Service::new("insist", "echo", "");
     let host = service.serve();
-    service.put("trap", "");
+    service.put("moody", "");
     host.signal(HUP);
     host.line(NEW);
     fail(host.address(), 5);
     host.line("rolled back to the previous generation");
-    service.put("trap", "drain-generations = \"1h\"\n");
+    service.put("moody", "drain-generations = \"1h\"\n");
     host.signal(HUP);
     let line = host.line("reconfiguration failed");
     assert!(line.contains("send SIGHUP again"), "{line}");
