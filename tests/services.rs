@@ -424,7 +424,7 @@ fn a_check_finds_components_that_cannot_serve_by_their_exports_and_imports() {
         (
             "component = \"lines.wasm\"\nmiddleware = [\"lines.wasm\"]",
             "middleware[0]",
-            "imports nothing from `inet:service`",
+            "is not a middleware",
         ),
         (
             "component = \"lines-session.wasm\"\nmiddleware = [\"upper-case.wasm\"]",

@@ -77,6 +77,18 @@ pub fn use_tool(document: &Document, name: &str) -> bool {
     })
 }
 
+/// Ports that documents name.
+const SHOWN_PORTS: [&str; 2] = ["8080", "9090"];
+
+/// Returns a free port that contains none of the shown ones: 8080 could become 29090, in which 9090
+/// would be replaced again.
+fn replacement() -> String {
+    std::iter::repeat_with(|| free_port().to_string())
+        .take(100)
+        .find(|free| SHOWN_PORTS.iter().all(|shown| !free.contains(shown)))
+        .expect("few ports contain another one")
+}
+
 struct Session<'a> {
     document: &'a Document,
     dir: PathBuf,
@@ -97,9 +109,7 @@ impl<'a> Session<'a> {
             fs::copy(guest(name), dir.join(file)).unwrap();
         }
         symlink(guest_builder::workspace().join("docs"), dir.join("docs")).unwrap();
-        let ports = ["8080", "9090"]
-            .map(|port| (port, free_port().to_string()))
-            .into();
+        let ports = SHOWN_PORTS.map(|port| (port, replacement())).into();
         Self {
             document,
             dir,
