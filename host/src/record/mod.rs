@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::anyhow;
+use arc_swap::ArcSwap;
 use bytesize::ByteSize;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
@@ -58,8 +59,9 @@ pub(crate) struct Recorder(Arc<Directory>);
 
 #[derive(Debug)]
 struct Directory {
-    /// Held open, so that no file goes to a directory that is put in its place.
-    dir: OwnedFd,
+    /// Held open, so that no file goes to a directory that is put in its place. It changes only when
+    /// the directory was removed.
+    dir: ArcSwap<OwnedFd>,
     /// Where the directory was when it was opened, for messages.
     path: PathBuf,
     /// The number of a file is at least this much higher than that of its connection.
@@ -86,7 +88,7 @@ impl Recorder {
                 )
             })?;
         Ok(Self(Arc::new(Directory {
-            dir: open,
+            dir: ArcSwap::from_pointee(open),
             path: dir.to_owned(),
             ahead: AtomicU64::new(before),
             parts: AtomicU64::new(0),
@@ -132,7 +134,10 @@ impl Directory {
     ///
     /// The file cannot be written. Nothing is left of it then.
     fn write(&self, connection: u64, text: &str) -> io::Result<()> {
-        let mut part = self.part()?;
+        let mut part = match self.part(self.dir.load_full()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.part(self.create_again()?)?,
+            part => part?,
+        };
         part.file.write_all(text.as_bytes())?;
         let mut number = self.ahead.load(Relaxed).saturating_add(connection);
         while let Err(error) = part.put(Path::new(&Conversation::file_name(number))) {
@@ -146,17 +151,25 @@ impl Directory {
         Ok(())
     }
 
-    /// Creates a file that is not a conversation yet.
-    fn part(&self) -> io::Result<Part<'_>> {
+    /// Creates the directory again after somebody has removed it.
+    fn create_again(&self) -> io::Result<Arc<OwnedFd>> {
+        let dir = guarded::open(&self.path, true, Owner::HostOrRoot).map_err(io::Error::other)?;
+        let dir = Arc::new(dir);
+        self.dir.store(Arc::clone(&dir));
+        Ok(dir)
+    }
+
+    /// Creates a file in `dir` that is not a conversation yet.
+    fn part(&self, dir: Arc<OwnedFd>) -> io::Result<Part> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
             let number = self.parts.fetch_add(1, Relaxed);
             let name = format!("{}-{number}.{PART}", process::id());
-            match openat(&self.dir, &name, flags, Mode::from_raw_mode(0o666)) {
+            match openat(&*dir, &name, flags, Mode::from_raw_mode(0o666)) {
                 Ok(file) => {
                     return Ok(Part {
                         file: file.into(),
-                        dir: &self.dir,
+                        dir,
                         name,
                         renamed: false,
                     });
@@ -170,21 +183,21 @@ impl Directory {
 }
 
 /// A file that is being written. It is removed when this is dropped, unless it was put in place.
-struct Part<'a> {
+struct Part {
     file: File,
-    dir: &'a OwnedFd,
+    dir: Arc<OwnedFd>,
     name: String,
     renamed: bool,
 }
 
-impl Part<'_> {
+impl Part {
     /// Gives the file its name in the directory, if no other file has it.
     fn put(&mut self, name: &Path) -> io::Result<()> {
-        match renameat_with(self.dir, &self.name, self.dir, name, RenameFlags::NOREPLACE) {
+        match renameat_with(&*self.dir, &self.name, &*self.dir, name, RenameFlags::NOREPLACE) {
             Ok(()) => self.renamed = true,
             // Some file systems, such as NFS, cannot do that, but have links.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                linkat(self.dir, &self.name, self.dir, name, AtFlags::empty())?;
+                linkat(&*self.dir, &self.name, &*self.dir, name, AtFlags::empty())?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -192,10 +205,10 @@ impl Part<'_> {
     }
 }
 
-impl Drop for Part<'_> {
+impl Drop for Part {
     fn drop(&mut self) {
         if !self.renamed {
-            let _ = unlinkat(self.dir, &self.name, AtFlags::empty());
+            let _ = unlinkat(&*self.dir, &self.name, AtFlags::empty());
         }
     }
 }

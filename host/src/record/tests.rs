@@ -73,10 +73,23 @@ fn a_file_has_the_number_of_its_connection_behind_those_that_were_there() {
 }
 
 #[test]
+fn a_directory_that_somebody_has_removed_is_created_again() {
+    let scratch = Scratch::new("removed");
+    let Recorder(directory) = Recorder::new(&scratch.0).unwrap();
+    directory.write(1, "# 1\n").unwrap();
+    fs::remove_dir_all(&scratch.0).unwrap();
+    for number in 2..=3 {
+        directory.write(number, "# more\n").unwrap();
+    }
+    let expected = ["00000002.conversation", "00000003.conversation"];
+    assert_eq!(scratch.names(), expected.map(str::to_owned).into());
+}
+
+#[test]
 fn nothing_is_left_of_a_file_that_cannot_be_put_in_place() {
     let scratch = Scratch::new("left");
     let Recorder(directory) = Recorder::new(&scratch.0).unwrap();
-    let mut part = directory.part().unwrap();
+    let mut part = directory.part(directory.dir.load_full()).unwrap();
     part.file.write_all(b"> \"half").unwrap();
     part.put(&scratch.0.join("missing/1.conversation")).unwrap_err();
     assert_eq!(scratch.names().len(), 1);
