@@ -13,6 +13,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::admin;
 use crate::config::{Access, Admin, CacheDir, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
@@ -172,7 +173,7 @@ pub(crate) async fn plan(
             changed.join(", ")
         );
     }
-    system::raise_descriptors(&config);
+    system::raise_descriptors(&config, admin::DESCRIPTORS);
     let mut obstacles = Obstacles::default();
     preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
     let mut unloaded = Vec::new();

@@ -9,7 +9,6 @@ use rustix::fs::{Access, access};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::admin;
 use crate::config::Config;
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
@@ -86,11 +85,11 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
 }
 
 /// Raises this process's limit on descriptors, as far as it may, to the need of the services and of
-/// the admin interface, and warns where that does not suffice.
-pub fn raise_descriptors(config: &Config) {
+/// the admin interface, which takes `of_admin`, and warns where that does not suffice.
+pub fn raise_descriptors(config: &Config, of_admin: usize) {
     let (mut connections, mut need) = (0_u64, DESCRIPTORS);
     if config.admin.is_some() {
-        need += admin::DESCRIPTORS as u64;
+        need += of_admin as u64;
     }
     for service in &config.services {
         let count = service.limits.max_connections.get() as u64;
