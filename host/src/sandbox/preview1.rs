@@ -1,7 +1,8 @@
 //! WASI preview 1 in calls of bounded length.
 //!
-//! A module may pass as much as its memory holds in one call. Wasmtime's functions would take all of
-//! it at once: other connections would wait for the thread, and what goes to a file would be copied.
+//! A module may pass as much as its memory holds in one call. Wasmtime's functions would take all
+//! of it at once: other connections would wait for the thread, and what goes to a file would be
+//! copied.
 
 use wasmtime::{AsContextMut as _, Caller, Linker};
 use wasmtime_wasi::I32Exit;
@@ -12,7 +13,7 @@ use wiggle::GuestMemory;
 use super::state::State;
 
 /// The module that these functions are imported from.
-pub(super) const MODULE: &str = "wasi_snapshot_preview1";
+const MODULE: &str = "wasi_snapshot_preview1";
 
 /// Buffers in one call, as in Linux (`IOV_MAX`).
 const MAX_VECTORS: i32 = 1024;
@@ -42,66 +43,40 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
     linker.func_wrap(MODULE, "proc_exit", |status: i32| -> wasmtime::Result<()> {
         Err(wasmtime::format_err!(I32Exit(status)))
     })?;
-    linker.func_wrap_async(
-        MODULE,
-        "fd_write",
-        |mut caller: Caller<'_, State>, (fd, vectors, count, size): (i32, i32, i32, i32)| {
-            Box::new(async move {
-                let write = Transfer {
-                    kind: Kind::Write,
+    for (at_position, at_offset, kind) in [
+        ("fd_read", "fd_pread", Kind::Read),
+        ("fd_write", "fd_pwrite", Kind::Write),
+    ] {
+        linker.func_wrap_async(
+            MODULE,
+            at_position,
+            move |mut caller: Caller<'_, State>, (fd, vectors, count, size): (i32, i32, i32, i32)| {
+                let offset = None;
+                let transfer = Transfer {
+                    kind,
                     fd,
-                    offset: None,
+                    offset,
                     size,
                 };
-                write.whole(&mut caller, vectors, count).await
-            })
-        },
-    )?;
-    linker.func_wrap_async(
-        MODULE,
-        "fd_pwrite",
-        |mut caller: Caller<'_, State>, (fd, vectors, count, offset, size): (i32, i32, i32, i64, i32)| {
-            Box::new(async move {
-                let write = Transfer {
-                    kind: Kind::Write,
+                Box::new(async move { transfer.run(&mut caller, vectors, count).await })
+            },
+        )?;
+        linker.func_wrap_async(
+            MODULE,
+            at_offset,
+            move |mut caller: Caller<'_, State>,
+                  (fd, vectors, count, offset, size): (i32, i32, i32, i64, i32)| {
+                let offset = Some(offset);
+                let transfer = Transfer {
+                    kind,
                     fd,
-                    offset: Some(offset),
+                    offset,
                     size,
                 };
-                write.whole(&mut caller, vectors, count).await
-            })
-        },
-    )?;
-    linker.func_wrap_async(
-        MODULE,
-        "fd_read",
-        |mut caller: Caller<'_, State>, (fd, vectors, count, size): (i32, i32, i32, i32)| {
-            Box::new(async move {
-                let read = Transfer {
-                    kind: Kind::Read,
-                    fd,
-                    offset: None,
-                    size,
-                };
-                read.piece(&mut caller, vectors, count).await
-            })
-        },
-    )?;
-    linker.func_wrap_async(
-        MODULE,
-        "fd_pread",
-        |mut caller: Caller<'_, State>, (fd, vectors, count, offset, size): (i32, i32, i32, i64, i32)| {
-            Box::new(async move {
-                let read = Transfer {
-                    kind: Kind::Read,
-                    fd,
-                    offset: Some(offset),
-                    size,
-                };
-                read.piece(&mut caller, vectors, count).await
-            })
-        },
-    )?;
+                Box::new(async move { transfer.run(&mut caller, vectors, count).await })
+            },
+        )?;
+    }
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -143,53 +118,49 @@ struct Vector {
 }
 
 impl Transfer {
-    /// Writes the first buffer that is not empty, piece by piece. Ends early where a piece is not
-    /// written whole, or fails behind others.
-    async fn whole(
-        mut self,
-        caller: &mut Caller<'_, State>,
-        vectors: i32,
-        count: i32,
-    ) -> wasmtime::Result<i32> {
-        let first = match first(caller, vectors, count)? {
-            Ok(Some(first)) if first.len > PIECE => first,
-            Ok(_) => return self.call(caller, vectors, count).await,
-            Err(errno) => return Ok(errno),
-        };
+    /// Transfers the first buffer that is not empty. Only one that is larger than a piece is not
+    /// left to wasmtime.
+    async fn run(self, caller: &mut Caller<'_, State>, vectors: i32, count: i32) -> wasmtime::Result<i32> {
+        match first(caller, vectors, count)? {
+            Ok(Some(large)) if large.len > PIECE => match self.kind {
+                Kind::Read => self.read(caller, large).await,
+                Kind::Write => self.write(caller, large).await,
+            },
+            Ok(_) => self.call(caller, vectors, count).await,
+            Err(errno) => Ok(errno),
+        }
+    }
+
+    /// Reads one piece.
+    async fn read(self, caller: &mut Caller<'_, State>, whole: Vector) -> wasmtime::Result<i32> {
+        let piece = Vector { len: PIECE, ..whole };
+        match self.call_with(caller, piece, whole).await? {
+            Ok(passed) => store(caller, self.size, passed),
+            Err(errno) => Ok(errno),
+        }
+    }
+
+    /// Writes piece by piece. Ends early where a piece is not written whole, or fails behind
+    /// others.
+    async fn write(mut self, caller: &mut Caller<'_, State>, whole: Vector) -> wasmtime::Result<i32> {
         let mut written = 0;
         loop {
-            let left = first.len - written;
             let piece = Vector {
-                buffer: first.buffer.wrapping_add(written),
-                len: left.min(PIECE),
-                ..first
+                buffer: whole.buffer.wrapping_add(written),
+                len: PIECE.min(whole.len - written),
+                ..whole
             };
-            let ended = self.call_with(caller, piece, first).await?;
-            let passed = match ended {
+            let passed = match self.call_with(caller, piece, whole).await? {
                 Ok(passed) => passed,
                 Err(errno) if written == 0 => return Ok(errno),
                 Err(_) => 0,
             };
             written += passed;
             self.offset = self.offset.map(|offset| offset.wrapping_add(passed.into()));
-            if passed < piece.len || written == first.len {
+            if passed < piece.len || written == whole.len {
                 return store(caller, self.size, written);
             }
             tokio::task::yield_now().await;
-        }
-    }
-
-    /// Reads into the first buffer that is not empty, at most one piece.
-    async fn piece(self, caller: &mut Caller<'_, State>, vectors: i32, count: i32) -> wasmtime::Result<i32> {
-        let first = match first(caller, vectors, count)? {
-            Ok(Some(first)) if first.len > PIECE => first,
-            Ok(_) => return self.call(caller, vectors, count).await,
-            Err(errno) => return Ok(errno),
-        };
-        let piece = Vector { len: PIECE, ..first };
-        match self.call_with(caller, piece, first).await? {
-            Ok(passed) => store(caller, self.size, passed),
-            Err(errno) => Ok(errno),
         }
     }
 
