@@ -4,12 +4,13 @@ use std::error::Error;
 
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions, NodeId, PackageId};
-use wasmparser::{Parser, Payload};
+use wasmparser::Parser;
 
 use super::configuration;
 use super::content::{Content, Stage};
 use super::contract::{Contract, PACKAGE};
 use super::load_error::{LoadError, Refusal};
+use super::outline::Outline;
 
 /// What is called from part to part.
 const HANDLER: &str = Contract::Streams.interface();
@@ -98,23 +99,8 @@ fn export_configuration(
 /// The part of `content` that imports what `message` names; `content` itself where it is not known.
 pub(super) fn importer<'a>(content: &'a Content, message: &str) -> &'a Content {
     let imports = |part: &&Content| {
-        let mut depth = 0;
-        Parser::new(0)
-            .parse_all(part.bytes())
-            .map_while(Result::ok)
-            .any(|payload| {
-                match &payload {
-                    Payload::Version { .. } => depth += 1,
-                    Payload::End(_) => depth -= 1,
-                    // Those within are satisfied within.
-                    Payload::ComponentImportSection(imports) if depth == 1 => {
-                        let mut names = imports.clone().into_iter().flatten();
-                        return names.any(|import| message.contains(&format!("`{}`", import.name.name)));
-                    }
-                    _ => {}
-                }
-                false
-            })
+        let names = Outline::of(part.bytes()).imports;
+        names.iter().any(|name| message.contains(&format!("`{name}`")))
     };
     content.parts().iter().find(imports).unwrap_or(content)
 }

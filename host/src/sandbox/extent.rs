@@ -118,16 +118,7 @@ impl Extent {
         self.not_offered = self.not_offered.or(*not_offered);
     }
 
-    /// The same, with room for each of its modules, of which `largest` has the numbers. Wasmtime
-    /// compares every module with the bounds of a pool, also one that is never instantiated.
-    fn with_room_for(self, largest: &Self) -> Self {
-        Self {
-            unknown_modules: self.unknown_modules,
-            ..self.or_larger(largest)
-        }
-    }
-
-    /// Takes the larger of each number of two modules.
+    /// Takes the larger of each number. Neither has instances of unknown modules.
     fn or_larger(&self, other: &Self) -> Self {
         Self {
             core_instances: self.core_instances.max(other.core_instances),
@@ -246,7 +237,9 @@ impl Levels {
             .or_else(|| self.levels.first().map(|level| level.extent))
             .unwrap_or_default()
             .with_unknown_as(&self.largest)
-            .with_room_for(&self.largest)
+            // Wasmtime compares every module with the bounds of a pool, also one that is never
+            // instantiated.
+            .or_larger(&self.largest)
     }
 
     fn see(&mut self, payload: &Payload<'_>) -> wasmparser::Result<()> {

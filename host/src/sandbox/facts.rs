@@ -1,15 +1,22 @@
 //! What can be said of a component before it serves.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::Sandbox;
 use super::code::Code;
+use super::compose::{compose, importer};
 use super::configuration;
 use super::content::Content;
-use super::contract::{Contract, MIGRATION};
+use super::contract::{Contract, MIGRATION, START};
+use super::extent::Extent;
+use super::generation::find_contract;
 use super::grants::Granted;
-use super::load_error::LoadError;
+use super::load_error::{LoadError, Refusal};
+use super::outline::Outline;
 use super::preinit::INITIALISE;
+use super::wasi;
+use crate::config::Isolation;
 
 /// What can be said of a component that can serve.
 #[derive(Clone, Debug)]
@@ -89,6 +96,62 @@ impl Sandbox {
             took,
         })
     }
+
+    /// Checks whether a component can serve here, as far as that can be told without compiling it:
+    /// by its size, and by the names of its exports and imports.
+    ///
+    /// # Errors
+    ///
+    /// It cannot.
+    pub(crate) fn check_outline(&self, content: &Content) -> Result<(), LoadError> {
+        content.validate()?;
+        let parts = content.parts();
+        let service = parts.last().unwrap_or(content);
+        if self.preinit && !has(&Outline::of(service.bytes()).exports, INITIALISE) {
+            return Err(service.refused(Refusal::NoInitialiser(INITIALISE)));
+        }
+        let whole = if parts.len() > 1 {
+            Cow::Owned(compose(content, service)?)
+        } else {
+            Cow::Borrowed(content)
+        };
+        let refused = |refusal| content.refused(refusal);
+        Extent::of(whole.bytes()).check().map_err(refused)?;
+        let outline = Outline::of(whole.bytes());
+        let contract = find_contract_of(&outline).map_err(refused)?;
+        let handler = Contract::Streams.interface();
+        if has(&outline.imports, handler) {
+            return Err(refused(Refusal::Middleware(handler)));
+        }
+        for import in &outline.imports {
+            if let Some(refusal) = wasi::not_provided(import) {
+                return Err(importer(content, &format!("`{import}`")).refused(refusal));
+            }
+        }
+        match self.isolation {
+            Isolation::Service { .. } if contract != Contract::Streams => Err(refused(Refusal::NotShared {
+                contract: contract.interface(),
+                streams: handler,
+            })),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Finds the contract by which the host serves what has this outline.
+fn find_contract_of(outline: &Outline) -> Result<Contract, Refusal> {
+    if !outline.is_module {
+        let exports: Vec<&str> = outline.exports.iter().map(String::as_str).collect();
+        find_contract(&exports)
+    } else if has(&outline.exports, START) {
+        Ok(Contract::Cli)
+    } else {
+        Err(Refusal::NoProgram(format!("it exports no function `{START}`")))
+    }
+}
+
+fn has(names: &[String], name: &str) -> bool {
+    names.iter().any(|other| other == name)
 }
 
 /// Whether the host uses an export beside the one that the component serves by.
