@@ -5,12 +5,23 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long files may take to be read, or to be looked at.
+pub(crate) const READ: Duration = Duration::from_secs(10);
+
+/// How long files must have stayed the same to be read: whoever writes them is done, as far as can
+/// be known.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// How long files may keep changing before they are read all the same. Something may touch them for
+/// ever.
+pub(crate) const RESTLESS: Duration = Duration::from_secs(10);
 
 /// Runs work on files in a thread, one piece at a time.
 ///
-/// The system cannot be told to give up a call that hangs, as on a lost mount, so the call keeps its
-/// thread. Repeated tries would take one thread after another.
+/// The system cannot be told to give up a call that hangs, as on a lost mount, so the call keeps
+/// its thread. Repeated tries would take one thread after another.
 #[derive(Debug, Default)]
 pub(crate) struct FileWork {
     /// The last piece, which may still run.
@@ -58,6 +69,31 @@ impl FileWork {
         match done.await {
             Ok(done) => done.map_err(|_| NotDone::Panicked),
             Err(_) => Err(NotDone::Late(max)),
+        }
+    }
+
+    /// Looks at files until they stay as they are, beginning with what they were at the `last`
+    /// look. Returns whether they do: after [`RESTLESS`] it gives up.
+    ///
+    /// # Errors
+    ///
+    /// A look takes longer than [`READ`], or panics.
+    pub(crate) async fn settle<T: PartialEq + Send + 'static>(
+        &mut self,
+        mut last: T,
+        look: impl Fn() -> T + Clone + Send + 'static,
+    ) -> Result<bool, NotDone> {
+        let start = Instant::now();
+        loop {
+            sleep(SETTLED).await;
+            let now = self.run(READ, look.clone()).await?;
+            if now == last {
+                return Ok(true);
+            }
+            if start.elapsed() >= RESTLESS {
+                return Ok(false);
+            }
+            last = now;
         }
     }
 }

@@ -11,12 +11,12 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
-use crate::file_work::{FileWork, NotDone};
+use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::Generations;
 use crate::guarded::{self, Owner};
 use crate::replay::{Rules, replay};
@@ -25,18 +25,9 @@ use crate::service::{ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
 
-/// How long a file must have stayed the same to be read: who writes it is done, as far as can be known.
-const SETTLED: Duration = Duration::from_millis(100);
-
-/// How long files may keep changing before they are read all the same. Something may touch them for ever.
-const RESTLESS: Duration = Duration::from_secs(10);
-
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How long the files may take to be read, or to be looked at.
-const READ: Duration = Duration::from_secs(10);
 
 /// How long compiling a component, and passing the gate, may take.
 const LOAD: Duration = Duration::from_secs(180);
@@ -158,43 +149,28 @@ impl Reloader {
             .context("looking up the directories")?
     }
 
-    /// Reads the files once they have changed from what was `seen` and stay as they are; `None` if they have not changed.
+    /// Reads the files once they have changed from what was `seen` and stay as they are. Returns
+    /// `None` if they have not changed.
     async fn read_changed(&mut self, seen: Option<&Stamps>) -> Option<Read> {
-        let mut last = match self.look().await {
+        let source = self.source.clone();
+        let look = move || stamps(&source);
+        let now = match self.files.run(READ, look.clone()).await {
             Ok(now) if now.as_ref() == seen => return None,
             Ok(now) => now,
             Err(error) => return Some(Err(error)),
         };
-        let start = Instant::now();
-        loop {
-            sleep(SETTLED).await;
-            let now = match self.look().await {
-                Ok(now) => now,
-                Err(error) => return Some(Err(error)),
-            };
-            if now == last {
-                self.restless = false;
-                break;
-            }
-            last = now;
-            if start.elapsed() >= RESTLESS {
-                if !self.restless {
-                    info!(
-                        service = self.config.name,
-                        "{} has changed all the time for {RESTLESS:?}; reading it as it is", self.source
-                    );
-                }
-                self.restless = true;
-                break;
-            }
+        let settled = match self.files.settle(now, look).await {
+            Ok(settled) => settled,
+            Err(error) => return Some(Err(error)),
+        };
+        if !settled && !self.restless {
+            info!(
+                service = self.config.name,
+                "{} has changed all the time for {RESTLESS:?}; reading it as it is", self.source
+            );
         }
+        self.restless = !settled;
         Some(self.read().await)
-    }
-
-    /// What the files are told by; `None` if one of them is not there.
-    async fn look(&mut self) -> Result<Option<Stamps>, NotDone> {
-        let source = self.source.clone();
-        self.files.run(READ, move || stamps(&source)).await
     }
 
     /// Reads the files.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
@@ -22,7 +22,7 @@ pub use pem::Fault;
 pub use stream::{Reader, Writer};
 
 use crate::config::Tls as Config;
-use crate::file_work::{FileWork, NotDone};
+use crate::file_work::{FileWork, NotDone, READ};
 use crate::peer;
 use crate::socket::Stream;
 use crate::stamp::{Stamp, stamp};
@@ -31,15 +31,6 @@ use stream::Transport;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How long files must have stayed the same to be read: a certificate and its key are written one after the other.
-const SETTLED: Duration = Duration::from_millis(100);
-
-/// How long files may keep changing before they are read all the same.
-const RESTLESS: Duration = Duration::from_secs(10);
-
-/// How long the files may take to be read, or to be looked at.
-const READ: Duration = Duration::from_secs(10);
 
 /// The side of TLS that a listener is.
 #[derive(Debug)]
@@ -129,8 +120,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// They cannot agree, the peer cannot show who it is, or it is gone. The alert for the peer was sent. The
-    /// socket comes with the error.
+    /// They cannot agree, the peer cannot show who it is, or it is gone. The alert for the peer was
+    /// sent. The socket comes with the error.
     pub async fn handshake(
         &self,
         stream: Stream,
@@ -189,33 +180,32 @@ async fn read(files: &mut FileWork, config: &Config) -> Found {
         .await
 }
 
-/// Reads the files of a server once they have changed from what was `seen` and stay as they are, or at once for a
-/// `retry`. Returns `None` if nothing calls for that, and otherwise says whether it is a retry too.
+/// Reads the files of a server once they have changed from what was `seen` and stay as they are, or
+/// at once for a `retry`. Returns `None` if nothing calls for that, and otherwise says whether it
+/// is a retry too.
 async fn read_changed(
     files: &mut FileWork,
     config: &Config,
     seen: &[Option<Stamp>],
     retry: bool,
 ) -> Option<(bool, Found)> {
-    let start = Instant::now();
-    let mut last: Option<Vec<Option<Stamp>>> = None;
-    loop {
-        let looked_at = config.clone();
-        let now = match files.run(READ, move || stamps(&looked_at)).await {
-            Ok(now) => now,
-            Err(error) => return Some((retry, Err(error))),
+    let looked_at = config.clone();
+    let look = move || stamps(&looked_at);
+    let now = match files.run(READ, look.clone()).await {
+        Ok(now) => now,
+        Err(error) => return Some((retry, Err(error))),
+    };
+    if now == seen {
+        return if retry {
+            Some((true, read(files, config).await))
+        } else {
+            None
         };
-        match last {
-            None if now == seen && !retry => return None,
-            None if now == seen => return Some((true, read(files, config).await)),
-            Some(last) if now == last || start.elapsed() >= RESTLESS => {
-                return Some((false, read(files, config).await));
-            }
-            _ => {}
-        }
-        last = Some(now);
-        sleep(SETTLED).await;
     }
+    if let Err(error) = files.settle(now, look).await {
+        return Some((retry, Err(error)));
+    }
+    Some((false, read(files, config).await))
 }
 
 /// Reads the files of a server again when they have changed, and whenever `asked`, until the server is
