@@ -104,6 +104,8 @@ pub(crate) struct Unloaded {
     pub(crate) sandbox: Sandbox,
     pub(crate) source: Source,
     pub(crate) content: Content,
+    /// The operator has insisted on the component, which was rolled back before.
+    pub(crate) insisted: bool,
 }
 
 /// What a start needs, as it was found.
@@ -272,6 +274,7 @@ pub(crate) fn find_service(
         sandbox,
         content: source.whole(parts),
         source,
+        insisted: false,
     })
 }
 

@@ -36,8 +36,8 @@ const LOOK: Duration = Duration::from_secs(10);
 pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
 
 impl Files {
-    /// Looks for what `service` needs, whose number is `index`. One that `stays` as it is has only its
-    /// directories looked for, and keeps what it has if they do not answer.
+    /// Looks for what `service` needs, whose number is `index`. One that `stays` as it is has only
+    /// its directories looked for, and keeps what it has if they do not answer.
     async fn find(
         &self,
         index: usize,
@@ -51,8 +51,8 @@ impl Files {
         let found = files.run(if stays { LOOK } else { FIND }, move || {
             let mut obstacles = Obstacles::default();
             let found = if stays {
-                // The reload that follows reads its component and certificates. If they cannot be used,
-                // the service keeps the previous ones.
+                // The reload that follows reads its component and certificates. If they cannot be
+                // used, the service keeps the previous ones.
                 preflight::find_directories(index, &of, &mut obstacles);
                 None
             } else {
@@ -125,8 +125,6 @@ impl Plan {
 pub(crate) struct Planned {
     /// What serves its connections; `None` where that stays as it is.
     pub(crate) loaded: Option<Loaded>,
-    /// The operator has insisted on its component, which was rolled back before.
-    pub(crate) insisted: bool,
     /// Where they come from, in the order of the file.
     pub(crate) listeners: Vec<Listening>,
 }
@@ -181,27 +179,28 @@ pub(crate) async fn plan(
         let mut before = now.services.iter().filter(|_| config.cache == now.cache);
         let stays = before.any(|before| serves_alike(before, service));
         let found = files.find(index, service, &config.cache, stays, &mut obstacles);
-        let found = found.await;
+        let mut found = found.await;
         let digest = found.as_ref().map(|found| found.content.digest);
         let left = rolled_back
             .iter()
             .find(|(name, left)| *name == service.name && Some(left.digest) == digest);
-        let insisted = left.map(|(_, left)| left.is_insisted_upon());
-        if insisted == Some(false) {
+        let insists = left.map(|(_, left)| left.is_insisted_upon());
+        if let Some(found) = &mut found {
+            found.insisted = insists == Some(true);
+        }
+        if insists == Some(false) {
             let error = anyhow!(
                 "the component was rolled back, and its file has not changed since; replace the file, \
                  choose another, or send SIGHUP again to load it nevertheless"
             );
             obstacles.add(format!("service[{index}].component"), Some(service), error);
         }
-        unloaded.push((found, insisted.is_some()));
+        unloaded.push(found);
     }
     let prepared = prepare(&config, now, entrances, &file, &mut obstacles);
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
-    let mut insisted = Vec::new();
-    for (index, (service, (unloaded, insists))) in config.services.iter().zip(unloaded).enumerate() {
-        insisted.push(insists);
+    for (index, (service, unloaded)) in config.services.iter().zip(unloaded).enumerate() {
         let blocked = |key: &str, error| {
             Obstacles::only(
                 Some(&file),
@@ -243,16 +242,15 @@ pub(crate) async fn plan(
         let listeners: anyhow::Result<Vec<_>> = listeners.collect();
         services.push(Planned {
             loaded,
-            insisted: insisted[index],
             listeners: listeners?,
         });
     }
     Ok(Plan { config, services })
 }
 
-/// Prepares the listeners of each service of `config`: keeps those that are there, and looks for all
-/// that the others need. A Unix socket whose file is gone is created again. Those that lack something
-/// are missing.
+/// Prepares the listeners of each service of `config`: keeps those that are there, and looks for
+/// all that the others need. A Unix socket whose file is gone is created again. Those that lack
+/// something are missing.
 fn prepare<'a>(
     config: &'a Config,
     now: &Config,

@@ -25,11 +25,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a service that is loaded, in the place of one of the same name, if there is one. The
-    /// operator may have `insisted` on a component that was rolled back.
+    /// Starts a service that is loaded, in the place of one of the same name, if there is one.
     pub(crate) fn start(
         loaded: Loaded,
-        insisted: bool,
         before: Option<&Service>,
         acceptor: Acceptor,
         process: &Arc<Process>,
@@ -40,6 +38,7 @@ impl Running {
             source,
             generation,
             recorder,
+            insisted,
         } = loaded;
         let contract = generation.contract().as_str();
         info!(service = config.name, contract, "serving {source}");

@@ -44,7 +44,8 @@ struct Server {
     process: Arc<Process>,
     /// In the order of `config`.
     running: Vec<Running>,
-    /// What has admitted the connections of services that were removed, by name, while some are open.
+    /// What has admitted the connections of services that were removed, by name, while some are
+    /// open.
     removed: Vec<(String, Admission)>,
     /// The work on the files of services, by plans.
     files: Arc<reread::Files>,
@@ -227,7 +228,7 @@ impl Server {
         let signals = Signals::new(changes).context("cannot install the signal handlers")?;
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
             let listeners = addresses(acceptor.listeners());
-            (Running::start(loaded, false, None, acceptor, &process), listeners)
+            (Running::start(loaded, None, acceptor, &process), listeners)
         });
         let (running, listeners): (_, Vec<_>) = started.unzip();
         let server = Self {
@@ -308,12 +309,14 @@ impl Server {
     /// One was. To carry the plan out would bring it back.
     fn still_holds(&self, plan: Plan) -> anyhow::Result<Plan> {
         for (service, planned) in plan.config.services.iter().zip(&plan.services) {
-            let digest = planned.loaded.as_ref().map(|loaded| *loaded.generation.digest());
+            // An operator who insists knows of a rollback.
+            let loaded = planned.loaded.as_ref().filter(|loaded| !loaded.insisted);
+            let digest = loaded.map(|loaded| *loaded.generation.digest());
             let mut running = self.running.iter().map(|running| &running.service);
             let left = running
                 .find(|running| running.config.name == service.name)
                 .and_then(|running| running.generations.left());
-            if left.is_some_and(|left| Some(left.digest) == digest) && !planned.insisted {
+            if left.is_some_and(|left| Some(left.digest) == digest) {
                 bail!(
                     "service `{}`: its component was rolled back meanwhile",
                     service.name
@@ -352,7 +355,7 @@ impl Server {
                     }
                 });
             }
-            planned.push((service.loaded, service.insisted, own, bound));
+            planned.push((service.loaded, own, bound));
         }
         // Listeners that are no more are closed for the services that had them, within their limits.
         for ((running, listeners), admission) in self.running.iter().zip(listeners).zip(&mut admissions) {
@@ -361,7 +364,7 @@ impl Server {
             }
         }
         let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
-        for (service, (loaded, insisted, own, bound)) in plan.config.services.iter().zip(planned) {
+        for (service, (loaded, own, bound)) in plan.config.services.iter().zip(planned) {
             let index = self
                 .config
                 .services
@@ -385,7 +388,7 @@ impl Server {
                 }
                 (Some(loaded), old) => {
                     let before = old.as_ref().map(|old| &*old.service);
-                    let running = Running::start(loaded, insisted, before, acceptor, &self.process);
+                    let running = Running::start(loaded, before, acceptor, &self.process);
                     let (service, generation) = (&service.name, running.service.generations.count());
                     match old {
                         Some(old) => {
@@ -433,9 +436,7 @@ impl Server {
         info!(services = self.running.len(), "services reconfigured");
         Ok(())
     }
-}
 
-impl Server {
     /// Returns what admits the connections of a new service. Connections of a service of that name
     /// which was removed, and which are still open, count.
     fn admission_of(&mut self, service: &Service) -> Admission {

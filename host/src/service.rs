@@ -97,6 +97,8 @@ pub(crate) struct Loaded {
     pub(crate) source: Source,
     pub(crate) generation: Arc<Generation>,
     pub(crate) recorder: Option<Recorder>,
+    /// The operator has insisted on its component, which was rolled back before.
+    pub(crate) insisted: bool,
 }
 
 /// Why a service could not be loaded.
@@ -125,6 +127,7 @@ impl Loaded {
             sandbox,
             source,
             content,
+            insisted,
         } = unloaded;
         let generation = sandbox.load(&content).await.map_err(|error| NotLoaded {
             key: key_of(&content, &error),
@@ -141,6 +144,7 @@ impl Loaded {
             sandbox,
             source,
             generation,
+            insisted,
         })
     }
 }
