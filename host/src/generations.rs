@@ -17,7 +17,7 @@ use crate::config::Service;
 use crate::counts::{Count, Counts};
 use crate::peer::ClientKey;
 use crate::sandbox::{Digest, Generation, Neighbours};
-use crate::trial::{Trial, Verdict};
+use crate::trial::{Failing, Trial, Verdict};
 
 /// How long sessions may take to move before the log says how many have not moved.
 const MOVE: Duration = Duration::from_secs(10);
@@ -195,8 +195,8 @@ impl Past {
     }
 }
 
-/// Returns whether instances have the same rights and limits in two services. The other settings hold
-/// for a connection, whatever its generation.
+/// Returns whether instances have the same rights and limits in two services. The other settings
+/// hold for a connection, whatever its generation.
 fn runs_alike(one: &Service, other: &Service) -> bool {
     let limits = |service: &Service| {
         let limits = &service.limits;
@@ -212,9 +212,9 @@ impl Generations {
         &self.service
     }
 
-    /// Creates the generations of `service`, which starts with `first`. `before` has the settings and
-    /// the generations of the service that it replaces, whose numbers it continues. An operator may
-    /// have `insisted` on the first.
+    /// Creates the generations of `service`, which starts with `first`. `before` has the settings
+    /// and the generations of the service that it replaces, whose numbers it continues. An operator
+    /// may have `insisted` on the first.
     pub(crate) fn new(
         service: &Service,
         first: Arc<Generation>,
@@ -336,8 +336,8 @@ impl Generations {
         own.map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
     }
 
-    /// Gives new connections `generation` from now on. If an operator has `insisted` on it, it is not
-    /// rolled back automatically.
+    /// Gives new connections `generation` from now on. If an operator has `insisted` on it, it is
+    /// not rolled back automatically.
     pub(crate) fn replace(&self, generation: Arc<Generation>, insisted: bool) {
         let mut past = self.past();
         past.last_number += 1;
@@ -505,40 +505,38 @@ impl Generations {
         if past.last_number == 1 || self.current().number != serving.number {
             return;
         }
-        let verdict = match &past.previous {
+        let failing = match &past.previous {
             Some(previous) => {
                 let before = &previous.tally;
-                trial(&serving.tally).verdict(trial(before), &before.connections)
+                trial(&serving.tally).judge(trial(before), &before.connections)
             }
-            None => trial(&serving.tally).verdict(&Trial::new(), &Trial::new()),
+            None => trial(&serving.tally).judge(&Trial::new(), &Trial::new()),
         };
         let has_previous = past.previous.is_some();
         drop(past);
-        let (kept, failed, over) = match verdict {
-            Verdict::Pending => return,
-            Verdict::Worse { failed, over } if has_previous => {
-                self.go_back_from(Some(serving.number), &reason(failed, over));
+        let Some(Failing {
+            failed,
+            over,
+            verdict,
+        }) = failing
+        else {
+            return;
+        };
+        let reason = reason(failed, over);
+        let kept = match verdict {
+            Verdict::Worse if has_previous => {
+                self.go_back_from(Some(serving.number), &reason);
                 return;
             }
-            Verdict::Worse { failed, over } => ("there is no generation to roll back to", failed, over),
-            Verdict::FailedBefore { failed, over } => (
-                "the guest fails, but the previous generation failed the same clients; no rollback",
-                failed,
-                over,
-            ),
-            Verdict::FewClients { failed, over } => (
-                "the guest fails, but for too few clients; no rollback",
-                failed,
-                over,
-            ),
+            Verdict::Worse => "there is no generation to roll back to",
+            Verdict::FailedBefore => {
+                "the guest fails, but the previous generation failed the same clients; no rollback"
+            }
+            Verdict::FewClients => "the guest fails, but for too few clients; no rollback",
         };
         if !serving.tally.told.swap(true, Relaxed) {
-            warn!(
-                service = self.service,
-                generation = serving.number,
-                reason = reason(failed, over),
-                "{kept}"
-            );
+            let generation = serving.number;
+            warn!(service = self.service, generation, reason, "{kept}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! Judging a new generation by the connections that it fails.
 //!
-//! A peer that knows a bug of the guest can make it fail as often as it likes. So each client has one
-//! voice, however many connections it makes, and a new generation is compared with the one before.
-//! `docs/decisions/0041-judge-by-clients.md` has the reasons.
+//! A peer that knows a bug of the guest can make it fail as often as it likes. So each client has
+//! one voice, however many connections it makes, and a new generation is compared with the one
+//! before. `docs/decisions/0041-judge-by-clients.md` has the reasons.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -44,17 +44,23 @@ pub(crate) struct Trial {
     table: Mutex<Table>,
 }
 
-/// What the failures of a generation amount to.
+/// Connections of a generation of which many have failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failing {
+    pub(crate) failed: u64,
+    pub(crate) over: u64,
+    pub(crate) verdict: Verdict,
+}
+
+/// What failures say of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// There are too few failures, or too few among all connections.
-    Pending,
     /// The previous generation fails the same clients.
-    FailedBefore { failed: u64, over: u64 },
+    FailedBefore,
     /// Most clients are served, or too few have connected to tell.
-    FewClients { failed: u64, over: u64 },
+    FewClients,
     /// The generation is worse than the previous one.
-    Worse { failed: u64, over: u64 },
+    Worse,
 }
 
 impl Trial {
@@ -70,7 +76,7 @@ impl Trial {
     }
 
     /// Counts a connection of `client` that has ended. Returns whether it is time for a
-    /// [`verdict`](Self::verdict).
+    /// [`judgement`](Self::judge).
     pub(crate) fn add(&self, client: ClientKey, failed: bool) -> bool {
         let over = self.over.fetch_add(1, Relaxed) + 1;
         if failed {
@@ -85,9 +91,9 @@ impl Trial {
         failed && watched
     }
 
-    /// Compares the generation with the one before, which failed as `before` says, and has served the
-    /// clients of `served`.
-    pub(crate) fn verdict(&self, before: &Self, served: &Self) -> Verdict {
+    /// Compares the generation with the one before, which failed as `before` says, and has served
+    /// the clients of `served`. Returns `None` if too few connections failed, or too few of all.
+    pub(crate) fn judge(&self, before: &Self, served: &Self) -> Option<Failing> {
         let (failed, over) = (self.failed.load(Relaxed), self.over.load(Relaxed));
         let scores: Vec<_> = self
             .table()
@@ -104,18 +110,23 @@ impl Trial {
             .collect();
         // Another connection may have been counted in one of the two by now.
         if failures(&failing) < FAILURES || failed < over.saturating_sub(failed) {
-            return Verdict::Pending;
+            return None;
         }
         let before = before.table().scores.clone();
         failing.retain(|(client, _)| !before.get(client).is_some_and(Score::fails));
-        if failures(&failing) < FAILURES {
-            return Verdict::FailedBefore { failed, over };
-        }
         let served = served.table().served.len();
-        if failing.len() < served.max(1) || 2 * failing.len() < scores.len() {
-            return Verdict::FewClients { failed, over };
-        }
-        Verdict::Worse { failed, over }
+        let verdict = if failures(&failing) < FAILURES {
+            Verdict::FailedBefore
+        } else if failing.len() < served.max(1) || 2 * failing.len() < scores.len() {
+            Verdict::FewClients
+        } else {
+            Verdict::Worse
+        };
+        Some(Failing {
+            failed,
+            over,
+            verdict,
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -211,11 +222,18 @@ mod tests {
             let connections: Vec<_> = (0..5.max(clients)).map(|index| (index % clients, true)).collect();
             trial(&connections)
         };
-        let verdict = |new: &Trial, before: &Trial| new.verdict(before, before);
+        let verdict = |new: &Trial, before: &Trial| new.judge(before, before);
         let five = (5, 5);
-        let worse = |(failed, over)| Verdict::Worse { failed, over };
-        let few = |(failed, over)| Verdict::FewClients { failed, over };
-        assert_eq!(verdict(&trial(&[(0, true); 4]), &served(1)), Verdict::Pending);
+        let failing = |verdict, (failed, over)| {
+            Some(Failing {
+                failed,
+                over,
+                verdict,
+            })
+        };
+        let worse = |counts| failing(Verdict::Worse, counts);
+        let few = |counts| failing(Verdict::FewClients, counts);
+        assert_eq!(verdict(&trial(&[(0, true); 4]), &served(1)), None);
         // Where there is one client, such as a balancer, it speaks for all.
         assert_eq!(verdict(&failed(1), &served(0)), worse(five));
         assert_eq!(verdict(&failed(1), &served(1)), worse(five));
@@ -233,7 +251,7 @@ mod tests {
         // The same clients failed before.
         assert_eq!(
             verdict(&failed(3), &failed(3)),
-            Verdict::FailedBefore { failed: 5, over: 5 }
+            failing(Verdict::FailedBefore, five)
         );
         // They failed once long ago.
         let long_ago: Vec<_> = [(0, true)].into_iter().chain([(0, false); 40]).collect();
