@@ -258,19 +258,21 @@ fn who_holds_up_the_admin_port_holds_up_no_service() {
     assert_eq!(admin.get("/readyz").status, 200);
 }
 
+/// Asks for events, and reads no more than the status of the answer.
+fn watch(admin: &At) -> (TcpStream, String) {
+    let mut stream = Client::connect(admin.tcp()).unwrap().0;
+    stream
+        .write_all(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        .unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).unwrap();
+    (stream, String::from_utf8(status.to_vec()).unwrap())
+}
+
 #[test]
 fn who_watches_without_end_leaves_room_for_others() {
     let (_host, admin) = looked_at("echo", &[]);
-    let watch = || {
-        let mut stream = TcpStream::connect(admin.tcp()).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream
-            .write_all(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            .unwrap();
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).unwrap();
-        (stream, String::from_utf8(status.to_vec()).unwrap())
-    };
+    let watch = || watch(&admin);
     // None of them reads what there is to see.
     let watchers: Vec<_> = (0..32).map(|_| watch()).collect();
     assert!(watchers.iter().all(|(_, status)| status == "HTTP/1.1 200"));

@@ -24,7 +24,7 @@ const WRITABLE: u32 = 0o022;
 const GROUP_WRITABLE: u32 = 0o020;
 
 /// The bit of a directory's mode that lets only the owner of an entry replace it (inode(7)).
-const STICKY: u32 = 0o1000;
+pub(crate) const STICKY: u32 = 0o1000;
 
 /// Why a directory is not used.
 #[derive(Debug, Error)]
@@ -102,7 +102,8 @@ pub(crate) fn check(path: &Path, owner: Owner) -> Result<(), Error> {
     }
 }
 
-/// Opens the directory at `path`. Creates what is missing of it with mode 0700, if `create` says so.
+/// Opens the directory at `path`. Creates what is missing of it with mode 0700, if `create` says
+/// so.
 ///
 /// # Errors
 ///

@@ -141,15 +141,7 @@ fn a_head_of_events_is_answered_at_once_and_watches_nothing() {
 fn one_that_watches_and_does_not_read_is_closed_and_makes_room() {
     let (host, admin) = looked_at("lines", &["-v"]);
     let _clients = many(&host);
-    let watch = || {
-        let mut stream = connect(&admin);
-        stream
-            .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            .unwrap();
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).unwrap();
-        (stream, String::from_utf8(status.to_vec()).unwrap())
-    };
+    let watch = || watch(&admin);
     let watchers: Vec<_> = (0..32).map(|_| watch()).collect();
     assert!(watchers.iter().all(|(_, status)| status == "HTTP/1.1 200"));
     // As soon as any of them does not take its events.

@@ -16,16 +16,13 @@ use tracing::{debug, warn};
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
-use crate::guarded;
+use crate::guarded::{self, STICKY};
 use crate::system::{directory_of, may_remove_files_of_others};
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
 /// has the reason and the measurements.
 const UNSENT: u32 = 128 << 10;
-
-/// The sticky bit in the mode of a directory (inode(7)).
-const STICKY: u32 = 0o1000;
 
 /// A socket that listens.
 pub(super) struct Bound {

@@ -1,12 +1,12 @@
 //! Compiled components on disk, so that a component is compiled once and not at every start.
 //!
-//! An entry is named by the digest of the component and of all that its code depends on: the version and settings of
-//! wasmtime. It is signed with a key of this cache, which is compared before the code is used, and it appears whole or not
-//! at all. The directory is held open, so that none that is put in its place later is used.
-//! Nothing here is fatal: what cannot be read is compiled, and what cannot be written is compiled again next time.
+//! An entry is named by the digest of the component and of all that its code depends on: the
+//! version and settings of wasmtime. It is signed with a key of this cache, which is compared
+//! before the code is used, and it appears whole or not at all. The directory is held open, so that
+//! none that is put in its place later is used. Nothing here is fatal: what cannot be read is
+//! compiled, and what cannot be written is compiled again next time.
 
-use std::fs;
-use std::fs::File;
+use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -108,8 +108,8 @@ impl Cache {
         }
     }
 
-    /// Warns that the directory of the user cannot be used, as [`Cache::choose`] does, without creating
-    /// it.
+    /// Warns that the directory of the user cannot be used, as [`Cache::choose`] does, without
+    /// creating it.
     pub(super) fn check(choice: &CacheDir) {
         let CacheDir::At(dir) = choice else { return };
         let checked = match fs::metadata(dir) {
@@ -128,7 +128,8 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// It cannot be made, or somebody else could put code into it, or another directory in its place.
+    /// It cannot be made, or somebody else could put code into it, or another directory in its
+    /// place.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let dir = guarded::open(path, true, Owner::Host).map_err(io::Error::other)?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key(&dir)?);
@@ -367,11 +368,13 @@ impl Hasher for Hashed {
 /// A component or module from code that this program has compiled.
 #[allow(unsafe_code)]
 fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
-    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. Its signature says that a host has
-    // written it as code for this content, with the key of this cache. Only this user and root can read the key: its file
-    // has mode 0600, and lies in a directory that they alone can write to or replace. Who can forge that acts as this user
-    // already, and needs no cache to run code. The code was read into memory, so it cannot change any more, and wasmtime
-    // itself refuses what an engine of another version or other settings has made.
+    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. Its
+    // signature says that a host has written it as code for this content, with the key of this
+    // cache. Only this user and root can read the key: its file has mode 0600, and lies in a
+    // directory that they alone can write to or replace. Who can forge that acts as this user
+    // already, and needs no cache to run code. The code was read into memory, so it cannot change
+    // any more, and wasmtime itself refuses what an engine of another version or other settings has
+    // made.
     unsafe {
         match Engine::detect_precompiled(code) {
             Some(Precompiled::Module) => Module::deserialize(engine, code).map(Code::Module),
