@@ -3,8 +3,8 @@
 //!
 //! Toolchains differ in both: a function of the type `async func` may be lifted as a plain call,
 //! and a plain function may stand where WASI has an asynchronous one. The host serves with each
-//! combination, or refuses it at the load. It refuses an `async func` where the contract has a plain
-//! function.
+//! combination, or refuses it at the load. It refuses an `async func` where the contract has a
+//! plain function.
 
 use std::fs;
 
@@ -152,8 +152,8 @@ fn program(version: &str, plain: bool, lift: Lift) -> Option<Vec<u8>> {
     encode(&wit, "program", &module)
 }
 
-/// Asserts that `component` serves a connection with this outcome, or that the host refuses it with a
-/// reason. Returns whether it serves.
+/// Asserts that `component` serves a connection with this outcome, or that the host refuses it with
+/// a reason. Returns whether it serves.
 fn serves(name: &str, component: &[u8], outcome: &str) -> bool {
     let path = file(&format!("lift-{name}.wasm"), component);
     let check = command().arg("check").arg(&path).output().unwrap();

@@ -904,7 +904,8 @@ fn a_unix_socket_whose_file_is_gone_is_created_again() {
         client
     };
     let mut open = echoes();
-    // A client that waits in the backlog would be served, too: the host ends the old socket as any other.
+    // A client that waits in the backlog would be served, too: the host ends the old socket as any
+    // other.
     fs::remove_file(&path).unwrap();
     services.reread(&host, text);
     echoes();

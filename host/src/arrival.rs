@@ -45,9 +45,9 @@ pub(crate) struct Turned {
 pub(crate) enum Farewell {
     /// By a reset.
     Reset(Stream),
-    /// By FIN, after which the host reads and drops what the client sends until `until`. Otherwise the
-    /// kernel would send a reset, which can overtake the alert before the FIN. The connection keeps its
-    /// permit, so that there are no more sockets than permits.
+    /// By FIN, after which the host reads and drops what the client sends until `until`. Otherwise
+    /// the kernel would send a reset, which can overtake the alert before the FIN. The connection
+    /// keeps its permit, so that there are no more sockets than permits.
     Linger {
         stream: Stream,
         until: Instant,
@@ -218,8 +218,8 @@ impl Arrival {
         self.sources.admit(permit, &self.remote)
     }
 
-    /// Agrees with the peer on how the connection is encrypted. After a failed handshake, the socket comes
-    /// with the error.
+    /// Agrees with the peer on how the connection is encrypted. After a failed handshake, the
+    /// socket comes with the error.
     async fn agree(
         &mut self,
         tls: &tls::Server,

@@ -281,8 +281,8 @@ where
     }
 }
 
-/// Returns whether a connection is between two answers. What the guest wrote right after the host had
-/// ended one of the `neighbours` does not count.
+/// Returns whether a connection is between two answers. What the guest wrote right after the host
+/// had ended one of the `neighbours` does not count.
 fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>, neighbours: Option<&Neighbours>) -> bool {
     let written = outbound.moved();
     let is_reaction = neighbours.is_some_and(|neighbours| neighbours.were_disturbed(written, QUIET));
@@ -298,8 +298,8 @@ fn is_quiet<R, W>(inbound: &Half<R>, outbound: &Half<W>, neighbours: Option<&Nei
 /// quiet, if it shares an instance.
 ///
 /// A shared instance may write to each of its connections when one of them ends. A drain ends all
-/// of them, so each is judged before the first of them ends. For other ends the host notes when they
-/// happen.
+/// of them, so each is judged before the first of them ends. For other ends the host notes when
+/// they happen.
 async fn ends_from_outside<S: Seat, R, W>(
     outside: &Outside,
     seat: &S,

@@ -52,7 +52,8 @@ impl End {
     }
 }
 
-/// Bits of an IPv6 address that identify a client: a site commonly has all the addresses behind them (RFC 6177).
+/// Bits of an IPv6 address that identify a client: a site commonly has all the addresses behind
+/// them (RFC 6177).
 const PREFIX: u32 = 64;
 
 /// The client that a connection counts for, in limits and statistics by source.

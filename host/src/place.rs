@@ -50,7 +50,8 @@ impl Now {
 }
 
 impl Place {
-    /// A place with the current generation for a connection that has one of `permits`, and gets a `number` with it.
+    /// A place with the current generation for a connection that has one of `permits`, and gets a
+    /// `number` with it.
     ///
     /// # Errors
     ///

@@ -20,7 +20,8 @@ const DESCRIPTORS_FOR_FILES: u64 = 8;
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
 
-/// Directories of the kernel, through which a process reaches its own memory, other processes and devices.
+/// Directories of the kernel, through which a process reaches its own memory, other processes and
+/// devices.
 const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// The directory below `/dev` that has ordinary files.
@@ -133,8 +134,8 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
     }
 }
 
-/// Refuses a directory for guests that is one of the kernel's, or holds one. Through `/proc/self/mem`, a guest would
-/// reach the memory of the host.
+/// Refuses a directory for guests that is one of the kernel's, or holds one. Through
+/// `/proc/self/mem`, a guest would reach the memory of the host.
 ///
 /// # Errors
 ///
@@ -166,7 +167,8 @@ pub(crate) fn refuse_kernel_directory(dir: &Path) -> io::Result<()> {
     )))
 }
 
-/// The mount point of a line of `/proc/self/mountinfo` (proc(5)), if a file system of the kernel is mounted there.
+/// The mount point of a line of `/proc/self/mountinfo` (proc(5)), if a file system of the kernel is
+/// mounted there.
 fn mount_of_kernel(line: &str) -> Option<PathBuf> {
     let (mount, kind) = line.split_once(" - ")?;
     let kind = kind.split(' ').next()?;

@@ -11,7 +11,8 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 /// Names of tools, of [`CONDITIONS`] and of folders of `guest/languages`, separated by commas.
 pub const REQUIRED: &str = "WASM_INETD_REQUIRED";
 
-/// What tests need of the machine besides tools. `.ci/run` requires each, or lists it as not checked.
+/// What tests need of the machine besides tools. `.ci/run` requires each, or lists it as not
+/// checked.
 const CONDITIONS: [&str; 1] = ["root"];
 
 /// The tools of `tests/tools.txt`.

@@ -53,8 +53,8 @@ const HEAD: Duration = Duration::from_secs(5);
 /// Bytes of a request's head, and of an answer that are taken before they can be written.
 const BUFFER: usize = 16 << 10;
 
-/// How long, and for how many bytes, the host reads what follows a request after it was answered. Closing
-/// a socket with unread bytes resets the connection, which can overtake the answer.
+/// How long, and for how many bytes, the host reads what follows a request after it was answered.
+/// Closing a socket with unread bytes resets the connection, which can overtake the answer.
 const LINGER: (Duration, u64) = (Duration::from_secs(1), 64 << 10);
 
 /// Connections that have made room for others and are not closed yet.
@@ -131,7 +131,8 @@ async fn accept(mut listener: Listener, admin: Arc<Admin>) {
     // They are in the log.
     let errors = Count::default();
     let permits = Arc::new(Semaphore::new(DESCRIPTORS));
-    // It is never closed. Nobody can hold the permits: beyond the slots, connections are about to close.
+    // It is never closed. Nobody can hold the permits: beyond the slots, connections are about to
+    // close.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         let Accepted { stream, remote, .. } = listener.accept(&errors, None).await;
         let admin = Arc::clone(&admin);

@@ -186,7 +186,8 @@ pub(super) async fn answer(
     })
 }
 
-/// Whom a request names as its host. An absolute URI comes before the header (RFC 9112, section 3.2).
+/// Whom a request names as its host. An absolute URI comes before the header (RFC 9112, section
+/// 3.2).
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Slots for connections to the admin interface, shared fairly between sources.
 //!
-//! A connection enters as [`Class::Arriving`]. Its request then takes a slot of another class. Where
-//! all slots of a class are taken, a connection that holds one without need makes room, or the
-//! request is refused: none waits.
+//! A connection enters as [`Class::Arriving`]. Its request then takes a slot of another class.
+//! Where all slots of a class are taken, a connection that holds one without need makes room, or
+//! the request is refused: none waits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -178,7 +178,8 @@ impl Table {
         }
     }
 
-    /// Makes sure that `class` has a free slot, for a connection of `source`. Returns whether it has.
+    /// Makes sure that `class` has a free slot, for a connection of `source`. Returns whether it
+    /// has.
     fn make_room(&mut self, class: Class, source: ClientKey) -> bool {
         let shares = self.shares(class);
         if shares.values().sum::<usize>() < class.slots() {

@@ -12,8 +12,8 @@ use crate::values;
 const SECRET: [&str; 2] = ["--env", "--otlp"];
 
 /// Says what is wrong with a command line, in place of the words of clap where those do not name
-/// the flags. `words` are the command line. The first line is the sentence. No value adds a line, and
-/// no secret is shown.
+/// the flags. `words` are the command line. The first line is the sentence. No value adds a line,
+/// and no secret is shown.
 pub fn sentence(mut error: Error, words: impl IntoIterator<Item = String>) -> String {
     conflict(&error)
         .or_else(|| negative(&error, words))

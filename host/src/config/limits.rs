@@ -77,8 +77,8 @@ pub struct Limits {
 pub const MAX_SOCKETS: usize = 16;
 
 impl Limits {
-    /// Sockets that the guests of a service may hold together: two for each connection, and never less than one of them
-    /// may hold.
+    /// Sockets that the guests of a service may hold together: two for each connection, and never
+    /// less than one of them may hold.
     pub fn max_sockets(&self) -> usize {
         self.max_connections.get().saturating_mul(2).max(MAX_SOCKETS)
     }

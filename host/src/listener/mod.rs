@@ -155,8 +155,8 @@ impl Entrance {
         self.local.has_networks || self.proxy_protocol.is_some()
     }
 
-    /// Returns whether clients can still connect: the file of a Unix socket may have been removed or
-    /// replaced.
+    /// Returns whether clients can still connect: the file of a Unix socket may have been removed
+    /// or replaced.
     pub(crate) fn is_reachable(&self) -> bool {
         self.local.file.as_ref().is_none_or(FileIdentity::is_in_place)
     }

@@ -59,8 +59,8 @@ pub(crate) struct Recorder(Arc<Directory>);
 
 #[derive(Debug)]
 struct Directory {
-    /// Held open, so that no file goes to a directory that is put in its place. It changes only when
-    /// the directory was removed.
+    /// Held open, so that no file goes to a directory that is put in its place. It changes only
+    /// when the directory was removed.
     dir: ArcSwap<OwnedFd>,
     /// Where the directory was when it was opened, for messages.
     path: PathBuf,

@@ -11,7 +11,8 @@ use crate::record;
 /// Bytes that are shown of what a guest sends.
 const SHOWN: usize = 200;
 
-/// Bytes that are shown before the first one that differs, where that one is far from the beginning.
+/// Bytes that are shown before the first one that differs, where that one is far from the
+/// beginning.
 const BEFORE: usize = 40;
 
 /// Lines of a guest's output that are shown in one line of a log.

@@ -31,8 +31,8 @@ pub(super) const SETTLE: Duration = Duration::from_millis(100);
 pub(super) struct Mismatch {
     /// The step.
     pub(super) expected: String,
-    /// What the guest does instead, in lines such as a conversation has them. If its half has ended,
-    /// the outcome of the connection tells how.
+    /// What the guest does instead, in lines such as a conversation has them. If its half has
+    /// ended, the outcome of the connection tells how.
     pub(super) found: Vec<String>,
 }
 

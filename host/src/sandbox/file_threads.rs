@@ -24,14 +24,16 @@ const SLOW: Duration = Duration::from_secs(1);
 /// The threads on which the guests of one service open, read and write files.
 ///
 /// wasmtime-wasi hands each operation on a file to the blocking threads of the current runtime. A
-/// file that hangs, such as a named pipe or one on a lost mount, keeps its thread. On the runtime of
-/// the host, such files would take the threads by which the host reloads components of all services.
-/// A service with granted directories therefore has a runtime of its own, which [`on`] makes current.
+/// file that hangs, such as a named pipe or one on a lost mount, keeps its thread. On the runtime
+/// of the host, such files would take the threads by which the host reloads components of all
+/// services. A service with granted directories therefore has a runtime of its own, which [`on`]
+/// makes current.
 #[derive(Debug)]
 pub(super) struct FileThreads {
     /// Present until this is dropped.
     runtime: Option<Runtime>,
-    /// Turns for the work of the host itself, so that no more of it is queued than there are threads.
+    /// Turns for the work of the host itself, so that no more of it is queued than there are
+    /// threads.
     turns: Arc<Semaphore>,
     /// The log says that connections wait.
     slow: AtomicBool,

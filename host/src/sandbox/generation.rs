@@ -252,8 +252,9 @@ impl Generation {
         self.mappings
     }
 
-    /// A store for an instance that writes to standard error as `speaker`, of which so many lines were `logged` if it is not the
-    /// first, and that notes there what it costs. The instance has the directories that were `opened` for it.
+    /// A store for an instance that writes to standard error as `speaker`, of which so many lines
+    /// were `logged` if it is not the first, and that notes there what it costs. The instance has
+    /// the directories that were `opened` for it.
     pub(super) fn store(
         &self,
         speaker: Speaker,
@@ -480,8 +481,8 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
     Prepared::new(contract, pre).map_err(|error| Refusal::Types(line(&error)))
 }
 
-/// Names the import that the linker lacks, and in an instance the function or resource that it lacks
-/// there. An item that the linker has with another type keeps the linker's reason.
+/// Names the import that the linker lacks, and in an instance the function or resource that it
+/// lacks there. An item that the linker has with another type keeps the linker's reason.
 fn missing_import(error: &wasmtime::Error) -> String {
     let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
     let quoted = |text: &String| text.split('`').nth(1).map(|name| format!("`{name}`"));

@@ -42,7 +42,8 @@ impl Granted {
     ///
     /// # Errors
     ///
-    /// One has no address, a directory is one of the kernel's, or the threads for files cannot be started.
+    /// One has no address, a directory is one of the kernel's, or the threads for files cannot be
+    /// started.
     pub(super) fn resolve(grants: &Grants, limits: &Limits) -> io::Result<Self> {
         for dir in &grants.dirs {
             refuse_kernel_directory(&dir.host)?;

@@ -65,7 +65,8 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// Notes that the host ends one of the connections. The guest may write to the others for `after`.
+    /// Notes that the host ends one of the connections. The guest may write to the others for
+    /// `after`.
     pub(crate) fn disturb(&self, after: Duration) {
         let now = Instant::now();
         let mut disturbed = self.disturbed();
@@ -73,8 +74,8 @@ impl Neighbours {
         *disturbed = Some((first, now));
     }
 
-    /// Returns whether the guest may have written at `time` since the host had ended a connection less
-    /// than `after` before.
+    /// Returns whether the guest may have written at `time` since the host had ended a connection
+    /// less than `after` before.
     pub(crate) fn were_disturbed(&self, time: Instant, after: Duration) -> bool {
         self.disturbed()
             .is_some_and(|(first, last)| first <= time && time < last + after)

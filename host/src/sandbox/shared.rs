@@ -110,9 +110,9 @@ impl Instances {
         }
     }
 
-    /// The instance for a new connection: one that is idle, a new one if there may be more, or the one with the fewest.
-    /// Returns `None` if a new one is needed and nothing was `opened` for it. The lines of a new one are
-    /// kept in `transcript`, if there is one.
+    /// The instance for a new connection: one that is idle, a new one if there may be more, or the
+    /// one with the fewest. Returns `None` if a new one is needed and nothing was `opened` for it.
+    /// The lines of a new one are kept in `transcript`, if there is one.
     fn join(
         &self,
         generation: &Generation,

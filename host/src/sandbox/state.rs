@@ -203,7 +203,8 @@ impl State {
         }
     }
 
-    /// What sockets are made of. Unlike with [`WasiView::ctx`], one that counts may still have to be created.
+    /// What sockets are made of. Unlike with [`WasiView::ctx`], one that counts may still have to
+    /// be created.
     pub(super) fn socket_view(&mut self) -> WasiSocketsCtxView<'_> {
         let WasiCtxView { ctx, table } = self.view();
         let ctx = ctx.sockets();

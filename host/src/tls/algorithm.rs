@@ -1,5 +1,5 @@
-//! Keys and certificates in DER: names the reason why a key cannot be used, and what is critical in a
-//! certificate.
+//! Keys and certificates in DER: names the reason why a key cannot be used, and what is critical in
+//! a certificate.
 
 use std::fmt;
 
@@ -272,7 +272,8 @@ impl Curve {
     }
 }
 
-/// An algorithm, a curve or an extension by its name if it has one here, and by its identifier otherwise.
+/// An algorithm, a curve or an extension by its name if it has one here, and by its identifier
+/// otherwise.
 struct Name<'a>(&'a ObjectIdentifier);
 
 impl fmt::Display for Name<'_> {

@@ -70,8 +70,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Opens what `rest` names as often as it says first, and holds all of it until the process ends. Tells how often that
-/// went well.
+/// Opens what `rest` names as often as it says first, and holds all of it until the process ends.
+/// Tells how often that went well.
 fn hold<T>(rest: &str, open: impl Fn(&str) -> Result<T>) -> String {
     let (count, name) = rest.split_once(' ').unwrap_or((rest, ""));
     let count = count.parse().unwrap_or(0);
