@@ -133,7 +133,7 @@ pub enum CpuLimit {
     #[error("the guest used more time than `max-cpu-time`")]
     Total,
     /// On keeping an instance to one connection, while others that share it wait.
-    #[error("a guest call that keeps the other connections of its instance waiting {0}")]
+    #[error("a guest call {0} while other connections of its instance waited")]
     Turn(Passed),
     /// On one call that moves a session, where there is none on calls.
     #[error("a call that moves the session took longer than {0:?}")]
