@@ -149,6 +149,45 @@ fn rules_of_access_of_a_file_need_a_socket_with_networks_also_when_it_is_read_ag
 }
 
 #[test]
+fn a_socket_that_is_named_and_then_numbered_stays() {
+    if !python() {
+        return;
+    }
+    let dir = scratch("systemd-renamed");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("services.toml");
+    let put = |first: &str, second: &str| {
+        let listen = format!("[\"inherited:{first}\", \"inherited:{second}\"]");
+        fs::write(&file, format!("[[service]]\nname = \"a\"\nlisten = {listen}\n")).unwrap();
+    };
+    put("web", "mail");
+    let args = ["--config", file.to_str().unwrap()];
+    let mut command = launch("web:mail", "127.0.0.1 127.0.0.1", &args);
+    let host = Host::spawn(&mut command, &["--listen"; 2]);
+    let addresses = host.addresses().to_vec();
+    for (first, second) in [("0", "mail"), ("1", "0"), ("web", "1")] {
+        put(first, second);
+        host.signal(HUP);
+        let line = host.line_of(&["services reconfigured", "nothing changed"]);
+        assert!(
+            line.contains("services reconfigured"),
+            "{first}, {second}: {line}"
+        );
+        for address in &addresses {
+            Client::connect(*address).unwrap().echo("hello");
+        }
+    }
+    // One socket is one listener, whatever it is called.
+    put("web", "0");
+    host.signal(HUP);
+    let line = host.line_of(&["services reconfigured", "nothing changed"]);
+    assert!(
+        line.contains("another listener already uses this socket"),
+        "{line}"
+    );
+}
+
+#[test]
 fn what_cannot_be_inherited_is_named() {
     let alone = crate::harness::refused(&["--listen", "inherited:web"]);
     assert_eq!(alone.status, Some(1));

@@ -18,7 +18,7 @@ use crate::config::{Access, Admin, CacheDir, Config, Listen, Service, SocketOpti
 use crate::file::Text;
 use crate::file_work::FileWork;
 use crate::generations::Left;
-use crate::listener::{Entrance, Listener, Prepared};
+use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
 use crate::reload::{pass_gate, time_to_load};
 use crate::service::{Loaded, NotLoaded};
@@ -357,7 +357,7 @@ fn find(
         places.map(move |(number, before)| (own, (index, number), before))
     });
     let fits = |(own, place, before): &(bool, _, &Listen)| {
-        before.address.is_same(&listen.address)
+        listener::is_same(&before.address, &listen.address)
             && (*own || !listen.address.is_any_port())
             && !taken.contains(place)
     };

@@ -92,28 +92,21 @@ impl Drop for Lease {
     }
 }
 
+/// Returns whether two names, or numbers, stand for the same inherited socket.
+pub(super) fn is_same(one: &str, other: &str) -> bool {
+    match (find(one), find(other)) {
+        (Ok(one), Ok(other)) => std::ptr::eq(one, other),
+        _ => one == other,
+    }
+}
+
 /// The socket that was inherited as `name`, or by that number from 0 on.
 ///
 /// # Errors
 ///
 /// There is none, or more than one, it is in use, or it is not a stream socket that listens.
 pub(super) fn lease(name: &str) -> anyhow::Result<Leased> {
-    let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
-    let named: Vec<_> = inherited
-        .iter()
-        .filter(|one| one.name.as_deref() == Some(name))
-        .collect();
-    let one = match (named.as_slice(), name.parse::<usize>()) {
-        ([one], _) => *one,
-        ([], Ok(index)) => inherited
-            .get(index)
-            .ok_or_else(|| anyhow!("{}", Found(inherited)))?,
-        ([], Err(_)) => bail!("{}", Found(inherited)),
-        (several, _) => bail!(
-            "{} inherited sockets have this name; select one by number, such as inherited:0",
-            several.len()
-        ),
-    };
+    let one = find(name)?;
     let socket = one.socket.as_ref().map_err(|why| anyhow!("{why}"))?;
     let socket = socket
         .try_clone()
@@ -124,6 +117,30 @@ pub(super) fn lease(name: &str) -> anyhow::Result<Leased> {
     Ok(Leased {
         socket: Socket::from(socket),
         lease: Lease(&one.taken),
+    })
+}
+
+/// Finds what was inherited as `name`, or by that number from 0 on.
+///
+/// # Errors
+///
+/// There is none, or more than one.
+fn find(name: &str) -> anyhow::Result<&'static Inherited> {
+    let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
+    let named: Vec<_> = inherited
+        .iter()
+        .filter(|one| one.name.as_deref() == Some(name))
+        .collect();
+    Ok(match (named.as_slice(), name.parse::<usize>()) {
+        ([one], _) => *one,
+        ([], Ok(index)) => inherited
+            .get(index)
+            .ok_or_else(|| anyhow!("{}", Found(inherited)))?,
+        ([], Err(_)) => bail!("{}", Found(inherited)),
+        (several, _) => bail!(
+            "{} inherited sockets have this name; select one by number, such as inherited:0",
+            several.len()
+        ),
     })
 }
 

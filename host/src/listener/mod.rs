@@ -118,6 +118,14 @@ pub(crate) fn faults(config: &Listen) -> Vec<(String, anyhow::Error)> {
     tls.chain(owner).collect()
 }
 
+/// Returns whether two addresses are the same. An inherited socket has a number, and can have a name.
+pub(crate) fn is_same(one: &Address, other: &Address) -> bool {
+    match (one, other) {
+        (Address::Inherited(one), Address::Inherited(other)) => inherited::is_same(one, other),
+        (one, other) => one.is_same(other),
+    }
+}
+
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener, SocketAddr),
