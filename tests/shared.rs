@@ -133,6 +133,20 @@ fn the_failure_of_an_instance_is_logged_with_what_it_wrote() {
 }
 
 #[test]
+fn the_last_line_of_a_failed_instance_needs_no_line_break() {
+    let host = sharing("moody", &[]);
+    let client = host.connect();
+    client.echo("say\n");
+    client.echo("mutter\n");
+    client.send("trap\n");
+    client.expect_reset();
+    let line = host.line("shared instance failed");
+    assert_eq!(field(&line, "stderr"), "as it was told\\nwithout an end");
+    // It is logged once as well.
+    assert_eq!(host.log().matches("stderr=\"without an end\"").count(), 1);
+}
+
+#[test]
 fn a_failure_in_a_gate_is_not_one_of_a_connection() {
     let gate = scratch("gate-of-shared");
     let talk = |end| format!("> \"say\\n\"\n< \"say\\n\"\n> \"trap\\n\"\n< {end}\n");

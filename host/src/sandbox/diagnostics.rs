@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -50,12 +50,12 @@ pub(super) struct Logged {
     /// Where the lines are kept instead.
     transcript: Option<Transcript>,
     /// Keeps the last lines of standard error of an instance that connections share.
-    tail: Option<Arc<Tail>>,
+    tail: Option<Arc<SharedTail>>,
 }
 
 impl Logged {
     /// The same for an instance that connections share, whose last lines `tail` keeps.
-    pub(super) fn with_tail(self, tail: &Arc<Tail>) -> Self {
+    pub(super) fn with_tail(self, tail: &Arc<SharedTail>) -> Self {
         Self {
             tail: Some(Arc::clone(tail)),
             ..self
@@ -73,6 +73,24 @@ impl Logged {
     /// Begins to count again.
     pub(super) fn forget(&self) {
         self.count.store(0, Relaxed);
+    }
+}
+
+/// The last lines of standard error of an instance that connections share.
+#[derive(Default)]
+pub(super) struct SharedTail {
+    lines: Tail,
+    /// Has the line that has not ended.
+    source: OnceLock<Weak<Mutex<Lines>>>,
+}
+
+impl SharedTail {
+    /// Ends the line that the guest has begun, and returns the last lines, if there are any.
+    pub(super) fn text(&self) -> Option<String> {
+        if let Some(lines) = self.source.get().and_then(Weak::upgrade) {
+            lock(&lines).end_line();
+        }
+        self.lines.text()
     }
 }
 
@@ -118,17 +136,27 @@ struct Lines {
 impl Diagnostics {
     /// That of this one's guest.
     pub(super) fn of(voice: Voice) -> Self {
-        Self(Arc::new(Mutex::new(Lines {
+        let tail = voice.logged.tail.clone();
+        let lines = Arc::new(Mutex::new(Lines {
             voice,
             partial: Vec::new(),
             in_turn: 0,
-        })))
+        }));
+        if let Some(tail) = tail {
+            // An instance has one standard error.
+            let _ = tail.source.set(Arc::downgrade(&lines));
+        }
+        Self(lines)
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
-        // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
+}
+
+fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
+    // Nothing can panic while it is held.
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lines {
@@ -143,6 +171,13 @@ impl Lines {
         }
     }
 
+    /// Logs the line that has not ended, if there is one.
+    fn end_line(&mut self) {
+        if !self.partial.is_empty() {
+            self.log();
+        }
+    }
+
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
         let line = String::from_utf8_lossy(line.trim_ascii_end());
@@ -151,7 +186,7 @@ impl Lines {
             cost.says(&line);
         }
         if let Some(tail) = &voice.logged.tail {
-            tail.says(&line);
+            tail.lines.says(&line);
         }
         if let Some(transcript) = &voice.logged.transcript {
             transcript.add(&line);
@@ -329,9 +364,7 @@ fn say(
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        if !self.partial.is_empty() {
-            self.log();
-        }
+        self.end_line();
     }
 }
 

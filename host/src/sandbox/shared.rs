@@ -21,7 +21,7 @@ use wasmtime::Store;
 
 use super::contract::handler::shared::{Arrival, Visitor, run};
 use super::contract::{End, Fault, Served};
-use super::diagnostics::{Logged, Speaker, Transcript};
+use super::diagnostics::{Logged, SharedTail, Speaker, Transcript};
 use super::file_threads::on;
 use super::generation::Generation;
 use super::grants::Opened;
@@ -30,7 +30,7 @@ use super::pulse::Pulse;
 use super::seat::Seat;
 use super::state::State;
 use crate::bindings::service::ServicePre;
-use crate::cost::{Cost, Tail};
+use crate::cost::Cost;
 use crate::half::Half;
 use crate::peer::Peer;
 
@@ -186,7 +186,8 @@ struct Manner {
     replayed: bool,
     /// The operator asked for backtraces.
     backtraces: bool,
-    tail: Arc<Tail>,
+    /// What the guest wrote to standard error.
+    tail: Arc<SharedTail>,
 }
 
 impl Manner {
