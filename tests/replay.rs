@@ -235,6 +235,18 @@ fn resets_traps_and_limits_are_told_apart() {
 }
 
 #[test]
+fn a_failure_behind_a_long_text_that_differs_is_shown() {
+    // More than what waits for the client at most, so that the guest is at work when it differs.
+    let long = format!("> \"{}\\n\"\n", "a".repeat(60_000)).repeat(5);
+    let text = format!("{long}> \"say\\ntrap\\n\"\n< \"b\"\n");
+    let (status, said) = replay(&written("long", &text), &guest("moody"));
+    assert_eq!(status, Some(1), "{said}");
+    for part in ["\n- < \"b\"\n+ < \"aaa", "\n+ < trap\n", "as it was told"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+}
+
+#[test]
 fn a_replay_says_that_it_compiles_a_large_component() {
     // A custom section of 5 MiB, which no cache has seen.
     let mut component = fs::read(guest("echo")).unwrap();

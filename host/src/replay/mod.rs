@@ -244,6 +244,9 @@ async fn perform(
     done: &CancellationToken,
 ) -> Result<(), Differs> {
     let played = play_all(&mut player, conversation).await;
+    if played.is_err() {
+        player.hear_out().await;
+    }
     let last = conversation.steps.last().map(|(_, step)| step);
     // How long the guest may take to end by itself.
     let rest = match last {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::clock::{Late, Time};
 use super::difference;
@@ -163,6 +164,21 @@ impl Player {
         } else {
             Err(difference::sends(&self.heard, 0))
         }
+    }
+
+    /// Discards what the guest sends, until it ends, or is silent for a short time. It has as long as
+    /// for a step. A guest that fails behind a difference has its failure shown.
+    pub(super) async fn hear_out(&mut self) {
+        let (time, patience) = (self.time.clone(), self.patience);
+        let hearing = async {
+            while !self.ended && self.output.is_some() {
+                self.heard.clear();
+                if time.within(SETTLE, self.hear()).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(patience, hearing).await;
     }
 
     /// What the guest has done instead of `step`, and what has not happened for as long as the
