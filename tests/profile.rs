@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{command, guest, scratch};
+use crate::harness::tools::{or_skip, tool};
+use crate::harness::{HOST, command, guest, scratch, with_cache};
 
 /// Runs `host profile` for a short time, and gives its exit status and what it says.
 fn profile(guest: &Path, dir: &Path, to: &Path) -> (Option<i32>, String) {
@@ -69,4 +71,67 @@ fn a_profile_that_cannot_be_written_is_refused_before_it_takes_its_time() {
             "{said}"
         );
     }
+}
+
+/// Runs the host in a file system of `size` at `dir`, which only it sees, and then lists the files
+/// there. Returns the output, or `None` if the test is skipped.
+fn on_disk(size: &str, dir: &Path, args: &[&str]) -> Option<String> {
+    let unshare = tool("unshare")?;
+    let own = ["--map-root-user", "--mount"];
+    let probe = Command::new(&unshare)
+        .args(own)
+        .args(["mount", "-t", "tmpfs", "none", "/mnt"])
+        .output()
+        .unwrap();
+    let permitted = if probe.status.success() {
+        Ok(())
+    } else {
+        Err("this machine does not permit what the test does with unshare".to_owned())
+    };
+    or_skip("unshare", permitted)?;
+    let script = "mount -t tmpfs -o size=\"$1\" none \"$2\" && cd \"$2\" && echo before >profile.json && \
+                  shift 2 && ! \"$@\"; ls -A; cat profile.json";
+    let output = with_cache(Command::new(unshare))
+        .args(own)
+        .args(["sh", "-c", script, "sh", size])
+        .arg(dir)
+        .arg(HOST)
+        .args(args)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    Some(String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_full_disk_leaves_no_partial_file() {
+    let dir = conversation("full-disk", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
+    let disk = dir.join("disk");
+    fs::create_dir_all(&disk).unwrap();
+    let component = guest("primes");
+    let (talks, component) = (dir.to_str().unwrap(), component.to_str().unwrap());
+    // The profile takes some pages, and one is taken.
+    let profile = [
+        "profile",
+        talks,
+        component,
+        "--to",
+        "profile.json",
+        "--time",
+        "200ms",
+    ];
+    let Some(said) = on_disk("8k", &disk, &profile) else {
+        return;
+    };
+    for part in [
+        "cannot write the profile to `profile.json`",
+        "No space left on device",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    assert!(said.starts_with("profile.json\nbefore\n"), "{said}");
+    // A guest is created whole or not at all.
+    let said = on_disk("16k", &disk, &["new", "my-guest"]).unwrap();
+    assert!(said.contains("cannot write the guest to `my-guest`"), "{said}");
+    assert!(said.starts_with("profile.json\nbefore\n"), "{said}");
 }

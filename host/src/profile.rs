@@ -1,21 +1,18 @@
 //! `host profile`: a component taken through conversations again and again, and where its time
 //! goes.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytesize::ByteSize;
-use rustix::fs::{Access, access};
 use tokio::time::Instant;
 
 use crate::config::Replay;
 use crate::logging::in_one_line;
 use crate::replay::Replayer;
-use crate::system::directory_of;
 use crate::terminal::Progress;
+use crate::whole_file;
 
 /// Looks that a profile has at least before it says anything; less is chance.
 const FEW: u64 = 100;
@@ -35,7 +32,7 @@ pub async fn profile(
 ) -> anyhow::Result<String> {
     let prepared = Replayer::new(what, true, progress).await?;
     let said = || format!("cannot write the profile to `{}`", to.display());
-    check_writable(to).with_context(said)?;
+    whole_file::check_writable(to).with_context(said)?;
     let start = Instant::now();
     let mut rounds = 0;
     while rounds == 0 || start.elapsed() < time {
@@ -53,13 +50,8 @@ pub async fn profile(
             what.dir.display()
         );
     }
-    let mut output = BufWriter::new(File::create(to).with_context(said)?);
-    prepared
-        .generation
-        .write_profile(&mut output)
-        .with_context(said)?;
-    output.flush().with_context(said)?;
-    let size = fs::metadata(to).map_or(0, |metadata| metadata.len());
+    let write = |output: &mut _| prepared.generation.write_profile(output);
+    let size = whole_file::write(to, write).with_context(said)?;
     let mut text = format!(
         "{}, {} in {took:.1?}: {}, one per 1 ms tick in which the guest ran\n\
          wrote `{}` ({}): open it at https://profiler.firefox.com\n",
@@ -73,16 +65,6 @@ pub async fn profile(
         text.push_str("too few samples for a reliable profile: raise --time\n");
     }
     Ok(text)
-}
-
-/// Checks that a file can be written, before the profile takes its time. Leaves a file that exists as
-/// it is, and creates none.
-fn check_writable(to: &Path) -> io::Result<()> {
-    match fs::metadata(to) {
-        Ok(file) if file.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(_) => Ok(access(to, Access::WRITE_OK)?),
-        Err(_) => Ok(access(directory_of(to), Access::WRITE_OK | Access::EXEC_OK)?),
-    }
 }
 
 /// A number with its noun.

@@ -1,12 +1,15 @@
-//! Reads whole files whose paths the operator gives.
+//! Reads and writes whole files whose paths the operator gives.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::process;
 
 use bytesize::ByteSize;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Access, OFlags, access, fcntl_getfl, fcntl_setfl};
+
+use crate::system::directory_of;
 
 /// Reads a file, or a pipe of the shell such as `/dev/fd/63`, of at most `limit` bytes.
 ///
@@ -41,6 +44,78 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(contents)
 }
 
+/// Writes what `content` gives to a file, whole or not at all. Returns the number of bytes.
+///
+/// A temporary file in the same directory takes the bytes, and then the name. A file that exists is
+/// replaced, and keeps its mode. A path that is no file, such as `/dev/stdout`, is written to as it
+/// is.
+///
+/// # Errors
+///
+/// The file cannot be written, or `content` fails. A file that exists stays as it is.
+pub(crate) fn write(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+) -> anyhow::Result<u64> {
+    let before = fs::metadata(path).ok();
+    if before.as_ref().is_some_and(|before| !before.is_file()) {
+        return fill(File::options().write(true).open(path)?, content).map(|(_, size)| size);
+    }
+    // A link stays, and its target is replaced.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let part = directory_of(&path).join(format!(".wasm-inetd-{}.part", process::id()));
+    let _ = fs::remove_file(&part);
+    let written = File::create_new(&part)
+        .map_err(anyhow::Error::from)
+        .and_then(|file| fill(file, content))
+        .and_then(|(file, size)| {
+            if let Some(before) = before {
+                file.set_permissions(before.permissions())?;
+            }
+            // Some file systems report a full disk only now.
+            file.sync_all()?;
+            fs::rename(&part, &path)?;
+            Ok(size)
+        });
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+/// Writes what `content` gives. Returns the file, and the number of bytes.
+fn fill(
+    file: File,
+    content: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+) -> anyhow::Result<(File, u64)> {
+    let mut output = BufWriter::new(file);
+    content(&mut output)?;
+    output.flush()?;
+    let file = output.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
+}
+
+/// Checks whether [`write`] could write a file. Leaves a file that exists as it is, and creates none.
+///
+/// # Errors
+///
+/// The path is a directory, or the user of this process may not write there.
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
+    let dir = |path: &Path| access(directory_of(path), Access::WRITE_OK | Access::EXEC_OK);
+    match fs::metadata(path) {
+        Ok(file) if file.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+        Ok(file) => {
+            access(path, Access::WRITE_OK)?;
+            if file.is_file() {
+                dir(&path.canonicalize()?)?;
+            }
+        }
+        Err(_) => dir(path)?,
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -67,6 +142,40 @@ mod tests {
             drop(writer);
             assert_eq!(reads.join().unwrap(), b"ten bytes!");
         });
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_stays() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let dir = std::env::temp_dir().join(format!("wasm-inetd-write-{}", process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("links")).unwrap();
+        let (file, link) = (dir.join("file"), dir.join("links/link"));
+        fs::write(&file, "before").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink("../file", &link).unwrap();
+        let failed = write(&link, |output| {
+            output.write_all(b"half")?;
+            Err(anyhow::anyhow!("no more"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no more");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before");
+        assert_eq!(
+            write(&link, |output| Ok(output.write_all(b"all of it")?)).unwrap(),
+            9
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), "all of it");
+        assert!(link.is_symlink());
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        write(&dir.join("new"), |output| Ok(output.write_all(b"new")?)).unwrap();
+        let left: usize = [&dir, &dir.join("links")]
+            .map(|dir| fs::read_dir(dir).unwrap().count())
+            .iter()
+            .sum();
+        assert_eq!(left, 4, "no temporary file is left");
+        write(Path::new("/dev/null"), |output| Ok(output.write_all(b"gone")?)).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
