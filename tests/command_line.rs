@@ -230,6 +230,46 @@ fn it_listens_where_it_was_told_to() {
 }
 
 #[test]
+fn a_secret_in_place_of_its_file_is_not_shown() {
+    let secret = "5f4dcc3b5aa765d61d8327deb882cf99";
+    let expected = "no file has this name; expected the path of a file that contains the secret";
+    let hidden = |said: &str| {
+        assert!(said.contains(expected) && !said.contains(secret), "{said}");
+    };
+    let service = "--listen 127.0.0.1:0";
+    for flags in [
+        format!("--admin 127.0.0.1:0 --admin-token {secret}"),
+        format!("--tls-certificate a.pem --tls-key {secret}"),
+    ] {
+        let args: Vec<&str> = service.split(' ').chain(flags.split(' ')).collect();
+        hidden(&refused(&args).message);
+    }
+    let dir = crate::harness::scratch("secret-for-file");
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("services.toml");
+    let service = |more: &str| format!("[[service]]\nname = \"a\"\nlisten = [{more}]\n");
+    let tls =
+        format!("{{ address = \"127.0.0.1:0\", tls = {{ certificate = \"a.pem\", key = \"{secret}\" }} }}");
+    let admin = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{secret}\"\n");
+    let path = file.to_str().unwrap();
+    for text in [service(&tls), admin + &service("\"127.0.0.1:0\"")] {
+        std::fs::write(&file, &text).unwrap();
+        hidden(&refused(&["--config", path]).message);
+        hidden(&output(&["check", "--config", path]).1);
+        std::fs::write(&file, service("\"127.0.0.1:0\"")).unwrap();
+        let host = Host::with_config(&file, 1);
+        std::fs::write(&file, &text).unwrap();
+        host.signal(crate::harness::HUP);
+        hidden(&host.line("nothing changed"));
+        assert!(!host.log().contains(secret), "{}", host.log());
+    }
+    // A file that exists is a file, whatever its name.
+    std::fs::write(dir.join(secret), "not a key").unwrap();
+    std::fs::write(&file, service(&tls)).unwrap();
+    assert!(refused(&["--config", path]).message.contains(secret));
+}
+
+#[test]
 fn an_address_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -172,6 +172,28 @@ pub(crate) fn path_in_one_line(file: &Path) -> Result<(), String> {
     }
 }
 
+/// What is wrong with a value in place of which a secret may have been given.
+pub(crate) const NO_FILE: &str = "no file has this name; expected the path of a file that contains the \
+     secret, not the secret itself; write the secret to a file, and start the path of a file in the same \
+     directory with `./`";
+
+/// Characters that a token has at least.
+pub(crate) const MIN_TOKEN: usize = 16;
+
+/// Checks the path of a file that contains a secret, from `dir`. Messages show paths, so a value
+/// that may be the secret itself is refused: no file has that name, it has neither `/` nor `.`, and
+/// it is as long as a token.
+pub(crate) fn secret_file(file: &Path, dir: &Path) -> Result<(), String> {
+    path_in_one_line(file)?;
+    let text = file.to_string_lossy();
+    let looks_like_path = text.contains(['/', '.']) || text.len() < MIN_TOKEN;
+    if looks_like_path || dir.join(file).exists() {
+        Ok(())
+    } else {
+        Err(NO_FILE.to_owned())
+    }
+}
+
 /// Checks whether a value is text of several lines, or a key. Messages do not show such a value.
 pub(crate) fn is_content(text: &str) -> bool {
     text.contains('\n') || is_key(text)

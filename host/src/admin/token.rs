@@ -10,9 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 use crate::guarded;
-
-/// Characters that a token has at least.
-const MIN: usize = 16;
+use crate::values::MIN_TOKEN;
 
 /// Bytes of a token that is made here.
 const BYTES: usize = 32;
@@ -77,9 +75,9 @@ impl Token {
         let mut text = String::new();
         file.read_to_string(&mut text).with_context(reading)?;
         let token = text.trim();
-        if token.len() < MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if token.len() < MIN_TOKEN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             bail!(
-                "the token in `{}` is not valid: expected at least {MIN} visible ASCII characters; \
+                "the token in `{}` is not valid: expected at least {MIN_TOKEN} visible ASCII characters; \
                  without the file, the host creates one with a random token",
                 path.display()
             );

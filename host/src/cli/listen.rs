@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use super::service::{Off, off, path_in_one_line};
+use super::service::{Off, off, path_in_one_line, secret_file};
 use crate::config::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
 };
@@ -48,7 +48,7 @@ pub(super) struct ListenFlags {
     tls_certificate: Option<PathBuf>,
 
     /// Private key of the certificate, in PEM
-    #[arg(long, value_name = "FILE", requires = "tls_certificate", value_parser = path_in_one_line(), help_heading = "TLS")]
+    #[arg(long, value_name = "FILE", requires = "tls_certificate", value_parser = secret_file(), help_heading = "TLS")]
     tls_key: Option<PathBuf>,
 
     /// Application protocol (ALPN) to offer; repeatable, preferred first

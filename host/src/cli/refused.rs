@@ -57,13 +57,12 @@ fn invalid(error: &Error) -> Option<String> {
     let ContextValue::String(flag) = error.get(ContextKind::InvalidArg)? else {
         return None;
     };
+    let reason = error.source()?.to_string();
+    let is_secret = SECRET.contains(&name(flag).as_str()) || reason == values::NO_FILE;
     let value = match error.get(ContextKind::InvalidValue) {
-        Some(ContextValue::String(value)) if !SECRET.contains(&name(flag).as_str()) => {
-            format!(" '{}'", shown(value))
-        }
+        Some(ContextValue::String(value)) if !is_secret => format!(" '{}'", shown(value)),
         _ => String::new(),
     };
-    let reason = error.source()?.to_string();
     let reason = if values::is_content(&reason) {
         String::new()
     } else {

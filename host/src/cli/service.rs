@@ -1,7 +1,7 @@
 //! The flags that describe one service.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
@@ -119,7 +119,7 @@ pub(super) struct ServiceFlags {
     ///
     /// The token allows a client to close connections, reload, roll back and drain. The host
     /// creates a missing file.
-    #[arg(long, value_name = "FILE", requires = "admin", value_parser = path_in_one_line(), help_heading = "Admin")]
+    #[arg(long, value_name = "FILE", requires = "admin", value_parser = secret_file(), help_heading = "Admin")]
     pub(super) admin_token: Option<PathBuf>,
 
     /// OpenTelemetry collector that receives traces and metrics
@@ -297,6 +297,11 @@ pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
 /// Has clap keep a path without line breaks.
 pub(super) fn path_in_one_line() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| values::path_in_one_line(&path).map(|()| path))
+}
+
+/// Has clap keep the path of a file that contains a secret.
+pub(super) fn secret_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| values::secret_file(&path, Path::new("")).map(|()| path))
 }
 
 /// Has clap keep the path of a component.

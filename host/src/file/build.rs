@@ -64,9 +64,7 @@ impl<'a> Builder<'a> {
             .collect();
         let admin = file.admin.map(|table| config::Admin {
             address: self.address(table.listen.0, "admin.listen"),
-            token: table
-                .token
-                .map(|token| self.path_in_one_line(token, "admin.token")),
+            token: table.token.map(|token| self.secret_file(token, "admin.token")),
         });
         self.refuse_clashes(&services, admin.as_ref());
         Config {
@@ -275,7 +273,7 @@ impl<'a> Builder<'a> {
     fn tls(&self, table: TlsTable, at: &str) -> config::Tls {
         let identity = |certificate, key, at: &str| config::Identity {
             certificate: self.path_in_one_line(certificate, &format!("{at}.certificate")),
-            key: self.path_in_one_line(key, &format!("{at}.key")),
+            key: self.secret_file(key, &format!("{at}.key")),
         };
         let mut identities = vec![identity(table.certificate, table.key, at)];
         let more = table.more.into_iter().enumerate();
@@ -334,6 +332,11 @@ impl<'a> Builder<'a> {
     }
 
     /// The same path of a file with a secret, from the directory of the file.
+    fn secret_file(&self, path: PathBuf, key: &str) -> PathBuf {
+        self.checked(path, key, |path| values::secret_file(path, self.base))
+    }
+
+    /// The same path without line breaks, from the directory of the file.
     fn path_in_one_line(&self, path: PathBuf, key: &str) -> PathBuf {
         self.checked(path, key, values::path_in_one_line)
     }
@@ -343,7 +346,7 @@ impl<'a> Builder<'a> {
         self.checked(path, key, values::path)
     }
 
-    fn checked(&self, path: PathBuf, key: &str, check: fn(&Path) -> Result<(), String>) -> PathBuf {
+    fn checked(&self, path: PathBuf, key: &str, check: impl Fn(&Path) -> Result<(), String>) -> PathBuf {
         if path.as_os_str().is_empty() {
             self.refuse(key, "the path is empty; expected a path, or remove the key");
         } else if let Err(message) = check(&path) {

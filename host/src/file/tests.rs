@@ -855,6 +855,8 @@ s3cr3tAQBwYDK2VwBCIEIHs3cr3t
         format!("{service}drain-generations = {key}"),
         format!("cache = {key}\n{service}"),
         format!("admin = {{ listen = 9, token = {key} }}\n{service}"),
+        format!("admin = {{ listen = 9, token = \"s3cr3t-in-place-of-a-path\" }}\n{service}"),
+        tls("certificate = \"a\", key = \"s3cr3t-in-place-of-a-path\""),
         format!("otlp = {{ endpoint = \"http://user:s3cr3t@127.0.0.1:1\" }}\n{service}"),
         format!("otlp = {{ endpoint = \"https://127.0.0.1:1/s3cr3t\" }}\n{service}"),
         format!("otlp = {{ endpoint = 53237 }}\n{service}"),
