@@ -5,8 +5,10 @@ mod output;
 
 use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
 
-use crate::harness::{Client, Host, TERM, command, field, file, guest, scratch};
+use crate::harness::tools::{or_skip, tool};
+use crate::harness::{Client, HOST, HUP, Host, TERM, command, field, file, guest, scratch, with_cache};
 
 /// Has the program run an errand, and gives its answer.
 fn errand(client: &Client, errand: &str) -> String {
@@ -97,6 +99,82 @@ fn one_destination_is_granted_and_no_other() {
     ] {
         let found = errand(&client, refused);
         assert!(found.starts_with("refused"), "{refused}: {found}");
+    }
+}
+
+#[test]
+fn names_of_destinations_are_resolved_again_at_each_hangup() {
+    let Some(unshare) = tool("unshare") else {
+        return;
+    };
+    let own = ["--map-root-user", "--mount"];
+    let probe = Command::new(&unshare)
+        .args(own)
+        .args(["mount", "-t", "tmpfs", "none", "/mnt"])
+        .output()
+        .unwrap();
+    let permitted = if probe.status.success() {
+        Ok(())
+    } else {
+        Err("this machine does not permit what the test does with unshare".to_owned())
+    };
+    if or_skip("unshare", permitted).is_none() {
+        return;
+    }
+    let dir = scratch("names-again");
+    fs::create_dir_all(&dir).unwrap();
+    let (hosts, config) = (dir.join("hosts"), dir.join("services.toml"));
+    // Both listen at the same port of two addresses.
+    let first = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = first.local_addr().unwrap().port();
+    let second = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let name = format!("backend.test:{port}");
+    let component = guest("errands");
+    fs::write(
+        &config,
+        format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
+             grants = {{ allow-outbound = [\"{name}\"] }}\n",
+            component.display()
+        ),
+    )
+    .unwrap();
+    let flags = [
+        "--listen",
+        "127.0.0.1:0",
+        "--allow-outbound",
+        &name,
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    for args in [&flags[..], &["--config", config.to_str().unwrap()]] {
+        fs::write(&hosts, "127.0.0.1 backend.test\n").unwrap();
+        let mut command = with_cache(Command::new(&unshare));
+        command
+            .args(own)
+            .args(["sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
+            .arg(&hosts)
+            .arg(HOST)
+            .args(args);
+        let host = Host::spawn(&mut command, &["--listen"]);
+        let client = host.connect();
+        let may = |listener: &TcpListener| {
+            let address = listener.local_addr().unwrap();
+            errand(&client, &format!("connect {address}")) == "connected"
+        };
+        assert!(may(&first) && !may(&second));
+        fs::write(&hosts, "127.0.0.2 backend.test\n").unwrap();
+        host.signal(HUP);
+        let line = host.line("have new addresses");
+        assert!(line.contains(&format!("connect to 127.0.0.2:{port}")), "{line}");
+        // A guest that runs has them too.
+        assert!(!may(&first) && may(&second));
+        fs::write(&hosts, "").unwrap();
+        host.signal(HUP);
+        let line = host.line("the previous addresses stay in use");
+        assert!(line.contains(" WARN ") && line.contains(&name), "{line}");
+        assert!(!may(&first) && may(&second));
+        assert_eq!(host.log().matches("have new addresses").count(), 1);
     }
 }
 

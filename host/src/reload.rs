@@ -53,6 +53,8 @@ pub(crate) struct Reloader {
     config: Config,
     generations: Arc<Generations>,
     files: FileWork,
+    /// Resolves names, which may hang too.
+    names: FileWork,
     /// What was found to be unfit, so that it is said once.
     unfit: Option<Unfit>,
     /// The files changed all the time when they were last read for a change.
@@ -90,6 +92,7 @@ impl Reloader {
             config,
             generations,
             files: FileWork::default(),
+            names: FileWork::default(),
             unfit: None,
             restless: false,
         }
@@ -118,6 +121,9 @@ impl Reloader {
                 () = changed.notified(), if self.config.watch => Why::Changed,
                 () = sleep(LOOK), if self.config.watch => Why::Changed,
             };
+            if why != Why::Changed {
+                self.resolve().await;
+            }
             let mut read = None;
             if why == Why::Changed {
                 // Who asks does not wait for files that settle or are read for the watch.
@@ -147,6 +153,34 @@ impl Reloader {
             .run(READ, move || watch(source.files(), &changed))
             .await
             .context("looking up the directories")?
+    }
+
+    /// Resolves the names of granted destinations again.
+    async fn resolve(&mut self) {
+        if !self.sandbox.has_names() {
+            return;
+        }
+        let sandbox = Arc::clone(&self.sandbox);
+        let resolved = self.names.run(READ, move || sandbox.resolve_again()).await;
+        let service = &self.config.name;
+        let failure = match resolved {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(addresses))) => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                info!(
+                    service,
+                    "the names in `allow-outbound` have new addresses; guests may connect to {}",
+                    addresses.join(", ")
+                );
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(NotDone::Late(max)) => {
+                format!("resolving the names in `allow-outbound` took longer than {max:?}")
+            }
+            Err(NotDone::Panicked) => "resolving the names in `allow-outbound` failed in the host".to_owned(),
+        };
+        warn!(service, "{failure}; the previous addresses stay in use");
     }
 
     /// Reads the files once they have changed from what was `seen` and stay as they are. Returns

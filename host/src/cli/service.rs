@@ -162,7 +162,7 @@ pub(super) struct GrantFlags {
 
     /// TCP destination that guests may connect to; repeatable
     ///
-    /// The host resolves names once, at start.
+    /// The host resolves names at start, and again at each reload by SIGHUP or the admin interface.
     #[arg(long, value_name = "HOST:PORT", value_parser = values::destination, help_heading = "Grants")]
     pub(super) allow_outbound: Vec<String>,
 

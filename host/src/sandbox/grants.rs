@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::time::timeout;
 use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
@@ -30,7 +31,10 @@ pub(super) struct Granted {
     args: Vec<String>,
     env: Vec<(String, String)>,
     dirs: Vec<GrantedDir>,
-    outbound: Arc<[SocketAddr]>,
+    /// Destinations, as the operator names them.
+    destinations: Vec<String>,
+    /// The addresses of the destinations. All guests of a service share them, however old they are.
+    outbound: Arc<ArcSwap<Vec<SocketAddr>>>,
     /// The sockets that guests hold; `None` if they have no destination.
     sockets: Option<Arc<Sockets>>,
     /// Where guests use files; `None` if they have no directory.
@@ -48,22 +52,15 @@ impl Granted {
         for dir in &grants.dirs {
             refuse_kernel_directory(&dir.host)?;
         }
-        let mut outbound = Vec::new();
-        for destination in &grants.outbound {
-            let addresses = destination.to_socket_addrs().map_err(|error| {
-                io::Error::other(format!(
-                    "cannot resolve the granted destination `{destination}`: {error}"
-                ))
-            })?;
-            outbound.extend(addresses);
-        }
+        let outbound = addresses(&grants.outbound)?;
         Ok(Self {
             service: None,
             args: grants.args.clone(),
             env: grants.env.clone(),
             dirs: grants.dirs.clone(),
             sockets: (!outbound.is_empty()).then(|| Sockets::new(limits)),
-            outbound: outbound.into(),
+            destinations: grants.outbound.clone(),
+            outbound: Arc::new(ArcSwap::from_pointee(outbound)),
             threads: (!grants.dirs.is_empty()).then(FileThreads::start).transpose()?,
         })
     }
@@ -98,7 +95,28 @@ impl Granted {
 
     /// Whether there is anything to connect to.
     pub(super) fn has_outbound(&self) -> bool {
-        !self.outbound.is_empty()
+        !self.destinations.is_empty()
+    }
+
+    /// Whether a destination has a name, whose addresses can change.
+    pub(super) fn has_names(&self) -> bool {
+        let is_name = |destination: &String| destination.parse::<SocketAddr>().is_err();
+        self.destinations.iter().any(is_name)
+    }
+
+    /// Resolves the names of destinations again, which may wait for a name server. Returns the
+    /// addresses if they differ from those before.
+    ///
+    /// # Errors
+    ///
+    /// One has no address. The addresses stay as they are.
+    pub(super) fn resolve_again(&self) -> io::Result<Option<Vec<SocketAddr>>> {
+        let found = addresses(&self.destinations)?;
+        if found == **self.outbound.load() {
+            return Ok(None);
+        }
+        self.outbound.store(Arc::new(found.clone()));
+        Ok(Some(found))
     }
 
     /// Whether there are arguments, before which the name of the program stands.
@@ -134,7 +152,7 @@ impl Granted {
             let outbound = Arc::clone(&self.outbound);
             wasi.socket_addr_check(move |address, purpose| {
                 let granted = match purpose {
-                    SocketAddrUse::TcpConnect => outbound.contains(&address),
+                    SocketAddrUse::TcpConnect => outbound.load().contains(&address),
                     // What every socket that connects is bound to. Listening there is asked for apart.
                     SocketAddrUse::TcpBind => address.ip().is_unspecified() && address.port() == 0,
                     _ => false,
@@ -202,4 +220,24 @@ impl Granted {
         }
         Ok(wasi)
     }
+}
+
+/// Resolves destinations. Sorts their addresses, because name servers change the order.
+///
+/// # Errors
+///
+/// One has no address.
+fn addresses(destinations: &[String]) -> io::Result<Vec<SocketAddr>> {
+    let mut found = Vec::new();
+    for destination in destinations {
+        let addresses = destination.to_socket_addrs().map_err(|error| {
+            io::Error::other(format!(
+                "cannot resolve the granted destination `{destination}`: {error}"
+            ))
+        })?;
+        found.extend(addresses);
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
 }

@@ -122,6 +122,21 @@ impl Sandbox {
         Ok(Self::new(&terms.limits, &terms.grants, cache)?.preinit(terms.preinit))
     }
 
+    /// Whether a granted destination has a name, whose addresses can change.
+    pub(crate) fn has_names(&self) -> bool {
+        self.granted.has_names()
+    }
+
+    /// Resolves the names of granted destinations again, which may wait for a name server. Guests that
+    /// run can use the addresses, too. Returns the addresses if they differ from those before.
+    ///
+    /// # Errors
+    ///
+    /// One has no address. The addresses stay as they are.
+    pub(crate) fn resolve_again(&self) -> std::io::Result<Option<Vec<std::net::SocketAddr>>> {
+        self.granted.resolve_again()
+    }
+
     /// Sets the name of the service, which the lines that guests log contain.
     #[must_use]
     pub fn service(self, name: &str) -> Self {
