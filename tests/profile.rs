@@ -110,7 +110,7 @@ fn a_full_disk_leaves_no_partial_file() {
     fs::create_dir_all(&disk).unwrap();
     let component = guest("primes");
     let (talks, component) = (dir.to_str().unwrap(), component.to_str().unwrap());
-    // The profile takes some pages, and one is taken.
+    // The file that exists takes the only page.
     let profile = [
         "profile",
         talks,
@@ -120,7 +120,7 @@ fn a_full_disk_leaves_no_partial_file() {
         "--time",
         "200ms",
     ];
-    let Some(said) = on_disk("8k", &disk, &profile) else {
+    let Some(said) = on_disk("4k", &disk, &profile) else {
         return;
     };
     for part in [
@@ -131,7 +131,7 @@ fn a_full_disk_leaves_no_partial_file() {
     }
     assert!(said.starts_with("profile.json\nbefore\n"), "{said}");
     // A guest is created whole or not at all.
-    let said = on_disk("16k", &disk, &["new", "my-guest"]).unwrap();
+    let said = on_disk("4k", &disk, &["new", "my-guest"]).unwrap();
     assert!(said.contains("cannot write the guest to `my-guest`"), "{said}");
     assert!(said.starts_with("profile.json\nbefore\n"), "{said}");
 }
