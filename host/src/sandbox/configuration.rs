@@ -4,8 +4,8 @@ use wasmtime::Store;
 use wasmtime::component::Instance;
 
 use super::content::Content;
-use super::generation::line;
 use super::load_error::{LoadError, Refusal};
+use super::mismatch;
 use super::state::State;
 
 /// The name of the interface.
@@ -58,7 +58,7 @@ pub(super) async fn check(
         let function = match function {
             Ok(function) => function,
             Err(error) => {
-                let reason = format!("`check` of `{INTERFACE}`: {}", line(&error));
+                let reason = format!("`check` of `{INTERFACE}`: {}", mismatch::difference(&error));
                 return Ok(Err(part.refused(Refusal::Types(reason))));
             }
         };

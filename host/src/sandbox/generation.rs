@@ -24,6 +24,7 @@ use super::extent::Extent;
 use super::file_threads::on;
 use super::grants::Opened;
 use super::load_error::{LoadError, Refusal};
+use super::mismatch;
 use super::needs::{Calls, Needs};
 use super::profile::Profile;
 use super::shared::Instances;
@@ -476,29 +477,33 @@ fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result
     let pre = engine.linker.instantiate_pre(component).map_err(|error| {
         ty.imports(component.engine())
             .find_map(|(name, _)| wasi::not_provided(name))
-            .unwrap_or_else(|| Refusal::Import(missing_import(&error)))
+            .unwrap_or_else(|| refused_import(component, &error))
     })?;
-    Prepared::new(contract, pre).map_err(|error| Refusal::Types(line(&error)))
+    Prepared::new(contract, pre).map_err(|error| Refusal::Types(mismatch::difference(&error)))
 }
 
-/// Names the import that the linker lacks, and in an instance the function or resource that it
-/// lacks there. An item that the linker has with another type keeps the linker's reason.
-fn missing_import(error: &wasmtime::Error) -> String {
-    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let quoted = |text: &String| text.split('`').nth(1).map(|name| format!("`{name}`"));
-    let is_missing = causes
-        .last()
-        .is_some_and(|cause| cause.ends_with("implementation is missing"));
-    let Some(import) = causes.first().and_then(quoted).filter(|_| is_missing) else {
-        return line(error);
+/// Returns why the linker refuses an import: it lacks it, or has it with another type.
+fn refused_import(component: &Component, error: &wasmtime::Error) -> Refusal {
+    let is_missing = error
+        .root_cause()
+        .to_string()
+        .ends_with("implementation is missing");
+    let Some((import, item)) = mismatch::refused_import(error) else {
+        return Refusal::Import(line(error));
     };
-    let items = causes
-        .iter()
-        .skip(1)
-        .filter(|cause| cause.starts_with("instance export"));
-    match items.filter_map(quoted).next_back() {
-        Some(item) => format!("{item} of {import}"),
-        None => import,
+    let name = match &item {
+        Some(item) => format!("`{item}` of `{import}`"),
+        None => format!("`{import}`"),
+    };
+    if is_missing {
+        return Refusal::Import(name);
+    }
+    let found = mismatch::imported_type(component, &import, item.as_deref());
+    Refusal::ImportType {
+        name,
+        found: found.map_or_else(String::new, |found| format!(" as `{found}`")),
+        difference: mismatch::difference(error),
+        wit: wasi::wit_of(&import),
     }
 }
 
@@ -515,10 +520,10 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
 
 /// Returns why an instance could not be made.
 fn not_started(error: &wasmtime::Error) -> Refusal {
-    let reason = line(error);
     if error.is::<OtherTypes>() {
-        return Refusal::Types(reason);
+        return Refusal::Types(mismatch::difference(error));
     }
+    let reason = line(error);
     let too_large = ["exceeds memory limits", "exceeds table limits"];
     if too_large.iter().any(|what| reason.contains(what)) {
         Refusal::Memory(reason)

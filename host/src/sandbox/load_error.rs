@@ -169,6 +169,20 @@ pub enum Refusal {
          remove the import, or compose the component with one that exports it"
     )]
     Import(String),
+    /// It imports what the host has with another type.
+    #[error(
+        "imports {name}{found}, and this host has another type for it ({difference}): build it against {wit}"
+    )]
+    ImportType {
+        /// The import, and in an instance the item.
+        name: String,
+        /// Its type in the component; empty if it is not a function.
+        found: String,
+        /// The first difference.
+        difference: String,
+        /// The WIT that the host was built against.
+        wit: String,
+    },
     /// It is a module of an early form of WASI preview 1.
     #[error(
         "imports `{0}`, an early form of WASI preview 1, but this host provides `wasi_snapshot_preview1`: \

@@ -21,6 +21,7 @@ mod grants;
 mod leash;
 mod load_error;
 mod meter;
+mod mismatch;
 mod needs;
 mod never_waits;
 mod outline;

@@ -47,6 +47,15 @@ pub(super) fn not_provided(import: &str) -> Option<Refusal> {
     }
 }
 
+/// Names the WIT that the host has for an import, such as `wasi:cli/exit@0.2.6`.
+pub(super) fn wit_of(import: &str) -> String {
+    match (import.split_once('/'), import.split_once('@')) {
+        (Some(("inet:service", _)), _) => "the `wit/` of this host".to_owned(),
+        (Some((package, _)), Some((_, version))) => format!("the published WIT of `{package}@{version}`"),
+        _ => "the published WIT of the interface".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
