@@ -10,8 +10,10 @@ use crate::half::{Failure, Lent};
 /// Where a relay has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Relayed {
-    /// To the end of the input, or to a writer that failed, and whose half says how.
+    /// To the end of the input.
     ToTheEnd,
+    /// To a writer that failed, and whose half says how.
+    Unwritable,
     /// To a point between two bytes.
     SoFar,
 }
@@ -38,8 +40,11 @@ where
             () = stop.as_mut() => return Ok(Relayed::SoFar),
             chunk = buffer::read(reader) => chunk.map_err(|error| Failure::from(&error))?,
         };
-        if chunk.is_empty() || writer.write_all(&chunk).await.is_err() {
+        if chunk.is_empty() {
             return Ok(Relayed::ToTheEnd);
+        }
+        if writer.write_all(&chunk).await.is_err() {
+            return Ok(Relayed::Unwritable);
         }
     }
 }

@@ -4,7 +4,10 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -27,14 +30,15 @@ impl Stream {
     /// Splits it into its halves. They must be used as one connection: dropping the writer before it was shut down resets
     /// the connection.
     pub fn split(self) -> (Reader, Writer) {
+        let taken = Arc::<Taken>::default();
         let (reader, half) = match self {
             Self::Tcp(stream) => {
                 let (reader, half) = stream.into_split();
-                (Reader::Tcp(reader), Half::Tcp(half))
+                (Reader::Tcp(reader, Arc::clone(&taken)), Half::Tcp(half, taken))
             }
             Self::Unix(stream) => {
                 let (reader, half) = stream.into_split();
-                (Reader::Unix(reader), Half::Unix(half))
+                (Reader::Unix(reader, Arc::clone(&taken)), Half::Unix(half, taken))
             }
         };
         (reader, Writer::new(half))
@@ -119,13 +123,76 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// The failure of a connection that one operation has taken from its socket.
+///
+/// Linux reports a failure once. If a write takes it, later reads return the bytes that arrived
+/// before, and then 0, as after FIN.
+#[derive(Debug, Default)]
+pub struct Taken(
+    /// The error number; 0 if there is none.
+    AtomicI32,
+);
+
+impl Taken {
+    /// Keeps the failure of an operation, if the connection failed with it.
+    ///
+    /// `EPIPE` is not kept. The kernel returns it for a reset that came after FIN, and on a Unix
+    /// socket whose peer is closed. In both cases a read of 0 bytes is the peer's end.
+    pub(crate) fn keep(&self, error: &io::Error) {
+        use io::ErrorKind::{
+            ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,
+        };
+        if let Some(code) = error.raw_os_error()
+            && matches!(
+                error.kind(),
+                ConnectionReset
+                    | ConnectionAborted
+                    | TimedOut
+                    | HostUnreachable
+                    | NetworkUnreachable
+                    | NetworkDown
+            )
+        {
+            // The first failure is the cause of the others.
+            let _ = self.0.compare_exchange(0, code, Release, Acquire);
+        }
+    }
+
+    /// Keeps the failure of a write.
+    pub(crate) fn write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &polled {
+            self.keep(error);
+        }
+        polled
+    }
+
+    /// Reads by `read`, and returns the failure of the connection in place of its end.
+    pub(crate) fn read(
+        &self,
+        buffer: &mut ReadBuf<'_>,
+        read: impl FnOnce(&mut ReadBuf<'_>) -> Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = ready!(read(buffer));
+        match &result {
+            Ok(()) if buffer.filled().len() == before && buffer.remaining() > 0 => match self.0.load(Acquire) {
+                0 => {}
+                code => return Poll::Ready(Err(io::Error::from_raw_os_error(code))),
+            },
+            Ok(()) => {}
+            Err(error) => self.keep(error),
+        }
+        Poll::Ready(result)
+    }
+}
+
 /// The reading half of a connection.
 #[derive(Debug)]
 pub enum Reader {
     /// Of TCP.
-    Tcp(tcp::OwnedReadHalf),
+    Tcp(tcp::OwnedReadHalf, Arc<Taken>),
     /// Of a socket of the file system.
-    Unix(unix::OwnedReadHalf),
+    Unix(unix::OwnedReadHalf, Arc<Taken>),
     /// Of either, encrypted.
     Tls(tls::Reader),
 }
@@ -137,8 +204,8 @@ impl AsyncRead for Reader {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(half) => Pin::new(half).poll_read(cx, buffer),
-            Self::Unix(half) => Pin::new(half).poll_read(cx, buffer),
+            Self::Tcp(half, taken) => taken.read(buffer, |buffer| Pin::new(half).poll_read(cx, buffer)),
+            Self::Unix(half, taken) => taken.read(buffer, |buffer| Pin::new(half).poll_read(cx, buffer)),
             Self::Tls(half) => Pin::new(half).poll_read(cx, buffer),
         }
     }
@@ -153,8 +220,8 @@ pub struct Writer {
 
 #[derive(Debug)]
 enum Half {
-    Tcp(tcp::OwnedWriteHalf),
-    Unix(unix::OwnedWriteHalf),
+    Tcp(tcp::OwnedWriteHalf, Arc<Taken>),
+    Unix(unix::OwnedWriteHalf, Arc<Taken>),
     Tls(tls::Writer),
 }
 
@@ -181,14 +248,14 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         match self.half.take() {
-            Some(Half::Tcp(half)) => {
+            Some(Half::Tcp(half, _)) => {
                 if !self.finished {
                     to_be_reset(half.as_ref());
                 }
                 // Its own drop would send FIN first.
                 half.forget();
             }
-            Some(Half::Unix(half)) => half.forget(),
+            Some(Half::Unix(half, _)) => half.forget(),
             Some(Half::Tls(half)) if !self.finished => half.reset(),
             Some(Half::Tls(_)) => {}
             None => {}
@@ -199,24 +266,24 @@ impl Drop for Writer {
 impl AsyncWrite for Writer {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.half()? {
-            Half::Tcp(half) => Pin::new(half).poll_write(cx, bytes),
-            Half::Unix(half) => Pin::new(half).poll_write(cx, bytes),
+            Half::Tcp(half, taken) => taken.write(Pin::new(half).poll_write(cx, bytes)),
+            Half::Unix(half, taken) => taken.write(Pin::new(half).poll_write(cx, bytes)),
             Half::Tls(half) => Pin::new(half).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.half()? {
-            Half::Tcp(half) => Pin::new(half).poll_flush(cx),
-            Half::Unix(half) => Pin::new(half).poll_flush(cx),
+            Half::Tcp(half, _) => Pin::new(half).poll_flush(cx),
+            Half::Unix(half, _) => Pin::new(half).poll_flush(cx),
             Half::Tls(half) => Pin::new(half).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = match self.half()? {
-            Half::Tcp(half) => Pin::new(half).poll_shutdown(cx),
-            Half::Unix(half) => Pin::new(half).poll_shutdown(cx),
+            Half::Tcp(half, _) => Pin::new(half).poll_shutdown(cx),
+            Half::Unix(half, _) => Pin::new(half).poll_shutdown(cx),
             Half::Tls(half) => Pin::new(half).poll_shutdown(cx),
         };
         self.finished |= matches!(polled, Poll::Ready(Ok(())));

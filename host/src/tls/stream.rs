@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio_rustls::server::TlsStream;
 
-use crate::socket::Stream;
+use crate::socket::{Stream, Taken};
 
 /// The socket under TLS. During the handshake it delays failures until what the peer has sent is
 /// processed.
@@ -24,6 +24,7 @@ pub(super) struct Transport {
     is_handshaking: bool,
     /// The first failure, which has not been returned yet.
     failure: Option<io::Error>,
+    taken: Taken,
 }
 
 impl Transport {
@@ -32,6 +33,7 @@ impl Transport {
             stream,
             is_handshaking: true,
             failure: None,
+            taken: Taken::default(),
         }
     }
 
@@ -61,7 +63,7 @@ impl Transport {
             Some(failure) if self.is_handshaking => self.failure = Some(failure),
             Some(failure) => return Poll::Ready(Err(failure)),
             None => {
-                let polled = write(Pin::new(&mut self.stream));
+                let polled = self.taken.write(write(Pin::new(&mut self.stream)));
                 if let Some(polled) = self.delay(polled) {
                     return polled;
                 }
@@ -78,10 +80,14 @@ impl AsyncRead for Transport {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Some(failure) = this.failure.take() {
+        // After the handshake, bytes that arrived before the failure come first.
+        if this.is_handshaking
+            && let Some(failure) = this.failure.take()
+        {
             return Poll::Ready(Err(failure));
         }
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let Self { stream, taken, .. } = &mut *this;
+        let polled = taken.read(buffer, |buffer| Pin::new(stream).poll_read(cx, buffer));
         this.delay(polled).unwrap_or_else(|| {
             // An incomplete handshake reads again, and then fails.
             cx.waker().wake_by_ref();

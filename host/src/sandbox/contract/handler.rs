@@ -12,18 +12,20 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
+use tokio::time::sleep_until;
 use wasmtime::Store;
 use wasmtime::component::FutureReader;
 
-use super::{End, Fault, Served, within};
+use super::{End, Fault, PATIENCE, Served, within};
 use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types::{self, ErrorCode};
 use crate::buffer;
-use crate::half::{Half, Lent};
+use crate::deadlines::STALL;
+use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use crate::relay::{Relayed, relay};
 use crate::sandbox::state::State;
-use ends::Ends;
+use ends::{Ends, Heard};
 use halves::{Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
 
 pub(super) async fn serve<R, W>(
@@ -48,6 +50,7 @@ where
     store.data_mut().handles(peer.connection, &ends);
     let peer = types::Peer::from(peer);
     let (inbound_ended, inbound_end) = oneshot::channel();
+    let inbound_end = Heard::by_host(&ends, inbound_end);
     let producer = Producer {
         reader,
         ended: Ended(Some(inbound_ended)),
@@ -103,7 +106,7 @@ where
                     match relay(&mut reader, &mut writer, guest_is_done()).await {
                         Ok(Relayed::SoFar) => Served::Returned(reader, writer),
                         // Where it fails, the half says how.
-                        Ok(Relayed::ToTheEnd) | Err(_) => Served::Ended(End::Finished),
+                        Ok(Relayed::ToTheEnd | Relayed::Unwritable) | Err(_) => Served::Ended(End::Finished),
                     }
                 }
             })
@@ -142,11 +145,16 @@ where
         let Some(end) = drive_halves(inbound, outbound, end).await else {
             return End::Finished;
         };
-        if end == End::Finished && outbound.failure().is_none() {
-            tokio::select! {
-                biased;
-                () = ends.heard() => {}
-                () = guest_is_done => {}
+        if end == End::Finished {
+            if outbound.failure().or(inbound.failure()).is_some() {
+                // Boxed, since few connections come to it.
+                Box::pin(hear_out(inbound, ends, guest_is_done)).await;
+            } else {
+                tokio::select! {
+                    biased;
+                    () = ends.heard() => {}
+                    () = guest_is_done => {}
+                }
             }
         }
         // In a shared instance it may have come meanwhile.
@@ -162,7 +170,40 @@ where
     }
 }
 
-/// Waits until the host has nothing more to read and to write; `None` if the peer is found to be gone.
+/// Waits until the guest has read what arrived before its connection failed, and each part has
+/// heard how the half ended. A guest that takes no byte for [`PATIENCE`] has no more time.
+async fn hear_out<R>(inbound: &Half<R>, ends: &Ends, guest_is_done: impl Future<Output = ()>) {
+    let heard = async {
+        inbound.returned().await;
+        ends.heard_by_all().await;
+    };
+    tokio::select! {
+        biased;
+        () = heard => {}
+        () = guest_is_done => {}
+        () = takes_nothing(inbound) => {}
+    }
+}
+
+/// Waits until no byte has passed for [`PATIENCE`] from now.
+async fn takes_nothing<R>(inbound: &Half<R>) {
+    let mut since = tokio::time::Instant::now();
+    loop {
+        let at = since + PATIENCE;
+        sleep_until(at).await;
+        if at.elapsed() >= STALL {
+            // This process was stopped, or got no processor.
+            since = tokio::time::Instant::now();
+        } else if inbound.moved() > since {
+            since = inbound.moved();
+        } else {
+            return;
+        }
+    }
+}
+
+/// Waits until the host has nothing more to read and to write, and the guest with its outbound half
+/// if the connection failed; `None` if the peer is found to be gone.
 async fn drive_halves<R, W>(
     inbound: &Half<R>,
     outbound: &Half<W>,
@@ -201,21 +242,40 @@ where
     }
 }
 
+/// Tells the guest that the host ended the connection, unless it was told another end.
+struct Relaying(Ended);
+
+impl Drop for Relaying {
+    fn drop(&mut self) {
+        self.0.tell(Err(ErrorCode::ConnectionAborted));
+    }
+}
+
 /// Moves the bytes of a guest that has returned its inbound stream, and leaves the end to it, by `driving`.
 async fn relay_beside<R, W>(
     mut driving: Pin<&mut impl Future<Output = End>>,
     mut reader: Lent<R>,
     mut writer: Lent<W>,
-    mut ended: Ended,
+    ended: Ended,
 ) -> End
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let mut ended = Relaying(ended);
     let relaying = async {
         let relayed = relay(&mut reader, &mut writer, pending()).await;
-        ended.tell(relayed.map(drop).map_err(Into::into));
-        drop((reader, writer));
+        drop(writer);
+        let how = match relayed {
+            Ok(Relayed::Unwritable) => {
+                // The end of the half comes after what nobody takes any more.
+                let discarded = buffer::discard(&mut reader).await;
+                discarded.map_err(|error| Failure::from(&error).into())
+            }
+            relayed => relayed.map(drop).map_err(Into::into),
+        };
+        ended.0.tell(how);
+        drop(reader);
     };
     tokio::select! {
         biased;

@@ -36,6 +36,9 @@ pub(super) use command::START;
 pub(super) use migration::INTERFACE as MIGRATION;
 use session::Sessions;
 
+/// How long a guest whose connection has failed may take to read the next byte that arrived before.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The version of the package `inet:service` that this host serves.
 pub(super) const VERSION: &str = "0.1.0";
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use futures_util::poll;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 use wasmtime::Store;
 
 use super::migration;
 use super::session::{Happened, Next, Session};
-use super::{End, Fault};
+use super::{End, Fault, PATIENCE};
 use crate::buffer::{self, Chunk};
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
@@ -56,6 +57,8 @@ where
     let ticker = Arc::clone(store.data().ticker());
     let mut started = false;
     let mut ended = false;
+    // How a write has failed. No answer is written after that.
+    let mut gone = None;
     let mut happened = Happened::Opened;
     let mut offer = pin!(seldom(seat.offer()));
     loop {
@@ -72,6 +75,7 @@ where
         }
         match &happened {
             Happened::Ended(Err(_)) => return Ok(End::Finished),
+            Happened::Ended(Ok(())) if gone.is_some() => return Ok(End::Finished),
             Happened::Ended(Ok(())) => ended = true,
             _ => {}
         }
@@ -79,23 +83,34 @@ where
         if let Next::Reset(end) = answer.next {
             return Ok(end);
         }
-        let wrote = {
+        let was_gone = gone.is_some();
+        if !was_gone {
             let writing = pin!(writer.write_all(&answer.send));
-            out_of_turn(writing, || offer.set(seldom(seat.offer()))).await
-        };
+            let wrote = out_of_turn(writing, || offer.set(seldom(seat.offer()))).await;
+            gone = wrote.err().map(|error| Failure::from(&error));
+        }
         drop(answer.send);
+        if let Some(failure) = gone {
+            happened = match answer.next {
+                Next::Finish if was_gone => return Ok(End::Finished),
+                // It wants no more bytes, or there are none.
+                Next::Finish => Happened::Ended(Err(failure)),
+                _ if ended => Happened::Ended(Err(failure)),
+                // Boxed, since few connections come to it.
+                _ => Box::pin(remainder(&mut reader, failure)).await,
+            };
+            continue;
+        }
         let wait = match answer.next {
-            _ if wrote.is_err() => Wait::Nothing,
             Next::Finish => return Ok(End::Finished),
             Next::GoOn if ended => return Ok(End::Finished),
             Next::GoOn | Next::Reset(_) => Wait::Event(None),
             Next::WhenWritten => Wait::Nothing,
             Next::WakeAfter(time) => Wait::Event(Some(time)),
         };
-        happened = match (wrote, wait) {
-            (Err(error), _) => failed(&error),
-            (Ok(()), Wait::Nothing) => Happened::Written,
-            (Ok(()), Wait::Event(timer)) => {
+        happened = match wait {
+            Wait::Nothing => Happened::Written,
+            Wait::Event(timer) => {
                 outbound.owe(false);
                 let mut timer = pin!(seat.timer(timer));
                 let mut movable = true;
@@ -157,14 +172,16 @@ async fn next<R: AsyncRead + Unpin, O>(
     }
 }
 
+/// Reads the next bytes that arrived before a write failed with `failure`, or the end of the half.
+async fn remainder<R: AsyncRead + Unpin>(reader: &mut Lent<R>, failure: Failure) -> Happened {
+    let read = timeout(PATIENCE, buffer::read(reader)).await;
+    read.map_or(Happened::Ended(Err(failure)), received)
+}
+
 fn received(read: io::Result<Chunk>) -> Happened {
     match read {
         Ok(chunk) if chunk.is_empty() => Happened::Ended(Ok(())),
         Ok(chunk) => Happened::Received(chunk),
-        Err(error) => failed(&error),
+        Err(error) => Happened::Ended(Err(Failure::from(&error))),
     }
-}
-
-fn failed(error: &io::Error) -> Happened {
-    Happened::Ended(Err(Failure::from(error)))
 }

@@ -23,6 +23,8 @@ const INTERFACE: &str = "inet:service/ends@0.1.0";
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Ends {
     open: AtomicUsize,
+    /// The end that the host itself tells the part nearest the peer, while that part has not dropped its future.
+    own: AtomicUsize,
     refusal: OnceLock<ErrorCode>,
     /// For the task that drives the connection.
     changed: AtomicWaker,
@@ -34,6 +36,18 @@ impl Ends {
         poll_fn(|cx| {
             self.changed.register(cx.waker());
             match self.open.load(Acquire) {
+                0 => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    /// Waits until every part has heard it, and the part nearest the peer too.
+    pub(super) async fn heard_by_all(&self) {
+        poll_fn(|cx| {
+            self.changed.register(cx.waker());
+            match self.open.load(Acquire) + self.own.load(Acquire) {
                 0 => Poll::Ready(()),
                 _ => Poll::Pending,
             }
@@ -60,19 +74,31 @@ impl Ends {
 }
 
 /// An end that is not told or heard yet. Dropping it says that it is.
-struct Open(Arc<Ends>);
+struct Open {
+    ends: Arc<Ends>,
+    /// The counter of such ends.
+    count: fn(&Ends) -> &AtomicUsize,
+}
 
 impl Open {
+    /// An end that a middleware tells.
     fn new(ends: &Arc<Ends>) -> Self {
-        ends.open.fetch_add(1, Relaxed);
-        Self(Arc::clone(ends))
+        Self::counted(ends, |ends| &ends.open)
+    }
+
+    fn counted(ends: &Arc<Ends>, count: fn(&Ends) -> &AtomicUsize) -> Self {
+        count(ends).fetch_add(1, Relaxed);
+        Self {
+            ends: Arc::clone(ends),
+            count,
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, AcqRel) == 1 {
-            self.0.changed.wake();
+        if (self.count)(&self.ends).fetch_sub(1, AcqRel) == 1 {
+            self.ends.changed.wake();
         }
     }
 }
@@ -118,8 +144,8 @@ impl Told {
     fn tell(&mut self, how: HalfEnd) {
         if let Some((teller, open)) = self.teller.take() {
             if let Err(code) = how {
-                let _ = open.0.refusal.set(code);
-                open.0.changed.wake();
+                let _ = open.ends.refusal.set(code);
+                open.ends.changed.wake();
             }
             // A part that has dropped the future does not want to know.
             let _ = teller.send(how);
@@ -152,11 +178,21 @@ impl FutureConsumer<State> for Told {
     }
 }
 
-/// Resolves the future that the part behind the middleware reads.
-struct Heard {
+/// Resolves the future that a part reads.
+pub(super) struct Heard {
     how: oneshot::Receiver<HalfEnd>,
     /// Until the part has dropped its future: a value that was produced may not have reached it.
     _open: Open,
+}
+
+impl Heard {
+    /// For the part nearest the peer, which the host tells.
+    pub(super) fn by_host(ends: &Arc<Ends>, how: oneshot::Receiver<HalfEnd>) -> Self {
+        Self {
+            how,
+            _open: Open::counted(ends, |ends| &ends.own),
+        }
+    }
 }
 
 impl FutureProducer<State> for Heard {

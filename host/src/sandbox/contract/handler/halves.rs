@@ -14,6 +14,7 @@ use wasmtime::component::{
 };
 use wasmtime::{AsContextMut, StoreContextMut};
 
+use super::ends::Heard;
 use crate::bindings::service::inet::service::types::ErrorCode;
 use crate::buffer;
 use crate::half::Failure;
@@ -27,7 +28,7 @@ pub(super) type HalfEnd = Result<(), ErrorCode>;
 pub(super) fn inbound<R: AsyncRead + Unpin + Send + 'static>(
     mut store: impl AsContextMut<Data = State>,
     producer: Producer<R>,
-    end: oneshot::Receiver<HalfEnd>,
+    end: Heard,
 ) -> wasmtime::Result<(StreamReader<u8>, FutureReader<HalfEnd>, FutureAny)> {
     let stream = StreamReader::new(&mut store, producer)?;
     let end = FutureReader::new(&mut store, end)?;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::{Accessor, AccessorTask, StreamReader};
 use wasmtime::{AsContextMut, Store};
 
-use super::ends::Ends;
+use super::ends::{Ends, Heard};
 use super::halves::{self, Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
 use super::{drive, relay_beside};
 use crate::bindings::service::inet::service::types;
@@ -102,6 +102,7 @@ impl AccessorTask<State> for Visit {
         }
         link.take();
         let (inbound_ended, inbound_end) = oneshot::channel();
+        let inbound_end = Heard::by_host(&ends, inbound_end);
         let producer = Producer {
             reader,
             ended: Ended(Some(inbound_ended)),
