@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Client, Host, field, file, guest, noise, refused, until};
+use crate::harness::{CONT, Client, Host, field, file, guest, noise, refused, until};
 
 /// A host that serves with `service` behind `middlewares`, of which the first is nearest the peer.
 fn behind(service: &str, middlewares: &[&str], args: &[&str]) -> Host {
@@ -540,6 +540,33 @@ fn a_peer_that_resets_is_no_end_for_the_service() {
                 assert_eq!(host.outcome(), "peer-reset", "{middlewares:?} {args:?}");
                 assert!(!host.log().contains("Ok(())"), "{}", host.log());
             }
+        }
+    }
+}
+
+#[test]
+fn what_came_before_a_reset_is_heard_although_a_write_meets_the_reset_first() {
+    let said = b"123456789\n".repeat(6000);
+    let alone: &[&str] = &[];
+    for isolation in ISOLATIONS {
+        for middlewares in [alone].into_iter().chain(COMPOSITIONS) {
+            let args = ["--env", "ANSWER=between", "--isolation", isolation];
+            let host = behind("upload", middlewares, &args);
+            let case = format!("{middlewares:?} {isolation}");
+            let sent = pack(middlewares, &said);
+            let client = host.connect();
+            host.pause();
+            client.send(&sent);
+            client.reset();
+            host.signal(CONT);
+            let (heard, outcome) = said_and_outcome(&host);
+            assert_eq!(heard, "60000 bytes, Err(ErrorCode::ConnectionReset)", "{case}");
+            assert_eq!(outcome, "peer-reset", "{case}");
+            let log = host.log();
+            assert!(
+                log.contains(&format!("bytes_in={} ", sent.len())),
+                "{case}: {log}"
+            );
         }
     }
 }

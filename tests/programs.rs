@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use crate::harness::tools::{or_skip, tool};
-use crate::harness::{Client, HOST, HUP, Host, TERM, command, field, file, guest, scratch, with_cache};
+use crate::harness::{CONT, Client, HOST, HUP, Host, TERM, command, field, file, guest, scratch, with_cache};
 
 /// Has the program run an errand, and gives its answer.
 fn errand(client: &Client, errand: &str) -> String {
@@ -445,5 +445,43 @@ fn calls_of_modules_are_bounded() {
         ),
     ] {
         assert_eq!(status(name, body).1, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_module_reads_what_came_before_a_reset_and_then_an_error() {
+    // Answers each read, whatever comes of it, and says how reading has ended.
+    let text = r#"(module
+        (import "wasi_snapshot_preview1" "fd_read"
+            (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write"
+            (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 32) "end\nerror\n")
+        (func $say (param $fd i32) (param $at i32) (param $len i32)
+            (i32.store (i32.const 0) (local.get $at))
+            (i32.store (i32.const 4) (local.get $len))
+            (drop (call $write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 8))))
+        (func (export "_start")
+            (loop $more
+                (i32.store (i32.const 0) (i32.const 1024))
+                (i32.store (i32.const 4) (i32.const 1000))
+                (if (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8))
+                    (then (call $say (i32.const 2) (i32.const 36) (i32.const 6)) return))
+                (if (i32.eqz (i32.load (i32.const 8)))
+                    (then (call $say (i32.const 2) (i32.const 32) (i32.const 4)) return))
+                (call $say (i32.const 1) (i32.const 32) (i32.const 4))
+                (br $more))))"#;
+    let module = file("reads-on.wasm", wat::parse_str(text).unwrap());
+    let host = Host::with(&module, &[]);
+    let client = host.connect();
+    host.pause();
+    client.send([b'x'; 50_000]);
+    client.reset();
+    host.signal(CONT);
+    let lines = [(); 2].map(|()| host.line_of(&["guest output", "connection ended"]));
+    let has = |text: &str| lines.iter().any(|line| line.contains(text));
+    for text in ["stderr=\"error\"", "bytes_in=50000 ", "outcome=\"peer-reset\""] {
+        assert!(has(text), "{text}: {lines:?}");
     }
 }

@@ -19,7 +19,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::harness::tools;
-use crate::harness::{Client, DEADLINE, Done, HUP, Host, field, noise, refused, replace, scratch, until};
+use crate::harness::{
+    CONT, Client, DEADLINE, Done, HUP, Host, field, noise, refused, replace, scratch, until,
+};
 
 /// An authority with a directory for what it issues.
 pub struct Authority {
@@ -663,6 +665,34 @@ fn a_peer_that_sends_an_alert_resets() {
         client.conn.write_tls(&mut client.sock).unwrap();
     }
     assert_eq!(host.outcome(), "peer-reset");
+}
+
+#[test]
+fn what_came_before_a_reset_is_heard_although_a_write_meets_the_reset_first() {
+    for isolation in ["connection", "service"] {
+        let args = ["--env", "ANSWER=between", "--isolation", isolation];
+        let (authority, _, host) = served(&format!("reset-{isolation}"), "upload", &args);
+        for whole in [false, true] {
+            let mut client = authority.client().connects(&host).unwrap();
+            host.pause();
+            client.write_all(&[b'x'; 40_000]).unwrap();
+            if whole {
+                client.conn.send_close_notify();
+                client.conn.write_tls(&mut client.sock).unwrap();
+            }
+            Client(client.sock).reset();
+            host.signal(CONT);
+            let lines = [(); 2].map(|()| host.line_of(&["guest output", "connection ended"]));
+            let has = |text: &str| lines.iter().any(|line| line.contains(text));
+            let end = if whole {
+                "Ok(())"
+            } else {
+                "Err(ErrorCode::ConnectionReset)"
+            };
+            assert!(has(&format!("\"40000 bytes, {end}\"")), "{isolation}: {lines:?}");
+            assert!(has("outcome=\"peer-reset\""), "{isolation}: {lines:?}");
+        }
+    }
 }
 
 #[test]

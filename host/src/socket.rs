@@ -175,7 +175,8 @@ impl Taken {
         let before = buffer.filled().len();
         let result = ready!(read(buffer));
         match &result {
-            Ok(()) if buffer.filled().len() == before && buffer.remaining() > 0 => match self.0.load(Acquire) {
+            Ok(()) if buffer.filled().len() == before && buffer.remaining() > 0 => match self.0.load(Acquire)
+            {
                 0 => {}
                 code => return Poll::Ready(Err(io::Error::from_raw_os_error(code))),
             },
@@ -290,3 +291,6 @@ impl AsyncWrite for Writer {
         polled
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -347,6 +347,22 @@ impl Host {
         signal(&self.child, number);
     }
 
+    /// Stops the process, and waits until none of its threads runs. [`CONT`] continues it.
+    pub fn pause(&self) {
+        self.signal(STOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        until("the host is stopped", || {
+            fs::read_dir(&tasks).unwrap().all(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat"));
+                // The state follows the name, which is in parentheses.
+                stat.is_ok_and(|stat| {
+                    stat.rsplit_once(") ")
+                        .is_some_and(|(_, rest)| rest.starts_with('T'))
+                })
+            })
+        });
+    }
+
     /// Asks the host to drain and waits until it has.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(TERM);

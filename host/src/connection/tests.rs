@@ -288,3 +288,61 @@ async fn a_connection_that_is_done_waits_for_its_peer_but_not_for_ever() {
     );
     drop(far);
 }
+
+/// A reader of these pieces, which then ends or is reset.
+struct Pieces(Vec<&'static [u8]>, bool);
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(piece) = self.0.pop() {
+            buffer.put_slice(piece);
+        } else if self.1 {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A writer of a connection that has failed.
+struct Failed(io::ErrorKind);
+
+impl AsyncWrite for Failed {
+    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, _bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(self.0.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(self.0.into()))
+    }
+}
+
+#[tokio::test]
+async fn a_session_receives_what_came_before_its_write_failed() {
+    let generation = generation("lines-session").await;
+    for (error, reset) in [
+        (io::ErrorKind::ConnectionReset, true),
+        (io::ErrorKind::BrokenPipe, false),
+    ] {
+        let reader = Pieces(vec![b"three\n", b"two\n", b"one\n"], reset);
+        let report = serve(
+            &generation,
+            &peer(),
+            half(reader),
+            half(Failed(error)),
+            &limits(),
+            pending(),
+        )
+        .await;
+        assert_eq!(report.outcome, Outcome::PeerReset);
+        assert_eq!((report.bytes_in, report.bytes_out), (14, 0));
+        assert_eq!(report.at_end.peer_ended, !reset);
+    }
+}

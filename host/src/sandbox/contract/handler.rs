@@ -2,6 +2,7 @@
 //! outbound half.
 
 pub(in crate::sandbox) mod ends;
+mod failed;
 mod halves;
 pub(in crate::sandbox) mod shared;
 
@@ -12,20 +13,19 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
-use tokio::time::sleep_until;
 use wasmtime::Store;
 use wasmtime::component::FutureReader;
 
-use super::{End, Fault, PATIENCE, Served, within};
+use super::{End, Fault, Served, within};
 use crate::bindings::service::ServicePre;
 use crate::bindings::service::inet::service::types::{self, ErrorCode};
 use crate::buffer;
-use crate::deadlines::STALL;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use crate::relay::{Relayed, relay};
 use crate::sandbox::state::State;
 use ends::{Ends, Heard};
+use failed::hear_out;
 use halves::{Consumer, EndConsumer, Ended, HalfEnd, Never, Producer};
 
 pub(super) async fn serve<R, W>(
@@ -167,38 +167,6 @@ where
         biased;
         code = ends.refused(counts) => code.into(),
         end = driving => end,
-    }
-}
-
-/// Waits until the guest has read what arrived before its connection failed, and each part has
-/// heard how the half ended. A guest that takes no byte for [`PATIENCE`] has no more time.
-async fn hear_out<R>(inbound: &Half<R>, ends: &Ends, guest_is_done: impl Future<Output = ()>) {
-    let heard = async {
-        inbound.returned().await;
-        ends.heard_by_all().await;
-    };
-    tokio::select! {
-        biased;
-        () = heard => {}
-        () = guest_is_done => {}
-        () = takes_nothing(inbound) => {}
-    }
-}
-
-/// Waits until no byte has passed for [`PATIENCE`] from now.
-async fn takes_nothing<R>(inbound: &Half<R>) {
-    let mut since = tokio::time::Instant::now();
-    loop {
-        let at = since + PATIENCE;
-        sleep_until(at).await;
-        if at.elapsed() >= STALL {
-            // This process was stopped, or got no processor.
-            since = tokio::time::Instant::now();
-        } else if inbound.moved() > since {
-            since = inbound.moved();
-        } else {
-            return;
-        }
     }
 }
 
