@@ -5,6 +5,50 @@ use std::net::Shutdown;
 
 use crate::harness::{Client, HUP, Host, Place, again, field, guest, refused, text_guest, text_module};
 
+/// `memory.rs` has what the host keeps for it.
+mod amass {
+    use super::*;
+
+    #[test]
+    fn traps_with_one_handle_too_many() {
+        let host = Host::serving("amass", &[]);
+        let client = host.connect();
+        client.send("sleeps 9000\n");
+        client.expect("9000\n");
+        client.send("sleeps 1000\n");
+        client.expect_reset();
+        assert_eq!(host.outcome(), "guest-trap");
+    }
+}
+
+/// `memory.rs` has what the host keeps for it, and `docs/limits.md` how long its calls take.
+mod lengthy {
+    use super::*;
+
+    #[test]
+    fn traps_at_a_list_that_is_too_long() {
+        let host = Host::serving("lengthy", &[]);
+        for (call, traps) in [
+            ("poll 9000", false),
+            ("poll 11000", true),
+            ("poll-each 4900", false),
+            ("poll-each 5100", true),
+            ("zeroes 16384", false),
+            ("zeroes 16385", true),
+        ] {
+            let client = host.connect();
+            client.send(format!("{call}\n"));
+            if traps {
+                client.expect_reset();
+                assert_eq!(host.outcome(), "guest-trap", "{call}");
+            } else {
+                let times = client.line();
+                assert_eq!(times.split(' ').count(), 2, "{call}: {times}");
+            }
+        }
+    }
+}
+
 mod afterwards {
     use super::*;
 

@@ -31,6 +31,7 @@ mod languages;
 mod lifts;
 mod limits;
 mod log;
+mod memory;
 mod middleware;
 mod migrate;
 mod preinit;

@@ -29,8 +29,8 @@ const MAX_LINES: u32 = 1000;
 const MAX_RATE: u32 = 4000;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Bytes that a guest may write at once.
-const PERMIT: usize = 64 << 10;
+/// Bytes that a guest may write at once. They can be as many lines, of which each takes time.
+const PERMIT: usize = 16 << 10;
 
 /// Whose guest writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

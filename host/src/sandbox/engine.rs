@@ -193,6 +193,11 @@ impl Engine {
         })
     }
 
+    /// Whether its guests may use the concurrency of the component model.
+    pub(super) fn concurrency(&self) -> Concurrency {
+        self.needs.concurrency
+    }
+
     pub(super) fn engine(&self) -> &wasmtime::Engine {
         self.linker.engine()
     }

@@ -5,8 +5,9 @@
 //! nor the address space that the host could reserve matters.
 
 use wasmparser::{
-    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef,
-    ElementItems, Encoding, Import, Instance, MemoryType, Parser, Payload, TypeRef,
+    CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
+    ComponentOuterAliasKind, ComponentTypeRef, ElementItems, Encoding, Import, Instance, MemoryType, Parser,
+    Payload, TypeRef,
 };
 
 use super::load_error::Refusal;
@@ -20,6 +21,10 @@ pub(super) const MAX_TABLE_ELEMENTS: u64 = TABLE_ELEMENTS << 6;
 
 /// Bytes of one memory: what a 32-bit memory can have.
 pub(super) const MAX_MEMORY: u64 = 1 << 32;
+
+/// Components in an instance that have functions, if some of them call others concurrently. Each can
+/// keep a stack while it waits for the host.
+pub(super) const MAX_CONCURRENT_PARTS: u32 = 16;
 
 /// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its
 /// functions, globals and imports.
@@ -42,6 +47,10 @@ pub(super) struct Extent {
     memory: u64,
     /// Bytes that wasmtime keeps for it beside memories and tables.
     metadata: u64,
+    /// Components that have functions.
+    callable: u32,
+    /// Whether a component calls functions concurrently.
+    calls_concurrently: bool,
     /// Instances of modules that are imported, or that come out of an instance.
     unknown_modules: u32,
     /// Something that it uses and that the host does not offer.
@@ -77,10 +86,16 @@ impl Extent {
             return Err(Refusal::Unsupported(what.to_owned()));
         }
         let parts = u64::from(MAX_PARTS);
+        let concurrent = if self.calls_concurrently { self.callable } else { 0 };
         for (what, found, max) in [
             ("core instances", u64::from(self.core_instances), parts),
             ("memories", self.memories.into(), parts),
             ("tables", self.tables.into(), parts),
+            (
+                "components that call each other concurrently",
+                concurrent.into(),
+                MAX_CONCURRENT_PARTS.into(),
+            ),
             ("elements in a table", self.table_elements, MAX_TABLE_ELEMENTS),
             ("bytes in a memory", self.memory, MAX_MEMORY),
             (
@@ -105,9 +120,13 @@ impl Extent {
             table_elements,
             memory,
             metadata,
+            callable,
+            calls_concurrently,
             unknown_modules,
             not_offered,
         } = part;
+        self.callable = self.callable.saturating_add(*callable);
+        self.calls_concurrently |= *calls_concurrently;
         self.core_instances = self.core_instances.saturating_add(*core_instances);
         self.memories = self.memories.saturating_add(*memories);
         self.tables = self.tables.saturating_add(*tables);
@@ -127,6 +146,8 @@ impl Extent {
             table_elements: self.table_elements.max(other.table_elements),
             memory: self.memory.max(other.memory),
             metadata: self.metadata.max(other.metadata),
+            callable: self.callable.max(other.callable),
+            calls_concurrently: self.calls_concurrently || other.calls_concurrently,
             unknown_modules: 0,
             not_offered: self.not_offered.or(other.not_offered),
         }
@@ -223,6 +244,8 @@ struct Levels {
 #[derive(Default)]
 struct Level {
     is_module: bool,
+    /// Whether it has functions of its own that can be called.
+    lifts: bool,
     /// The size of its instance.
     extent: Extent,
     /// The modules and components of its index spaces, by the sizes of their instances. `None` is
@@ -369,10 +392,31 @@ impl Level {
                     }
                 }
             }
-            Payload::ComponentCanonicalSection(section) => self.extent.add_items(section.count()),
+            Payload::ComponentCanonicalSection(section) => {
+                self.extent.add_items(section.count());
+                for function in section.clone() {
+                    self.see_function(&function?);
+                }
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    fn see_function(&mut self, function: &CanonicalFunction) {
+        match function {
+            CanonicalFunction::Lift { .. } if !self.lifts => {
+                self.lifts = true;
+                self.extent.callable = self.extent.callable.saturating_add(1);
+            }
+            CanonicalFunction::Lower { options, .. } => {
+                let concurrent = options
+                    .iter()
+                    .any(|option| matches!(option, CanonicalOption::Async));
+                self.extent.calls_concurrently |= concurrent;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -452,6 +496,32 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn components_that_call_each_other_concurrently_are_few() {
+        let of_parts = |parts: usize, call: &str| {
+            let waits = format!(
+                "(component $waits (import \"f\" (func $f async))
+                    (core func $call (canon lower (func $f) {call}))
+                    (core module $m (func (export \"g\")))
+                    (core instance $i (instantiate $m))
+                    (func (export \"g\") async (canon lift (core func $i \"g\")))
+                    (func (export \"h\") async (canon lift (core func $i \"g\"))))"
+            );
+            let parts = "(instance (instantiate $waits (with \"f\" (func $f))))".repeat(parts);
+            of(&format!(
+                "(component {waits} (import \"f\" (func $f async)) {parts})"
+            ))
+        };
+        assert!(of_parts(16, "async").check().is_ok());
+        let refusal = of_parts(17, "async").check().unwrap_err().to_string();
+        assert!(
+            refusal.contains("17 components that call each other"),
+            "{refusal}"
+        );
+        // Without concurrent calls, one stack is enough for all of them.
+        assert!(of_parts(17, "").check().is_ok());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod facts;
 mod file_threads;
 mod generation;
 mod grants;
+mod handles;
 mod leash;
 mod load_error;
 mod meter;

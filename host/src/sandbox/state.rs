@@ -18,24 +18,11 @@ use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
 use super::file_threads::FileThreads;
 use super::grants::{Granted, Opened};
+use super::handles::Handles;
 use super::seat::Ending;
 use super::sockets::Held;
 use super::ticker::Ticker;
 use crate::cost::Cost;
-
-/// Handles that a guest may hold at once. Beyond it, it traps.
-const MAX_HANDLES: usize = 10_000;
-
-/// The same for a guest that has files or sockets, of which each keeps a descriptor of the host.
-const MAX_HANDLES_WITH_GRANTS: usize = 256;
-
-/// Handles beyond these for each connection that an instance may have: the ends of its streams and futures, and what the
-/// guest waits for them by, with room for as many of the guest's own.
-const HANDLES_OF_A_CONNECTION: usize = 16;
-
-/// Bytes that a guest may pass to the host in one call. Beyond it, it traps. A write to a stream is not bounded
-/// by it, since its bytes stay in the guest's memory.
-const MAX_CALL_BYTES: usize = 1 << 20;
 
 /// What the host keeps for one instance: what WASI needs, and how much memory the instance has taken.
 pub(super) struct State {
@@ -84,20 +71,19 @@ impl State {
     ) -> Store<Self> {
         let granted = Arc::clone(&engine.granted);
         let is_shared = matches!(speaker, Speaker::Instance(_));
-        let more = if is_shared {
-            let connections = engine.limits.max_connections.get();
-            connections.saturating_mul(HANDLES_OF_A_CONNECTION)
+        let share = if is_shared {
+            engine.limits.max_connections.get()
         } else {
             0
         };
-        let handles = MAX_HANDLES.saturating_add(more);
-        let of_host = if granted.has_dirs() || granted.has_outbound() {
-            MAX_HANDLES_WITH_GRANTS.saturating_add(more)
-        } else {
-            handles
-        };
+        let handles = Handles::of(
+            engine.limits.max_memory,
+            share,
+            granted.has_dirs() || granted.has_outbound(),
+            engine.concurrency(),
+        );
         let mut table = ResourceTable::new();
-        table.set_max_capacity(of_host);
+        table.set_max_capacity(handles.of_wasi);
         let sockets = granted
             .sockets()
             .map(|sockets| Held::new(Arc::clone(sockets), is_shared));
@@ -127,8 +113,11 @@ impl State {
         };
         let mut store = Store::new(engine.engine(), state);
         store.limiter(|state| &mut state.memory);
-        store.set_max_component_handles(handles);
-        store.set_hostcall_fuel(MAX_CALL_BYTES);
+        store.set_max_component_handles(handles.all);
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(handles.concurrent);
+        }
+        store.set_hostcall_fuel(handles.call_bytes);
         store.epoch_deadline_callback(|mut store| store.data_mut().interrupt());
         store.set_epoch_deadline(1);
         store

@@ -1,0 +1,149 @@
+//! Has the host keep as many things for it as it is told to, as a program for WASI 0.3 that uses WASI 0.2 too.
+//!
+//! A line of standard input is a word and a number. The program makes that many of what the word
+//! names, keeps all of them, and answers with the number. `drop WORD` lets go of each at once.
+
+use std::future::poll_fn;
+use std::mem::forget;
+use std::pin::Pin;
+use std::task::Poll;
+
+use wasip2::cli::stdin::get_stdin;
+use wasip2::cli::stdout::get_stdout;
+use wasip2::clocks::monotonic_clock::subscribe_duration;
+use wasip3::cli::{stderr, stdin, stdout};
+use wasip3::clocks::monotonic_clock::wait_for;
+use wasip3::filesystem::preopens::get_directories;
+use wasip3::filesystem::types::{Descriptor, DescriptorFlags, OpenFlags, PathFlags};
+use wasip3::wit_bindgen::StreamReader;
+use wasip3::{wit_future, wit_stream};
+
+/// Nanoseconds for which nobody waits.
+const FOR_EVER: u64 = 1 << 60;
+
+/// Bytes of a path that is too long for every system.
+const PATH: usize = 512 << 10;
+
+#[link(wasm_import_module = "$root")]
+unsafe extern "C" {
+    #[link_name = "[waitable-set-new]"]
+    fn waitable_set_new() -> u32;
+    #[link_name = "[waitable-set-drop]"]
+    fn waitable_set_drop(set: u32);
+}
+
+struct Amass;
+
+impl wasip3::exports::cli::run::Guest for Amass {
+    async fn run() -> Result<(), ()> {
+        let (mut input, _end) = stdin::read_via_stream();
+        while let Some(line) = line(&mut input).await {
+            let mut words = line.rsplit(' ');
+            let count = words.next().and_then(|count| count.parse().ok()).unwrap_or(0);
+            let kind = words.next().unwrap_or_default();
+            let keeps = words.next().is_none();
+            for _ in 0..count {
+                make(kind, keeps).await;
+            }
+            let answer = format!("{count}\n");
+            get_stdout().blocking_write_and_flush(answer.as_bytes()).unwrap();
+        }
+        Ok(())
+    }
+}
+
+/// A line of standard input, without its end.
+async fn line(input: &mut StreamReader<u8>) -> Option<String> {
+    let mut line = Vec::new();
+    loop {
+        match input.next().await? {
+            b'\n' => return String::from_utf8(line).ok(),
+            byte => line.push(byte),
+        }
+    }
+}
+
+/// Makes one of a kind, and keeps it if `keeps`.
+async fn make(kind: &str, keeps: bool) {
+    match kind {
+        "sleeps" => begin(wait_for(FOR_EVER), keeps).await,
+        "streams" => done(wit_stream::new::<u8>(), keeps),
+        "futures" => done(wit_future::new::<Result<(), stdin::ErrorCode>>(|| Ok(())), keeps),
+        "sets" => {
+            // SAFETY: both are functions of the component model, which check what they are given.
+            let set = unsafe { waitable_set_new() };
+            if !keeps {
+                // SAFETY: as above.
+                unsafe { waitable_set_drop(set) };
+            }
+        }
+        "reads" => {
+            let (writer, mut reader) = wit_stream::new::<u8>();
+            begin(async move { reader.read(Vec::with_capacity(1)).await }, keeps).await;
+            done(writer, keeps);
+        }
+        "writes" => {
+            let (mut writer, reader) = wit_stream::new::<u8>();
+            begin(async move { writer.write(vec![b'x'; 1]).await }, keeps).await;
+            done(reader, keeps);
+        }
+        "inputs" => done(stdin::read_via_stream(), keeps),
+        "input-reads" => {
+            let (mut reader, end) = stdin::read_via_stream();
+            begin(async move { reader.read(Vec::with_capacity(1)).await }, keeps).await;
+            done(end, keeps);
+        }
+        "outputs" => {
+            let (mut writer, reader) = wit_stream::new::<u8>();
+            done(stdout::write_via_stream(reader), keeps);
+            begin(async move { writer.write(vec![b'x'; 1]).await }, keeps).await;
+        }
+        "errors" => {
+            let (writer, reader) = wit_stream::new::<u8>();
+            done(stderr::write_via_stream(reader), keeps);
+            done(writer, keeps);
+        }
+        // In the first directory, if there is one.
+        "fifos" => begin(open("fifo".to_owned()), keeps).await,
+        "paths" => begin(open("x".repeat(PATH)), keeps).await,
+        "memory" => done(vec![1_u8; 64 << 10], keeps),
+        "pollables" => done(subscribe_duration(FOR_EVER), keeps),
+        "input-handles" => done(get_stdin(), keeps),
+        "output-handles" => done(get_stdout(), keeps),
+        _ => {}
+    }
+}
+
+/// Opens a file of the first directory.
+async fn open(path: String) {
+    if let Some((dir, _)) = get_directories().into_iter().next() {
+        let dir: Descriptor = dir;
+        let _ = dir
+            .open_at(
+                PathFlags::empty(),
+                path,
+                OpenFlags::empty(),
+                DescriptorFlags::READ,
+            )
+            .await;
+    }
+}
+
+fn done<T>(what: T, keeps: bool) {
+    if keeps {
+        forget(what);
+    }
+}
+
+/// Starts something that waits.
+async fn begin<T>(future: impl Future<Output = T> + 'static, keeps: bool) {
+    let mut future: Pin<Box<dyn Future<Output = T>>> = Box::pin(future);
+    poll_fn(|cx| {
+        let _ = future.as_mut().poll(cx);
+        Poll::Ready(())
+    })
+    .await;
+    done(future, keeps);
+}
+
+wasip3::cli::command::export!(Amass);

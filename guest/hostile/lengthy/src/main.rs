@@ -1,0 +1,140 @@
+//! Makes calls to the host that are as long as it is told to, as a program for WASI 0.2.
+//!
+//! A line of standard input is a word and a number. The program makes a few calls of that size, and
+//! answers with the microseconds that the fastest and the slowest of them took. `hold WORD
+//! NUMBER` makes that many handles instead, keeps all of them, and answers with the number.
+
+use std::io::{BufRead, Result, Write, stdin, stdout};
+use std::mem::forget;
+
+use wasip2::cli::stderr::get_stderr;
+use wasip2::cli::stdin::get_stdin;
+use wasip2::cli::stdout::get_stdout;
+use wasip2::clocks::monotonic_clock::{now, subscribe_duration};
+use wasip2::filesystem::preopens::get_directories;
+use wasip2::filesystem::types::PathFlags;
+use wasip2::io::poll::{Pollable, poll};
+use wasip2::random::random::get_random_bytes;
+
+/// Nanoseconds for which nobody waits.
+const FOR_EVER: u64 = 1 << 60;
+
+/// Calls of one size.
+const CALLS: usize = 10;
+
+fn main() -> Result<()> {
+    for line in stdin().lock().lines() {
+        let line = line?;
+        let mut words = line.rsplit(' ');
+        let number = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+        let word = words.next().unwrap_or_default();
+        let answer = if words.next() == Some("hold") {
+            (0..number).for_each(|_| hold(word));
+            number.to_string()
+        } else {
+            let (fastest, slowest) = call(word, number);
+            format!("{fastest} {slowest}")
+        };
+        println!("{answer}");
+        stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// Makes a handle, or takes 64 KiB of memory, and keeps it.
+fn hold(word: &str) {
+    match word {
+        "listings" => {
+            if let Some((dir, _)) = get_directories().first() {
+                forget(dir.read_directory());
+            }
+        }
+        "memory" => forget(vec![1_u8; 64 << 10]),
+        "pollables" => forget(subscribe_duration(FOR_EVER)),
+        "inputs" => forget(get_stdin()),
+        "outputs" => forget(get_stdout()),
+        "input-pollables" => forget(get_stdin().subscribe()),
+        _ => {}
+    }
+}
+
+/// Makes calls of this size, and returns how long they took.
+fn call(word: &str, size: usize) -> (u64, u64) {
+    match word {
+        // The same pollable many times.
+        "poll" => {
+            let ready = subscribe_duration(0);
+            let list = vec![&ready; size];
+            times(|| drop(poll(&list)))
+        }
+        // Many pollables, of which one is ready.
+        "poll-each" => {
+            let mut list: Vec<Pollable> = (1..size).map(|_| subscribe_duration(FOR_EVER)).collect();
+            list.push(subscribe_duration(0));
+            let list: Vec<_> = list.iter().collect();
+            times(|| drop(poll(&list)))
+        }
+        "random" => times(|| drop(get_random_bytes(size as u64))),
+        "path" => {
+            let path = "x".repeat(size);
+            let dirs = get_directories();
+            times(|| {
+                if let Some((dir, _)) = dirs.first() {
+                    let _ = dir.stat_at(PathFlags::empty(), &path);
+                }
+            })
+        }
+        // One whose every part is looked up.
+        "deep-path" => {
+            let path = "./".repeat(size / 2);
+            let dirs = get_directories();
+            times(|| {
+                if let Some((dir, _)) = dirs.first() {
+                    let _ = dir.stat_at(PathFlags::empty(), &path);
+                }
+            })
+        }
+        "list" => {
+            let dirs = get_directories();
+            times(|| {
+                if let Some((dir, _)) = dirs.first() {
+                    drop(dir.read_directory());
+                }
+            })
+        }
+        "errors" => {
+            let (errors, bytes) = (get_stderr(), vec![b'\n'; size]);
+            times(|| {
+                let _ = errors.check_write().and_then(|_| errors.write(&bytes));
+            })
+        }
+        "zeroes" => {
+            let errors = get_stderr();
+            times(|| {
+                let _ = errors.write_zeroes(size as u64);
+            })
+        }
+        "grow" => {
+            let pages = size >> 16;
+            times(|| {
+                std::arch::wasm32::memory_grow(0, pages);
+            })
+        }
+        // One instruction. The slowest is the first, which touches memory that was not in use yet.
+        "fill" => times(|| drop(std::hint::black_box(vec![1_u8; size]))),
+        _ => (0, 0),
+    }
+}
+
+/// The fastest and the slowest of some calls, in microseconds.
+fn times(mut call: impl FnMut()) -> (u64, u64) {
+    let (mut fastest, mut slowest) = (u64::MAX, 0);
+    for _ in 0..CALLS {
+        let start = now();
+        call();
+        let time = (now() - start) / 1000;
+        fastest = fastest.min(time);
+        slowest = slowest.max(time);
+    }
+    (fastest, slowest)
+}

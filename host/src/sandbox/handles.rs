@@ -1,0 +1,116 @@
+//! How many handles a guest may hold, and so how much the host keeps for them.
+//!
+//! A handle costs a guest nothing of its own memory, and the host up to 1,280 bytes: those of a call
+//! of WASI 0.3 that waits for a clock. So a guest with less memory may hold fewer.
+//!
+//! A call of WASI 0.3 that waits for a file keeps its path as well. So a guest that may have files
+//! passes less in one call, and holds fewer handles.
+
+use super::needs::Concurrency;
+
+/// Handles of one instance, however much memory it may have. With one more, it traps.
+const MAX: usize = 10_000;
+
+/// Handles of one instance, however little memory it may have.
+const MIN: usize = 256;
+
+/// Bytes of `--max-memory` for each handle.
+const SHARE: usize = 4 << 10;
+
+/// Bytes that the host keeps for a handle, at most. `memory.rs` of the tests measures them.
+#[cfg(test)]
+const BYTES: usize = 1280;
+
+/// Entries of WASI for a guest that has files or sockets, of which each keeps a descriptor of the
+/// host.
+const MAX_GRANTED: usize = 256;
+
+/// Handles of all kinds for a guest that has files or sockets and makes calls concurrently.
+const MAX_CONCURRENT_GRANTED: usize = 512;
+
+/// Bytes that a guest may pass to the host in one call. With more, it traps. A write to a stream is
+/// not bounded by it, since its bytes stay in the guest's memory.
+const CALL_BYTES: usize = 1 << 20;
+
+/// The same for a guest that has files or sockets and makes calls concurrently: what a stream of
+/// WASI 0.2 takes in one call, and a path.
+const CALL_BYTES_GRANTED: usize = (64 << 10) + (4 << 10);
+
+/// Handles beyond these for each connection that an instance may have: the ends of its streams and futures, and what the
+/// guest waits for them by, with room for as many of the guest's own.
+const PER_CONNECTION: usize = 16;
+
+/// Entries that wasmtime keeps for a handle, at most: a task, its thread and its set of waitables.
+const ENTRIES: usize = 3;
+
+/// Entries of the calls that the host itself makes.
+const ENTRIES_OF_HOST: usize = 64;
+
+/// The bounds of one instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Handles {
+    /// Handles of the guest, of all kinds.
+    pub(super) all: usize,
+    /// Entries in the table of WASI: streams, files, sockets, and what waits for them.
+    pub(super) of_wasi: usize,
+    /// Entries in the table of wasmtime: tasks, streams, futures, and what waits for them. This
+    /// bounds what has no handle any more.
+    pub(super) concurrent: usize,
+    /// Bytes that the guest may pass to the host in one call.
+    pub(super) call_bytes: usize,
+}
+
+impl Handles {
+    /// The bounds of an instance with `max_memory` bytes. `share` is the number of connections that
+    /// may share it, or 0. `granted` says whether it may have files or sockets.
+    pub(super) fn of(max_memory: usize, share: usize, granted: bool, concurrency: Concurrency) -> Self {
+        let more = share.saturating_mul(PER_CONNECTION);
+        let own = (max_memory / SHARE).clamp(MIN, MAX);
+        let (all, call_bytes) = match concurrency {
+            Concurrency::With if granted => (own.min(MAX_CONCURRENT_GRANTED), CALL_BYTES_GRANTED),
+            _ => (own, CALL_BYTES),
+        };
+        let of_wasi = if granted { MAX_GRANTED } else { all };
+        let all = all.saturating_add(more);
+        Self {
+            all,
+            of_wasi: of_wasi.saturating_add(more),
+            concurrent: all.saturating_mul(ENTRIES).saturating_add(ENTRIES_OF_HOST),
+            call_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_with_less_memory_holds_fewer() {
+        let all = |max_memory| Handles::of(max_memory, 0, false, Concurrency::With).all;
+        assert_eq!(all(64 << 20), 10_000);
+        assert_eq!(all(usize::MAX), 10_000);
+        assert_eq!(all(4 << 20), 1024);
+        assert_eq!(all(0), 256);
+        for mebibytes in 1..64 {
+            let memory = mebibytes << 20;
+            assert!(all(memory) * BYTES <= memory / 3, "{mebibytes} MiB");
+        }
+    }
+
+    #[test]
+    fn calls_that_wait_for_files_keep_little() {
+        let of = |concurrency| Handles::of(64 << 20, 0, true, concurrency);
+        let plain = of(Concurrency::Without);
+        assert_eq!((plain.all, plain.of_wasi), (10_000, 256));
+        let concurrent = of(Concurrency::With);
+        assert_eq!((concurrent.all, concurrent.of_wasi), (512, 256));
+        assert!(concurrent.all * concurrent.call_bytes <= 34 << 20);
+    }
+
+    #[test]
+    fn connections_of_a_shared_instance_bring_handles_of_their_own() {
+        let handles = Handles::of(1 << 20, 100, true, Concurrency::With);
+        assert_eq!((handles.all, handles.of_wasi), (256 + 1600, 256 + 1600));
+    }
+}

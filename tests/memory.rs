@@ -1,0 +1,196 @@
+//! What the host keeps for one connection, whatever its guest does. `docs/limits.md` lists the bounds.
+
+use std::fs;
+use std::process::Command;
+
+use crate::harness::{Client, Host, field, file, refused, scratch};
+
+/// Connections at once, so that what is not theirs matters little.
+const PEERS: usize = 8;
+
+/// `--max-memory` of these tests.
+const MAX_MEMORY: &str = "4MiB";
+
+/// KiB that a connection may take with it: 4 MiB, a third of that for handles, 512 KiB of stack and
+/// two buffers of 64 KiB.
+const MOST: u64 = (4 << 10) + (4 << 10) / 3 + 512 + 2 * 64;
+
+/// Has a guest do something, and returns the end of what it answers with.
+fn asks(client: &Client, what: &str) -> String {
+    client.send(format!("{what}\n"));
+    client.line()
+}
+
+/// KiB of a host that has served one connection, and what it takes more for each of [`PEERS`].
+fn grown(host: &Host, mut does: impl FnMut(&Client)) -> u64 {
+    let first = host.connect();
+    does(&first);
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    let before = host.memory("RssAnon");
+    let peers: Vec<_> = (0..PEERS).map(|_| host.connect()).collect();
+    peers.iter().for_each(does);
+    let after = host.memory("RssAnon");
+    after.saturating_sub(before) / PEERS as u64
+}
+
+/// Programs that fill half of their memory, and then take as many handles of one kind as they get.
+#[test]
+fn a_guest_takes_its_memory_and_a_stated_part_of_it_more() {
+    for (guest, fills, kinds) in [
+        (
+            "amass",
+            "memory 32",
+            &[
+                ("sleeps", 1000),
+                ("streams", 500),
+                ("futures", 500),
+                ("sets", 1000),
+                ("reads", 500),
+                ("writes", 500),
+                ("inputs", 500),
+                ("errors", 300),
+                ("pollables", 500),
+                ("input-handles", 1000),
+                ("output-handles", 1000),
+            ][..],
+        ),
+        (
+            "lengthy",
+            "hold memory 32",
+            &[
+                ("hold pollables", 500),
+                ("hold inputs", 1000),
+                ("hold outputs", 1000),
+                ("hold input-pollables", 500),
+            ],
+        ),
+    ] {
+        for (kind, count) in kinds {
+            let host = Host::serving(guest, &["--max-memory", MAX_MEMORY]);
+            let grown = grown(&host, |client| {
+                assert_eq!(asks(client, fills), "32");
+                assert_eq!(asks(client, &format!("{kind} {count}")), count.to_string());
+            });
+            assert!(
+                grown < MOST,
+                "{grown} KiB for each of {PEERS} with {count} {kind}"
+            );
+            // With less memory than by default, a guest may also hold fewer.
+            let client = host.connect();
+            client.send(format!("{kind} 1100\n"));
+            client.expect_reset();
+            let line = host.line("guest-trap");
+            assert!(line.contains("table has no free keys") || line.contains("handle limit"), "{line}");
+        }
+    }
+}
+
+/// Has let go of everything by the time that it makes the next.
+#[test]
+fn what_a_guest_lets_go_of_is_not_kept() {
+    for kind in [
+        "sleeps",
+        "streams",
+        "sets",
+        "reads",
+        "writes",
+        "inputs",
+        "errors",
+        "pollables",
+    ] {
+        let host = Host::serving("amass", &["--max-memory", MAX_MEMORY]);
+        let grown = grown(&host, |client| {
+            assert_eq!(asks(client, &format!("drop {kind} 3000")), "3000");
+        });
+        assert!(grown < 1024, "{grown} KiB for each of {PEERS} after 3000 {kind}");
+    }
+}
+
+/// A composition of a component that calls so many others at once, of which each waits for a clock
+/// with much of its stack in use.
+fn composition(parts: usize) -> String {
+    let clock = "(import \"clock\" (instance $c
+        (export \"wait-for\" (func async (param \"how-long\" u64)))))
+        (core func $wait (canon lower (func $c \"wait-for\")))";
+    let numbers = 0..parts;
+    let each = |text: &str| -> String {
+        let each = numbers
+            .clone()
+            .map(|number| text.replace('#', &number.to_string()));
+        each.collect()
+    };
+    format!(
+        "(component
+          (import \"wasi:clocks/monotonic-clock@0.3.0\" (instance $c
+            (export \"wait-for\" (func async (param \"how-long\" u64)))))
+          (component $part {clock}
+            (core module $m (import \"\" \"wait\" (func $wait (param i64)))
+              (func $deep (param i32) (result i32)
+                (if (i32.eqz (local.get 0)) (then
+                  (call $wait (i64.const 1000000000000000)) (return (i32.const 1))))
+                (i32.add (call $deep (i32.sub (local.get 0) (i32.const 1))) (i32.const 1)))
+              (func (export \"go\") (drop (call $deep (i32.const 3000)))))
+            (core instance $i (instantiate $m (with \"\" (instance (export \"wait\" (func $wait))))))
+            (func (export \"go\") async (canon lift (core func $i \"go\"))))
+          (component $main {clock}
+            {imports}
+            (core module $m (import \"\" \"wait\" (func $wait (param i64)))
+              {core_imports}
+              (func (export \"run\") (result i32)
+                {calls}
+                (call $wait (i64.const 1000000000000000)) (i32.const 0)))
+            (core instance $i (instantiate $m (with \"\" (instance
+              (export \"wait\" (func $wait)) {core_exports}))))
+            (func (export \"run\") async (result (result)) (canon lift (core func $i \"run\"))))
+          {instances}
+          (instance $main (instantiate $main (with \"clock\" (instance $c)) {with}))
+          (instance $run (export \"run\" (func $main \"run\")))
+          (export \"wasi:cli/run@0.3.0\" (instance $run)))",
+        imports = each("(import \"g#\" (func $g# async)) (core func $h# (canon lower (func $g#) async))"),
+        core_imports = each("(import \"\" \"g#\" (func $g# (result i32)))"),
+        calls = each("(drop (call $g#))"),
+        core_exports = each("(export \"g#\" (func $h#))"),
+        instances = each("(instance $n# (instantiate $part (with \"clock\" (instance $c))))"),
+        with = each("(with \"g#\" (func $n# \"go\"))"),
+    )
+}
+
+/// Each part that waits keeps a stack.
+#[test]
+fn the_parts_of_a_composition_that_wait_are_few() {
+    let component = |parts| {
+        let bytes = wat::parse_str(composition(parts)).unwrap();
+        file(&format!("memory-{parts}-parts.wasm"), bytes)
+    };
+    let host = Host::with(&component(15), &["--first-byte-timeout", "1s"]);
+    // They wait beside one another.
+    let _client = host.connect();
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "first-byte-timeout", "{line}");
+    let many = component(16);
+    let refusal = refused(&["check", many.to_str().unwrap()]);
+    assert!(
+        refusal.message.contains("17 components that call each other"),
+        "{}",
+        refusal.message
+    );
+}
+
+/// Calls of WASI 0.3 that wait for a thread keep their paths in the host.
+#[test]
+fn calls_that_wait_for_files_keep_no_long_paths() {
+    let dir = scratch("memory-paths");
+    fs::create_dir_all(&dir).unwrap();
+    let made = Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap();
+    assert!(made.success());
+    let grant = format!("{}::/data", dir.display());
+    let host = Host::serving("amass", &["--dir", &grant]);
+    let client = host.connect();
+    assert_eq!(asks(&client, "fifos 64"), "64");
+    client.send("paths 1\n");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert!(line.contains("too much data is being copied"), "{line}");
+}
