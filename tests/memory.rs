@@ -1,4 +1,4 @@
-//! What the host keeps for one connection, whatever its guest does. `docs/limits.md` lists the bounds.
+//! What the host keeps for one connection, whatever its guest does. SECURITY.md lists the bounds.
 
 use std::fs;
 use std::process::Command;
@@ -82,7 +82,10 @@ fn a_guest_takes_its_memory_and_a_stated_part_of_it_more() {
             client.send(format!("{kind} 1100\n"));
             client.expect_reset();
             let line = host.line("guest-trap");
-            assert!(line.contains("table has no free keys") || line.contains("handle limit"), "{line}");
+            assert!(
+                line.contains("table has no free keys") || line.contains("handle limit"),
+                "{line}"
+            );
         }
     }
 }
@@ -106,6 +109,16 @@ fn what_a_guest_lets_go_of_is_not_kept() {
         });
         assert!(grown < 1024, "{grown} KiB for each of {PEERS} after 3000 {kind}");
     }
+}
+
+/// Streams from standard input to standard error, for which the guest holds no handle.
+#[test]
+fn streams_between_two_ends_of_the_host_are_few() {
+    let host = Host::serving("amass", &["--max-memory", MAX_MEMORY]);
+    let grown = grown(&host, |client| {
+        assert_eq!(asks(client, "pipes 300"), "300");
+    });
+    assert!(grown < 2048, "{grown} KiB for each of {PEERS} with 300 streams");
 }
 
 /// A composition of a component that calls so many others at once, of which each waits for a clock

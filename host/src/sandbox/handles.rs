@@ -46,6 +46,10 @@ const ENTRIES: usize = 3;
 /// Entries of the calls that the host itself makes.
 const ENTRIES_OF_HOST: usize = 64;
 
+/// Entries for a guest that has files or sockets and makes calls concurrently. A stream from a file
+/// to standard output takes three, and keeps the file open without a handle.
+const ENTRIES_GRANTED: usize = 768;
+
 /// The bounds of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handles {
@@ -66,16 +70,24 @@ impl Handles {
     pub(super) fn of(max_memory: usize, share: usize, granted: bool, concurrency: Concurrency) -> Self {
         let more = share.saturating_mul(PER_CONNECTION);
         let own = (max_memory / SHARE).clamp(MIN, MAX);
-        let (all, call_bytes) = match concurrency {
-            Concurrency::With if granted => (own.min(MAX_CONCURRENT_GRANTED), CALL_BYTES_GRANTED),
-            _ => (own, CALL_BYTES),
+        let confined = granted && concurrency == Concurrency::With;
+        let (all, call_bytes) = if confined {
+            (own.min(MAX_CONCURRENT_GRANTED), CALL_BYTES_GRANTED)
+        } else {
+            (own, CALL_BYTES)
+        };
+        let entries = if confined {
+            ENTRIES_GRANTED
+        } else {
+            all.saturating_mul(ENTRIES)
         };
         let of_wasi = if granted { MAX_GRANTED } else { all };
-        let all = all.saturating_add(more);
         Self {
-            all,
+            all: all.saturating_add(more),
             of_wasi: of_wasi.saturating_add(more),
-            concurrent: all.saturating_mul(ENTRIES).saturating_add(ENTRIES_OF_HOST),
+            concurrent: entries
+                .saturating_add(more.saturating_mul(ENTRIES))
+                .saturating_add(ENTRIES_OF_HOST),
             call_bytes,
         }
     }
@@ -106,6 +118,7 @@ mod tests {
         let concurrent = of(Concurrency::With);
         assert_eq!((concurrent.all, concurrent.of_wasi), (512, 256));
         assert!(concurrent.all * concurrent.call_bytes <= 34 << 20);
+        assert_eq!(concurrent.concurrent, 832);
     }
 
     #[test]

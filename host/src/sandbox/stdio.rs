@@ -25,6 +25,10 @@ use crate::half::Lent;
 /// Bytes that may wait for the transport, where several handles were permitted to write at once.
 const MAX_WAITING: usize = 1 << 20;
 
+/// Streams of WASI 0.3 that a program may have to its standard input at once. One that leads to its
+/// standard output or error keeps a buffer of 8 KiB, and the program holds no handle for it.
+const MAX_STREAMS: usize = 64;
+
 /// For who looks and does not wait.
 fn nobody() -> Context<'static> {
     Context::from_waker(Waker::noop())
@@ -54,6 +58,8 @@ struct Input<R> {
     /// What was read to see whether there is something to read.
     read: Bytes,
     end: Option<End>,
+    /// Streams of WASI 0.3 that read from it.
+    streams: usize,
 }
 
 /// How a half ended, until the program has been told.
@@ -94,6 +100,7 @@ impl<R> Stdin<R> {
             turned,
             read: Bytes::new(),
             end: None,
+            streams: 0,
         })))
     }
 
@@ -138,7 +145,7 @@ impl<R> IsTerminal for Stdin<R> {
 
 impl<R: AsyncRead + Unpin + Send + 'static> StdinStream for Stdin<R> {
     fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
-        Box::new(self.clone())
+        Box::new(Stream::new(self))
     }
 
     fn p2_stream(&self) -> Box<dyn InputStream> {
@@ -172,7 +179,7 @@ impl<R: AsyncRead + Unpin + Send + 'static> InputStream for Stdin<R> {
     }
 }
 
-impl<R: AsyncRead + Unpin + Send + 'static> AsyncRead for Stdin<R> {
+impl<R: AsyncRead + Unpin> AsyncRead for Stdin<R> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -196,6 +203,40 @@ impl<R: AsyncRead + Unpin + Send + 'static> AsyncRead for Stdin<R> {
         buffer.put_slice(&input.read[..count]);
         input.read.advance(count);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// A stream of WASI 0.3 from standard input. `None` is one too many, which fails.
+struct Stream<R>(Option<Stdin<R>>);
+
+impl<R> Stream<R> {
+    fn new(stdin: &Stdin<R>) -> Self {
+        let mut input = stdin.input();
+        let fits = input.streams < MAX_STREAMS;
+        input.streams += usize::from(fits);
+        Self(fits.then(|| stdin.clone()))
+    }
+}
+
+impl<R> Drop for Stream<R> {
+    fn drop(&mut self) {
+        if let Some(stdin) = &self.0 {
+            stdin.input().streams -= 1;
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Stream<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Some(stdin) => Pin::new(stdin).poll_read(cx, buffer),
+            // Of the errors that WASI has, this is the one that is not logged.
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
     }
 }
 

@@ -98,6 +98,14 @@ async fn make(kind: &str, keeps: bool) {
             done(stdout::write_via_stream(reader), keeps);
             begin(async move { writer.write(vec![b'x'; 1]).await }, keeps).await;
         }
+        // Both ends are the host's, and the guest keeps no handle.
+        "pipes" => {
+            let (reader, end) = stdin::read_via_stream();
+            drop(end);
+            drop(stderr::write_via_stream(reader));
+            // So that the host begins to read from it.
+            wait_for(1).await;
+        }
         "errors" => {
             let (writer, reader) = wit_stream::new::<u8>();
             done(stderr::write_via_stream(reader), keeps);
