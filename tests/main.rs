@@ -17,6 +17,7 @@ mod cache;
 mod capacity;
 mod check;
 mod command_line;
+mod compile;
 mod components;
 mod descriptors;
 mod disks;

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use arbitrary::{Arbitrary, Unstructured};
 use host::config::{CacheDir, Grants, Limits};
-use host::sandbox::{Generation, Origin, Sandbox};
+use host::sandbox::{Compiler, Generation, Origin, Sandbox};
 use tokio::runtime::{Builder, Runtime};
 
 /// A module for WASI preview 1 that does nothing. It is small, so that it compiles in no time.
@@ -99,7 +99,12 @@ static CACHED: LazyLock<Mutex<Cached>> = LazyLock::new(|| {
         dir,
         module,
         entry: Vec::new(),
-        sandbox: Sandbox::new(&Limits::default(), &Grants::default(), &cache).unwrap(),
+        sandbox: Sandbox::new(
+            &Limits::default(),
+            &Grants::default(),
+            &Compiler::in_process(&cache),
+        )
+        .unwrap(),
         runtime: Builder::new_current_thread().enable_time().build().unwrap(),
     };
     cached.load();

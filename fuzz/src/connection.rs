@@ -15,7 +15,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use host::config::{CacheDir, Grants, Limits};
 use host::connection::{self, Outcome};
 use host::half::Half;
-use host::sandbox::{Generation, Sandbox};
+use host::sandbox::{Compiler, Generation, Sandbox};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::guests;
@@ -167,7 +167,12 @@ static THREADS: LazyLock<Served> =
 impl Served {
     fn on(builder: &mut Builder) -> Self {
         let runtime = builder.build().unwrap();
-        let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
+        let sandbox = Sandbox::new(
+            &limits(),
+            &Grants::default(),
+            &Compiler::in_process(&CacheDir::Off),
+        )
+        .unwrap();
         let load = |name| runtime.block_on(sandbox.load(&guests::read(name))).unwrap();
         Self {
             sessions: load("lines-session"),

@@ -13,7 +13,7 @@ use host::config::{CacheDir, Grants, Limits};
 use host::connection::{self, Outcome};
 use host::cost::Cost;
 use host::half::Half;
-use host::sandbox::{Generation, Offer, Sandbox, Seat, Stays};
+use host::sandbox::{Compiler, Generation, Offer, Sandbox, Seat, Stays};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::guests;
@@ -198,7 +198,12 @@ static THREADS: LazyLock<Served> =
 impl Served {
     fn on(builder: &mut Builder) -> Self {
         let runtime = builder.build().unwrap();
-        let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
+        let sandbox = Sandbox::new(
+            &limits(),
+            &Grants::default(),
+            &Compiler::in_process(&CacheDir::Off),
+        )
+        .unwrap();
         let load = || runtime.block_on(sandbox.load(&guests::read("count"))).unwrap();
         Self {
             generations: [load(), load()],

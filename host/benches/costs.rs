@@ -18,7 +18,7 @@ use host::config::{CacheDir, Grants, Limits};
 use host::connection;
 use host::half::Half;
 use host::peer::Peer;
-use host::sandbox::{Generation, Origin, Sandbox};
+use host::sandbox::{Compiler, Generation, Origin, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 
 /// Guest, and whether an operation is a whole connection, one line to and fro on one that is open, or an instance alone.
@@ -159,7 +159,11 @@ async fn load(guest: &str) -> Result<(Arc<Generation>, Limits)> {
         max_connections: NonZeroUsize::new(2).context("not 0")?,
         ..Limits::default()
     };
-    let sandbox = Sandbox::new(&limits, &Grants::default(), &CacheDir::At(cache(&here)?))?;
+    let sandbox = Sandbox::new(
+        &limits,
+        &Grants::default(),
+        &Compiler::in_process(&CacheDir::At(cache(&here)?)),
+    )?;
     let generation = sandbox.load(&Origin::File(component).read()?).await?;
     Ok((generation, limits))
 }

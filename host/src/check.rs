@@ -11,7 +11,7 @@ use crate::file::Text;
 use crate::listener;
 use crate::logging::in_one_line;
 use crate::preflight::{self, Blocked, Obstacles, Purpose};
-use crate::sandbox::{Sandbox, Source};
+use crate::sandbox::{Compiler, Program, Sandbox, Source};
 use crate::service::warn_of_migration;
 
 /// Says of the component at `path`, in a few lines, what it is.
@@ -19,9 +19,10 @@ use crate::service::warn_of_migration;
 /// # Errors
 ///
 /// It would be refused.
-pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
+pub async fn check(path: &Path, terms: &Terms, program: &Program) -> anyhow::Result<String> {
     // Nothing that was kept, so that the time is what it takes.
-    let sandbox = Sandbox::on(terms, &CacheDir::Off).context("cannot start the sandbox")?;
+    let compiler = Compiler::in_child(program, &CacheDir::Off, terms.max_compile_memory, None);
+    let sandbox = Sandbox::on(terms, &compiler).context("cannot start the sandbox")?;
     let content = Source::new(Some(path.to_owned()), terms.middleware.clone()).read()?;
     let facts = sandbox.inspect(&content).await?;
     let mut text = String::new();
@@ -66,11 +67,17 @@ pub async fn check(path: &Path, terms: &Terms) -> anyhow::Result<String> {
 /// # Errors
 ///
 /// Something that a start needs is missing or unusable. The error has all that was found.
-pub async fn check_services(file: &Text, config: &Config, compile: bool) -> Result<String, Blocked> {
+pub async fn check_services(
+    file: &Text,
+    config: &Config,
+    compile: bool,
+    program: &Program,
+) -> Result<String, Blocked> {
     let mut obstacles = Obstacles::default();
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
-    let found = preflight::find(config, Some(file), &CacheDir::Off, Purpose::Check, &mut obstacles);
+    let compiler = Compiler::of(config, program, Some(file)).with_cache(&CacheDir::Off);
+    let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
     for (index, unloaded) in found.services {
         let checked = if compile {
             let loaded = unloaded.sandbox.load(&unloaded.content).await;

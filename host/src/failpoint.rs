@@ -1,5 +1,7 @@
 //! Places where a test can make the host fail. There are none in a release build.
 
+use std::time::Duration;
+
 use rustix::process::{Signal, getpid, kill_process};
 
 /// Kills the process in the middle of writing an entry of the cache if `WASM_INETD_DIE_IN_CACHE` is in the environment.
@@ -17,4 +19,11 @@ pub(crate) fn serve(number: u64) {
     {
         panic!("failpoint: panic at connection {number}");
     }
+}
+
+/// Returns how long compiling may take instead of the usual time, if `WASM_INETD_COMPILE_MS` in the
+/// environment says so.
+pub(crate) fn compile_time() -> Option<Duration> {
+    let time = cfg!(debug_assertions).then(|| std::env::var("WASM_INETD_COMPILE_MS").ok());
+    time.flatten()?.parse().ok().map(Duration::from_millis)
 }

@@ -16,6 +16,7 @@ pub mod breaker;
 mod buffer;
 pub mod check;
 pub mod cli;
+pub mod compile;
 pub mod config;
 pub mod connection;
 pub mod conversation;

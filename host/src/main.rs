@@ -13,12 +13,15 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use host::check::{check, check_services};
 use host::cli::{Cli, Command, Given};
-use host::config::{At, Config, Log, LogFormat, LogLevel, clashes};
+use host::compile::{compile, tasks_of_files, tasks_of_services};
+use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes};
 use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
 use host::profile::profile;
 use host::replay::Replayer;
+use host::sandbox::Program;
+use host::sandbox::compiler::child;
 use host::server::Drained;
 use host::terminal::{Progress, Terminal};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
@@ -26,6 +29,13 @@ use tokio::runtime::{self, Runtime};
 use tracing::error;
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == child::COMMAND)
+    {
+        return child::run();
+    }
+    let program = Program::open();
     // While there is one thread: other threads inherit the mask, and could read the environment.
     if let Err(error) = shutdown::set_mask() {
         return refuse(FAILURE, [format!("cannot set the signal mask: {error}")]);
@@ -62,7 +72,7 @@ fn main() -> ExitCode {
     let log = logging::start(log);
     let outcome = match (runtime, &log) {
         (Ok(runtime), Ok((_, terminal))) => {
-            let outcome = runtime.block_on(run(command, serve, terminal.clone()));
+            let outcome = runtime.block_on(run(command, serve, terminal.clone(), program));
             logging::runtime_ends();
             // What hangs in a call to the system, as in reading a file, is not waited for.
             runtime.shutdown_timeout(LAST);
@@ -102,6 +112,17 @@ impl From<ExitCode> for Done {
         let text = String::new();
         Self { text, status }
     }
+}
+
+/// Reports components that were compiled ahead, and those that were not.
+fn compiled(done: host::compile::Done) -> Done {
+    let status = if done.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        refuse(FAILURE, done.failed)
+    };
+    let text = done.text;
+    Done { text, status }
 }
 
 /// Writes a line to standard error.
@@ -174,7 +195,11 @@ fn log_of(command: &Command) -> Log {
     let level = match command {
         Command::Replay(_, true) => LogLevel::Debug,
         // A component is compiled, which may take minutes.
-        Command::Check(..) | Command::Profile { .. } | Command::Replay(..) => LogLevel::Info,
+        Command::Check(..)
+        | Command::Compile { .. }
+        | Command::CompileConfig(..)
+        | Command::Profile { .. }
+        | Command::Replay(..) => LogLevel::Info,
         _ => LogLevel::Warn,
     };
     Log {
@@ -220,9 +245,10 @@ async fn run(
     command: Command,
     serve: Option<(Config, Option<Text>)>,
     terminal: Option<Terminal>,
+    program: Program,
 ) -> anyhow::Result<Done> {
     if let Some((config, file)) = serve {
-        return Ok(match server::serve(config, file, terminal).await? {
+        return Ok(match server::serve(config, file, terminal, program).await? {
             Drained::Done => ExitCode::SUCCESS.into(),
             Drained::Quit => ExitCode::FAILURE.into(),
         });
@@ -232,13 +258,35 @@ async fn run(
         Command::Serve(_) => String::new(),
         Command::CheckConfig { file, compile } => {
             let text = match Text::read(&file).and_then(|text| Ok((text.config()?, text))) {
-                Ok((config, text)) => check_services(&text, &config, compile).await,
+                Ok((config, text)) => check_services(&text, &config, compile, &program).await,
                 Err(error) => return Ok(refuse(USAGE, error.sentences()).into()),
             };
             match text {
                 Ok(text) => text,
                 Err(Blocked(sentences)) => return Ok(refuse(FAILURE, sentences).into()),
             }
+        }
+        Command::Compile { files, terms, cache } => {
+            let tasks = tasks_of_files(files, &terms);
+            return Ok(compiled(
+                compile(&tasks, &cache, terms.max_compile_memory, None, &program).await,
+            ));
+        }
+        Command::CompileConfig(file, cache) => {
+            let (config, text) = match Text::read(&file).and_then(|text| Ok((text.config()?, text))) {
+                Ok(read) => read,
+                Err(error) => return Ok(refuse(USAGE, error.sentences()).into()),
+            };
+            let cache = cache.as_ref().unwrap_or(&config.cache);
+            if *cache == CacheDir::Off {
+                let why = "there is no cache to fill: the services file sets it to `off`; set --cache";
+                return Ok(refuse(USAGE, [text.problem("cache", why.to_owned())]).into());
+            }
+            let tasks = tasks_of_services(&config);
+            let memory = config.max_compile_memory;
+            return Ok(compiled(
+                compile(&tasks, cache, memory, Some(&text), &program).await,
+            ));
         }
         Command::Print(given) => match configuration(&given) {
             Ok((config, _)) => file::print(&config)?,
@@ -257,7 +305,7 @@ async fn run(
         Command::Check(file, terms) => {
             let progress = Progress::start(terminal);
             progress.set("loading the component");
-            check(&file, &terms).await?
+            check(&file, &terms, &program).await?
         }
         Command::New {
             dir,
@@ -274,10 +322,12 @@ async fn run(
             }
             Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")]).into()),
         },
-        Command::Profile { what, to, time } => profile(&what, &to, time, &Progress::start(terminal)).await?,
+        Command::Profile { what, to, time } => {
+            profile(&what, &to, time, &Progress::start(terminal), &program).await?
+        }
         Command::Replay(what, _) => {
             let progress = Progress::start(terminal);
-            let prepared = Replayer::new(&what, false, &progress).await?;
+            let prepared = Replayer::new(&what, false, &progress, &program).await?;
             match (prepared.replay(&progress).await, prepared.count()) {
                 (Ok(()), 1) => "1 conversation, no differences\n".to_owned(),
                 (Ok(()), count) => format!("{count} conversations, no differences\n"),

@@ -13,12 +13,12 @@ use anyhow::{Context as _, anyhow, bail};
 use thiserror::Error;
 
 use crate::admin;
-use crate::config::{Address, CacheDir, Config, Listen, Service};
+use crate::config::{Address, Config, Listen, Service};
 use crate::file::Text;
 use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
 use crate::reload;
-use crate::sandbox::{Content, LoadError, Sandbox, Source};
+use crate::sandbox::{Compiler, Content, LoadError, Sandbox, Source};
 use crate::system::{can_create, directory_of, is_writable, refuse_kernel_directory};
 
 /// Something that a start needs and that is missing or unusable.
@@ -172,7 +172,7 @@ pub(crate) fn key_of(content: &Content, error: &LoadError) -> String {
 pub(crate) fn find<'a>(
     config: &'a Config,
     file: Option<&Text>,
-    cache: &CacheDir,
+    compiler: &Compiler,
     purpose: Purpose,
     obstacles: &mut Obstacles,
 ) -> Found<'a> {
@@ -181,7 +181,7 @@ pub(crate) fn find<'a>(
         listeners: Vec::new(),
     };
     for (index, service) in config.services.iter().enumerate() {
-        let unloaded = find_service(index, service, cache, obstacles);
+        let unloaded = find_service(index, service, compiler, obstacles);
         found.services.extend(unloaded.map(|unloaded| (index, unloaded)));
         let listeners = service.listen.iter().enumerate();
         let listeners = listeners.filter_map(|(number, listen)| {
@@ -227,7 +227,7 @@ pub(crate) fn check_access(
 pub(crate) fn find_service(
     index: usize,
     config: &Service,
-    cache: &CacheDir,
+    compiler: &Compiler,
     obstacles: &mut Obstacles,
 ) -> Option<Unloaded> {
     let of = Some(config);
@@ -244,7 +244,7 @@ pub(crate) fn find_service(
         parts.extend(obstacles.note(key(&name), of, part));
     }
     find_directories(index, config, obstacles);
-    let sandbox = Sandbox::new(&config.limits, &config.grants, cache);
+    let sandbox = Sandbox::new(&config.limits, &config.grants, compiler);
     let sandbox = match sandbox {
         Ok(sandbox) => sandbox
             .service(&config.name)

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::config::Replay;
 use crate::logging::in_one_line;
 use crate::replay::Replayer;
+use crate::sandbox::Program;
 use crate::terminal::Progress;
 use crate::whole_file;
 
@@ -29,8 +30,9 @@ pub async fn profile(
     to: &Path,
     time: Duration,
     progress: &Progress,
+    program: &Program,
 ) -> anyhow::Result<String> {
-    let prepared = Replayer::new(what, true, progress).await?;
+    let prepared = Replayer::new(what, true, progress, program).await?;
     let said = || format!("cannot write the profile to `{}`", to.display());
     whole_file::check_writable(to).with_context(said)?;
     let start = Instant::now();

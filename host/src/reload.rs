@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::{Isolation, Service as Config};
@@ -20,7 +21,7 @@ use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::Generations;
 use crate::guarded::{self, Owner};
 use crate::replay::{Rules, replay};
-use crate::sandbox::{Content, Digest, Generation, LoadError, Sandbox, Source};
+use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Sandbox, Source};
 use crate::service::{ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
@@ -30,7 +31,7 @@ use crate::system;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How long compiling a component, and passing the gate, may take.
-const LOAD: Duration = Duration::from_secs(180);
+const LOAD: Duration = MAX_TIME;
 
 /// How much longer it may take where the component is initialised too, and compiled for that.
 const INITIALISE: Duration = Duration::from_secs(180);
@@ -299,11 +300,19 @@ impl Reloader {
             pass_gate(&config, &generation, &content.name).await?;
             anyhow::Ok(generation)
         };
-        let loading = spawn_blocking(move || runtime.block_on(load));
+        let given_up = CancellationToken::new();
+        // Dropped with this future too, when the service ends: nothing is compiled for nobody.
+        let _ended = given_up.clone().drop_guard();
         let max = time_to_load(&self.config);
-        let generation = timeout(max, loading)
-            .await
-            .with_context(|| format!("loading {name} took longer than {max:?}"))???;
+        let loading = spawn_blocking(move || {
+            // What waits is given up in time, and with it the process that compiles.
+            runtime.block_on(given_up.run_until_cancelled(timeout(max, load)))
+        });
+        let late = || format!("loading {name} took longer than {max:?}");
+        let generation = match timeout(max, loading).await.with_context(late)?? {
+            Some(loaded) => loaded.with_context(late)??,
+            None => bail!("loading {name} was given up"),
+        };
         if self.config.isolation == Isolation::Connection {
             system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
         }

@@ -14,13 +14,14 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::admin;
-use crate::config::{Access, Admin, CacheDir, Config, Listen, Service, SocketOptions, excludes};
+use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
 use crate::generations::Left;
 use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
 use crate::reload::{pass_gate, time_to_load};
+use crate::sandbox::{Compiler, Program};
 use crate::service::{Loaded, NotLoaded};
 use crate::system;
 
@@ -42,12 +43,12 @@ impl Files {
         &self,
         index: usize,
         service: &Service,
-        cache: &CacheDir,
+        compiler: &Compiler,
         stays: bool,
         obstacles: &mut Obstacles,
     ) -> Option<Unloaded> {
         let mut files = self.all().remove(&service.name).unwrap_or_default();
-        let (of, cache) = (service.clone(), cache.clone());
+        let (of, compiler) = (service.clone(), compiler.clone());
         let found = files.run(if stays { LOOK } else { FIND }, move || {
             let mut obstacles = Obstacles::default();
             let found = if stays {
@@ -56,7 +57,7 @@ impl Files {
                 preflight::find_directories(index, &of, &mut obstacles);
                 None
             } else {
-                preflight::find_service(index, &of, &cache, &mut obstacles)
+                preflight::find_service(index, &of, &compiler, &mut obstacles)
             };
             (found, obstacles)
         });
@@ -141,6 +142,7 @@ pub(crate) enum Listening<New = Listener> {
 /// Reads the file at `path`, and makes everything that the services in it need. `now` is the
 /// configuration that runs, with the `entrances` of its listeners. `rolled_back` has the content that
 /// services were rolled back from, by their names. `files` has the work on files of earlier plans.
+/// Components are compiled by `program`.
 ///
 /// # Errors
 ///
@@ -152,6 +154,7 @@ pub(crate) async fn plan(
     entrances: &[Vec<Arc<Entrance>>],
     rolled_back: &[(String, Left)],
     files: &Files,
+    program: &Program,
 ) -> anyhow::Result<Plan> {
     let file = Text::read(path)?;
     let config = file.config()?;
@@ -174,11 +177,13 @@ pub(crate) async fn plan(
     system::raise_descriptors(&config, admin::DESCRIPTORS);
     let mut obstacles = Obstacles::default();
     preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
+    let compiles_alike = config.cache == now.cache && config.max_compile_memory == now.max_compile_memory;
+    let compiler = Compiler::of(&config, program, Some(&file));
     let mut unloaded = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
-        let mut before = now.services.iter().filter(|_| config.cache == now.cache);
+        let mut before = now.services.iter().filter(|_| compiles_alike);
         let stays = before.any(|before| serves_alike(before, service));
-        let found = files.find(index, service, &config.cache, stays, &mut obstacles);
+        let found = files.find(index, service, &compiler, stays, &mut obstacles);
         let mut found = found.await;
         let digest = found.as_ref().map(|found| found.content.digest);
         let left = rolled_back

@@ -12,6 +12,7 @@ use futures_util::future::select_all;
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
@@ -24,6 +25,7 @@ use crate::peer::End;
 use crate::preflight::{self, Obstacles, Purpose};
 use crate::reread::{self, Listening, Plan};
 use crate::running::Running;
+use crate::sandbox::{Compiler, Program};
 use crate::service::{Loaded, NotLoaded, Process};
 use crate::service_manager;
 use crate::shutdown::{Changes, Notice, Signals};
@@ -49,6 +51,8 @@ struct Server {
     removed: Vec<(String, Admission)>,
     /// The work on the files of services, by plans.
     files: Arc<reread::Files>,
+    /// Compiles components.
+    program: Program,
 }
 
 /// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
@@ -64,8 +68,9 @@ pub async fn serve(
     config: Config,
     file: Option<Text>,
     terminal: Option<Terminal>,
+    program: Program,
 ) -> anyhow::Result<Drained> {
-    let (mut server, mut signals) = Server::start(config, terminal.is_some(), file.as_ref()).await?;
+    let (mut server, mut signals) = Server::start(config, terminal.is_some(), file.as_ref(), program).await?;
     let file = file.map(|file| file.path().to_owned());
     server.ready();
     let process = Arc::clone(&server.process);
@@ -174,7 +179,12 @@ impl Server {
     }
 
     /// Loads, binds and starts the services of `config`, which comes from `file` or from flags.
-    async fn start(config: Config, watched: bool, file: Option<&Text>) -> anyhow::Result<(Self, Signals)> {
+    async fn start(
+        config: Config,
+        watched: bool,
+        file: Option<&Text>,
+        program: Program,
+    ) -> anyhow::Result<(Self, Signals)> {
         let (listen, admin_listen) = if file.is_some() {
             (preflight::KEY, preflight::ADMIN_KEY)
         } else {
@@ -201,8 +211,9 @@ impl Server {
                 );
             }
         }
+        let compiler = Compiler::of(&config, &program, file);
         let purpose = Purpose::Listen(listen);
-        let found = preflight::find(&config, file, &config.cache, purpose, &mut obstacles);
+        let found = preflight::find(&config, file, &compiler, purpose, &mut obstacles);
         obstacles.end(file)?;
         // Of what follows, the first obstacle ends the start.
         let mut loaded = Vec::new();
@@ -237,6 +248,7 @@ impl Server {
             running,
             removed: Vec::new(),
             files: Arc::default(),
+            program,
         };
         // Who reads that it listens finds it ready.
         server.show();
@@ -279,13 +291,18 @@ impl Server {
             Some((service.config.name.clone(), service.generations.left()?))
         });
         let rolled_back: Vec<_> = rolled_back.collect();
-        let (runtime, files) = (Handle::current(), Arc::clone(&self.files));
+        let (runtime, files, program) = (Handle::current(), Arc::clone(&self.files), self.program.clone());
         // Compiling takes a thread for as long as it takes.
+        let given_up = CancellationToken::new();
+        let ended = given_up.clone().drop_guard();
         let plan = spawn_blocking(move || {
-            runtime.block_on(reread::plan(&file, &now, &entrances, &rolled_back, &files))
+            let plan = reread::plan(&file, &now, &entrances, &rolled_back, &files, &program);
+            let plan = runtime.block_on(given_up.run_until_cancelled(plan));
+            plan.unwrap_or_else(|| bail!("it was given up"))
         });
         tokio::spawn(async move {
             let planned = timeout(PLAN, plan).await;
+            drop(ended);
             planned.with_context(|| format!("it took longer than {PLAN:?}"))??
         })
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::base64;
-use crate::config::{CacheDir, GrantedDir, Mode, Rate, Ratio};
+use crate::config::{CacheDir, CompileMemory, GrantedDir, Mode, Rate, Ratio};
 pub(crate) use address::{SOCKET_PATH, address, admin_address, endpoint, network, too_long};
 
 /// What there is none of where a value is `off`.
@@ -28,6 +28,9 @@ const MAX_THREADS: usize = 1024;
 
 /// What the kernel's own limit on a backlog can be set to.
 const MAX_BACKLOG: u32 = 65_535;
+
+/// Bytes of memory without which a compiler does not start.
+const MIN_COMPILE_MEMORY: u64 = 64 << 20;
 
 /// Bytes that a buffer of the kernel's may have.
 const MIN_BUFFER: usize = 4 << 10;
@@ -103,6 +106,25 @@ pub(crate) fn backlog(text: &str) -> Result<u32, String> {
     number(text)
         .filter(|backlog| (1..=MAX_BACKLOG).contains(backlog))
         .ok_or_else(|| format!("expected a number from 1 to {MAX_BACKLOG}"))
+}
+
+/// A directory for compiled components, which there has to be.
+pub(crate) fn cache_to_fill(text: &str) -> Result<CacheDir, String> {
+    match cache(text)? {
+        CacheDir::Off => Err("there is nothing to fill; expected a directory".to_owned()),
+        cache => Ok(cache),
+    }
+}
+
+/// Memory for a compiler.
+pub(crate) fn compile_memory(text: &str) -> Result<CompileMemory, String> {
+    if text == OFF {
+        return Ok(CompileMemory::Off);
+    }
+    let size = byte_size(text).map(|size| size.as_u64());
+    let size = size.filter(|size| *size >= MIN_COMPILE_MEMORY);
+    size.map(CompileMemory::AtMost)
+        .ok_or_else(|| "expected a size of at least 64MiB, such as 1GiB, or `off`".to_owned())
 }
 
 /// A time above zero.

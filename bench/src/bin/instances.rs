@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use host::config::{CacheDir, Grants, Limits};
-use host::sandbox::{Origin, Sandbox};
+use host::sandbox::{Compiler, Origin, Sandbox};
 use tokio::io::AsyncWrite;
 use wasmtime::{Config, Engine, Linker, Module, Store};
 use wasmtime_wasi::WasiCtxBuilder;
@@ -39,7 +39,11 @@ async fn main() -> Result<()> {
         return bare(Path::new(&file), &args, interruptible).await;
     }
     let file = args.first().context("expected the file of a component")?;
-    let sandbox = Sandbox::new(&Limits::default(), &Grants::default(), &CacheDir::Off)?;
+    let sandbox = Sandbox::new(
+        &Limits::default(),
+        &Grants::default(),
+        &Compiler::in_process(&CacheDir::Off),
+    )?;
     let generation = sandbox.load(&Origin::File(PathBuf::from(file)).read()?).await?;
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {

@@ -13,13 +13,14 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{Config, Replay, Terms};
+use crate::config::{CacheDir, Config, Replay, Terms};
 use crate::logging::in_one_line;
 use crate::scaffold;
 use crate::values;
 pub use refused::sentence;
 use service::{
-    ConnectionLimitFlags, GrantFlags, InstanceLimitFlags, ServiceFlags, component, ids, limits, path,
+    CompileFlags, ConnectionLimitFlags, GrantFlags, InstanceLimitFlags, ServiceFlags, component, ids, limits,
+    path,
 };
 use template::{ContractArg, Language};
 
@@ -66,6 +67,24 @@ enum Verb {
         /// Compile the components of the services file too
         #[arg(long, conflicts_with = "file", requires = "config")]
         compile: bool,
+
+        #[command(flatten)]
+        terms: TermFlags,
+    },
+    /// Compile components into the cache, so that a later start does not
+    Compile {
+        /// Components to compile
+        #[arg(value_name = "FILE", value_parser = component(), required_unless_present = "config")]
+        files: Vec<PathBuf>,
+
+        /// Services file whose components are compiled, instead of FILE
+        #[arg(long, value_name = "FILE", value_parser = path(), conflicts_with = "files", conflicts_with_all = ids::<TermFlags>())]
+        config: Option<PathBuf>,
+
+        /// Directory for compiled components [default: that of the services file, or wasm-inetd in
+        /// the user's cache directory]
+        #[arg(long, value_name = "DIR", value_parser = values::cache_to_fill)]
+        cache: Option<CacheDir>,
 
         #[command(flatten)]
         terms: TermFlags,
@@ -202,6 +221,9 @@ struct TermFlags {
 
     #[command(flatten)]
     limits: InstanceLimitFlags,
+
+    #[command(flatten)]
+    compiling: CompileFlags,
 }
 
 impl TermFlags {
@@ -212,6 +234,7 @@ impl TermFlags {
             limits: limits(self.limits, connections, None),
             grants: self.grants.into(),
             preinit: self.preinit,
+            max_compile_memory: self.compiling.max_compile_memory.unwrap_or_default(),
         }
     }
 }
@@ -236,9 +259,12 @@ impl Cli {
         let contradiction = match &self.command {
             None => self.service.contradiction(),
             Some(Verb::Record { service, .. } | Verb::Config { service, .. }) => service.contradiction(),
-            Some(Verb::Check { terms, .. } | Verb::Profile { terms, .. } | Verb::Replay { terms, .. }) => {
-                terms.grants.repeated()
-            }
+            Some(
+                Verb::Check { terms, .. }
+                | Verb::Compile { terms, .. }
+                | Verb::Profile { terms, .. }
+                | Verb::Replay { terms, .. },
+            ) => terms.grants.repeated(),
             Some(Verb::Completions { .. } | Verb::Man { .. } | Verb::New { .. }) => None,
         };
         match contradiction {
@@ -252,6 +278,7 @@ impl Cli {
         let name = match &self.command {
             None => None,
             Some(Verb::Check { .. }) => Some("check"),
+            Some(Verb::Compile { .. }) => Some("compile"),
             Some(Verb::Config { .. }) => Some("config"),
             Some(Verb::Record { .. }) => Some("record"),
             Some(Verb::New { .. }) => Some("new"),
@@ -324,6 +351,17 @@ pub enum Command {
         /// Components are compiled too.
         compile: bool,
     },
+    /// To compile components of files into the cache.
+    Compile {
+        /// The components.
+        files: Vec<PathBuf>,
+        /// On what terms they are loaded.
+        terms: Terms,
+        /// The cache.
+        cache: CacheDir,
+    },
+    /// To compile the components of a services file, into its cache or another.
+    CompileConfig(PathBuf, Option<CacheDir>),
     /// To print the configuration.
     Print(Given),
     /// To print the schema of configuration files.
@@ -380,6 +418,18 @@ impl From<Cli> for Command {
             Some(Verb::Check { file, terms, .. }) => {
                 Self::Check(file.unwrap_or_default(), terms.into_terms(None))
             }
+            Some(Verb::Compile {
+                config: Some(file),
+                cache,
+                ..
+            }) => Self::CompileConfig(file, cache),
+            Some(Verb::Compile {
+                files, cache, terms, ..
+            }) => Self::Compile {
+                files,
+                terms: terms.into_terms(None),
+                cache: cache.unwrap_or(CacheDir::OfUser),
+            },
             Some(Verb::Completions { shell }) => Self::Completions(shell),
             Some(Verb::Man { of }) => Self::Manual(of),
             Some(Verb::New {

@@ -9,8 +9,8 @@ use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
 use crate::config::{
-    Address, Admin, CacheDir, Config, Endpoint, GrantedDir, Grants, Isolation, Limits, Log, LogConnections,
-    LogFormat, LogLevel, Otlp, Rate, Ratio, Service,
+    Address, Admin, CacheDir, CompileMemory, Config, Endpoint, GrantedDir, Grants, Isolation, Limits, Log,
+    LogConnections, LogFormat, LogLevel, Otlp, Rate, Ratio, Service,
 };
 use crate::values;
 
@@ -69,6 +69,9 @@ pub(super) struct ServiceFlags {
     /// directory]
     #[arg(long, value_name = "DIR", value_parser = values::cache, help_heading = "Service")]
     pub(super) cache: Option<CacheDir>,
+
+    #[command(flatten)]
+    pub(super) compiling: CompileFlags,
 
     #[command(flatten)]
     pub(super) listeners: ListenFlags,
@@ -147,6 +150,18 @@ pub(super) struct ServiceFlags {
     /// Log less: warnings and errors (-q), errors only (-qq)
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", help_heading = "Log")]
     pub(super) quiet: u8,
+}
+
+/// What compiling may take.
+#[derive(Debug, Args)]
+pub(super) struct CompileFlags {
+    /// Memory for compiling one component, or `off` [default: half of the memory of the control
+    /// group, or of the machine]
+    ///
+    /// The host compiles each component in a process of its own. A component that needs more is
+    /// refused.
+    #[arg(long, value_name = "SIZE", value_parser = values::compile_memory, help_heading = "Limits")]
+    pub(super) max_compile_memory: Option<CompileMemory>,
 }
 
 /// What guests may use beyond their connection.
@@ -387,6 +402,7 @@ impl From<ServiceFlags> for Config {
         Self {
             services: vec![service],
             cache: flags.cache.unwrap_or(CacheDir::OfUser),
+            max_compile_memory: flags.compiling.max_compile_memory.unwrap_or_default(),
             threads: flags.threads.unwrap_or_else(values::cores),
             drain_timeout: flags.drain_timeout,
             admin: flags.admin.map(|address| Admin {

@@ -34,6 +34,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// Where compiled components are kept.
     pub cache: CacheDir,
+    /// Memory that compiling one component may take.
+    pub max_compile_memory: CompileMemory,
     /// Threads that serve connections.
     pub threads: NonZeroUsize,
     /// How long a drain may take before what is left is closed.
@@ -177,6 +179,8 @@ pub struct Terms {
     pub grants: Grants,
     /// Whether it is initialised first.
     pub preinit: bool,
+    /// Memory that compiling it may take.
+    pub max_compile_memory: CompileMemory,
 }
 
 /// A component that takes part in conversations.
@@ -200,6 +204,18 @@ pub enum CacheDir {
     /// In this directory.
     At(PathBuf),
     /// Nowhere.
+    Off,
+}
+
+/// Memory that compiling one component may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompileMemory {
+    /// Half of the memory of the control group, or of the machine.
+    #[default]
+    Default,
+    /// So many bytes.
+    AtMost(u64),
+    /// Any.
     Off,
 }
 

@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 
 use super::*;
 use crate::config::{CacheDir, Grants};
-use crate::sandbox::{Generation, Origin, Sandbox};
+use crate::sandbox::{Compiler, Generation, Origin, Sandbox};
 
 async fn generation(guest: &str) -> Arc<Generation> {
     static GUESTS: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
@@ -23,7 +23,12 @@ async fn generation(guest: &str) -> Arc<Generation> {
     let path = GUESTS
         .iter()
         .find(|path| path.file_stem() == Some(Path::new(guest).as_os_str()));
-    let sandbox = Sandbox::new(&limits(), &Grants::default(), &CacheDir::Off).unwrap();
+    let sandbox = Sandbox::new(
+        &limits(),
+        &Grants::default(),
+        &Compiler::in_process(&CacheDir::Off),
+    )
+    .unwrap();
     sandbox
         .load(&Origin::File(path.unwrap().clone()).read().unwrap())
         .await

@@ -12,7 +12,9 @@ use super::place;
 use super::problem::{Problem, Problems};
 use super::tables::Tables;
 use super::words::{Kind, Word};
-use crate::config::{self, Access, Address, At, CacheDir, Config, Grants, Limits, Listen, Ratio, Service};
+use crate::config::{
+    self, Access, Address, At, CacheDir, CompileMemory, Config, Grants, Limits, Listen, Ratio, Service,
+};
 use crate::values;
 
 /// Makes a [`Config`] of a file.
@@ -78,6 +80,7 @@ impl<'a> Builder<'a> {
                     CacheDir::Off
                 }
             },
+            max_compile_memory: value(file.max_compile_memory, CompileMemory::Default),
             admin,
             otlp: file.otlp.map(|table| config::Otlp {
                 endpoint: table.endpoint.0,

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::words::{
     AdminAddress, Backlog, Buffer, Bytes, CallTime, Collector, Connections, Count, Deadline, Destination,
-    Directory, Instances, Keepalive, ListenAddress, MaxRate, Name, Network, Owner, Protocol, Sample, Size,
-    Slice, SocketMode, Threads, Time, Timeout, Word,
+    Directory, Instances, Keepalive, ListenAddress, MaxCompileMemory, MaxRate, Name, Network, Owner,
+    Protocol, Sample, Size, Slice, SocketMode, Threads, Time, Timeout, Word,
 };
 
 use crate::values::HOST_VARIABLES;
@@ -96,6 +96,10 @@ pub(super) struct File {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub(super) cache: Option<String>,
+    /// Memory for compiling one component, or `off`. Default: half of the memory of the control
+    /// group, or of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) max_compile_memory: Option<Word<MaxCompileMemory>>,
     /// The log on standard error.
     #[serde(default, deserialize_with = "table")]
     pub(super) log: LogTable,

@@ -8,7 +8,7 @@ use super::keys::{
     ServiceTable, SocketTable, TlsTable,
 };
 use super::words::{Kind, Word};
-use crate::config::{self, CacheDir, Config, Limits, Listen, Service, Tls};
+use crate::config::{self, CacheDir, CompileMemory, Config, Limits, Listen, Service, Tls};
 use crate::values::OFF;
 
 /// The file that says what `config` says, whatever the defaults are.
@@ -28,6 +28,10 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
                     .context("the path of the cache directory is not valid UTF-8")?
                     .to_owned(),
             ),
+        },
+        max_compile_memory: match config.max_compile_memory {
+            CompileMemory::Default => None,
+            memory => Some(Word(memory)),
         },
         log: LogTable {
             format: Some(match config.log.format {

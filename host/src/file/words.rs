@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use super::patterns;
-use crate::config::{Address, Endpoint, GrantedDir, Mode, Rate, Ratio};
+use crate::config::{Address, CompileMemory, Endpoint, GrantedDir, Mode, Rate, Ratio};
 use crate::values::{self, OFF};
 
 /// How a kind of value is read and written.
@@ -187,6 +187,8 @@ kinds! {
     Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m", TIMEOUT;
     /// An amount of memory.
     Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB", SIZE;
+    /// Memory for a compiler.
+    MaxCompileMemory: CompileMemory = values::compile_memory, show_compile_memory, "1GiB", BYTES;
     /// A number of bytes.
     Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB", BYTES;
     /// A buffer of the kernel's.
@@ -243,6 +245,14 @@ fn bytes(size: &u64) -> String {
         }
     }
     format!("{size}B")
+}
+
+fn show_compile_memory(memory: &CompileMemory) -> String {
+    match memory {
+        CompileMemory::AtMost(max) => bytes(max),
+        // The file has no word for the default, and is written without the key.
+        CompileMemory::Default | CompileMemory::Off => OFF.to_owned(),
+    }
 }
 
 fn show_rate(rate: &Rate) -> String {

@@ -22,7 +22,7 @@ use crate::cost::Cost;
 use crate::half::Half;
 use crate::peer::Peer;
 use crate::record;
-use crate::sandbox::{Generation, Sandbox, Seat, Source, Transcript};
+use crate::sandbox::{Compiler, Generation, Program, Sandbox, Seat, Source, Transcript};
 use crate::terminal::Progress;
 use clock::Time;
 pub use difference::Difference;
@@ -59,9 +59,15 @@ impl Replayer {
     /// # Errors
     ///
     /// There are no conversations, one is not valid, or the component cannot serve.
-    pub async fn new(what: &Replay, profiling: bool, progress: &Progress) -> anyhow::Result<Self> {
+    pub async fn new(
+        what: &Replay,
+        profiling: bool,
+        progress: &Progress,
+        program: &Program,
+    ) -> anyhow::Result<Self> {
+        let compiler = Compiler::in_child(program, &CacheDir::OfUser, what.terms.max_compile_memory, None);
         let conversations = Conversation::read_all(&what.dir)?;
-        let sandbox = Sandbox::on(&what.terms, &CacheDir::OfUser)
+        let sandbox = Sandbox::on(&what.terms, &compiler)
             .context("cannot start the sandbox")?
             .profiling(profiling);
         let source = Source::new(Some(what.file.clone()), what.terms.middleware.clone());

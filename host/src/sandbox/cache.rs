@@ -117,7 +117,14 @@ impl Cache {
             Err(error) => Err(error),
             Ok(_) => guarded::check(dir, Owner::Host)
                 .map_err(io::Error::other)
-                .and_then(|()| is_writable(dir)),
+                // One that was filled ahead is read only.
+                .and_then(|()| {
+                    if dir.join(KEY).exists() {
+                        Ok(())
+                    } else {
+                        is_writable(dir)
+                    }
+                }),
         };
         if let Err(error) = checked {
             warn_of(dir, &error);
@@ -141,29 +148,38 @@ impl Cache {
         })
     }
 
-    /// The code of a component or module, out of the cache if it is there, compiled and put there if not, and whether it
-    /// was compiled.
+    /// The code of a component or module, if it is there.
+    pub(super) fn get(&self, engine: &Engine, content: &Content) -> Option<Code> {
+        let name = name(engine, content);
+        self.find(engine, &name, content).unwrap_or_else(|error| {
+            let path = self.path.join(&name);
+            debug!(path = %path.display(), %error, "cannot use the cache entry; compiling again");
+            None
+        })
+    }
+
+    /// The path of the entry for a component or module, whether it is there or not.
+    pub(super) fn entry(&self, engine: &Engine, content: &Content) -> PathBuf {
+        self.path.join(name(engine, content))
+    }
+
+    /// Keeps the machine code of a component or module for the next start. Returns the path of its
+    /// entry.
     ///
     /// # Errors
     ///
-    /// It is not a valid one.
-    pub(super) fn code(
+    /// It cannot be written. The log has said so.
+    pub(super) fn put(
         &self,
         engine: &Engine,
         content: &Content,
+        code: &[u8],
         service: Option<&str>,
-    ) -> wasmtime::Result<(Code, bool)> {
+    ) -> io::Result<PathBuf> {
         let name = name(engine, content);
         let path = self.path.join(&name);
-        match self.find(engine, &name, content) {
-            Ok(Some(code)) => return Ok((code, false)),
-            Ok(None) => {}
-            Err(error) => {
-                debug!(path = %path.display(), %error, "cannot use the cache entry; compiling again")
-            }
-        }
-        let code = Code::compile(engine, content, service)?;
-        match self.keep(&name, content, &code) {
+        let kept = self.keep(&name, content, code);
+        match &kept {
             Err(error) if self.chosen => warn!(
                 service,
                 "cannot keep the compiled {} in `{}`: {error}; the next start compiles it again",
@@ -173,7 +189,7 @@ impl Cache {
             Err(error) => debug!(path = %path.display(), %error, "cannot write the cache entry"),
             Ok(()) => {}
         }
-        Ok((code, true))
+        kept.map(|()| path)
     }
 
     /// The code of an entry; `None` if there is no such entry.
@@ -199,11 +215,10 @@ impl Cache {
         Ok(Some(code))
     }
 
-    fn keep(&self, name: &str, content: &Content, code: &Code) -> io::Result<()> {
-        let code = code.serialize().map_err(io::Error::other)?;
-        let signature = hmac::sign(&self.key, &digest(name, content, &code));
+    fn keep(&self, name: &str, content: &Content, code: &[u8]) -> io::Result<()> {
+        let signature = hmac::sign(&self.key, &digest(name, content, code));
         let part = part();
-        let written = write(&self.dir, &part, signature.as_ref(), &code)
+        let written = write(&self.dir, &part, signature.as_ref(), code)
             .and_then(|()| Ok(renameat(&self.dir, &part, &self.dir, name)?));
         if written.is_err() {
             let _ = unlinkat(&self.dir, &part, AtFlags::empty());
@@ -366,15 +381,24 @@ impl Hasher for Hashed {
 }
 
 /// A component or module from code that this program has compiled.
+///
+/// # Errors
+///
+/// An engine of another version or other settings has made the code, or it is none.
 #[allow(unsafe_code)]
-fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
-    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. Its
-    // signature says that a host has written it as code for this content, with the key of this
-    // cache. Only this user and root can read the key: its file has mode 0600, and lies in a
-    // directory that they alone can write to or replace. Who can forge that acts as this user
-    // already, and needs no cache to run code. The code was read into memory, so it cannot change
-    // any more, and wasmtime itself refuses what an engine of another version or other settings has
-    // made.
+pub(super) fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
+    // SAFETY: `code` has to be what `Component::serialize` or `Module::serialize` gave. It is in
+    // memory, so it cannot change any more, and wasmtime itself refuses what an engine of another
+    // version or other settings has made. It comes from one of two places:
+    //
+    // - From the cache, with a signature that says that a host has written it as code for this
+    //   content, with the key of this cache. Only this user and root can read the key: its file has
+    //   mode 0600, and lies in a directory that they alone can write to or replace. Who can forge
+    //   that acts as this user already, and needs no cache to run code.
+    // - From a pipe to which only a child of this process can write, which runs the program that
+    //   this process runs and returns what `Engine::precompile_component` or `precompile_module`
+    //   gave. If the compiler has a fault that a component can use, the code is as dangerous as if
+    //   this process had compiled it.
     unsafe {
         match Engine::detect_precompiled(code) {
             Some(Precompiled::Module) => Module::deserialize(engine, code).map(Code::Module),
@@ -432,8 +456,18 @@ mod tests {
 
     /// Takes a component out of the cache, and tells whether it was compiled.
     fn component(cache: &Cache, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<bool> {
-        let found = cache.code(engine, &content(bytes), None);
-        found.map(|(_, compiled)| compiled)
+        code(cache, engine, &content(bytes))
+    }
+
+    /// Takes content out of the cache, or compiles it and puts it there. Tells whether it was compiled.
+    fn code(cache: &Cache, engine: &Engine, content: &Content) -> wasmtime::Result<bool> {
+        if cache.get(engine, content).is_some() {
+            return Ok(false);
+        }
+        let code = Code::compile(engine, content.bytes())?.serialize()?;
+        deserialize(engine, &code)?;
+        let _ = cache.put(engine, content, &code, None);
+        Ok(true)
     }
 
     fn content(bytes: &[u8]) -> Content {
@@ -460,10 +494,10 @@ mod tests {
         let cache = Cache::open(&dir.0).unwrap();
         let engine = Engine::default();
         let guest = content(&empty());
-        cache.code(&engine, &guest, None).unwrap();
+        code(&cache, &engine, &guest).unwrap();
         let mut compiled = |text: &str| {
             let initialised = guest.initialised(wat::parse_str(text).unwrap());
-            cache.code(&engine, &initialised, None).unwrap().1
+            code(&cache, &engine, &initialised).unwrap()
         };
         let (one, other) = ("(component (core module))", "(component (component))");
         assert_eq!(
@@ -495,6 +529,18 @@ mod tests {
             assert!(cache.find(&engine, name, &content(&empty())).is_err());
             component(&cache, &engine, &empty()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn code_of_another_engine_and_what_is_no_code_are_not_used() {
+        let engine = Engine::default();
+        let compiled = |engine: &Engine| Code::compile(engine, &empty()).unwrap().serialize().unwrap();
+        let code = compiled(&engine);
+        assert!(deserialize(&engine, &code).is_ok());
+        let other = Engine::new(wasmtime::Config::new().epoch_interruption(true)).unwrap();
+        for unusable in [&compiled(&other)[..], &code[..100], b"no code", b""] {
+            assert!(deserialize(&engine, unusable).is_err());
         }
     }
 

@@ -1,17 +1,8 @@
 //! What is compiled: a component, or a core module.
 
-use std::time::Instant;
-
-use bytesize::ByteSize;
-use tracing::info;
 use wasmparser::Parser;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
-
-use super::content::Content;
-
-/// Bytes of a component from which on compiling takes so long that somebody may wonder.
-const LARGE: usize = 4 << 20;
 
 /// Something compiled.
 #[derive(Clone)]
@@ -21,36 +12,17 @@ pub(super) enum Code {
 }
 
 impl Code {
-    /// Compiles a component or a module of `service`, if it is of one.
+    /// Compiles a component or a module in this process.
     ///
     /// # Errors
     ///
     /// It is not a valid one.
-    pub(super) fn compile(
-        engine: &Engine,
-        content: &Content,
-        service: Option<&str>,
-    ) -> wasmtime::Result<Self> {
-        let (bytes, name) = (content.bytes(), &content.name);
-        let large = bytes.len() > LARGE;
-        if large {
-            let size = ByteSize::b(bytes.len() as u64).display().iec();
-            info!(
-                service,
-                "compiling {name} ({size}), which takes a while; with a cache, it is compiled \
-                 only once"
-            );
-        }
-        let start = Instant::now();
-        let code = if Parser::is_core_wasm(bytes) {
+    pub(super) fn compile(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Self> {
+        if Parser::is_core_wasm(bytes) {
             Module::from_binary(engine, bytes).map(Self::Module)
         } else {
             Component::from_binary(engine, bytes).map(Self::Component)
-        }?;
-        if large {
-            info!(service, "compiled {name} in {:.1?}", start.elapsed());
         }
-        Ok(code)
     }
 
     /// The bytes that the same can be made of again.

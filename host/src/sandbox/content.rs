@@ -122,8 +122,8 @@ pub struct Content {
     pub(super) stage: Stage,
     /// How it is named to itself.
     program: Arc<str>,
-    /// Empty where there are parts.
-    bytes: Vec<u8>,
+    /// Empty where there are parts. They are shared with the thread that passes them to a compiler.
+    bytes: Arc<Vec<u8>>,
     /// What it is to be composed of: middlewares, from the one nearest the peer on, and then the service. Of what is whole
     /// there are none.
     parts: Vec<Content>,
@@ -174,7 +174,7 @@ impl Content {
             program: program.into(),
             digest: Sha256::digest(&bytes).into(),
             stage: Stage::AsRead,
-            bytes,
+            bytes: Arc::new(bytes),
             parts: Vec::new(),
         }
     }
@@ -192,7 +192,7 @@ impl Content {
                 .map_or_else(|| "".into(), |service| Arc::clone(&service.program)),
             digest: digest.finalize().into(),
             stage: Stage::AsRead,
-            bytes: Vec::new(),
+            bytes: Arc::default(),
             parts,
         }
     }
@@ -201,7 +201,7 @@ impl Content {
     pub(super) fn instrumented(&self, bytes: Vec<u8>) -> Self {
         Self {
             stage: Stage::Instrumented,
-            bytes,
+            bytes: Arc::new(bytes),
             ..self.renamed()
         }
     }
@@ -210,7 +210,7 @@ impl Content {
     pub(super) fn initialised(&self, bytes: Vec<u8>) -> Self {
         Self {
             stage: Stage::Initialised(Sha256::digest(&bytes).into()),
-            bytes,
+            bytes: Arc::new(bytes),
             ..self.renamed()
         }
     }
@@ -224,7 +224,7 @@ impl Content {
             } else {
                 Stage::Composed(digest)
             },
-            bytes,
+            bytes: Arc::new(bytes),
             ..self.renamed()
         }
     }
@@ -234,7 +234,7 @@ impl Content {
         Self {
             name: self.name.clone(),
             program: Arc::clone(&self.program),
-            bytes: Vec::new(),
+            bytes: Arc::default(),
             parts: Vec::new(),
             ..*self
         }
@@ -242,6 +242,11 @@ impl Content {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The same bytes, for another thread.
+    pub(super) fn shared_bytes(&self) -> Arc<Vec<u8>> {
+        Arc::clone(&self.bytes)
     }
 
     /// How it is named to itself.

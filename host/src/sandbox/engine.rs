@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 use wasmtime::component::Linker;
 use wasmtime::{
@@ -47,6 +48,15 @@ const WASM_STACK: usize = 256 << 10;
 
 /// Stack for a guest and the host functions that it calls, in bytes.
 const STACK: usize = 512 << 10;
+
+/// Settings of an engine that its code depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CodeSettings {
+    concurrency: Concurrency,
+    images: Images,
+    /// Whether there is address space to reserve for memories.
+    reserves: bool,
+}
 
 /// What a pool holds for all connections together.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +105,7 @@ impl PoolUse {
 #[derive(Clone)]
 pub(super) struct Engine {
     needs: Needs,
+    code: CodeSettings,
     pub(super) linker: Linker<State>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
@@ -129,6 +140,7 @@ impl Engine {
         }
         Ok(Self {
             needs,
+            code: code_settings(needs, pool.is_some()),
             linker,
             ticker: Arc::clone(ticker),
             limits: *limits,
@@ -136,6 +148,11 @@ impl Engine {
             pool,
             stacks: (needs.calls == Calls::Direct).then(|| Stacks::new(stacks(needs, instances(limits)))),
         })
+    }
+
+    /// The settings that its code depends on.
+    pub(super) fn code_settings(&self) -> CodeSettings {
+        self.code
     }
 
     /// Links a core module to what WASI preview 1 has.
@@ -240,14 +257,8 @@ fn allocate(
          is slower; lower `max-connections`, or raise the limit on address space (ulimit -v)",
         limits.max_connections
     );
-    let mut config = config(needs);
-    // Without a pool's address space there is none for generous reservations either: memories take what they
-    // use, and move when they grow.
-    config
-        .memory_reservation(0)
-        .memory_reservation_for_growth(1 << 20)
-        .memory_guard_size(64 << 10);
-    Ok((wasmtime::Engine::new(&config)?, None))
+    let engine = wasmtime::Engine::new(&config(code_settings(needs, false)))?;
+    Ok((engine, None))
 }
 
 fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
@@ -266,7 +277,7 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
         .linear_memory_keep_resident(MEMORY_KEPT)
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);
-    let mut config = config(needs);
+    let mut config = config(code_settings(needs, true));
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling));
     wasmtime::Engine::new(&config)
 }
@@ -280,22 +291,51 @@ fn stacks(needs: Needs, instances: u32) -> u32 {
     }
 }
 
-fn config(needs: Needs) -> Config {
+/// The settings of code for a component with such needs, whose engine has a pool or not.
+fn code_settings(needs: Needs, reserves: bool) -> CodeSettings {
+    CodeSettings {
+        concurrency: needs.concurrency,
+        images: needs.images,
+        reserves,
+    }
+}
+
+/// An engine that only compiles, with the code that an engine with these settings runs.
+///
+/// # Errors
+///
+/// The machine is not supported.
+pub(super) fn to_compile(settings: CodeSettings, is_parallel: bool) -> wasmtime::Result<wasmtime::Engine> {
+    let mut config = config(settings);
+    config.parallel_compilation(is_parallel);
+    wasmtime::Engine::new(&config)
+}
+
+/// All that code depends on is here. What depends on the number of connections is not.
+fn config(settings: CodeSettings) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(STACK)
-        .memory_init_cow(needs.images == Images::Mapped)
-        .concurrency_support(needs.concurrency == Concurrency::With);
-    if needs.concurrency == Concurrency::With {
+        .memory_init_cow(settings.images == Images::Mapped)
+        .concurrency_support(settings.concurrency == Concurrency::With);
+    if settings.concurrency == Concurrency::With {
         config.wasm_component_model_async(true);
     }
-    if needs.images == Images::Mapped {
+    if settings.images == Images::Mapped {
         // What begins with much data is an interpreter or the like, of much code that no linker has looked at as a whole. Of a
         // function that goes into its caller nothing is left of the look at the epoch either. It takes three times as long to
         // compile, once; small guests are no faster for it.
         config.compiler_inlining(Inlining::Yes);
+    }
+    if !settings.reserves {
+        // Without a pool's address space there is none for generous reservations either: memories
+        // take what they use, and move when they grow.
+        config
+            .memory_reservation(0)
+            .memory_reservation_for_growth(1 << 20)
+            .memory_guard_size(64 << 10);
     }
     config
 }
@@ -305,5 +345,51 @@ impl std::fmt::Debug for Engine {
         f.debug_struct("Engine")
             .field("pool", &self.pool)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+    use super::*;
+
+    fn hash(engine: &wasmtime::Engine) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    #[test]
+    fn an_engine_that_only_compiles_makes_the_code_of_one_that_serves() {
+        let plain = wat::parse_str("(component)").unwrap();
+        let data = format!("(module (memory 2) (data \"{}\"))", "x".repeat(70_000));
+        let much_data = wat::parse_str(data).unwrap();
+        let mut seen = Vec::new();
+        for bytes in [plain, much_data] {
+            let needs = Needs::of(&bytes, &super::super::extent::Extent::of(&bytes));
+            for concurrency in [Concurrency::Without, Concurrency::With] {
+                let needs = Needs { concurrency, ..needs };
+                for reserves in [true, false] {
+                    let settings = code_settings(needs, reserves);
+                    let pool = Pool {
+                        memories: 4,
+                        tables: 4,
+                    };
+                    let serving = if reserves {
+                        pooled(needs, 1, pool).unwrap()
+                    } else {
+                        wasmtime::Engine::new(&config(settings)).unwrap()
+                    };
+                    for is_parallel in [true, false] {
+                        assert_eq!(hash(&to_compile(settings, is_parallel).unwrap()), hash(&serving));
+                    }
+                    seen.push(hash(&serving));
+                }
+            }
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 8, "settings are missing in the hash");
     }
 }

@@ -74,7 +74,7 @@ impl Sandbox {
         };
         let whole = self.whole(content).await?;
         let extent = Extent::of(whole.bytes());
-        let (engine, code) = self.compile(&whole, &extent)?;
+        let (engine, code) = self.compile(&whole, &extent).await?;
         let prepared = match &code {
             Code::Component(component) => {
                 contract_of(component).and_then(|contract| prepare(&engine, component, contract))
@@ -115,7 +115,7 @@ impl Sandbox {
     }
 
     /// What is compiled of `content`: its service, initialised if need be, and then composed with its middlewares.
-    async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
+    pub(super) async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
         let parts = content.parts();
         for part in parts {
             look(part.bytes()).map_err(|refusal| part.refused(refusal))?;
@@ -183,22 +183,39 @@ impl Sandbox {
         needs
     }
 
+    /// Finds the engine that fits a component, whose size is `extent`.
+    ///
+    /// # Errors
+    ///
+    /// The component is too large, or the engine cannot be made.
+    pub(super) fn engine_for(&self, content: &Content, extent: &Extent) -> Result<Engine, LoadError> {
+        extent.check().map_err(|refusal| content.refused(refusal))?;
+        self.engine(self.needs(content.bytes(), extent))
+            .map_err(|error| LoadError::Sandbox(line(&error)))
+    }
+
     /// Compiles a component, whose size is `extent`, for the engine that fits it.
     ///
     /// # Errors
     ///
-    /// It is too large, not valid, or uses a proposal that the host does not offer.
-    pub(super) fn compile(&self, content: &Content, extent: &Extent) -> Result<(Engine, Code), LoadError> {
-        extent.check().map_err(|refusal| content.refused(refusal))?;
-        let engine = self
-            .engine(self.needs(content.bytes(), extent))
-            .map_err(|error| LoadError::Sandbox(line(&error)))?;
+    /// It is too large, not valid, uses a proposal that the host does not offer, or cannot be
+    /// compiled within the bounds.
+    pub(super) async fn compile(
+        &self,
+        content: &Content,
+        extent: &Extent,
+    ) -> Result<(Engine, Code), LoadError> {
+        let engine = self.engine_for(content, extent)?;
         let start = Instant::now();
-        let code = match &self.cache {
-            Some(cache) => cache.code(engine.engine(), content, self.granted.service()),
-            None => Code::compile(engine.engine(), content, self.granted.service()).map(|code| (code, true)),
+        let kept = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.get(engine.engine(), content));
+        let compiled = kept.is_none();
+        let code = match kept {
+            Some(code) => code,
+            None => self.compile_anew(&engine, content).await?.code,
         };
-        let (code, compiled) = code.map_err(|error| content.invalid(line(&error)))?;
         let duration_ms = start.elapsed().as_millis() as u64;
         let service = self.granted.service();
         debug!(service, compiled, duration_ms, "component code ready");

@@ -69,6 +69,45 @@ pub enum Refusal {
     /// It is valid and uses no other proposals, but cannot be compiled.
     #[error("is valid, but this host cannot serve it ({0}): build it without that")]
     NotCompiled(String),
+    /// Compiling it takes more memory than the compiler may have.
+    #[error(
+        "needs more memory to be compiled than the limit allows ({limit}): raise {setting}, compile it ahead with \
+         `wasm-inetd compile` where there is more memory, or build a smaller component"
+    )]
+    CompileMemory {
+        /// The limit, and what has set it.
+        limit: String,
+        /// The setting that raises it.
+        setting: String,
+    },
+    /// Compiling it takes longer than it may.
+    #[error(
+        "takes longer than {0:?} to compile: compile it ahead with `wasm-inetd compile`, which has no time limit, \
+         or build a smaller component"
+    )]
+    CompileTime(Duration),
+    /// It is compiled to more code than the host takes.
+    #[error(
+        "is compiled to {found} bytes of code, and this host allows {max}: build a smaller component, or split it"
+    )]
+    CodeSize {
+        /// Bytes of its code.
+        found: u64,
+        /// How many there may be.
+        max: u64,
+    },
+    /// The system has killed the process that compiled it.
+    #[error(
+        "was not compiled, since another process killed the compiler, most likely the system because \
+         memory ran out: give the host more memory, lower `max-compile-memory`, or compile it ahead \
+         with `wasm-inetd compile`"
+    )]
+    CompilerKilled,
+    /// The process that compiled it has failed.
+    #[error(
+        "cannot be compiled, since the compiler failed ({0}): report it as a bug, and build it differently"
+    )]
+    CompilerFailed(String),
     /// It is valid, but its instances are larger than any that the host makes.
     #[error(
         "is valid, but too large: each instance has {found} {what}, and this host allows {max}: \

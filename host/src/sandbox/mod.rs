@@ -6,6 +6,8 @@
 mod cache;
 mod clock;
 mod code;
+mod compile;
+pub mod compiler;
 mod compose;
 mod configuration;
 mod content;
@@ -44,6 +46,9 @@ mod wasi;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use compile::Ahead;
+pub(crate) use compiler::MAX_TIME;
+pub use compiler::{Compiler, Program};
 pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use diagnostics::Transcript;
@@ -73,6 +78,7 @@ pub struct Sandbox {
     limits: Limits,
     granted: Arc<Granted>,
     cache: Option<Cache>,
+    compiler: Compiler,
     preinit: bool,
     profiling: bool,
     isolation: Isolation,
@@ -85,21 +91,22 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox whose instances have to keep to `limits` and may use what is granted, and which keeps compiled components
-    /// in `cache`.
+    /// A sandbox whose instances have to keep to `limits` and may use what is granted, and whose
+    /// components `compiler` compiles and keeps.
     ///
     /// # Errors
     ///
     /// The thread of its clock or the threads for files cannot be started, or a destination that is
     /// granted has no address.
-    pub fn new(limits: &Limits, grants: &Grants, cache: &CacheDir) -> std::io::Result<Self> {
+    pub fn new(limits: &Limits, grants: &Grants, compiler: &Compiler) -> std::io::Result<Self> {
         // Calls are held to their limits at the end of each slice.
         let calls = [limits.max_call_time, limits.max_cpu_time];
         let slice = calls.into_iter().flatten().fold(limits.cpu_slice, Ord::min);
         Ok(Self {
             limits: *limits,
             granted: Arc::new(Granted::resolve(grants, limits)?),
-            cache: Cache::choose(cache),
+            cache: Cache::choose(&compiler.cache),
+            compiler: compiler.clone(),
             preinit: false,
             profiling: false,
             isolation: Isolation::Connection,
@@ -120,8 +127,8 @@ impl Sandbox {
     /// # Errors
     ///
     /// As with [`Sandbox::new`].
-    pub fn on(terms: &Terms, cache: &CacheDir) -> std::io::Result<Self> {
-        Ok(Self::new(&terms.limits, &terms.grants, cache)?.preinit(terms.preinit))
+    pub fn on(terms: &Terms, compiler: &Compiler) -> std::io::Result<Self> {
+        Ok(Self::new(&terms.limits, &terms.grants, compiler)?.preinit(terms.preinit))
     }
 
     /// Whether a granted destination has a name, whose addresses can change.

@@ -1,5 +1,6 @@
 //! What components need of their engines, as far as can be seen before they are compiled.
 
+use serde::{Deserialize, Serialize};
 use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload, Validator, WasmFeatures};
 
 use super::contract::{Contract, MIGRATION};
@@ -22,7 +23,7 @@ const MAX_ROOM: u32 = 8;
 const LEAST_INSTANCES: u32 = 3;
 
 /// Whether an engine knows the concurrency of the component model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Concurrency {
     /// Plain calls only: the faster engine.
     Without,
@@ -31,7 +32,7 @@ pub(super) enum Concurrency {
 }
 
 /// How the memories of an instance get what they begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Images {
     /// By copying: each memory takes 2 mappings of the process, and what little there is to copy costs nothing.
     Copied,

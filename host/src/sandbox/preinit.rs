@@ -80,7 +80,7 @@ impl Sandbox {
         let (context, instrumented) = wizer.instrument(content.bytes()).map_err(impossible)?;
         let instrumented = content.instrumented(instrumented);
         let extent = Extent::of(instrumented.bytes());
-        let (engine, code) = self.compile(&instrumented, &extent)?;
+        let (engine, code) = self.compile(&instrumented, &extent).await?;
         let Code::Module(module) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
@@ -128,7 +128,7 @@ impl Sandbox {
         let (context, instrumented) = instrumented.map_err(impossible)?;
         let instrumented = content.instrumented(instrumented);
         let extent = Extent::of(instrumented.bytes());
-        let (engine, code) = self.compile(&instrumented, &extent)?;
+        let (engine, code) = self.compile(&instrumented, &extent).await?;
         let Code::Component(component) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };

@@ -1,0 +1,136 @@
+//! Compiling the content of a service, where the cache has no code for it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use tracing::{debug, info};
+
+use super::Sandbox;
+use super::cache;
+use super::code::Code;
+use super::compiler::{Failure, Place};
+use super::content::Content;
+use super::engine::Engine;
+use super::extent::Extent;
+use super::generation::line;
+use super::load_error::LoadError;
+
+/// Bytes of a component from which on compiling takes so long that somebody may wonder.
+const LARGE: usize = 4 << 20;
+
+/// A component whose code is in the cache.
+#[derive(Debug)]
+pub struct Ahead {
+    /// The file of its code.
+    pub entry: PathBuf,
+    /// How long it took to compile it, and bytes of memory that this took; `None` if the cache had
+    /// its code before.
+    pub compiled: Option<(Duration, u64)>,
+}
+
+/// What was compiled, and what became of it.
+pub(super) struct Anew {
+    pub(super) code: Code,
+    /// Bytes of memory that the compiler took, where it had a process of its own.
+    peak: u64,
+    /// The entry of the cache; `None` without a cache.
+    entry: Option<io::Result<PathBuf>>,
+}
+
+impl Sandbox {
+    /// Compiles a component into the cache, for a start that loads it on the same terms.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be compiled, or the cache cannot be used.
+    pub async fn compile_ahead(&self, content: &Content) -> Result<Ahead, LoadError> {
+        let unusable =
+            |why: String| LoadError::Sandbox(format!("{} is not compiled ahead: {why}", content.name));
+        let Some(cache) = &self.cache else {
+            let why =
+                "the cache cannot be used; choose a directory that only the user of the host can change";
+            return Err(unusable(why.to_owned()));
+        };
+        let whole = self.whole(content).await?;
+        let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
+        if cache.get(engine.engine(), &whole).is_some() {
+            return Ok(Ahead {
+                entry: cache.entry(engine.engine(), &whole),
+                compiled: None,
+            });
+        }
+        let start = Instant::now();
+        let anew = self.compile_anew(&engine, &whole).await?;
+        match anew.entry {
+            Some(Ok(entry)) => Ok(Ahead {
+                entry,
+                compiled: Some((start.elapsed(), anew.peak)),
+            }),
+            Some(Err(error)) => Err(unusable(format!("the cache cannot be written to: {error}"))),
+            None => Err(unusable("there is no cache".to_owned())),
+        }
+    }
+
+    /// Compiles a component or module for `engine`, and puts the code into the cache.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be compiled.
+    pub(super) async fn compile_anew(&self, engine: &Engine, content: &Content) -> Result<Anew, LoadError> {
+        let (service, name) = (self.granted.service(), &content.name);
+        let is_large = content.bytes().len() > LARGE;
+        if is_large {
+            let size = ByteSize::b(content.bytes().len() as u64).display().iec();
+            info!(
+                service,
+                "compiling {name} ({size}), which takes a while; with a cache, it is compiled \
+                 only once"
+            );
+        }
+        let start = Instant::now();
+        let anew = match &self.compiler.place {
+            Place::InProcess => self.compile_here(engine, content)?,
+            Place::InChild(bounds) => {
+                let compiled = bounds
+                    .compile(engine.code_settings(), content.shared_bytes())
+                    .await
+                    .map_err(|failure| match failure {
+                        Failure::Refused(refusal) => content.refused(refusal),
+                        failure => LoadError::Sandbox(failure.to_string()),
+                    })?;
+                debug!(service, peak = compiled.peak, "compiled in a process of its own");
+                // What cannot be used is not kept.
+                let code = cache::deserialize(engine.engine(), &compiled.code)
+                    .map_err(|error| LoadError::Sandbox(Failure::Answer(line(&error)).to_string()))?;
+                Anew {
+                    code,
+                    peak: compiled.peak,
+                    entry: self.keep(engine, content, &compiled.code),
+                }
+            }
+        };
+        if is_large {
+            info!(service, "compiled {name} in {:.1?}", start.elapsed());
+        }
+        Ok(anew)
+    }
+
+    fn compile_here(&self, engine: &Engine, content: &Content) -> Result<Anew, LoadError> {
+        let code =
+            Code::compile(engine.engine(), content.bytes()).map_err(|error| content.invalid(line(&error)))?;
+        let bytes = self.cache.as_ref().map(|_| code.serialize());
+        let entry = bytes.and_then(|bytes| match bytes {
+            Ok(bytes) => self.keep(engine, content, &bytes),
+            Err(error) => Some(Err(io::Error::other(error))),
+        });
+        Ok(Anew { code, peak: 0, entry })
+    }
+
+    /// Puts code into the cache, if there is one. If it cannot be written, the log says so.
+    fn keep(&self, engine: &Engine, content: &Content, code: &[u8]) -> Option<io::Result<PathBuf>> {
+        let cache = self.cache.as_ref()?;
+        Some(cache.put(engine.engine(), content, code, self.granted.service()))
+    }
+}

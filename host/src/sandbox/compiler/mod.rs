@@ -1,0 +1,241 @@
+//! Compiling in a process of its own, which is bounded in memory, time and the size of its result.
+//!
+//! A compiler takes memory and time for a hostile component without end, and neither can be taken
+//! back from a thread. The host therefore starts its own program again as a [`child`], passes it
+//! the component and the settings of the engine over a pipe, and reads the machine code from
+//! another. The [`parent`] kills the child when it exceeds a bound, when nobody waits for its
+//! result any more, and when the host ends.
+
+pub mod child;
+mod memory;
+mod parent;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::engine::CodeSettings;
+use super::load_error::Refusal;
+use crate::config::{CacheDir, CompileMemory, Config};
+use crate::failpoint;
+use crate::file::Text;
+
+/// How long compiling one component may take.
+pub(crate) const MAX_TIME: Duration = Duration::from_secs(180);
+
+/// Bytes of machine code that a component may be compiled to.
+const MAX_CODE: u64 = 512 << 20;
+
+/// Bytes of the line that precedes a component or its code on a pipe.
+const MAX_HEADER: u64 = 64 << 10;
+
+/// How components are compiled, and where their code is kept.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    pub(super) cache: CacheDir,
+    pub(super) place: Place,
+}
+
+/// Where components are compiled.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// In this process, without bounds: for tests, and for programs that are not the host.
+    InProcess,
+    InChild(Bounds),
+}
+
+/// What is needed to compile in a child process.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    program: Program,
+    /// Bytes of memory that the child may have, if there is a limit.
+    memory: Option<u64>,
+    /// The setting of that limit, for messages.
+    setting: MemorySetting,
+    time: Option<Duration>,
+}
+
+/// What has set the limit on memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemorySetting {
+    /// The default rule.
+    Default(&'static str),
+    /// The flag `--max-compile-memory`.
+    Flag,
+    /// The key `max-compile-memory` of this services file.
+    File(PathBuf),
+}
+
+/// The program of this process, which can be started again even if its file is replaced.
+#[derive(Clone, Debug)]
+pub struct Program(Result<Arc<File>, Arc<io::Error>>);
+
+impl Program {
+    /// Opens the program of this process. An error is reported when a component has to be compiled.
+    pub fn open() -> Self {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let opened = rustix::fs::open("/proc/self/exe", flags, Mode::empty());
+        Self(
+            opened
+                .map(|program| Arc::new(File::from(program)))
+                .map_err(|error| Arc::new(error.into())),
+        )
+    }
+
+    /// A command that starts the program as a compiler, without an environment.
+    fn command(&self) -> io::Result<Command> {
+        let program = self
+            .0
+            .as_ref()
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot open /proc/self/exe: {error}")))?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.arg0("wasm-inetd").arg(child::COMMAND).env_clear();
+        // A signal that a terminal sends is for the host, which decides about the child.
+        command.process_group(0);
+        Ok(command)
+    }
+}
+
+impl Compiler {
+    /// Compiles in this process, where nothing bounds time or memory.
+    pub fn in_process(cache: &CacheDir) -> Self {
+        Self {
+            cache: cache.clone(),
+            place: Place::InProcess,
+        }
+    }
+
+    /// Compiles in a child process, which `program` starts. The file of the settings is for
+    /// messages; without it they name the flag.
+    pub fn in_child(
+        program: &Program,
+        cache: &CacheDir,
+        memory: CompileMemory,
+        file: Option<PathBuf>,
+    ) -> Self {
+        let (memory, setting) = match memory {
+            CompileMemory::Off => (None, MemorySetting::Flag),
+            CompileMemory::AtMost(max) => (Some(max), file.map_or(MemorySetting::Flag, MemorySetting::File)),
+            CompileMemory::Default => {
+                let (memory, rule) = memory::default();
+                (memory, MemorySetting::Default(rule))
+            }
+        };
+        Self {
+            cache: cache.clone(),
+            place: Place::InChild(Bounds {
+                program: program.clone(),
+                memory,
+                setting,
+                time: Some(failpoint::compile_time().unwrap_or(MAX_TIME)),
+            }),
+        }
+    }
+
+    /// Compiles what `config` says, which comes from `file` or from flags, in a child process.
+    pub(crate) fn of(config: &Config, program: &Program, file: Option<&Text>) -> Self {
+        let file = file.map(|file| file.path().to_owned());
+        Self::in_child(program, &config.cache, config.max_compile_memory, file)
+    }
+
+    /// The same with another cache.
+    #[must_use]
+    pub(crate) fn with_cache(self, cache: &CacheDir) -> Self {
+        let cache = cache.clone();
+        Self { cache, ..self }
+    }
+
+    /// The same, but compiling may take any time.
+    #[must_use]
+    pub fn without_deadline(mut self) -> Self {
+        if let Place::InChild(bounds) = &mut self.place {
+            bounds.time = None;
+        }
+        self
+    }
+}
+
+/// What the parent asks for. The bytes of the component follow.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    settings: CodeSettings,
+    is_parallel: bool,
+    /// The process that asks, without which the child ends.
+    parent: i32,
+    /// Bytes of memory that the child may have.
+    memory: Option<u64>,
+    /// Bytes of the component.
+    length: u64,
+}
+
+/// What the child answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    /// Machine code of so many bytes follows. The child has used at most `peak` bytes of memory.
+    Compiled { length: u64, peak: u64 },
+    /// The component cannot be compiled.
+    Refused(Kind, String),
+    /// Memory was not enough.
+    OutOfMemory,
+}
+
+/// The refusals that compiling can lead to.
+#[derive(Debug, Serialize, Deserialize)]
+enum Kind {
+    Invalid,
+    Unsupported,
+    Bound,
+    NotCompiled,
+}
+
+/// Why a component was not compiled.
+#[derive(Debug, Error)]
+pub(super) enum Failure {
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The child could not be started.
+    #[error(
+        "cannot start the process that compiles components ({0}): allow the host to start processes, mount \
+         /proc, or compile ahead with `wasm-inetd compile` into the cache that the host uses"
+    )]
+    Start(io::Error),
+    /// The child has not answered as it should.
+    #[error(
+        "the process that compiles components returned an unusable result ({0}): this is a bug of the host"
+    )]
+    Answer(String),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl MemorySetting {
+    /// Says what the limit `max` is, and how to raise it.
+    fn describe(&self, max: u64) -> (String, String) {
+        let size = ByteSize::b(max).display().iec();
+        match self {
+            Self::Default(rule) => (format!("{size}, {rule}"), "`max-compile-memory`".to_owned()),
+            Self::Flag => (
+                format!("{size}, as `--max-compile-memory` says"),
+                "`--max-compile-memory`".to_owned(),
+            ),
+            Self::File(path) => (
+                format!("{size}, as `max-compile-memory` in {} says", path.display()),
+                "`max-compile-memory`".to_owned(),
+            ),
+        }
+    }
+}

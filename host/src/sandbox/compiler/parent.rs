@@ -1,0 +1,272 @@
+//! The host's side: starts the process that compiles, passes it the component, and takes its answer.
+
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytesize::ByteSize;
+use rustix::process::getpid;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::{Answer, Bounds, Failure, Kind, MAX_CODE, MAX_HEADER, Request};
+use crate::logging::in_one_line;
+use crate::sandbox::engine::CodeSettings;
+use crate::sandbox::load_error::Refusal;
+
+/// Bytes that are read of what a child writes to standard error.
+const MAX_MESSAGE: u64 = 4 << 10;
+
+/// What the standard library writes when an allocation fails.
+const NO_MEMORY: &str = "memory allocation of";
+
+/// Machine code, and the memory that making it took, in bytes.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Compiled {
+    pub(in crate::sandbox) code: Vec<u8>,
+    pub(in crate::sandbox) peak: u64,
+}
+
+impl Bounds {
+    /// Compiles a component or module in a child process. If the future is dropped, the child is
+    /// killed.
+    ///
+    /// # Errors
+    ///
+    /// The component cannot be compiled within the bounds, or the child cannot be started.
+    pub(in crate::sandbox) async fn compile(
+        &self,
+        settings: CodeSettings,
+        bytes: Arc<Vec<u8>>,
+    ) -> Result<Compiled, Failure> {
+        let request = Request {
+            settings,
+            is_parallel: true,
+            parent: getpid().as_raw_nonzero().get(),
+            memory: self.memory,
+            length: bytes.len() as u64,
+        };
+        let running = Arc::new(Running::default());
+        let _kill = KillOnDrop(Arc::clone(&running));
+        let bounds = self.clone();
+        // The system kills the child when the thread that started it ends, so this thread waits for it.
+        let work = spawn_blocking(move || bounds.run(&running, &request, &bytes));
+        let done = match self.time {
+            Some(max) => timeout(max, work).await.map_err(|_| Refusal::CompileTime(max))?,
+            None => work.await,
+        };
+        done.unwrap_or_else(|_| Err(Failure::Answer("its thread panicked".to_owned())))
+    }
+
+    fn run(&self, running: &Running, request: &Request, bytes: &[u8]) -> Result<Compiled, Failure> {
+        let mut command = self.program.command().map_err(Failure::Start)?;
+        let (stdin, stdout, stderr) = running.start(&mut command).map_err(Failure::Start)?;
+        // If the child does not take all of it, its answer or its end says why.
+        let _ = send(stdin, request, bytes);
+        let max = self.memory.map_or(MAX_CODE, |memory| memory.min(MAX_CODE));
+        let answer = receive(stdout, max);
+        let mut message = String::new();
+        let _ = stderr.take(MAX_MESSAGE).read_to_string(&mut message);
+        let status = running.end();
+        match answer {
+            Ok((Answer::Compiled { peak, .. }, code)) => Ok(Compiled { code, peak }),
+            Ok((Answer::Refused(kind, reason), _)) => Err(match kind {
+                Kind::Invalid => Refusal::Invalid(reason),
+                Kind::Unsupported => Refusal::Unsupported(reason),
+                Kind::Bound => Refusal::Bound(reason),
+                Kind::NotCompiled => Refusal::NotCompiled(reason),
+            }
+            .into()),
+            Ok((Answer::OutOfMemory, _)) => Err(self.out_of_memory().into()),
+            Err(Unusable::TooLarge(found)) => Err(Refusal::CodeSize { found, max }.into()),
+            Err(Unusable::Damaged(reason)) => Err(Failure::Answer(reason)),
+            Err(Unusable::Ended) => Err(self.why_ended(status, &message)),
+        }
+    }
+
+    fn out_of_memory(&self) -> Refusal {
+        match self.memory {
+            Some(max) => {
+                let (limit, setting) = self.setting.describe(max);
+                Refusal::CompileMemory { limit, setting }
+            }
+            None => Refusal::CompilerFailed("the system gave it no more memory".to_owned()),
+        }
+    }
+
+    /// Says why the child has ended without an answer.
+    fn why_ended(&self, status: io::Result<ExitStatus>, message: &str) -> Failure {
+        if message.contains(NO_MEMORY) {
+            return self.out_of_memory().into();
+        }
+        let said = message.lines().find(|line| !line.trim().is_empty());
+        let said = said
+            .map(|line| format!(": {}", in_one_line(line.trim())))
+            .unwrap_or_default();
+        match status.map(|status| (status.signal(), status)) {
+            Ok((Some(9), _)) => Refusal::CompilerKilled.into(),
+            Ok((_, status)) => Refusal::CompilerFailed(format!("{status}{said}")).into(),
+            Err(error) => Failure::Answer(error.to_string()),
+        }
+    }
+}
+
+/// Why an answer cannot be used.
+#[derive(Debug)]
+enum Unusable {
+    /// There is none.
+    Ended,
+    /// The code has so many bytes.
+    TooLarge(u64),
+    Damaged(String),
+}
+
+fn send(mut stdin: ChildStdin, request: &Request, bytes: &[u8]) -> io::Result<()> {
+    let mut header = serde_json::to_vec(request)?;
+    header.push(b'\n');
+    stdin.write_all(&header)?;
+    stdin.write_all(bytes)
+}
+
+/// Reads an answer, and the code of at most `max` bytes that follows it.
+fn receive(stdout: impl Read, max: u64) -> Result<(Answer, Vec<u8>), Unusable> {
+    let damaged = |error: &dyn std::fmt::Display| Unusable::Damaged(error.to_string());
+    let mut stdout = BufReader::new(stdout);
+    let mut header = Vec::new();
+    stdout
+        .by_ref()
+        .take(MAX_HEADER)
+        .read_until(b'\n', &mut header)
+        .map_err(|error| damaged(&error))?;
+    if header.is_empty() {
+        return Err(Unusable::Ended);
+    }
+    let answer = serde_json::from_slice(&header).map_err(|error| damaged(&error))?;
+    let mut code = Vec::new();
+    let length = match &answer {
+        Answer::Compiled { length, .. } => *length,
+        Answer::Refused(..) | Answer::OutOfMemory => 0,
+    };
+    if length > max {
+        return Err(Unusable::TooLarge(length));
+    }
+    code.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX))
+        .map_err(|error| damaged(&error))?;
+    stdout
+        .take(length.saturating_add(1))
+        .read_to_end(&mut code)
+        .map_err(|error| damaged(&error))?;
+    if code.len() as u64 != length {
+        let found = ByteSize::b(code.len() as u64);
+        return Err(damaged(&format_args!(
+            "expected {length} bytes of code, found {found}"
+        )));
+    }
+    Ok((answer, code))
+}
+
+/// A child that can be killed while another thread talks to it.
+#[derive(Debug, Default)]
+struct Running(Mutex<State>);
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    NotStarted,
+    Started(Child),
+    Killed,
+}
+
+type Pipes = (ChildStdin, ChildStdout, ChildStderr);
+
+impl Running {
+    fn start(&self, command: &mut Command) -> io::Result<Pipes> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Killed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn()?;
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        *state = State::Started(child);
+        match pipes {
+            (Some(stdin), Some(stdout), Some(stderr)) => Ok((stdin, stdout, stderr)),
+            _ => Err(io::Error::other("it has no pipes")),
+        }
+    }
+
+    /// Kills the child, if it has not ended, and removes it from the table of processes.
+    fn end(&self) -> io::Result<ExitStatus> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, State::Killed) {
+            State::Started(mut child) => {
+                // One that is about to end by itself keeps its status.
+                let _ = child.kill();
+                child.wait()
+            }
+            State::NotStarted | State::Killed => Err(io::ErrorKind::Interrupted.into()),
+        }
+    }
+}
+
+/// Kills the child when nobody waits for it any more.
+struct KillOnDrop(Arc<Running>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(length: u64, code: &[u8]) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec(&Answer::Compiled { length, peak: 7 }).unwrap();
+        bytes.push(b'\n');
+        bytes.extend(code);
+        bytes
+    }
+
+    #[test]
+    fn an_answer_is_taken_whole_or_not_at_all() {
+        let (taken, code) = receive(&answer(4, b"code")[..], 4).unwrap();
+        assert!(
+            matches!(taken, Answer::Compiled { length: 4, peak: 7 }),
+            "{taken:?}"
+        );
+        assert_eq!(code, b"code");
+        for damaged in [&answer(4, b"cod")[..], &answer(4, b"code!"), b"{}\n", b"\n", b"x"] {
+            let received = receive(damaged, 100);
+            assert!(matches!(received, Err(Unusable::Damaged(_))), "{received:?}");
+        }
+        assert!(matches!(receive(&b""[..], 100), Err(Unusable::Ended)));
+    }
+
+    #[test]
+    fn code_that_is_too_large_is_not_read() {
+        let received = receive(&answer(5, b"")[..], 4);
+        assert!(matches!(received, Err(Unusable::TooLarge(5))), "{received:?}");
+        let received = receive(&answer(u64::MAX, b"")[..], u64::MAX);
+        assert!(matches!(received, Err(Unusable::Damaged(_))), "{received:?}");
+    }
+
+    #[test]
+    fn a_child_is_killed_before_and_after_it_has_started() {
+        let sleep = || {
+            let mut command = Command::new("sleep");
+            command.arg("1000");
+            command
+        };
+        let running = Arc::new(Running::default());
+        let guard = KillOnDrop(Arc::clone(&running));
+        let (_stdin, mut stdout, _stderr) = running.start(&mut sleep()).unwrap();
+        drop(guard);
+        // Its pipe is closed, and it is gone from the table of processes.
+        assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+        assert!(matches!(*running.0.lock().unwrap(), State::Killed));
+        assert!(running.start(&mut sleep()).is_err());
+    }
+}

@@ -1,0 +1,348 @@
+//! Components are compiled in a process of its own, within bounds, and ahead if that is wanted.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::harness::{
+    HUP, Host, NEW, Place, again, command, file, guest, refusal_of, refused, scratch, until,
+};
+
+/// The subcommand of the processes that compile.
+const CHILD: &str = "compile-in-child";
+
+/// A module of `functions` equal functions, each with so many operations.
+fn module(functions: u32, operations: u32) -> Vec<u8> {
+    let number = |mut number: u32| {
+        let mut bytes = Vec::new();
+        loop {
+            let low = number as u8 & 0x7f;
+            number >>= 7;
+            if number == 0 {
+                bytes.push(low);
+                return bytes;
+            }
+            bytes.push(low | 0x80);
+        }
+    };
+    let section = |id: u8, content: &[u8]| [&[id][..], &number(content.len() as u32), content].concat();
+    // No locals; then the parameter is multiplied, added to itself and stored again and again.
+    let mut body = vec![0];
+    for index in 0..operations {
+        body.extend([0x20, 0, 0x41, (index % 64) as u8, 0x6c, 0x20, 0, 0x6a, 0x21, 0]);
+    }
+    body.extend([0x20, 0, 0x0b]);
+    let body = [number(body.len() as u32), body].concat();
+    let code = [number(functions), body.repeat(functions as usize)].concat();
+    [
+        b"\0asm\x01\0\0\0".to_vec(),
+        // One type, from a number to a number.
+        section(1, &[1, 0x60, 1, 0x7f, 1, 0x7f]),
+        section(3, &[number(functions), vec![0; functions as usize]].concat()),
+        section(10, &code),
+    ]
+    .concat()
+}
+
+/// One function, for which the compiler takes much more memory than it may have here.
+fn greedy() -> Vec<u8> {
+    module(1, 300_000)
+}
+
+/// So many functions that compiling them takes minutes.
+fn slow() -> Vec<u8> {
+    module(40_000, 500)
+}
+
+/// The processes that compile for the process `parent`.
+fn compilers(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|&process| is_compiler(process) && parent_of(process) == Some(parent))
+        .collect()
+}
+
+fn is_compiler(process: u32) -> bool {
+    let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    words
+        .split(|byte| *byte == 0)
+        .any(|word| word == CHILD.as_bytes())
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Waits for the process that compiles for `host`.
+fn compiler_of(host: &Host) -> u32 {
+    let mut found = None;
+    until("a process compiles", || {
+        found = compilers(host.pid()).first().copied();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn a_component_that_takes_too_much_memory_is_refused_and_the_old_one_serves() {
+    let place = Place::new("greedy", "echo");
+    let host = place.serve(&["--max-compile-memory", "64MiB", "--cache", "off"]);
+    let before = host.memory("VmHWM");
+    place.replace(greedy());
+    host.signal(HUP);
+    let line = host.line("reload failed");
+    for words in ["needs more memory", "64.0 MiB", "raise `--max-compile-memory`"] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    host.connect().echo("still there");
+    let grown = host.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 40 << 10, "the host has grown by {grown} KiB");
+    assert_eq!(compilers(host.pid()), []);
+    // The limit is that of one component at a time.
+    place.replace(again("echo", 1));
+    host.signal(HUP);
+    host.line(NEW);
+}
+
+#[test]
+fn the_message_about_memory_names_the_setting() {
+    let dir = scratch("compile-setting");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("greedy.wasm"), greedy()).unwrap();
+    let services = dir.join("services.toml");
+    let text = "max-compile-memory = \"64MiB\"\ncache = \"off\"\n\
+                [[service]]\nname = \"a\"\ncomponent = \"greedy.wasm\"\nlisten = [\"127.0.0.1:0\"]\n";
+    fs::write(&services, text).unwrap();
+    let refusal = refused(&["--config", services.to_str().unwrap()]);
+    assert_eq!(refusal.status, Some(1));
+    let said = format!("`max-compile-memory` in {}", services.display());
+    assert!(refusal.message.contains(&said), "{}", refusal.message);
+    assert!(
+        refusal.message.contains("services.toml:5:"),
+        "{}",
+        refusal.message
+    );
+}
+
+#[test]
+fn a_compiler_that_takes_too_long_is_killed() {
+    let place = Place::new("slow", "echo");
+    let component = place.file();
+    let args = ["--listen", "127.0.0.1:0", "--cache", "off", "--component"];
+    let mut command = command();
+    command
+        .args(args)
+        .arg(&component)
+        .env("WASM_INETD_COMPILE_MS", "4000");
+    let host = Host::spawn(&mut command, &args);
+    place.replace(slow());
+    host.signal(HUP);
+    let compiler = compiler_of(&host);
+    let line = host.line("reload failed");
+    assert!(line.contains("takes longer than 4s to compile"), "{line}");
+    assert!(line.contains("wasm-inetd compile"), "{line}");
+    assert!(!is_compiler(compiler), "it is left behind");
+    host.connect().echo("still there");
+}
+
+#[test]
+fn a_compiler_ends_with_its_host() {
+    for (number, signal) in [("drained", 15), ("killed", 9)] {
+        let place = Place::new(&format!("compiler-{number}"), "echo");
+        let mut host = place.serve(&["--cache", "off"]);
+        place.replace(slow());
+        host.signal(HUP);
+        let compiler = compiler_of(&host);
+        host.signal(signal);
+        host.wait();
+        until("the compiler has ended", || !is_compiler(compiler));
+    }
+}
+
+#[test]
+fn a_compiler_ends_with_a_host_that_has_not_started() {
+    let component = file("slow-start.wasm", slow());
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--cache", "off", "--component"]);
+    let mut host = Host::launch(command.arg(component));
+    let compiler = compiler_of(&host);
+    host.signal(15);
+    host.wait();
+    until("the compiler has ended", || !is_compiler(compiler));
+}
+
+#[test]
+fn a_compiler_has_nothing_but_its_pipes() {
+    let component = file("slow-bare.wasm", slow());
+    let mut command = Command::new("sh");
+    // A descriptor that whoever starts the host has left open.
+    let script = format!(
+        "exec 9</dev/null && exec {} --listen 127.0.0.1:0 --cache off --component \"$0\"",
+        crate::harness::HOST
+    );
+    command
+        .args(["-c", &script])
+        .arg(component)
+        .env("SECRET", "in the environment");
+    let mut host = Host::launch(&mut command);
+    let compiler = compiler_of(&host);
+    let directory = |name: &str| format!("/proc/{compiler}/{name}");
+    until("it has closed the rest", || {
+        fs::read_dir(directory("fd")).is_ok_and(|entries| entries.count() == 3)
+    });
+    let environment = fs::read(directory("environ")).unwrap();
+    let environment = String::from_utf8_lossy(&environment);
+    assert!(!environment.contains("SECRET"), "{environment}");
+    let limits = fs::read_to_string(directory("limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(limit("Max core file size"), "0");
+    assert_eq!(limit("Max file size"), "0");
+    assert_ne!(limit("Max data size"), "unlimited");
+    host.signal(9);
+    host.wait();
+}
+
+fn compile(args: &[&str]) -> Output {
+    command().arg("compile").args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Removes write access from a directory and what is in it.
+fn make_read_only(dir: &Path) -> Vec<PathBuf> {
+    let entries: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    for entry in &entries {
+        fs::set_permissions(entry, fs::Permissions::from_mode(0o400)).unwrap();
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o500)).unwrap();
+    entries
+}
+
+#[test]
+fn a_start_uses_what_was_compiled_ahead() {
+    let cache = scratch("compile-ahead");
+    let dir = cache.to_str().unwrap();
+    let (lines, echo) = (guest("lines-session"), guest("echo"));
+    let compiled = compile(&["--cache", dir, lines.to_str().unwrap(), echo.to_str().unwrap()]);
+    assert!(compiled.status.success(), "{}", text(&compiled.stderr));
+    let said = text(&compiled.stdout);
+    assert_eq!(said.lines().count(), 2, "{said}");
+    for line in said.lines() {
+        assert!(line.contains("compiled in") && line.contains(dir), "{line}");
+    }
+    let entries = make_read_only(&cache);
+    // The key, and an entry for each.
+    assert_eq!(entries.len(), 3);
+    let host = Host::with_no_privileges(&lines, &["-v", "--cache", dir]);
+    host.connect().echo("hello\n");
+    let log = host.log();
+    assert!(
+        log.contains("compiled=false") && !log.contains("process of its own"),
+        "{log}"
+    );
+    assert!(!log.contains("WARN"), "{log}");
+    drop(host);
+    // It cannot be written, and does not matter for what is not there.
+    let host = Host::with_no_privileges(&guest("upper"), &["-v", "--cache", dir]);
+    host.connect().echo("HELLO\n");
+    assert!(host.log().contains("compiled=true"), "{}", host.log());
+    drop(host);
+    let again = compile(&["--cache", dir, lines.to_str().unwrap()]);
+    assert!(
+        text(&again.stdout).contains("already compiled"),
+        "{}",
+        text(&again.stdout)
+    );
+    fs::set_permissions(&cache, fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn the_components_of_a_services_file_are_compiled_ahead() {
+    let dir = scratch("compile-services");
+    fs::create_dir_all(&dir).unwrap();
+    fs::copy(guest("upper"), dir.join("upper.wasm")).unwrap();
+    fs::copy(guest("upper-case"), dir.join("middleware.wasm")).unwrap();
+    let services = dir.join("services.toml");
+    let service = |name: &str, component: &str| {
+        format!("[[service]]\nname = \"{name}\"\n{component}\nlisten = [\"127.0.0.1:0\"]\n")
+    };
+    let of_file = "component = \"upper.wasm\"";
+    let behind = "component = \"upper.wasm\"\nmiddleware = [\"middleware.wasm\"]";
+    let broken = "component = \"nothing.wasm\"";
+    let good = [service("a", of_file), service("b", behind), service("c", "")].concat();
+    let file = format!("cache = \"cache\"\nlog = {{ level = \"debug\" }}\n{good}");
+    fs::write(&services, &file).unwrap();
+    let compiled = compile(&["--config", services.to_str().unwrap()]);
+    assert!(compiled.status.success(), "{}", text(&compiled.stderr));
+    assert_eq!(text(&compiled.stdout).lines().count(), 3);
+    let host = Host::with_config(&services, 3);
+    let log = host.log();
+    assert_eq!(log.matches("compiled=false").count(), 3, "{log}");
+    assert!(!log.contains("compiled=true"), "{log}");
+    // One that fails is named, and the others are compiled.
+    fs::write(&services, format!("{file}{}", service("d", broken))).unwrap();
+    let compiled = compile(&["--config", services.to_str().unwrap()]);
+    assert_eq!(compiled.status.code(), Some(1));
+    assert_eq!(text(&compiled.stdout).matches("already compiled").count(), 3);
+    let said = text(&compiled.stderr);
+    assert!(
+        said.contains("services.toml:") && said.contains("nothing.wasm"),
+        "{said}"
+    );
+    assert_eq!(compile(&["--config", "nothing.toml"]).status.code(), Some(2));
+    assert_eq!(compile(&["--cache", "off", "x.wasm"]).status.code(), Some(2));
+    assert_eq!(compile(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn a_cache_that_cannot_be_filled_is_an_error_of_compile() {
+    let open = scratch("compile-open");
+    fs::create_dir_all(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let echo = guest("echo");
+    let compiled = compile(&["--cache", open.to_str().unwrap(), echo.to_str().unwrap()]);
+    assert_eq!(compiled.status.code(), Some(1));
+    assert!(
+        text(&compiled.stderr).contains("not compiled ahead"),
+        "{}",
+        text(&compiled.stderr)
+    );
+    assert_eq!(text(&compiled.stdout), "");
+}
+
+#[test]
+fn every_command_compiles_within_the_limit() {
+    let greedy = file("greedy-everywhere.wasm", greedy());
+    let dir = scratch("compile-conversations");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("one.conversation"), "> \"a\"\n").unwrap();
+    let limit = ["--max-compile-memory", "64MiB"];
+    let conversations = dir.to_str().unwrap();
+    for before in [
+        &["check"][..],
+        &["replay", conversations],
+        &["profile", conversations],
+        &["compile"],
+    ] {
+        let mut command = command();
+        let refusal = refusal_of(command.args(before).arg(&greedy).args(limit));
+        assert_eq!(refusal.status, Some(1), "{before:?}: {}", refusal.message);
+        assert!(
+            refusal.message.contains("needs more memory"),
+            "{before:?}: {}",
+            refusal.message
+        );
+    }
+}
