@@ -12,20 +12,22 @@ use crate::harness::{
 /// The subcommand of the processes that compile.
 const CHILD: &str = "compile-in-child";
 
+/// A number as WebAssembly encodes it (LEB128).
+fn number(mut number: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = number as u8 & 0x7f;
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
 /// A module of `functions` equal functions, each with so many operations.
 fn module(functions: u32, operations: u32) -> Vec<u8> {
-    let number = |mut number: u32| {
-        let mut bytes = Vec::new();
-        loop {
-            let low = number as u8 & 0x7f;
-            number >>= 7;
-            if number == 0 {
-                bytes.push(low);
-                return bytes;
-            }
-            bytes.push(low | 0x80);
-        }
-    };
     let section = |id: u8, content: &[u8]| [&[id][..], &number(content.len() as u32), content].concat();
     // No locals; then the parameter is multiplied, added to itself and stored again and again.
     let mut body = vec![0];
@@ -344,5 +346,30 @@ fn every_command_compiles_within_the_limit() {
             "{before:?}: {}",
             refusal.message
         );
+    }
+}
+
+/// So many components, each in the next.
+fn nested(depth: u32) -> Vec<u8> {
+    const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
+    let mut sections = Vec::new();
+    let mut size = HEADER.len() as u32;
+    for _ in 0..depth {
+        let section = [HEADER, &[4], &number(size)].concat();
+        size += section.len() as u32;
+        sections.push(section);
+    }
+    sections.reverse();
+    [sections.concat(), HEADER.to_vec()].concat()
+}
+
+#[test]
+fn components_that_are_nested_too_deeply_are_refused_at_once() {
+    let component = file("nested.wasm", nested(20_000));
+    for before in [&["check"][..], &["--listen", "127.0.0.1:0", "--component"]] {
+        let refusal = refusal_of(command().args(before).arg(&component));
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        let said = "more than 4000 components and modules in one file";
+        assert!(refusal.message.contains(said), "{}", refusal.message);
     }
 }

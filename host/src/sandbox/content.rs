@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::extent::check_nested;
 use super::generation::look;
 use super::load_error::{LoadError, Refusal};
 use super::proposals;
@@ -302,6 +303,7 @@ impl Content {
     /// A part is not valid, or uses a proposal that the host does not offer.
     pub(crate) fn validate(&self) -> Result<(), LoadError> {
         self.parts().iter().try_for_each(|part| {
+            check_nested(&part.bytes).map_err(|refusal| part.refused(refusal))?;
             proposals::validate(&part.bytes).map_err(|error| part.invalid(error.to_string()))
         })
     }

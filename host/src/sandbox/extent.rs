@@ -35,6 +35,27 @@ const MAX_METADATA: u64 = 1 << 20;
 const METADATA_OF_INSTANCE: u64 = 1024;
 const METADATA_OF_ITEM: u64 = 40;
 
+/// Components and modules in a file, nested ones included. The validator takes time that grows with
+/// the square of their number.
+const MAX_NESTED: usize = 4000;
+
+/// Compares the number of components and modules in a file with the bound, before anything
+/// validates the file.
+///
+/// # Errors
+///
+/// There are too many.
+pub(super) fn check_nested(bytes: &[u8]) -> Result<(), Refusal> {
+    let payloads = Parser::new(0).parse_all(bytes).map_while(Result::ok);
+    let starts = payloads.filter(|payload| matches!(payload, Payload::Version { .. }));
+    if starts.take(MAX_NESTED + 1).count() > MAX_NESTED {
+        return Err(Refusal::Bound(format!(
+            "more than {MAX_NESTED} components and modules in one file"
+        )));
+    }
+    Ok(())
+}
+
 /// The size of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Extent {

@@ -20,7 +20,7 @@ use super::content::{Content, Digest};
 use super::contract::{self, Contract, OtherTypes, Prepared};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
-use super::extent::Extent;
+use super::extent::{Extent, check_nested};
 use super::file_threads::on;
 use super::grants::Opened;
 use super::load_error::{LoadError, Refusal};
@@ -118,7 +118,9 @@ impl Sandbox {
     pub(super) async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
         let parts = content.parts();
         for part in parts {
-            look(part.bytes()).map_err(|refusal| part.refused(refusal))?;
+            look(part.bytes())
+                .and_then(|()| check_nested(part.bytes()))
+                .map_err(|refusal| part.refused(refusal))?;
         }
         let service = parts.last().unwrap_or(content);
         let service = if self.preinit {

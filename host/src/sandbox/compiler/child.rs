@@ -11,7 +11,7 @@ use rustix::process::{
 };
 use wasmparser::Parser;
 
-use super::{Answer, Kind, MAX_HEADER, Request};
+use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request};
 use crate::sandbox::engine::to_compile;
 use crate::sandbox::generation::line;
 use crate::sandbox::load_error::Refusal;
@@ -29,7 +29,9 @@ const STACK: usize = 8 << 20;
 pub fn run() -> ExitCode {
     match prepare().and_then(|request| {
         let thread = thread::Builder::new().stack_size(STACK);
-        let thread = thread.spawn(move || serve(&request))?;
+        let thread = thread.spawn(move || serve(&request));
+        // The system reports too little memory for its stack as a lack of threads.
+        let thread = thread.map_err(|_| io::Error::other(format!("{NO_MEMORY} a stack failed")))?;
         // The panic has been written to standard error.
         thread
             .join()

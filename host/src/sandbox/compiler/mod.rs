@@ -36,6 +36,13 @@ pub(crate) const MAX_TIME: Duration = Duration::from_secs(180);
 /// Bytes of machine code that a component may be compiled to.
 const MAX_CODE: u64 = 512 << 20;
 
+/// Bytes of memory for each thread that compiles functions: its stack, and the function that it
+/// compiles.
+const MEMORY_PER_THREAD: u64 = 64 << 20;
+
+/// What the standard library writes when an allocation fails.
+const NO_MEMORY: &str = "memory allocation of";
+
 /// Bytes of the line that precedes a component or its code on a pipe.
 const MAX_HEADER: u64 = 64 << 10;
 
@@ -92,14 +99,16 @@ impl Program {
         )
     }
 
-    /// A command that starts the program as a compiler, without an environment.
-    fn command(&self) -> io::Result<Command> {
+    /// A command that starts the program as a compiler with so many threads, and with no more of an
+    /// environment than that.
+    fn command(&self, threads: u64) -> io::Result<Command> {
         let program = self
             .0
             .as_ref()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot open /proc/self/exe: {error}")))?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         command.arg0("wasm-inetd").arg(child::COMMAND).env_clear();
+        command.env("RAYON_NUM_THREADS", threads.to_string());
         // A signal that a terminal sends is for the host, which decides about the child.
         command.process_group(0);
         Ok(command)

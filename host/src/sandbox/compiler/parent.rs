@@ -4,22 +4,20 @@ use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use bytesize::ByteSize;
 use rustix::process::getpid;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::{Answer, Bounds, Failure, Kind, MAX_CODE, MAX_HEADER, Request};
+use super::{Answer, Bounds, Failure, Kind, MAX_CODE, MAX_HEADER, MEMORY_PER_THREAD, NO_MEMORY, Request};
 use crate::logging::in_one_line;
 use crate::sandbox::engine::CodeSettings;
 use crate::sandbox::load_error::Refusal;
 
 /// Bytes that are read of what a child writes to standard error.
 const MAX_MESSAGE: u64 = 4 << 10;
-
-/// What the standard library writes when an allocation fails.
-const NO_MEMORY: &str = "memory allocation of";
 
 /// Machine code, and the memory that making it took, in bytes.
 #[derive(Debug)]
@@ -42,7 +40,7 @@ impl Bounds {
     ) -> Result<Compiled, Failure> {
         let request = Request {
             settings,
-            is_parallel: true,
+            is_parallel: self.threads() > 1,
             parent: getpid().as_raw_nonzero().get(),
             memory: self.memory,
             length: bytes.len() as u64,
@@ -59,8 +57,15 @@ impl Bounds {
         done.unwrap_or_else(|_| Err(Failure::Answer("its thread panicked".to_owned())))
     }
 
+    /// Threads that compile functions: one for each core, if the memory suffices.
+    fn threads(&self) -> u64 {
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+        let most = self.memory.map_or(u64::MAX, |memory| memory / MEMORY_PER_THREAD);
+        cores.min(most).max(1)
+    }
+
     fn run(&self, running: &Running, request: &Request, bytes: &[u8]) -> Result<Compiled, Failure> {
-        let mut command = self.program.command().map_err(Failure::Start)?;
+        let mut command = self.program.command(self.threads()).map_err(Failure::Start)?;
         let (stdin, stdout, stderr) = running.start(&mut command).map_err(Failure::Start)?;
         // If the child does not take all of it, its answer or its end says why.
         let _ = send(stdin, request, bytes);
