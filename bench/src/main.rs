@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attacks;
 mod contender;
 mod fairness;
 mod load;
@@ -70,6 +71,10 @@ struct Cli {
     #[arg(long)]
     restarts: bool,
 
+    /// Only measure what attacks take from a service beside, and from the host [default: all attacks]
+    #[arg(long, value_name = "NAME", num_args = 0.., value_delimiter = ',')]
+    attacks: Option<Vec<String>>,
+
     /// Also write the tables and a plot into the documentation
     #[arg(long)]
     publish: bool,
@@ -93,6 +98,9 @@ fn main() -> Result<()> {
     }
     if cli.restarts {
         return restarts::measure(&places);
+    }
+    if let Some(names) = &cli.attacks {
+        return attacks::measure(&places, names);
     }
     let named = |contender: &Contender| cli.contenders.iter().any(|name| name == contender.name);
     let watched = contender::watched().into_iter().filter(named);

@@ -86,20 +86,27 @@ fn of_one(pid: u32) -> Result<Usage> {
             .and_then(|field| field.parse::<u64>().ok())
             .unwrap_or(0)
     };
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let resident = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap_or("0");
-    let resident: u64 = resident.split_whitespace().next().unwrap_or("0").parse()?;
+    let resident = status_bytes(pid, "VmRSS:")?;
     let mappings = fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count();
     Ok(Usage {
         // utime and stime, and those of children that have ended and were waited for. The kernel counts 100 a second in
         // /proc (USER_HZ).
         cpu: Duration::from_millis((11..=14).map(ticks).sum::<u64>() * 10),
-        resident: resident << 10,
+        resident,
         mappings: mappings as u64,
     })
+}
+
+/// The bytes that `/proc/PID/status` shows after `key`; 0 of a process that has ended.
+///
+/// # Errors
+///
+/// The process is gone.
+pub(crate) fn status_bytes(pid: u32, key: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix(key));
+    let kibibytes = kibibytes.and_then(|line| line.split_whitespace().next());
+    Ok(kibibytes.unwrap_or("0").parse::<u64>()? << 10)
 }
 
 /// The fields of `/proc/PID/stat` from the third on; the second may hold anything.

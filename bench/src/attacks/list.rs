@@ -1,0 +1,265 @@
+//! Every attack.
+
+use super::bounds;
+use super::{Attack, Guest, peers};
+
+/// What attacks have in common. It is an attack that does nothing.
+const DEFAULT: Attack = Attack {
+    name: "none",
+    guest: Guest::Built("lines-session"),
+    connections: 0,
+    max_memory: 1,
+    limits: "",
+    keys: "",
+    host: "",
+    listen: "",
+    peers: peers::nothing,
+    expect: &[],
+    never: &[],
+    bounds: bounds::memory(1),
+};
+
+/// Limits after which guests that do not stop are stopped within an attack.
+const CALL: &str = ", max-call-time = \"200ms\"";
+const CPU: &str = ", max-cpu-time = \"200ms\"";
+const IDLE: &str = ", idle-timeout = \"1s\", first-byte-timeout = \"1s\"";
+
+/// A grant of the directory that has a named pipe and a file.
+const FILES: &str = "grants = { dirs = [\"{dir}/files::/data\"] }";
+
+pub(super) const ALL: &[Attack] = &[
+    DEFAULT,
+    // Guests that take time.
+    Attack {
+        name: "loop-session",
+        guest: Guest::Built("spin"),
+        connections: 8,
+        limits: CALL,
+        peers: |stage| peers::again(stage, b"!"),
+        expect: &["cpu-limit"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "loop-streams",
+        guest: Guest::Built("moody"),
+        connections: 4,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b"spin\n"),
+        expect: &["cpu-limit"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "short-calls",
+        guest: Guest::Built("restless"),
+        connections: 8,
+        peers: |stage| peers::again(stage, b"!"),
+        ..DEFAULT
+    },
+    Attack {
+        name: "many-clients-compute",
+        guest: Guest::Built("primes"),
+        connections: 48,
+        max_memory: 16,
+        peers: |stage| peers::ask(stage, b"1000\n"),
+        never: &["cpu-limit"],
+        bounds: bounds::memory(16),
+        ..DEFAULT
+    },
+    Attack {
+        name: "wait-in-call",
+        guest: Guest::Built("sleep"),
+        connections: 100,
+        limits: CALL,
+        peers: |stage| peers::again(stage, b"!"),
+        expect: &["cpu-limit"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "empty-buffers",
+        guest: Guest::Module(include_str!("guests/empty-buffers.wat")),
+        connections: 4,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["cpu-limit"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "write-65-mb",
+        guest: Guest::Module(include_str!("guests/large-stdout.wat")),
+        connections: 2,
+        max_memory: 64,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["cpu-limit"],
+        bounds: bounds::memory(64),
+        ..DEFAULT
+    },
+    Attack {
+        name: "log-65-mb",
+        guest: Guest::Module(include_str!("guests/large-stderr.wat")),
+        connections: 2,
+        max_memory: 64,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["cpu-limit"],
+        bounds: bounds::memory(64),
+        ..DEFAULT
+    },
+    Attack {
+        name: "fill-1-gib",
+        guest: Guest::Module(include_str!("guests/fill.wat")),
+        connections: 1,
+        max_memory: 1024,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["cpu-limit"],
+        bounds: bounds::memory(1024),
+        ..DEFAULT
+    },
+    // Guests that take memory.
+    Attack {
+        name: "hoard-memory",
+        guest: Guest::Built("hoard"),
+        connections: 16,
+        max_memory: 8,
+        peers: |stage| peers::again(stage, b"6"),
+        bounds: bounds::memory(8),
+        ..DEFAULT
+    },
+    Attack {
+        name: "hoard-tables",
+        guest: Guest::Session(include_str!("../../../guest/hostile/tables/tables.wat")),
+        connections: 16,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["finished"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "hoard-handles",
+        guest: Guest::Built("handles"),
+        connections: 16,
+        peers: |stage| peers::again(stage, b"!"),
+        expect: &["guest-trap"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "hoard-files",
+        guest: Guest::Built("errands"),
+        connections: 16,
+        keys: FILES,
+        peers: |stage| peers::again(stage, b"hold-files 300 /data/note\n"),
+        expect: &["guest-trap"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "hoard-sockets",
+        guest: Guest::Built("errands"),
+        connections: 10,
+        keys: "grants = { allow-outbound = [\"{sink}\"] }",
+        peers: peers::hold_sockets,
+        ..DEFAULT
+    },
+    Attack {
+        name: "wait-for-pipe",
+        guest: Guest::Built("errands"),
+        connections: 200,
+        keys: FILES,
+        peers: |stage| peers::hold(stage, b"read /data/pipe\n"),
+        ..DEFAULT
+    },
+    // Guests that fail.
+    Attack {
+        name: "trap-at-start",
+        guest: Guest::Built("moody"),
+        connections: 8,
+        keys: "grants = { env = { MOOD = \"trap\" } }",
+        peers: |stage| peers::again(stage, b""),
+        expect: &["guest-trap", "breaker open"],
+        ..DEFAULT
+    },
+    // Clients.
+    Attack {
+        name: "read-no-answers",
+        guest: Guest::Built("chargen"),
+        connections: 500,
+        limits: ", write-timeout = \"1s\"",
+        peers: |stage| peers::hold(stage, b""),
+        expect: &["write-timeout"],
+        bounds: bounds::stalled(),
+        ..DEFAULT
+    },
+    Attack {
+        name: "send-to-deaf-guest",
+        guest: Guest::Built("deaf"),
+        connections: 500,
+        limits: IDLE,
+        peers: peers::fill,
+        expect: &["idle-timeout"],
+        bounds: bounds::stalled(),
+        ..DEFAULT
+    },
+    Attack {
+        name: "reset-storm",
+        connections: 4,
+        peers: peers::reset,
+        expect: &["peer-reset"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "slow-proxy-header",
+        connections: 200,
+        listen: ", proxy-protocol = { from = [\"127.0.0.1\"], timeout = \"1s\" }",
+        peers: |stage| peers::dribble(stage, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2"),
+        expect: &["proxy-timeout"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "slow-tls-handshake",
+        connections: 200,
+        listen: ", tls = { certificate = \"{dir}/tls.pem\", key = \"{dir}/tls.key\", timeout = \"1s\" }",
+        // The head of a record with a ClientHello of 512 bytes, of which few come.
+        peers: |stage| peers::dribble(stage, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03 and so on ..."),
+        expect: &["tls-timeout"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "hold-admin-port",
+        connections: 300,
+        host: "[admin]\nlisten = \"127.0.0.1:0\"",
+        peers: peers::hold_admin,
+        ..DEFAULT
+    },
+    // Components.
+    Attack {
+        name: "change-component",
+        keys: "watch = true",
+        peers: peers::replace,
+        expect: &["reloaded"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "compile-large",
+        guest: Guest::Module("(module (memory (export \"memory\") 1) (func (export \"_start\")))"),
+        peers: peers::compile,
+        expect: &["reloaded"],
+        bounds: bounds::host(1024),
+        ..DEFAULT
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_of_one_attack_and_needs_no_quotes() {
+        for (at, attack) in ALL.iter().enumerate() {
+            let name = attack.name;
+            assert!(
+                name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
+                "{name}"
+            );
+            assert!(ALL.iter().skip(at + 1).all(|other| other.name != name), "{name}");
+        }
+    }
+}

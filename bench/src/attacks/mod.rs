@@ -1,0 +1,287 @@
+//! What attacks cost: another service of the same host, its memory, and the attacker.
+
+mod bounds;
+mod canary;
+mod host;
+mod list;
+mod peers;
+mod stage;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use hdrhistogram::Histogram;
+
+use crate::contender::Places;
+use bounds::Bounds;
+use canary::Canary;
+use host::Host;
+use stage::Stage;
+
+/// The component that an attack is made on.
+#[derive(Clone, Copy)]
+enum Guest {
+    /// One of the guests that this workspace builds.
+    Built(&'static str),
+    /// A core module for WASI preview 1, as text.
+    Module(&'static str),
+    /// A core module for the sessions contract, as text.
+    Session(&'static str),
+}
+
+/// An attack on one service of a host.
+///
+/// In the keys, `{dir}` stands for a directory of this attack, which [`prepare`] fills, and
+/// `{sink}` for an address that takes connections.
+#[derive(Clone, Copy)]
+struct Attack {
+    name: &'static str,
+    guest: Guest,
+    /// Connections that the attackers have open at the same time, at most.
+    connections: u64,
+    /// `max-memory` of the service, in MiB.
+    max_memory: u64,
+    /// More items of the table `limits`, each with a comma before it.
+    limits: &'static str,
+    /// More keys of the service.
+    keys: &'static str,
+    /// Keys of the host.
+    host: &'static str,
+    /// Items of the table of the listener, each with a comma before it.
+    listen: &'static str,
+    /// What the attackers do until the attack is over.
+    peers: fn(&Stage) -> Result<()>,
+    /// Outcomes of connections, reasons of refusals and messages of the log that must occur. The
+    /// attack goes on until they have.
+    expect: &'static [&'static str],
+    /// The same, of which none may occur.
+    never: &'static [&'static str],
+    bounds: Bounds,
+}
+
+/// What an attack came to.
+struct Figures {
+    /// Times of the round trips of the canary, in nanoseconds.
+    canary: Histogram<u64>,
+    /// Resident bytes of the host before the attack, and at most during it.
+    before: u64,
+    most: u64,
+    /// Outcomes of connections, reasons of refusals and notes of the attackers, each with its
+    /// number.
+    outcomes: Vec<(String, u64)>,
+}
+
+/// How long each attack goes on.
+const LENGTH: Duration = Duration::from_secs(3);
+
+/// Makes every attack, or those in `names`, and prints a table.
+///
+/// # Errors
+///
+/// A name is not that of an attack, the host cannot be started, or a bound is exceeded.
+pub(crate) fn measure(places: &Places, names: &[String]) -> Result<()> {
+    let chosen = chosen(names)?;
+    println!(
+        "A canary sends one byte every {:?} to a service of the same host for {LENGTH:?}. Cores: {}. \
+         Load average before: {}\n",
+        canary::PERIOD,
+        thread::available_parallelism()?,
+        load_average(),
+    );
+    println!("| attack | canary ms: p50 / p99 / max | host MiB: before / most | outcome |");
+    println!("|---|---:|---:|---|");
+    let mut exceeded = Vec::new();
+    for attack in chosen {
+        let figures = attack
+            .make(places)
+            .with_context(|| format!("the attack `{}` failed", attack.name))?;
+        println!("{}", figures.row(attack.name));
+        exceeded.extend(
+            attack
+                .exceeded_by(&figures)
+                .into_iter()
+                .map(|what| format!("{}: {what}", attack.name)),
+        );
+    }
+    ensure!(
+        exceeded.is_empty(),
+        "bounds are exceeded:\n{}",
+        exceeded.join("\n")
+    );
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Attack>> {
+    if names.is_empty() {
+        return Ok(list::ALL.iter().collect());
+    }
+    let find = |name: &String| {
+        let found = list::ALL.iter().find(|attack| attack.name == name.as_str());
+        found.with_context(|| {
+            let all: Vec<_> = list::ALL.iter().map(|attack| attack.name).collect();
+            format!(
+                "`--attacks {name}`: expected one of the attacks: {}",
+                all.join(", ")
+            )
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+/// The load averages of the machine, which tell what else runs.
+fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+impl Attack {
+    /// Starts a host with the canary's service and the service under attack, and attacks it.
+    fn make(&self, places: &Places) -> Result<Figures> {
+        let dir = places.scratch.join("attack");
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("guest.wasm"), self.guest.component(places)?)?;
+        let sink = TcpListener::bind("127.0.0.1:0")?;
+        prepare(&dir, self.listen.contains("tls"))?;
+        let filled_in = |text: &str| {
+            text.replace("{dir}", &dir.display().to_string()).replace(
+                "{sink}",
+                &sink
+                    .local_addr()
+                    .map_or_else(|_| String::new(), |at| at.to_string()),
+            )
+        };
+        let config = filled_in(&self.config(places));
+        let host = Host::start(places, &dir, &config)?;
+        let canary = Canary::start(host.address("canary")?)?;
+        let before = host.resident_from_now()?;
+        let stage = Stage::new(&host, self, dir, sink)?;
+        let recorded = canary.record();
+        (self.peers)(&stage)?;
+        stage.wait();
+        drop(recorded);
+        let most = host.most_resident()?;
+        let canary = canary.stop()?;
+        let notes = stage.close();
+        let mut outcomes = host.outcomes("target");
+        outcomes.extend(notes);
+        Ok(Figures {
+            canary,
+            before,
+            most,
+            outcomes,
+        })
+    }
+
+    fn config(&self, places: &Places) -> String {
+        let guests = places.guests.display();
+        format!(
+            "cache = \"{}\"\n{}\n\
+             [log]\nformat = \"json\"\n\
+             [[service]]\nname = \"canary\"\nlisten = [\"127.0.0.1:0\"]\n\
+             component = \"{guests}/lines-session.wasm\"\n\
+             [[service]]\nname = \"target\"\ncomponent = \"{{dir}}/guest.wasm\"\n\
+             listen = [{{ address = \"127.0.0.1:0\"{} }}]\n\
+             limits = {{ max-memory = \"{}MiB\"{} }}\n{}\n",
+            places.cache, self.host, self.listen, self.max_memory, self.limits, self.keys,
+        )
+    }
+
+    /// The bounds that `figures` exceed, each as a sentence.
+    fn exceeded_by(&self, figures: &Figures) -> Vec<String> {
+        let mut exceeded = self.bounds.exceeded_by(figures, self.connections);
+        for expected in self.expect {
+            if !figures.outcomes.iter().any(|(outcome, _)| outcome == expected) {
+                exceeded.push(format!("expected an outcome `{expected}`"));
+            }
+        }
+        for (outcome, count) in &figures.outcomes {
+            if *count == 0 {
+                exceeded.push(format!("no {outcome}: expected some"));
+            }
+            let never = bounds::NEVER.iter().chain(self.never);
+            if never.into_iter().any(|never| never == outcome) {
+                exceeded.push(format!("{count} times the outcome `{outcome}`"));
+            }
+        }
+        exceeded
+    }
+}
+
+/// Puts a named pipe and a file into a directory that can be granted, and a certificate beside it.
+fn prepare(dir: &Path, tls: bool) -> Result<()> {
+    let files = dir.join("files");
+    fs::create_dir_all(&files)?;
+    fs::write(files.join("note"), "a note")?;
+    let made = Command::new("mkfifo").arg(files.join("pipe")).status();
+    ensure!(made.context("cannot run mkfifo")?.success(), "mkfifo failed");
+    if tls {
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = rcgen::CertificateParams::new(["localhost".to_owned()])?.self_signed(&key)?;
+        fs::write(dir.join("tls.pem"), certificate.pem())?;
+        let file = dir.join("tls.key");
+        fs::write(&file, key.serialize_pem())?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+impl Figures {
+    /// Milliseconds within which this share of the canary's round trips ended.
+    fn canary_ms(&self, quantile: f64) -> f64 {
+        self.canary.value_at_quantile(quantile) as f64 / 1e6
+    }
+
+    fn row(&self, name: &str) -> String {
+        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let outcomes = self.outcomes.iter();
+        let mut outcomes: Vec<_> = outcomes
+            .map(|(outcome, count)| format!("{outcome} {count}"))
+            .collect();
+        if outcomes.is_empty() {
+            outcomes.push("no end".to_owned());
+        }
+        format!(
+            "| {name} | {:.2} / {:.1} / {:.1} | {:.0} / {:.0} | {} |",
+            self.canary_ms(0.5),
+            self.canary_ms(0.99),
+            self.canary_ms(1.0),
+            mebibytes(self.before),
+            mebibytes(self.most),
+            outcomes.join(", "),
+        )
+    }
+}
+
+impl Guest {
+    /// The bytes of the component.
+    fn component(self, places: &Places) -> Result<Vec<u8>> {
+        Ok(match self {
+            Self::Built(name) => {
+                let path = places.guests.join(name).with_extension("wasm");
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
+            }
+            Self::Module(text) => wat::parse_str(text)?,
+            Self::Session(text) => session(wat::parse_str(text)?)?,
+        })
+    }
+}
+
+/// Makes a component for the sessions contract from a core module.
+fn session(mut module: Vec<u8>) -> Result<Vec<u8>> {
+    let mut wit = wit_parser::Resolve::default();
+    let (package, _) = wit.push_dir(guest_builder::workspace().join("wit"))?;
+    let world = wit.select_world(&[package], Some("session-service"))?;
+    wit_component::embed_component_metadata(&mut module, &wit, world, wit_component::StringEncoding::UTF8)?;
+    let encoder = wit_component::ComponentEncoder::default().module(&module);
+    match encoder.and_then(|mut encoder| encoder.encode()) {
+        Ok(component) => Ok(component),
+        Err(error) => bail!("cannot make a component: {error:#}"),
+    }
+}
