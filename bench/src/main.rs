@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod against;
 mod attacks;
 mod contender;
 mod fairness;
@@ -75,6 +76,10 @@ struct Cli {
     #[arg(long, value_name = "NAME", num_args = 0.., value_delimiter = ',')]
     attacks: Option<Vec<String>>,
 
+    /// Only compare the CPU time for each operation with that of another build of the host
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "attacks")]
+    against: Option<PathBuf>,
+
     /// Also write the tables and a plot into the documentation
     #[arg(long)]
     publish: bool,
@@ -82,6 +87,7 @@ struct Cli {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
+    attacks::check(cli.attacks.as_deref().unwrap_or_default())?;
     let program = std::env::current_exe()?;
     let target_dir = guest_builder::target_dir(&program)?;
     let places = places(&program, &target_dir)?;
@@ -101,6 +107,9 @@ fn main() -> Result<()> {
     }
     if let Some(names) = &cli.attacks {
         return attacks::measure(&places, names);
+    }
+    if let Some(other) = &cli.against {
+        return against::measure(&places, other, cli.rounds, cli.time);
     }
     let named = |contender: &Contender| cli.contenders.iter().any(|name| name == contender.name);
     let watched = contender::watched().into_iter().filter(named);

@@ -110,7 +110,7 @@ mod tests {
     fn a_bound_that_is_reached_is_not_exceeded() {
         let bounds = memory(4);
         let most = MIB + FIXED + 3 * (4 * MIB + BESIDE);
-        assert!(bounds.exceeded_by(&figures(most, &[1, 2000]), 3).is_empty());
+        assert!(bounds.exceeded_by(&figures(most, &[1, 1900]), 3).is_empty());
         let exceeded = bounds.exceeded_by(&figures(most + KIB, &[1]), 3);
         assert!(
             exceeded.len() == 1 && exceeded[0].contains("KiB more"),

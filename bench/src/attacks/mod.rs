@@ -117,6 +117,15 @@ pub(crate) fn measure(places: &Places, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Checks that each of `names` is that of an attack.
+///
+/// # Errors
+///
+/// One is not. The error has the names of all attacks.
+pub(crate) fn check(names: &[String]) -> Result<()> {
+    chosen(names).map(drop)
+}
+
 fn chosen(names: &[String]) -> Result<Vec<&'static Attack>> {
     if names.is_empty() {
         return Ok(list::ALL.iter().collect());
@@ -283,5 +292,63 @@ fn session(mut module: Vec<u8>) -> Result<Vec<u8>> {
     match encoder.and_then(|mut encoder| encoder.encode()) {
         Ok(component) => Ok(component),
         Err(error) => bail!("cannot make a component: {error:#}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attacks_are_chosen_by_name() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(chosen(&[]).unwrap().len(), list::ALL.len());
+        let two = chosen(&names(&["hoard-memory", "loop-session"])).unwrap();
+        assert_eq!((two[0].name, two[1].name), ("hoard-memory", "loop-session"));
+        let error = check(&names(&["loop-session", "nope"])).unwrap_err().to_string();
+        assert!(
+            error.starts_with("`--attacks nope`: expected one of the attacks: none, "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn effects_that_are_missing_or_forbidden_are_named() {
+        let attack = Attack {
+            expect: &["cpu-limit"],
+            never: &["guest-trap"],
+            ..list::ALL[0]
+        };
+        let exceeded = |outcomes: &[(&str, u64)]| {
+            attack.exceeded_by(&Figures {
+                canary: Histogram::new(3).unwrap(),
+                before: 0,
+                most: 0,
+                outcomes: outcomes
+                    .iter()
+                    .map(|(what, count)| ((*what).to_owned(), *count))
+                    .collect(),
+            })
+        };
+        assert!(exceeded(&[("cpu-limit", 1), ("peer-reset", 2)]).is_empty());
+        assert!(exceeded(&[])[0].contains("expected an outcome `cpu-limit`"));
+        for wrong in [("guest-trap", 1), ("host-panic", 1), ("answers", 0)] {
+            let exceeded = exceeded(&[("cpu-limit", 1), wrong]);
+            assert!(
+                exceeded.len() == 1 && exceeded[0].contains(wrong.0),
+                "{exceeded:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_module_is_valid() {
+        for attack in list::ALL {
+            match attack.guest {
+                Guest::Built(_) => {}
+                Guest::Module(text) => drop(wat::parse_str(text).unwrap()),
+                Guest::Session(text) => drop(session(wat::parse_str(text).unwrap()).unwrap()),
+            }
+        }
     }
 }
