@@ -111,11 +111,12 @@ pub struct Admission {
     sources: Sources,
 }
 
-/// Admits what one source may have.
+/// Admits connections within the limits for each source.
+///
+/// Clones share the limits, so that a reload also applies to connections that were accepted before it
+/// and are not admitted yet.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    max: Option<NonZeroUsize>,
-    rate: Option<Rate>,
     shares: Arc<Shares>,
 }
 
@@ -129,11 +130,7 @@ impl Admission {
             owed: 0,
             rate: limits.max_rate.map(|rate| (rate, Bucket::default())),
             paced: false,
-            sources: Sources {
-                max: limits.max_connections_per_source,
-                rate: limits.max_rate_per_source,
-                shares: Arc::default(),
-            },
+            sources: Sources::new(limits),
         }
     }
 
@@ -152,8 +149,7 @@ impl Admission {
         self.most = most;
         let bucket = self.rate.map_or_else(Bucket::default, |(_, bucket)| bucket);
         self.rate = limits.max_rate.map(|rate| (rate, bucket));
-        self.sources.max = limits.max_connections_per_source;
-        self.sources.rate = limits.max_rate_per_source;
+        self.sources.change(limits);
     }
 
     /// Returns whether no connection is open that it has admitted.
@@ -205,6 +201,21 @@ impl Admission {
 }
 
 impl Sources {
+    fn new(limits: &Limits) -> Self {
+        let sources = Self {
+            shares: Arc::default(),
+        };
+        sources.change(limits);
+        sources
+    }
+
+    /// Applies `limits` to the connections that are admitted from now on.
+    fn change(&self, limits: &Limits) {
+        let mut table = self.shares.table();
+        table.max = limits.max_connections_per_source;
+        table.rate = limits.max_rate_per_source;
+    }
+
     /// Lets a connection from `remote` have `permit`, or not. Connections are counted by source even without a limit, since a
     /// reload can set one.
     ///
@@ -224,11 +235,12 @@ impl Sources {
             table.sources.retain(|_, has| !has.is_nothing(now));
             table.sweep = SOURCES.max(2 * table.sources.len());
         }
+        let (max, rate) = (table.max, table.rate);
         let has = table.sources.entry(source).or_default();
-        if self.max.is_some_and(|max| has.open >= max.get()) {
+        if max.is_some_and(|max| has.open >= max.get()) {
             return Err(Refused::SourceConnections);
         }
-        if let Some(rate) = self.rate {
+        if let Some(rate) = rate {
             has.bucket.take(rate, now).map_err(|_| Refused::SourceRate)?;
         }
         has.open += 1;
@@ -286,6 +298,10 @@ struct Shares {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// Open connections that one source may have.
+    max: Option<NonZeroUsize>,
+    /// How often connections of one source are admitted.
+    rate: Option<Rate>,
     sources: HashMap<ClientKey, Has>,
     /// Grown to this, it is looked through for sources that need not be kept.
     sweep: usize,

@@ -40,6 +40,31 @@ async fn a_permit_that_is_dropped_lets_the_next_one_in() {
 }
 
 #[test]
+fn limits_for_each_source_apply_to_connections_that_wait_for_their_admission() {
+    let mut admission = admission(|limits| limits.max_connections_per_source = None);
+    // Connections that were accepted before the change hold these.
+    let before = admission.sources().clone();
+    let mut permits = (0..4)
+        .map(|_| admission.permit().now_or_never().unwrap())
+        .collect::<Vec<_>>();
+    let mut limits = Limits {
+        max_connections_per_source: NonZeroUsize::new(1),
+        ..Limits::default()
+    };
+    let source = address("192.0.2.7");
+    let first = before.admit(permits.pop().unwrap(), &source).unwrap();
+    admission.change(&limits);
+    let refused = before.admit(permits.pop().unwrap(), &source);
+    assert_eq!(refused.err(), Some(Refused::SourceConnections));
+    drop(first);
+    limits.max_rate_per_source = Some(rate(1, Duration::from_secs(3600)));
+    admission.change(&limits);
+    drop(before.admit(permits.pop().unwrap(), &source).unwrap());
+    let refused = before.admit(permits.pop().unwrap(), &source);
+    assert_eq!(refused.err(), Some(Refused::SourceRate));
+}
+
+#[test]
 fn a_limit_that_changes_counts_the_connections_that_are_open() {
     let mut limits = Limits::default();
     let mut to = |admission: &mut Admission, most| {
