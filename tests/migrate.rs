@@ -91,6 +91,41 @@ fn sessions_move_when_the_file_names_another_component() {
 }
 
 #[test]
+fn the_conversation_of_a_session_that_moved_is_not_recorded() {
+    let dir = scratch("migrate-record");
+    fs::create_dir_all(&dir).unwrap();
+    let component = dir.join("guest.wasm");
+    replace(&component, fs::read(guest("count")).unwrap());
+    let text = "log = { level = \"debug\" }\n\
+                [[service]]\nname = \"s\"\nlisten = [\"127.0.0.1:0\"]\nmigrate = true\n\
+                record = \"talks\"\ncomponent = \"guest.wasm\"\n";
+    replace(&dir.join("services.toml"), text);
+    let host = Host::with_config(&dir.join("services.toml"), 1);
+    let moves = host.connect();
+    moves.send("a\n");
+    moves.expect("1 a\n");
+    let stays = host.connect();
+    stays.send("b\n");
+    stays.expect("1 b\n");
+    stays.finish();
+    assert_eq!(stays.rest(), b"");
+    ended(&host);
+    replace(&component, fs::read(guest("tally")).unwrap());
+    host.signal(HUP);
+    host.line(MOVED);
+    moves.finish();
+    assert_eq!(moves.rest(), b"");
+    host.line("conversation not recorded: the session moved to another generation");
+    ended(&host);
+    let talks: Vec<_> = fs::read_dir(dir.join("talks"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    assert_eq!(talks.len(), 1, "{talks:?}");
+    assert!(talks[0].contains("1 b"), "{talks:?}");
+}
+
+#[test]
 fn a_component_that_cannot_move_sessions_is_named() {
     let place = Place::new("cannot-move", "lines-session");
     let host = place.serve(&["--migrate"]);

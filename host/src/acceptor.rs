@@ -254,9 +254,18 @@ fn serve_one(
             let (reader, writer) = (tape.record(reader), tape.record(writer));
             // In a box, so that what is not recorded is not larger for it.
             let report = Box::pin(converse(&service, &place, &peer, reader, writer)).await;
-            recorder
-                .keep(&service.config.name, peer.connection, tape, &report)
-                .await;
+            if place.has_moved() {
+                // No single component gives these answers, so a replay would differ with each.
+                info!(
+                    service = service.config.name,
+                    connection = peer.connection,
+                    "conversation not recorded: the session moved to another generation"
+                );
+            } else {
+                recorder
+                    .keep(&service.config.name, peer.connection, tape, &report)
+                    .await;
+            }
             report
         };
         let served = AssertUnwindSafe(served).catch_unwind().await;

@@ -27,6 +27,8 @@ pub(crate) struct Place {
     generations: Arc<Generations>,
     attempt: Attempt,
     started: AtomicBool,
+    /// Whether the connection has moved to another generation.
+    has_moved: AtomicBool,
     /// Locked when the connection begins and ends, and when another generation comes.
     now: Mutex<Now>,
     /// Notified when the connection has moved.
@@ -73,6 +75,7 @@ impl Place {
             permits,
             generations: Arc::clone(generations),
             started: AtomicBool::new(false),
+            has_moved: AtomicBool::new(false),
             now: Mutex::new(Now::at(&serving)),
             moved: Notify::new(),
         })
@@ -81,6 +84,11 @@ impl Place {
     /// The generation that serves the connection.
     pub(crate) fn serving(&self) -> Arc<Serving> {
         Arc::clone(&self.now().serving)
+    }
+
+    /// Returns whether more than one generation has served the connection.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.has_moved.load(Relaxed)
     }
 
     /// Waits until the connections of its generation are closed.
@@ -196,6 +204,7 @@ impl Offer for Move<'_> {
         self.next.tally.begun.one_more();
         *now = Now::at(&self.next);
         drop(now);
+        self.place.has_moved.store(true, Relaxed);
         let (connection, generation) = (self.place.connection, self.next.number);
         let service = self.place.generations.service();
         debug!(service, connection, generation, from, "session moved");
