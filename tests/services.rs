@@ -64,6 +64,35 @@ fn is_upper(client: &Client) -> bool {
 }
 
 #[test]
+fn limits_for_each_source_apply_to_connections_that_have_not_sent_their_header() {
+    let text = |most: usize| {
+        format!(
+            "[[service]]\nname = \"a\"\nlimits = {{ max-connections-per-source = {most} }}\n\
+             [[service.listen]]\naddress = \"127.0.0.1:0\"\n\
+             proxy-protocol = {{ from = [\"127.0.0.1\"], timeout = \"1m\" }}\n"
+        )
+    };
+    let services = Services::new("early", &text(100));
+    let host = Host::with_config(&services.file(), 1);
+    let early: Vec<_> = (0..3).map(|_| host.connect()).collect();
+    for client in &early {
+        client.send("PROXY TCP4 192.0.2.7 ");
+    }
+    // They were accepted before this one, which the guest answers.
+    let last = host.connect();
+    last.send("PROXY TCP4 192.0.2.9 192.0.2.1 1 2\r\n");
+    last.echo("accepted");
+    services.reread(&host, &text(1));
+    early[0].send("192.0.2.1 1 2\r\n");
+    early[0].echo("one");
+    for client in &early[1..] {
+        client.send("192.0.2.1 1 2\r\n");
+        let line = host.line("connection refused");
+        assert!(line.contains("reason=\"source-connections\""), "{line}");
+    }
+}
+
+#[test]
 fn services_of_one_file_serve_beside_each_other() {
     let services = Services::new(
         "beside",
@@ -911,7 +940,8 @@ fn a_unix_socket_whose_file_is_gone_is_created_again() {
     echoes();
     open.write_all(b"still").unwrap();
     open.read_exact(&mut [0; 5]).unwrap();
-    assert!(host.log().contains("was removed or replaced"), "{}", host.log());
+    let created = || host.log().matches("was removed or replaced").count();
+    assert_eq!(created(), 1, "{}", host.log());
     // Nothing is done to a socket that is where it was.
     let before = fs::metadata(&path).unwrap().ino();
     services.reread(&host, text);
@@ -921,6 +951,7 @@ fn a_unix_socket_whose_file_is_gone_is_created_again() {
     let other = UnixListener::bind(&path).unwrap();
     host.signal(HUP);
     host.line("another process listens there");
+    assert_eq!(created(), 1, "{}", host.log());
     drop((other, open));
     host.signal(HUP);
     host.line("services reconfigured");

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::admin;
-use crate::config::{Access, Admin, Config, Listen, Service, SocketOptions, excludes};
+use crate::config::{Access, Address, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
 use crate::generations::Left;
@@ -96,6 +96,8 @@ pub(crate) struct Plan {
     pub(crate) config: Config,
     /// What is to become of each service that it names.
     pub(crate) services: Vec<Planned>,
+    /// Services and addresses of Unix sockets whose files were gone and are created again.
+    pub(crate) recreated: Vec<(String, Address)>,
 }
 
 impl Plan {
@@ -202,7 +204,8 @@ pub(crate) async fn plan(
         }
         unloaded.push(found);
     }
-    let prepared = prepare(&config, now, entrances, &file, &mut obstacles);
+    let mut recreated = Vec::new();
+    let prepared = prepare(&config, now, entrances, &file, &mut recreated, &mut obstacles);
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
     for (index, (service, unloaded)) in config.services.iter().zip(unloaded).enumerate() {
@@ -250,17 +253,22 @@ pub(crate) async fn plan(
             listeners: listeners?,
         });
     }
-    Ok(Plan { config, services })
+    Ok(Plan {
+        config,
+        services,
+        recreated,
+    })
 }
 
 /// Prepares the listeners of each service of `config`: keeps those that are there, and looks for
-/// all that the others need. A Unix socket whose file is gone is created again. Those that lack
-/// something are missing.
+/// all that the others need. A Unix socket whose file is gone is created again, and added to
+/// `recreated`. Listeners that lack something are missing.
 fn prepare<'a>(
     config: &'a Config,
     now: &Config,
     entrances: &[Vec<Arc<Entrance>>],
     file: &Text,
+    recreated: &mut Vec<(String, Address)>,
     obstacles: &mut Obstacles,
 ) -> Vec<Vec<Listening<Prepared<'a>>>> {
     let mut taken = Vec::new();
@@ -273,10 +281,7 @@ fn prepare<'a>(
             let kept_at = there.filter(|&(of, place)| entrances[of][place].is_reachable());
             let Some((of, place)) = kept_at else {
                 if there.is_some() {
-                    info!(
-                        service = service.name,
-                        "the file of {} was removed or replaced; the host creates it again", listen.address
-                    );
+                    recreated.push((service.name.clone(), listen.address.clone()));
                 } else if let Some(conflict) = conflict(listen, now) {
                     obstacles.add(key, Some(service), anyhow!(conflict));
                     continue;

@@ -88,6 +88,11 @@ impl Running {
                 );
             }
         }
+        self.reload_component();
+    }
+
+    /// Loads the component again, if it is in a file.
+    pub(crate) fn reload_component(&self) {
         if let Some(reload) = &self.service.reload {
             reload.ask();
         } else {

@@ -346,6 +346,12 @@ impl Server {
     /// Comes to what `plan` says. Connections that are open go on with what they have.
     async fn change(&mut self, plan: Plan) -> anyhow::Result<()> {
         let config = plan.running(&self.config);
+        for (service, address) in &plan.recreated {
+            info!(
+                service,
+                "the file of {address} was removed or replaced; the host created it again"
+            );
+        }
         let mut admissions = Vec::new();
         let mut listeners = Vec::new();
         for running in &mut self.running {
@@ -400,7 +406,8 @@ impl Server {
                 (None, Some(mut running)) => {
                     running.service.access.store(Arc::new(service.access.clone()));
                     running.accept(acceptor);
-                    running.reload();
+                    // Listeners that stay have been told to read their certificates.
+                    running.reload_component();
                     running
                 }
                 (Some(loaded), old) => {
@@ -419,7 +426,7 @@ impl Server {
                                 .is_some_and(|requests| requests.is_new())
                             {
                                 // The file may have changed since it was read for this change.
-                                running.reload();
+                                running.reload_component();
                             }
                             old.service.generations.succeed(&running.service.generations);
                             old.end();

@@ -33,6 +33,32 @@ fn shows_nothing(message: &str, pem: &str) {
 }
 
 #[test]
+fn certificates_are_read_again_when_their_service_changes_and_lines_have_the_new_name() {
+    let authority = Authority::new("changed");
+    let issued = authority.issues(&["localhost"], &[]);
+    let file = authority.dir.join("services.toml");
+    let put = |name: &str, time: &str| {
+        let (certificate, key) = (issued.certificate.display(), issued.key.display());
+        replace(
+            &file,
+            format!(
+                "[[service]]\nname = \"s\"\nlimits = {{ idle-timeout = \"{time}\" }}\n\
+                 [[service.listen]]\naddress = \"127.0.0.1:0\"\nname = \"{name}\"\n\
+                 tls = {{ certificate = \"{certificate}\", key = \"{key}\" }}\n"
+            ),
+        );
+    };
+    put("before", "1m");
+    let host = Host::with_config(&file, 1);
+    for (name, time) in [("before", "2m"), ("after", "2m"), ("later", "3m")] {
+        put(name, time);
+        host.signal(HUP);
+        let line = host.line("certificates reloaded");
+        assert_eq!(field(&line, "listener"), name, "{line}");
+    }
+}
+
+#[test]
 fn no_message_shows_the_content_of_a_key() {
     let authority = Authority::new("secret");
     let issued = authority.issues(&["localhost"], &[]);

@@ -301,8 +301,15 @@ impl Listener {
         &self.entrance
     }
 
-    /// Has its connections come in by `entrance` from now on.
+    /// Accepts connections by the settings of `entrance` from now on. If its TLS settings are the same as
+    /// before, the certificates are read again.
     pub(crate) fn enter_by(&mut self, entrance: Arc<Entrance>) {
+        if let (Some(before), Some(tls)) = (&self.entrance.tls, &entrance.tls)
+            && Arc::ptr_eq(before, tls)
+        {
+            tls.rename(&entrance.name);
+            tls.reread();
+        }
         self.entrance = entrance;
     }
 

@@ -38,6 +38,8 @@ pub struct Server {
     config: Config,
     /// What new connections begin with.
     current: ArcSwap<ServerConfig>,
+    /// The name of its listener, for the log.
+    listener: ArcSwap<String>,
     asked: Arc<Notify>,
 }
 
@@ -80,14 +82,11 @@ impl Loaded {
         let server = Arc::new(Server {
             current: ArcSwap::from_pointee(self.read.server),
             config: self.config,
+            listener: ArcSwap::from_pointee(listener.to_owned()),
             asked: Arc::new(Notify::new()),
         });
-        tokio::spawn(watch(
-            Arc::downgrade(&server),
-            Arc::clone(&server.asked),
-            self.seen,
-            listener.to_owned(),
-        ));
+        let asked = Arc::clone(&server.asked);
+        tokio::spawn(watch(Arc::downgrade(&server), asked, self.seen));
         server
     }
 }
@@ -109,6 +108,13 @@ impl Server {
     /// Has the files read again, whether they have changed or not.
     pub fn reread(&self) {
         self.asked.notify_one();
+    }
+
+    /// Changes the name of its listener in the lines of the log that follow.
+    pub(crate) fn rename(&self, listener: &str) {
+        if self.listener.load().as_str() != listener {
+            self.listener.store(Arc::new(listener.to_owned()));
+        }
     }
 
     /// How long a handshake may take, from the accept on.
@@ -213,7 +219,7 @@ async fn read_changed(
 ///
 /// Files that cannot be used are read again and again: what kept the host from reading them, such as a
 /// lack of descriptors, passes without a change of the files.
-async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<Stamp>>, listener: String) {
+async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<Stamp>>) {
     let mut files = FileWork::default();
     let mut failure = None;
     loop {
@@ -240,13 +246,15 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
             // Files that somebody asks to read are complete.
             None => (false, read(&mut files, &server.config).await),
         };
+        let listener = server.listener.load();
+        let listener = listener.as_str();
         let error = match read {
             Ok((stamps, Ok(read))) => {
                 seen = stamps;
                 failure = None;
                 server.current.store(Arc::new(read.server));
                 info!(listener, "certificates reloaded");
-                report(&read.files, &listener);
+                report(&read.files, listener);
                 continue;
             }
             Ok((stamps, Err(error))) => {
