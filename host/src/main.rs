@@ -289,7 +289,13 @@ async fn run(
             ));
         }
         Command::Print(given) => match configuration(&given) {
-            Ok((config, _)) => file::print(&config)?,
+            Ok((mut config, _)) => {
+                // The file may be saved in another directory.
+                config
+                    .make_paths_absolute()
+                    .context("cannot make paths absolute")?;
+                file::print(&config)?
+            }
             Err(refused) => return Ok(refuse(USAGE, refused).into()),
         },
         Command::Schema => file::schema(),

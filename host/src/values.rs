@@ -165,7 +165,7 @@ pub(crate) fn protocol(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name of a service, as it stands in the log.
+/// The name of a service or a listener, for the log and for guests.
 pub(crate) fn name(text: &str) -> Result<String, String> {
     let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if (1..=64).contains(&text.len()) && text.chars().all(letter) {
@@ -314,32 +314,32 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
         return Err("expected the path of a directory before `::`".to_owned());
     }
     path(Path::new(host))?;
-    // A path in the guest may have colons of its own.
-    let split = |guest: &'_ str| -> Result<Option<bool>, String> {
-        match guest.rsplit_once(':') {
-            Some((_, "rw")) => Ok(Some(true)),
-            Some((_, "ro")) => Ok(Some(false)),
-            Some((_, mode)) if ["rw", "ro"].iter().any(|known| mode.eq_ignore_ascii_case(known)) => {
-                Err(format!(
-                    "`:{mode}` is written in lower case, as `:{}`",
-                    mode.to_ascii_lowercase()
-                ))
-            }
-            _ => Ok(None),
-        }
-    };
-    let (guest, writable) = match split(guest)? {
+    // A guest's path has no colon, so that a mistyped mode does not become a part of it.
+    let (guest, writable) = match guest.split_once(':') {
         None => (guest, false),
-        Some(writable) => {
-            let guest = &guest[..guest.len() - ":rw".len()];
-            if split(guest)?.is_some() {
-                return Err("`:ro` and `:rw` can be given once; remove one of the two".to_owned());
-            }
-            (guest, writable)
+        Some((guest, "ro")) => (guest, false),
+        Some((guest, "rw")) => (guest, true),
+        Some((_, "ro:rw" | "rw:ro" | "ro:ro" | "rw:rw")) => {
+            return Err("`:ro` and `:rw` can be given once; remove one of the two".to_owned());
+        }
+        Some((_, mode)) if ["rw", "ro"].iter().any(|known| mode.eq_ignore_ascii_case(known)) => {
+            return Err(format!(
+                "`:{mode}` is written in lower case, as `:{}`",
+                mode.to_ascii_lowercase()
+            ));
+        }
+        Some((_, mode)) => {
+            return Err(format!(
+                "expected `:rw`, `:ro` or nothing after the path of the directory in the guest, not \
+                 `:{mode}`; a path in the guest cannot contain `:`"
+            ));
         }
     };
     if ["", "rw", "ro"].contains(&guest) {
         return Err("expected the path of the directory in the guest after `::`".to_owned());
+    }
+    if guest.split('/').any(|name| name == "..") {
+        return Err("expected a path in the guest without `..`".to_owned());
     }
     without_nul(host).and_then(|()| without_nul(guest))?;
     Ok(GrantedDir {

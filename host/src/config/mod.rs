@@ -1,5 +1,6 @@
 //! What the host was asked to do, checked, and free of how it was asked.
 
+mod absolute;
 mod clash;
 mod limits;
 mod listen;

@@ -244,7 +244,7 @@ impl<'a> Builder<'a> {
         }
         Listen {
             address: self.address(table.address.0, key),
-            name: table.name,
+            name: table.name.map(|name| name.0),
             socket,
             proxy_protocol,
             tls: table.tls.map(|table| self.tls(table, &format!("{key}.tls"))),

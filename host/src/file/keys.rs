@@ -377,7 +377,7 @@ pub(super) struct ListenTable {
     pub(super) address: Word<ListenAddress>,
     /// Name of the listener, for the log and for guests. Default: its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) name: Option<String>,
+    pub(super) name: Option<Word<Name>>,
     /// Options of its sockets; they override those of the service.
     #[serde(default, deserialize_with = "table")]
     pub(super) socket: SocketTable,

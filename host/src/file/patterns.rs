@@ -106,5 +106,5 @@ pub(super) const MODE: &str = whole!("0*[0-7]{1,3}");
 pub(super) const OWNER: &str = whole!("[^:]+(:[^:]+)?|:[^:]+");
 pub(super) const PROTOCOL: &str = whole!(r"[\s\S]{1,255}");
 pub(super) const NAME: &str = whole!("[A-Za-z0-9_.-]{1,64}");
-pub(super) const DIRECTORY: &str = r"^(?!.*:(RW|Rw|rW|RO|Ro|rO)$)(?!.*:r[wo]:r[wo]$).+?::(?!:?r[wo]$|$).";
+pub(super) const DIRECTORY: &str = r"^((?!::).)+::(?!r[wo](:|$))(?!(.*/)?\.\.(/|:|$))[^:]+(:r[wo])?$";
 pub(super) const DESTINATION: &str = whole!(".+:", port!());

@@ -112,7 +112,7 @@ fn listen(listen: &Listen) -> ListenTable {
     let has_effect = |option| listen.address.ignores(option).is_none();
     ListenTable {
         address: Word(listen.address.clone()),
-        name: listen.name.clone(),
+        name: listen.name.clone().map(Word),
         socket: SocketTable {
             backlog: has_effect("backlog").then_some(Word(socket.backlog)),
             nodelay: has_effect("nodelay").then_some(socket.nodelay),

@@ -107,6 +107,14 @@ fn what_is_printed_says_the_same() {
 }
 
 #[test]
+fn what_is_printed_means_the_same_in_another_directory() {
+    let mut config = parse(WHOLE, Path::new("here")).unwrap();
+    config.make_paths_absolute().unwrap();
+    let printed = print(&config).unwrap();
+    assert_eq!(parse(&printed, Path::new("there")).unwrap(), config, "{printed}");
+}
+
+#[test]
 fn a_problem_has_a_line_a_key_and_a_suggestion() {
     let service = "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\n";
     for (text, expected) in [
@@ -622,8 +630,12 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("[\"a::/b\"]", "[\"a\"]"),
             ("[\"a::/b:rw\"]", "[\"a::\"]"),
             ("[\"a::/b:ro\"]", "[\"a::/b:RW\"]"),
-            ("[\"a::/b:c\"]", "[\"a::/b:ro:rw\"]"),
-            ("[\"a::b::c\"]", "[\"::/b\"]"),
+            ("[\"../a::/b\"]", "[\"a::/b:ro:rw\"]"),
+            ("[\"a:b::c\"]", "[\"::/b\"]"),
+            ("[\"a::/b..\"]", "[\"a::/b:c\"]"),
+            ("[\"a::..b/c\"]", "[\"a::b::c\"]"),
+            ("[\"a::b\"]", "[\"a::/b/../c:rw\"]"),
+            ("[\"a::rwx\"]", "[\"a::..\"]"),
         ],
     );
     of_service(
@@ -752,6 +764,8 @@ fn the_schema_has_the_ranges_of_the_host() {
         assert!(!check(&table(bad)), "{bad}");
     }
     for (good, bad) in [("a-b_c.9", "a b"), ("x", "")] {
+        assert!(check(&table(&format!("name = \"{good}\""))), "{good}");
+        assert!(!check(&table(&format!("name = \"{bad}\""))), "{bad}");
         assert!(check(&service.replace("\"a\"", &format!("\"{good}\""))), "{good}");
         assert!(!check(&service.replace("\"a\"", &format!("\"{bad}\""))), "{bad}");
     }

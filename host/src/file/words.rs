@@ -221,7 +221,7 @@ kinds! {
     Owner: String = values::owner, Clone::clone, "user:group", OWNER;
     /// A protocol for ALPN.
     Protocol: String = values::protocol, Clone::clone, "h2", PROTOCOL;
-    /// The name of a service.
+    /// The name of a service or a listener.
     Name: String = values::name, Clone::clone, "echo", NAME;
     /// A directory that is granted.
     Directory: GrantedDir = values::directory, show_directory, "data::/data:rw", DIRECTORY;
