@@ -12,6 +12,9 @@ use super::hex;
 use crate::guarded;
 use crate::values::MIN_TOKEN;
 
+/// Bytes that the file of a token has at most.
+const MAX: u64 = 4096;
+
 /// Bytes of a token that is made here.
 const BYTES: usize = 32;
 
@@ -44,7 +47,7 @@ impl Token {
         // A named pipe is opened without waiting for a writer, and refused below.
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NONBLOCK);
-        let mut file = match options.open(path) {
+        let file = match options.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.with_context(reading)?,
         };
@@ -73,11 +76,16 @@ impl Token {
             );
         }
         let mut text = String::new();
-        file.read_to_string(&mut text).with_context(reading)?;
+        file.take(MAX + 1)
+            .read_to_string(&mut text)
+            .with_context(reading)?;
         let token = text.trim();
-        if token.len() < MIN_TOKEN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if text.len() as u64 > MAX
+            || token.len() < MIN_TOKEN
+            || !token.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             bail!(
-                "the token in `{}` is not valid: expected at least {MIN_TOKEN} visible ASCII characters; \
+                "the token in `{}` is not valid: expected {MIN_TOKEN} to {MAX} visible ASCII characters; \
                  without the file, the host creates one with a random token",
                 path.display()
             );

@@ -11,14 +11,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bytesize::ByteSize;
 
 pub use parse::{ParseError, Problem};
+
+use crate::whole_file;
 
 /// Bytes in one line of a file.
 const WIDTH: usize = 1000;
 
 /// How the names of files with conversations end.
 const EXTENSION: &str = "conversation";
+
+/// Bytes of all files with conversations in one directory. The host reads all of them into memory.
+const MAX_SIZE: u64 = 256 << 20;
 
 /// Units of a pause, with their milliseconds.
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
@@ -133,8 +139,10 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// A file cannot be read or is not valid, or the directory has no conversations.
+    /// A file cannot be read or is not valid, the directory has no conversations, or its conversations
+    /// take more than 256 MiB together.
     pub fn read_all(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Self)>> {
+        let mut left = MAX_SIZE;
         let mut paths = Vec::new();
         for entry in dir
             .read_dir()
@@ -142,6 +150,15 @@ impl Conversation {
         {
             let path = entry?.path();
             if is_conversation(&path) {
+                // A file that cannot be looked at is named when it is read.
+                let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+                left = left.checked_sub(size).with_context(|| {
+                    format!(
+                        "the conversations in `{}` take more than {} together; remove some of them",
+                        dir.display(),
+                        ByteSize(MAX_SIZE)
+                    )
+                })?;
                 paths.push(path);
             }
         }
@@ -166,9 +183,10 @@ impl Conversation {
         if !fs::metadata(path)?.is_file() {
             bail!("expected a regular file");
         }
-        let text = fs::read_to_string(path)?;
+        let text = whole_file::read(path, MAX_SIZE)?;
+        let text = str::from_utf8(&text).context("expected UTF-8")?;
         // Editors begin a file with a byte-order mark.
-        Ok(Self::parse(text.strip_prefix('\u{feff}').unwrap_or(&text))?)
+        Ok(Self::parse(text.strip_prefix('\u{feff}').unwrap_or(text))?)
     }
 
     /// The highest number that names a conversation in a directory, or 0. Names whose number is too
