@@ -100,16 +100,22 @@ fn is_made_new_and(
 ) {
     let dir = Outside::new(name);
     let dir = &dir.0;
-    let new = dir.join("my-guest");
+    // Go has a package of this name too.
+    let guest = if name == "go" { "fmt" } else { "my-guest" };
+    let new = dir.join(guest);
     let output = command().arg("new").arg(&new).args(arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     // As it says itself.
     let said = String::from_utf8(output.stdout).unwrap();
-    for next in ["./build.sh", "wasm-inetd replay . my-guest.wasm", contract] {
+    for next in [
+        "./build.sh",
+        &format!("wasm-inetd replay . {guest}.wasm"),
+        contract,
+    ] {
         assert!(said.contains(next), "{next} is missing in\n{said}");
     }
     let thrown = throws.map(|throws| (throws, throws.insert(&new)));
-    let component = new.join("my-guest.wasm");
+    let component = new.join(format!("{guest}.wasm"));
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
     if or_skip(name, built).is_some() {
         let said = host("replay", &[&new, &component]);

@@ -44,6 +44,10 @@ pub enum BadName {
 /// workspace.
 const TAKEN: [&str; 2] = ["inet-guest", "background"];
 
+/// The path of a module in Go, before its name. Without it, a guest named like a package of the
+/// standard library would not build.
+const GO_PREFIX: &str = "example.com/";
+
 /// The code that a template builds on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
@@ -94,7 +98,10 @@ impl Template {
             &format!("name = \"{TEMPLATE_NAME}\""),
             &format!("name = \"{name}\""),
         )
-        .replace(&format!("module {TEMPLATE_NAME}\n"), &format!("module {name}\n"))
+        .replace(
+            &format!("module {GO_PREFIX}{TEMPLATE_NAME}\n"),
+            &format!("module {GO_PREFIX}{name}\n"),
+        )
         .replace(
             &format!("path: \"{WIT_IN_TEMPLATE}\""),
             &format!("path: \"{WIT}\""),
@@ -290,6 +297,19 @@ mod tests {
         assert!(build("streams").contains("/release/my_lines.wasm\" \"$out\""));
         assert!(build("cli").contains("/release/my-lines.wasm\" \"$out\""));
         assert!(build("cli").contains("$here/my-lines.wasm"));
+    }
+
+    #[test]
+    fn a_module_in_go_clashes_with_no_package_of_the_standard_library() {
+        let template = template("go", None, false).unwrap();
+        let (_, module) = template.files.iter().find(|(file, _)| *file == "go.mod").unwrap();
+        for name in ["std", "fmt", "toolchain"] {
+            let module = template.own(module, name);
+            assert!(
+                module.starts_with(&format!("module example.com/{name}\n")),
+                "{module}"
+            );
+        }
     }
 
     #[test]

@@ -1,3 +1,3 @@
-module lines
+module example.com/lines
 
 go 1.21
