@@ -17,32 +17,35 @@ fn help_shows_every_flag_with_its_default() {
     for heading in ["Service:", "Limits:", "Log:", "Examples:"] {
         assert!(help.contains(heading), "{heading} is missing in\n{help}");
     }
-    for (flag, default) in [
-        ("--component", ""),
-        ("--listen <", "127.0.0.1:8080"),
-        ("--threads", "one per core"),
-        ("--max-connections", "1024"),
-        ("--max-memory", "64MiB"),
-        ("--idle-timeout", "5m"),
-        ("--drain-timeout", "10s"),
-        ("--log-format", "text"),
-        ("--verbose", ""),
-        ("--quiet", ""),
-        ("--version", ""),
-    ] {
+    let page = std::fs::read_to_string(guest_builder::workspace().join("docs/flags.md")).unwrap();
+    let (page, _) = page.split_once("\n## Subcommands\n").unwrap();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (mut flags, mut defaults) = (0, 0);
+    for entry in page.split("\n- **`").skip(1) {
+        let entry = entry.split_whitespace().collect::<Vec<_>>().join(" ");
+        let Some((flag, text)) = entry.split_once("`**: ") else {
+            continue;
+        };
+        let Some(flag) = flag.split([' ', ',']).find(|word| word.starts_with("--")) else {
+            continue;
+        };
         let (_, after) = help
-            .split_once(flag)
+            .split_once(&format!(" {flag} "))
             .unwrap_or_else(|| panic!("{flag} is missing in\n{help}"));
+        flags += 1;
+        let Some((_, default)) = text.split_once("Default: `") else {
+            continue;
+        };
+        let (default, _) = default.split_once('`').unwrap();
         // Up to the next flag.
-        let mut lines = after.lines();
-        let first = lines.next().unwrap();
-        let rest = lines.take_while(|line| !line.trim_start().starts_with('-'));
-        let entry = [first].into_iter().chain(rest).collect::<Vec<_>>().join(" ");
+        let own = after.split(" --").next().unwrap();
         assert!(
-            entry.contains(default),
-            "the default {default} of {flag} is missing in\n{entry}"
+            own.contains(&format!("[default: {default}]")),
+            "the default {default} of {flag} is missing in\n{own}"
         );
+        defaults += 1;
     }
+    assert!(flags > 50 && defaults > 15, "{flags} flags, {defaults} defaults");
 }
 
 #[test]

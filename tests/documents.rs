@@ -130,28 +130,71 @@ fn the_pages_of_services_and_limits_name_every_key() {
     }
 }
 
+/// Checks the text of a services file, which `place` has.
+fn is_services_file(text: &str, place: &str) {
+    let file = crate::harness::file("shown.toml", text);
+    // `check` would look for the components too.
+    let checked = command()
+        .arg("config")
+        .arg("--config")
+        .arg(file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{place}: {said}");
+}
+
 #[test]
 fn services_files_that_are_shown_are_valid() {
-    let page = Document::read("docs/services.md");
-    let mut count = 0;
-    for fence in page.fences.iter().filter(|fence| fence.info == "toml") {
-        let file = crate::harness::file("shown.toml", &fence.text);
-        // A check would look for the components too.
-        let checked = command()
-            .arg("config")
-            .arg("--config")
-            .arg(file)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&checked.stderr);
-        assert!(
-            checked.status.success(),
-            "docs/services.md:{}: {said}",
-            fence.line
-        );
-        count += 1;
+    // Documents of other files in TOML show manifests of Cargo.
+    for path in ["docs/services.md", "docs/admin.md"] {
+        let page = Document::read(path);
+        let fences: Vec<_> = page.fences.iter().filter(|fence| fence.info == "toml").collect();
+        assert!(!fences.is_empty(), "{path}");
+        for fence in fences {
+            let mut text = fence.text.clone();
+            if !text.contains("[[service]]") {
+                text += "\n[[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n";
+            }
+            is_services_file(&text, &format!("{path}:{}", fence.line));
+        }
     }
-    assert!(count > 0);
+}
+
+#[test]
+fn deployments_have_valid_services_files_and_flags() {
+    for path in ["deploy/systemd/services.toml", "deploy/container/services.toml"] {
+        is_services_file(&document(path), path);
+    }
+    let map = document("deploy/kubernetes/configmap.yaml");
+    let (_, text) = map.split_once("  services.toml: |\n").unwrap();
+    let text: Vec<_> = text
+        .lines()
+        .map(|line| line.strip_prefix("    ").unwrap_or(line))
+        .collect();
+    is_services_file(&text.join("\n"), "deploy/kubernetes/configmap.yaml");
+
+    let known = flags(None);
+    let mut count = 0;
+    for path in [
+        "deploy/systemd/wasm-inetd.service",
+        "deploy/container/Containerfile",
+        "deploy/kubernetes/deployment.yaml",
+    ] {
+        let text = document(path);
+        let lines = text.lines().filter(|line| {
+            ["ExecStart=", "CMD [", "args: ["]
+                .iter()
+                .any(|start| line.trim_start().starts_with(start))
+        });
+        for word in lines.flat_map(|line| line.split([' ', '"', ','])) {
+            if word.starts_with("--") {
+                assert!(known.contains(word), "{path}: {word}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 3, "{count}");
 }
 
 #[test]

@@ -64,6 +64,11 @@ fn main() -> Result<ExitCode> {
     } else {
         Some(std::fs::read_to_string(&place).with_context(|| place.display().to_string())?)
     };
+    // Cargo builds the guests that have changed.
+    guest_builder::build_all(
+        guest_builder::workspace(),
+        &guest_builder::target_dir(&std::env::current_exe()?)?,
+    )?;
     let mut written = String::new();
     let mut failed = false;
     let mut compiled = Vec::new();
@@ -151,9 +156,6 @@ async fn load(guest: &str) -> Result<(Arc<Generation>, Limits)> {
     let here = std::env::current_exe()?;
     let target_dir = guest_builder::target_dir(&here)?;
     let component = target_dir.join("guests").join(guest).with_extension("wasm");
-    if !component.is_file() {
-        guest_builder::build_all(guest_builder::workspace(), &target_dir)?;
-    }
     let limits = Limits {
         // As many as valgrind has address space for.
         max_connections: NonZeroUsize::new(2).context("not 0")?,
