@@ -18,6 +18,7 @@ impl Config {
             admin,
             threads: _,
             drain_timeout: _,
+            max_compile_memory: _,
             log: _,
             otlp: _,
         } = self;
