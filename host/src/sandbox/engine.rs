@@ -326,8 +326,12 @@ fn config(settings: CodeSettings) -> Config {
     if settings.images == Images::Mapped {
         // What begins with much data is an interpreter or the like, of much code that no linker has looked at as a whole. Of a
         // function that goes into its caller nothing is left of the look at the epoch either. It takes three times as long to
-        // compile, once; small guests are no faster for it.
-        config.compiler_inlining(Inlining::Yes);
+        // compile, once; small guests are no faster for it. In a dev build it would take a minute or two.
+        config.compiler_inlining(if cfg!(debug_assertions) {
+            Inlining::No
+        } else {
+            Inlining::Yes
+        });
     }
     if !settings.reserves {
         // Without a pool's address space there is none for generous reservations either: memories
