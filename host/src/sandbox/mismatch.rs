@@ -13,8 +13,8 @@ const MAX_TEXT: usize = 200;
 
 /// Says in what a type of the component differs from the host's, by wasmtime's error about it.
 ///
-/// wasmtime checks the types of a component against those of Rust functions. Its error has the first
-/// difference alone, with the host's type as the one that it expected.
+/// wasmtime checks the types of a component against those of Rust functions. Its error has only the
+/// first difference, with the host's type as the one that it expected.
 pub(super) fn difference(error: &wasmtime::Error) -> String {
     let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
     let place = causes
@@ -103,8 +103,8 @@ fn write_function(f: &mut fmt::Formatter<'_>, function: &ComponentFunc) -> fmt::
         .try_for_each(|ty| write!(f, " -> {}", wit(&ty, 0)))
 }
 
-/// A type as WIT has it. Records, variants, enums and flags have their parts in place of their names,
-/// which a component need not have.
+/// A type as WIT has it. Records, variants, enums and flags have their parts in place of their
+/// names, which a component need not have.
 fn wit(ty: &Type, depth: usize) -> impl fmt::Display {
     let parts = |keyword: &str, parts: &mut dyn Iterator<Item = String>| {
         let parts: Vec<String> = parts.collect();
