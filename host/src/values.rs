@@ -3,6 +3,7 @@
 mod address;
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread;
@@ -18,23 +19,34 @@ pub(crate) use address::{SOCKET_PATH, address, admin_address, endpoint, network,
 pub(crate) const OFF: &str = "off";
 
 /// Far more connections than any machine accepts in a second.
-const MAX_RATE: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
+pub(crate) const MAX_RATE: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
 
 /// Far more connections than any machine has descriptors for.
-const MAX_CONNECTIONS: usize = 1_000_000_000;
+pub(crate) const MAX_CONNECTIONS: usize = 1_000_000_000;
 
 /// Far more threads than any machine has cores.
-const MAX_THREADS: usize = 1024;
+pub(crate) const MAX_THREADS: usize = 1024;
 
 /// What the kernel's own limit on a backlog can be set to.
-const MAX_BACKLOG: u32 = 65_535;
+pub(crate) const MAX_BACKLOG: u32 = 65_535;
 
 /// Bytes of memory without which a compiler does not start.
 const MIN_COMPILE_MEMORY: u64 = 64 << 20;
 
 /// Bytes that a buffer of the kernel's may have.
-const MIN_BUFFER: usize = 4 << 10;
-const MAX_BUFFER: usize = 1 << 30;
+pub(crate) const BUFFER: RangeInclusive<u64> = 4 << 10..=1 << 30;
+
+/// Bytes that the memory of an instance may have at most.
+pub(crate) const MAX_SIZE: u64 = 4 << 30;
+
+/// How long the kernel may wait before it asks for a silent peer.
+pub(crate) const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32767);
+
+/// How long a slice may be.
+pub(crate) const SLICE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
+
+/// The shortest limit on the time of a call.
+pub(crate) const MIN_CALL: Duration = Duration::from_millis(1);
 
 /// Parses a whole number. The standard library takes a sign too.
 fn number<T: FromStr>(text: &str) -> Option<T> {
@@ -138,7 +150,7 @@ pub(crate) fn deadline(text: &str) -> Result<Duration, String> {
 /// How long the kernel waits before it asks for a silent peer: it counts in seconds.
 pub(crate) fn keepalive(text: &str) -> Result<Option<Duration>, String> {
     match timeout(text)? {
-        Some(time) if !(Duration::from_secs(1)..=Duration::from_secs(32767)).contains(&time) => {
+        Some(time) if !KEEPALIVE.contains(&time) => {
             Err("expected a time from 1s to 32767s, or `off`".to_owned())
         }
         time => Ok(time),
@@ -151,7 +163,7 @@ pub(crate) fn buffer(text: &str) -> Result<Option<usize>, String> {
         None => Ok(None),
         Some(size) => usize::try_from(size)
             .ok()
-            .filter(|size| (MIN_BUFFER..=MAX_BUFFER).contains(size))
+            .filter(|_| BUFFER.contains(&size))
             .map(Some)
             .ok_or_else(|| "expected a size from 4KiB to 1GiB, or `off` for the default".to_owned()),
     }
@@ -382,17 +394,14 @@ pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
 /// The time that a call may take, which the host measures in milliseconds.
 pub(crate) fn call_time(text: &str) -> Result<Option<Duration>, String> {
     match timeout(text)? {
-        Some(time) if time < Duration::from_millis(1) => {
-            Err("expected a time of at least 1ms, or `off`".to_owned())
-        }
+        Some(time) if time < MIN_CALL => Err("expected a time of at least 1ms, or `off`".to_owned()),
         time => Ok(time),
     }
 }
 
 pub(crate) fn slice(text: &str) -> Result<Duration, String> {
-    let range = Duration::from_millis(1)..=Duration::from_secs(1);
     let slice = duration(text)?;
-    range
+    SLICE
         .contains(&slice)
         .then_some(slice)
         .ok_or_else(|| "expected a time from 1ms to 1s".to_owned())
@@ -446,7 +455,7 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
     let size = byte_size(text).ok_or_else(|| expected.to_owned())?;
     usize::try_from(size.as_u64())
         .ok()
-        .filter(|&size| size <= 4 << 30)
+        .filter(|_| size.as_u64() <= MAX_SIZE)
         .ok_or_else(|| expected.to_owned())
 }
 

@@ -9,6 +9,7 @@ mod patterns;
 mod place;
 mod print;
 mod problem;
+mod ranges;
 mod tables;
 mod words;
 

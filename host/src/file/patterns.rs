@@ -82,14 +82,7 @@ macro_rules! socket {
 pub(super) const TIME: &str = whole!("0|", time!());
 pub(super) const DEADLINE: &str = whole!(positive!(), "(", time!(), ")");
 pub(super) const TIMEOUT: &str = whole!("off|", positive!(), "(", time!(), ")");
-pub(super) const SIZE: &str = whole!(size!());
 pub(super) const BYTES: &str = whole!("off|", positive!(), "(", size!(), ")");
-pub(super) const CONNECTIONS: &str = whole!("0*([1-9][0-9]{0,8}|1000000000)");
-pub(super) const COUNT: &str = whole!("off|0*[1-9][0-9]{0,18}");
-pub(super) const RATE: &str = whole!("off|0*([1-9][0-9]{0,5}|1000000)(/[smh])?");
-pub(super) const THREADS: &str = whole!("0*([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])");
-pub(super) const INSTANCES: &str = whole!("cores|0*([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])");
-pub(super) const BACKLOG: &str = whole!(port!());
 pub(super) const SAMPLE: &str = whole!(r"0*(1(\.0*)?|\.[0-9]+|0\.?|0\.[0-9]+)");
 pub(super) const LISTEN: &str = whole!(socket!(), r"|unix:@[^\n\x00]{1,107}|inherited:[^\n]+|", tcp!());
 pub(super) const ADMIN: &str = whole!(any_port!(), "|", socket!(), "|", tcp!());
@@ -98,10 +91,9 @@ pub(super) const COLLECTOR: &str = whole!(
     port!(),
     r")?(/[^?#\s]*)?"
 );
-pub(super) const NETWORK: &str = whole!(
-    ipv4!(),
-    "(/0*(3[0-2]|[12]?[0-9]))?|(?=[^/]*:)[0-9a-fA-F:.]+(/0*(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?"
-);
+pub(super) const IPV6_NETWORK: &str = "(?=[^/]*:)[0-9a-fA-F:.]+(/0*(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?";
+pub(super) const OCTET: &str = octet!();
+pub(super) const ANY_TIME: &str = time!();
 pub(super) const MODE: &str = whole!("0*[0-7]{1,3}");
 pub(super) const OWNER: &str = whole!("[^:]+(:[^:]+)?|:[^:]+");
 pub(super) const PROTOCOL: &str = whole!(r"[\s\S]{1,255}");

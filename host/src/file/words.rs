@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-use super::patterns;
+use super::{patterns, ranges};
 use crate::config::{Address, CompileMemory, Endpoint, GrantedDir, Mode, Rate, Ratio};
 use crate::values::{self, OFF};
 
@@ -23,7 +23,7 @@ pub(super) trait Kind {
     /// An example, for who sees the schema.
     const EXAMPLE: &'static str;
     /// What it matches as a string, in the schema.
-    const PATTERN: &'static str;
+    fn pattern() -> String;
     /// Whether it can stand there as a number.
     const NUMBERS: bool = false;
     /// Whether messages do not show it, because it can contain credentials.
@@ -115,7 +115,7 @@ impl<K: Kind> JsonSchema for Word<K> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let (example, pattern) = (K::EXAMPLE, K::PATTERN);
+        let (example, pattern) = (K::EXAMPLE, K::pattern());
         if !K::NUMBERS {
             return json_schema!({ "type": "string", "pattern": pattern, "examples": [example] });
         }
@@ -143,7 +143,7 @@ impl<K: Kind> JsonSchema for Word<K> {
 macro_rules! kinds {
     ($(
         $(#[$doc:meta])*
-        $name:ident: $value:ty = $parse:path, $show:expr, $example:literal, $pattern:ident $(, $least:literal to $greatest:expr)? $(=> $secret:literal)?;
+        $name:ident: $value:ty = $parse:path, $show:expr, $example:literal, $pattern:expr $(, $least:literal to $greatest:expr)? $(=> $secret:literal)?;
     )*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy)]
@@ -153,7 +153,6 @@ macro_rules! kinds {
             type Value = $value;
             const NAME: &'static str = stringify!($name);
             const EXAMPLE: &'static str = $example;
-            const PATTERN: &'static str = patterns::$pattern;
             $(const IS_SECRET: bool = $secret;)?
             $(
                 const NUMBERS: bool = true;
@@ -164,6 +163,10 @@ macro_rules! kinds {
                 $parse(text)
             }
 
+            fn pattern() -> String {
+                $pattern.to_string()
+            }
+
             fn show(value: &$value) -> String {
                 let show: fn(&$value) -> String = $show;
                 show(value)
@@ -172,61 +175,77 @@ macro_rules! kinds {
     )*};
 }
 
+/// The bounds of numbers, as whole numbers of the schema.
+const MAX_CONNECTIONS: u64 = values::MAX_CONNECTIONS as u64;
+const MAX_RATE: u64 = values::MAX_RATE.get() as u64;
+const MAX_THREADS: u64 = values::MAX_THREADS as u64;
+const MAX_BACKLOG: u64 = values::MAX_BACKLOG as u64;
+
+/// A pattern for a whole value.
+fn whole(pattern: &str) -> String {
+    format!("^({pattern})$")
+}
+
+/// A pattern for a whole value, or `off`.
+fn or_off_pattern(pattern: &str) -> String {
+    format!("^({OFF}|{pattern})$")
+}
+
 kinds! {
     /// A time that may be none.
-    Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s", TIMEOUT;
+    Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s", patterns::TIMEOUT;
     /// The time that a call may take, if there is a limit.
-    CallTime: Option<Duration> = values::call_time, |time| or_off(time.as_ref(), span), "1s", TIMEOUT;
+    CallTime: Option<Duration> = values::call_time, |time| or_off(time.as_ref(), span), "1s", or_off_pattern(&ranges::time(values::MIN_CALL..=Duration::MAX));
     /// A time that may be zero.
-    Time: Duration = values::duration, span, "10s", TIME;
+    Time: Duration = values::duration, span, "10s", patterns::TIME;
     /// A time above zero.
-    Deadline: Duration = values::deadline, span, "5s", DEADLINE;
+    Deadline: Duration = values::deadline, span, "5s", patterns::DEADLINE;
     /// A turn.
-    Slice: Duration = values::slice, span, "2ms", DEADLINE;
+    Slice: Duration = values::slice, span, "2ms", whole(&ranges::time(values::SLICE));
     /// When the kernel asks for a peer.
-    Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m", TIMEOUT;
+    Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m", or_off_pattern(&ranges::time(values::KEEPALIVE));
     /// An amount of memory.
-    Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB", SIZE;
+    Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB", whole(&ranges::size(0..=values::MAX_SIZE));
     /// Memory for a compiler.
-    MaxCompileMemory: CompileMemory = values::compile_memory, show_compile_memory, "1GiB", BYTES;
+    MaxCompileMemory: CompileMemory = values::compile_memory, show_compile_memory, "1GiB", patterns::BYTES;
     /// A number of bytes.
-    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB", BYTES;
+    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB", patterns::BYTES;
     /// A buffer of the kernel's.
-    Buffer: Option<usize> = values::buffer, |size| or_off(size.as_ref(), |size| bytes(&(*size as u64))), "256KiB", BYTES;
+    Buffer: Option<usize> = values::buffer, |size| or_off(size.as_ref(), |size| bytes(&(*size as u64))), "256KiB", or_off_pattern(&ranges::size(values::BUFFER));
     /// A number of connections.
-    Connections: NonZeroUsize = values::connections, ToString::to_string, "1024", CONNECTIONS, 1.0 to 1e9;
+    Connections: NonZeroUsize = values::connections, ToString::to_string, "1024", whole(&ranges::number(1..=MAX_CONNECTIONS)), 1.0 to MAX_CONNECTIONS as f64;
     /// A number of connections that may be none.
-    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", COUNT, 1.0 to f64::INFINITY;
+    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", or_off_pattern(&ranges::number(1..=usize::MAX as u64)), 1.0 to f64::INFINITY;
     /// Connections in a time.
-    MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", RATE, 1.0 to 1e6;
+    MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", or_off_pattern(&format!("{}(/[smh])?", ranges::number(1..=MAX_RATE))), 1.0 to MAX_RATE as f64;
     /// Instances that connections share.
-    Instances: NonZeroUsize = values::instances, ToString::to_string, "cores", INSTANCES, 1.0 to 1024.0;
+    Instances: NonZeroUsize = values::instances, ToString::to_string, "cores", whole(&format!("cores|{}", ranges::number(1..=MAX_THREADS))), 1.0 to MAX_THREADS as f64;
     /// Threads.
-    Threads: NonZeroUsize = values::threads, ToString::to_string, "4", THREADS, 1.0 to 1024.0;
+    Threads: NonZeroUsize = values::threads, ToString::to_string, "4", whole(&ranges::number(1..=MAX_THREADS)), 1.0 to MAX_THREADS as f64;
     /// Connections that wait.
-    Backlog: u32 = values::backlog, ToString::to_string, "4096", BACKLOG, 1.0 to 65_535.0;
+    Backlog: u32 = values::backlog, ToString::to_string, "4096", whole(&ranges::number(1..=MAX_BACKLOG)), 1.0 to MAX_BACKLOG as f64;
     /// A part of all.
-    Sample: Ratio = values::ratio, |ratio| ratio.get().to_string(), "0.1", SAMPLE, 0.0 to 1.0;
+    Sample: Ratio = values::ratio, |ratio| ratio.get().to_string(), "0.1", patterns::SAMPLE, 0.0 to 1.0;
     /// An address to listen at.
-    ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080", LISTEN;
+    ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080", patterns::LISTEN;
     /// An address to be looked at.
-    AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090", ADMIN;
+    AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090", patterns::ADMIN;
     /// A collector.
-    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318", COLLECTOR => true;
+    Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318", patterns::COLLECTOR => true;
     /// A network.
-    Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24", NETWORK;
+    Network: IpNet = values::network, ToString::to_string, "192.0.2.0/24", whole(&format!("{}|{}", ranges::ipv4_network(), patterns::IPV6_NETWORK));
     /// The mode of a socket.
-    SocketMode: Mode = values::mode, |mode| format!("{:04o}", mode.0), "0660", MODE;
+    SocketMode: Mode = values::mode, |mode| format!("{:04o}", mode.0), "0660", patterns::MODE;
     /// The owner of a socket.
-    Owner: String = values::owner, Clone::clone, "user:group", OWNER;
+    Owner: String = values::owner, Clone::clone, "user:group", patterns::OWNER;
     /// A protocol for ALPN.
-    Protocol: String = values::protocol, Clone::clone, "h2", PROTOCOL;
+    Protocol: String = values::protocol, Clone::clone, "h2", patterns::PROTOCOL;
     /// The name of a service or a listener.
-    Name: String = values::name, Clone::clone, "echo", NAME;
+    Name: String = values::name, Clone::clone, "echo", patterns::NAME;
     /// A directory that is granted.
-    Directory: GrantedDir = values::directory, show_directory, "data::/data:rw", DIRECTORY;
+    Directory: GrantedDir = values::directory, show_directory, "data::/data:rw", patterns::DIRECTORY;
     /// A destination that is granted.
-    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432", DESTINATION;
+    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432", patterns::DESTINATION;
 }
 
 fn or_off<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
