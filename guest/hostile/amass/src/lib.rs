@@ -114,7 +114,7 @@ async fn make(kind: &str, keeps: bool) {
         // In the first directory, if there is one.
         "fifos" => begin(open("fifo".to_owned()), keeps).await,
         "paths" => begin(open("x".repeat(PATH)), keeps).await,
-        "memory" => done(vec![1_u8; 64 << 10], keeps),
+        "memory" => done(std::hint::black_box(vec![1_u8; 64 << 10]), keeps),
         "pollables" => done(subscribe_duration(FOR_EVER), keeps),
         "input-handles" => done(get_stdin(), keeps),
         "output-handles" => done(get_stdout(), keeps),

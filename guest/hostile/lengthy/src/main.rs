@@ -49,7 +49,7 @@ fn hold(word: &str) {
                 forget(dir.read_directory());
             }
         }
-        "memory" => forget(vec![1_u8; 64 << 10]),
+        "memory" => forget(std::hint::black_box(vec![1_u8; 64 << 10])),
         "pollables" => forget(subscribe_duration(FOR_EVER)),
         "inputs" => forget(get_stdin()),
         "outputs" => forget(get_stdout()),
