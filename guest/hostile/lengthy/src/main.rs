@@ -53,7 +53,11 @@ fn hold(word: &str) {
         "pollables" => forget(subscribe_duration(FOR_EVER)),
         "inputs" => forget(get_stdin()),
         "outputs" => forget(get_stdout()),
-        "input-pollables" => forget(get_stdin().subscribe()),
+        "input-pollables" => {
+            let input = get_stdin();
+            forget(input.subscribe());
+            forget(input);
+        }
         _ => {}
     }
 }
