@@ -76,7 +76,7 @@ pub async fn check_services(
     let mut obstacles = Obstacles::default();
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
-    let compiler = Compiler::of(config, program, Some(file)).with_cache(&CacheDir::Off);
+    let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);
     let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
     for (index, unloaded) in found.services {
         let checked = if compile {

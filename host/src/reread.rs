@@ -180,7 +180,7 @@ pub(crate) async fn plan(
     let mut obstacles = Obstacles::default();
     preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
     let compiles_alike = config.cache == now.cache && config.max_compile_memory == now.max_compile_memory;
-    let compiler = Compiler::of(&config, program, Some(&file));
+    let compiler = Compiler::of(&config, program, Some(file.path()));
     let mut unloaded = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
         let mut before = now.services.iter().filter(|_| compiles_alike);

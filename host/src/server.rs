@@ -211,7 +211,7 @@ impl Server {
                 );
             }
         }
-        let compiler = Compiler::of(&config, &program, file);
+        let compiler = Compiler::of(&config, &program, file.map(Text::path));
         let purpose = Purpose::Listen(listen);
         let found = preflight::find(&config, file, &compiler, purpose, &mut obstacles);
         obstacles.end(file)?;

@@ -158,6 +158,11 @@ impl Cache {
         })
     }
 
+    /// Returns whether there is an entry for a component or module, whether it can be used or not.
+    pub(super) fn has(&self, engine: &Engine, content: &Content) -> bool {
+        matches!(open(&self.dir, &name(engine, content)), Ok(Some(_)))
+    }
+
     /// The path of the entry for a component or module, whether it is there or not.
     pub(super) fn entry(&self, engine: &Engine, content: &Content) -> PathBuf {
         self.path.join(name(engine, content))

@@ -12,10 +12,11 @@ use super::cache;
 use super::code::Code;
 use super::compiler::{Failure, Place};
 use super::content::Content;
-use super::engine::Engine;
-use super::extent::Extent;
+use super::engine::{Engine, code_settings, to_compile};
+use super::extent::{Extent, code_size};
 use super::generation::line;
 use super::load_error::LoadError;
+use super::needs::Needs;
 
 /// Bytes of a component from which on compiling takes so long that somebody may wonder.
 const LARGE: usize = 4 << 20;
@@ -38,6 +39,10 @@ pub(super) struct Anew {
     /// The entry of the cache; `None` without a cache.
     entry: Option<io::Result<PathBuf>>,
 }
+
+/// Bytes of memory that the compiler takes for each byte of code when it inlines, at most: it then
+/// holds all functions at once. CPython takes 850, and a module of equal functions 130.
+const INLINING: u64 = 1000;
 
 impl Sandbox {
     /// Compiles a component into the cache, for a start that loads it on the same terms.
@@ -70,6 +75,24 @@ impl Sandbox {
             }),
             Some(Err(error)) => Err(unusable(format!("the cache cannot be written to: {error}"))),
             None => Err(unusable("there is no cache".to_owned())),
+        }
+    }
+
+    /// Returns whether functions can be inlined: if the compiler has memory for that, or if it was
+    /// done ahead.
+    pub(super) fn can_inline(&self, needs: Needs, content: &Content) -> bool {
+        let Some(memory) = self.compiler.memory() else {
+            return true;
+        };
+        let estimate = code_size(content.bytes()).saturating_mul(INLINING);
+        needs.inlining && (estimate <= memory || self.is_inlined_ahead(needs, content))
+    }
+
+    fn is_inlined_ahead(&self, needs: Needs, content: &Content) -> bool {
+        let engine = to_compile(code_settings(needs, true), false);
+        match (&self.cache, engine) {
+            (Some(cache), Ok(engine)) => cache.has(&engine, content),
+            _ => false,
         }
     }
 

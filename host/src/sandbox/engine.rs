@@ -54,6 +54,7 @@ const STACK: usize = 512 << 10;
 pub(super) struct CodeSettings {
     concurrency: Concurrency,
     images: Images,
+    inlining: bool,
     /// Whether there is address space to reserve for memories.
     reserves: bool,
 }
@@ -292,10 +293,11 @@ fn stacks(needs: Needs, instances: u32) -> u32 {
 }
 
 /// The settings of code for a component with such needs, whose engine has a pool or not.
-fn code_settings(needs: Needs, reserves: bool) -> CodeSettings {
+pub(super) fn code_settings(needs: Needs, reserves: bool) -> CodeSettings {
     CodeSettings {
         concurrency: needs.concurrency,
         images: needs.images,
+        inlining: needs.inlining,
         reserves,
     }
 }
@@ -323,15 +325,10 @@ fn config(settings: CodeSettings) -> Config {
     if settings.concurrency == Concurrency::With {
         config.wasm_component_model_async(true);
     }
-    if settings.images == Images::Mapped {
-        // What begins with much data is an interpreter or the like, of much code that no linker has looked at as a whole. Of a
-        // function that goes into its caller nothing is left of the look at the epoch either. It takes three times as long to
-        // compile, once; small guests are no faster for it. In a dev build it would take a minute or two.
-        config.compiler_inlining(if cfg!(debug_assertions) {
-            Inlining::No
-        } else {
-            Inlining::Yes
-        });
+    if settings.inlining {
+        // Of a function that goes into its caller nothing is left of the look at the epoch either.
+        // It takes three times as long to compile, and several times the memory, once.
+        config.compiler_inlining(Inlining::Yes);
     }
     if !settings.reserves {
         // Without a pool's address space there is none for generous reservations either: memories

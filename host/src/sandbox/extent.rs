@@ -56,6 +56,17 @@ pub(super) fn check_nested(bytes: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Returns how many bytes of code a component or module has.
+pub(super) fn code_size(bytes: &[u8]) -> u64 {
+    let payloads = Parser::new(0).parse_all(bytes).map_while(Result::ok);
+    payloads
+        .map(|payload| match payload {
+            Payload::CodeSectionStart { size, .. } => u64::from(size),
+            _ => 0,
+        })
+        .sum()
+}
+
 /// The size of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Extent {

@@ -192,7 +192,9 @@ impl Sandbox {
     /// The component is too large, or the engine cannot be made.
     pub(super) fn engine_for(&self, content: &Content, extent: &Extent) -> Result<Engine, LoadError> {
         extent.check().map_err(|refusal| content.refused(refusal))?;
-        self.engine(self.needs(content.bytes(), extent))
+        let mut needs = self.needs(content.bytes(), extent);
+        needs.inlining &= self.can_inline(needs, content);
+        self.engine(needs)
             .map_err(|error| LoadError::Sandbox(line(&error)))
     }
 

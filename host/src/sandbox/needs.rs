@@ -96,6 +96,8 @@ impl TableSize {
 pub(super) struct Needs {
     pub(super) concurrency: Concurrency,
     pub(super) images: Images,
+    /// Whether functions are compiled into their callers.
+    pub(super) inlining: bool,
     pub(super) room: Room,
     pub(super) table_size: TableSize,
     pub(super) calls: Calls,
@@ -136,6 +138,10 @@ impl Needs {
         Self {
             concurrency,
             images,
+            // What begins with much data is an interpreter or the like, of much code that no linker
+            // has looked at as a whole. Small guests are no faster for it.
+            // A dev build would take minutes for an interpreter.
+            inlining: images == Images::Mapped && !cfg!(debug_assertions),
             room: Room::of(extent),
             table_size: TableSize::of(extent),
             calls: if concurrency == Concurrency::Without {

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,6 @@ use super::engine::CodeSettings;
 use super::load_error::Refusal;
 use crate::config::{CacheDir, CompileMemory, Config};
 use crate::failpoint;
-use crate::file::Text;
 
 /// How long compiling one component may take.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(180);
@@ -151,9 +150,18 @@ impl Compiler {
         }
     }
 
-    /// Compiles what `config` says, which comes from `file` or from flags, in a child process.
-    pub(crate) fn of(config: &Config, program: &Program, file: Option<&Text>) -> Self {
-        let file = file.map(|file| file.path().to_owned());
+    /// Bytes of memory that compiling may take, if there is a limit.
+    pub(super) fn memory(&self) -> Option<u64> {
+        match &self.place {
+            Place::InProcess => None,
+            Place::InChild(bounds) => bounds.memory,
+        }
+    }
+
+    /// Compiles what `config` says, which comes from the file at `file` or from flags, in a child
+    /// process.
+    pub(crate) fn of(config: &Config, program: &Program, file: Option<&Path>) -> Self {
+        let file = file.map(Path::to_owned);
         Self::in_child(program, &config.cache, config.max_compile_memory, file)
     }
 
