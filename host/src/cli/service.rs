@@ -71,9 +71,6 @@ pub(super) struct ServiceFlags {
     pub(super) cache: Option<CacheDir>,
 
     #[command(flatten)]
-    pub(super) compiling: CompileFlags,
-
-    #[command(flatten)]
     pub(super) listeners: ListenFlags,
 
     /// Number of threads that serve connections [default: one per core]
@@ -96,6 +93,9 @@ pub(super) struct ServiceFlags {
 
     #[command(flatten)]
     pub(super) instances_take: InstanceLimitFlags,
+
+    #[command(flatten)]
+    pub(super) compiling: CompileFlags,
 
     #[command(flatten)]
     pub(super) admission: AdmissionFlags,
