@@ -80,7 +80,7 @@ struct Cli {
     #[arg(long, value_name = "PROGRAM", conflicts_with = "attacks")]
     against: Option<PathBuf>,
 
-    /// Also write the tables and a plot into the documentation
+    /// Also write the tables and a plot into the documentation; with `--attacks`, into SECURITY.md
     #[arg(long)]
     publish: bool,
 }
@@ -106,7 +106,7 @@ fn main() -> Result<()> {
         return restarts::measure(&places);
     }
     if let Some(names) = &cli.attacks {
-        return attacks::measure(&places, names);
+        return attacks::measure(&places, names, cli.publish);
     }
     if let Some(other) = &cli.against {
         return against::measure(&places, other, cli.rounds, cli.time);

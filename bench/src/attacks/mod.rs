@@ -12,13 +12,13 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 
 use crate::contender::Places;
+use crate::machine;
 use bounds::Bounds;
 use canary::Canary;
 use host::Host;
@@ -80,34 +80,45 @@ struct Figures {
 /// How long each attack goes on.
 const LENGTH: Duration = Duration::from_secs(3);
 
-/// Makes every attack, or those in `names`, and prints a table.
+/// Where the figures of SECURITY.md begin and end.
+const MARKS: (&str, &str) = ("<!-- attacks -->\n", "<!-- /attacks -->\n");
+
+/// Makes every attack, or those in `names`, and prints a table. It also replaces the table of
+/// SECURITY.md, if that is to be published.
 ///
 /// # Errors
 ///
-/// A name is not that of an attack, the host cannot be started, or a bound is exceeded.
-pub(crate) fn measure(places: &Places, names: &[String]) -> Result<()> {
+/// A name is not that of an attack, an attack cannot be made, or a bound is exceeded.
+pub(crate) fn measure(places: &Places, names: &[String], publish: bool) -> Result<()> {
     let chosen = chosen(names)?;
-    println!(
-        "A canary sends one byte every {:?} to a service of the same host for {LENGTH:?}. Cores: {}. \
-         Load average before: {}\n",
-        canary::PERIOD,
-        thread::available_parallelism()?,
-        load_average(),
-    );
-    println!("| attack | canary ms: p50 / p99 / max | host MiB: before / most | outcome |");
-    println!("|---|---:|---:|---|");
+    let mut text = String::new();
+    let mut say = |line: &str| {
+        println!("{line}");
+        text.push_str(line);
+        text.push('\n');
+    };
+    for line in conditions(places) {
+        say(&line);
+    }
+    say("\n| attack | canary ms: p50 / p99 / max | host MiB: before / most | outcome |");
+    say("|---|---:|---:|---|");
     let mut exceeded = Vec::new();
     for attack in chosen {
-        let figures = attack
-            .make(places)
-            .with_context(|| format!("the attack `{}` failed", attack.name))?;
-        println!("{}", figures.row(attack.name));
-        exceeded.extend(
-            attack
-                .exceeded_by(&figures)
-                .into_iter()
-                .map(|what| format!("{}: {what}", attack.name)),
-        );
+        let figures = match attack.make(places) {
+            Ok(figures) => figures,
+            // The others are made all the same.
+            Err(error) => {
+                exceeded.push(format!("{}: the attack failed: {error:#}", attack.name));
+                continue;
+            }
+        };
+        say(&figures.row(attack.name));
+        let sentences = attack.exceeded_by(&figures).into_iter();
+        exceeded.extend(sentences.map(|what| format!("{}: {what}", attack.name)));
+    }
+    if publish {
+        let path = guest_builder::workspace().join("SECURITY.md");
+        fs::write(&path, published(&fs::read_to_string(&path)?, &text)?)?;
     }
     ensure!(
         exceeded.is_empty(),
@@ -115,6 +126,30 @@ pub(crate) fn measure(places: &Places, names: &[String]) -> Result<()> {
         exceeded.join("\n")
     );
     Ok(())
+}
+
+/// When and where the attacks are made, a line each.
+fn conditions(places: &Places) -> Vec<String> {
+    let profile = if places.programs.ends_with("release") {
+        "release"
+    } else {
+        "development"
+    };
+    let mut lines = machine::describe(&[]);
+    lines.push(format!("build: {profile}"));
+    lines.push(format!(
+        "load averages before the first attack: {}",
+        load_average()
+    ));
+    lines.iter().map(|line| format!("- {line}")).collect()
+}
+
+/// The document with `table` in place of the figures that it has.
+fn published(document: &str, table: &str) -> Result<String> {
+    let place = |mark: &str| format!("SECURITY.md does not contain the line {mark:?}");
+    let (before, rest) = document.split_once(MARKS.0).with_context(|| place(MARKS.0))?;
+    let (_, after) = rest.split_once(MARKS.1).with_context(|| place(MARKS.1))?;
+    Ok(format!("{before}{}\n{table}\n{}{after}", MARKS.0, MARKS.1))
 }
 
 /// Checks that each of `names` is that of an attack.
@@ -339,6 +374,21 @@ mod tests {
                 "{exceeded:?}"
             );
         }
+    }
+
+    #[test]
+    fn figures_are_published_where_the_document_has_them() {
+        let path = guest_builder::workspace().join("SECURITY.md");
+        let document = fs::read_to_string(path).unwrap();
+        let text = published(&document, "| a table |\n").unwrap();
+        assert_eq!(text.matches("| a table |\n\n<!-- /attacks -->").count(), 1);
+        assert!(!text.contains("| none |"), "the former table is gone");
+        assert!(
+            published("no marks", "")
+                .unwrap_err()
+                .to_string()
+                .contains("<!-- attacks -->")
+        );
     }
 
     #[test]
