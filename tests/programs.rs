@@ -450,13 +450,13 @@ fn calls_of_modules_are_bounded() {
 
 #[test]
 fn a_module_reads_what_came_before_a_reset_and_then_an_error() {
-    // Answers each read, whatever comes of it, and says how reading has ended.
+    // Answers each read with so much that it is written at once, and says how reading has ended.
     let text = r#"(module
         (import "wasi_snapshot_preview1" "fd_read"
             (func $read (param i32 i32 i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "fd_write"
             (func $write (param i32 i32 i32 i32) (result i32)))
-        (memory (export "memory") 1)
+        (memory (export "memory") 3)
         (data (i32.const 32) "end\nerror\n")
         (func $say (param $fd i32) (param $at i32) (param $len i32)
             (i32.store (i32.const 0) (local.get $at))
@@ -470,7 +470,7 @@ fn a_module_reads_what_came_before_a_reset_and_then_an_error() {
                     (then (call $say (i32.const 2) (i32.const 36) (i32.const 6)) return))
                 (if (i32.eqz (i32.load (i32.const 8)))
                     (then (call $say (i32.const 2) (i32.const 32) (i32.const 4)) return))
-                (call $say (i32.const 1) (i32.const 32) (i32.const 4))
+                (call $say (i32.const 1) (i32.const 4096) (i32.const 65536))
                 (br $more))))"#;
     let module = file("reads-on.wasm", wat::parse_str(text).unwrap());
     let host = Host::with(&module, &[]);

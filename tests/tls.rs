@@ -20,7 +20,7 @@ use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, St
 
 use crate::harness::tools;
 use crate::harness::{
-    CONT, Client, DEADLINE, Done, HUP, Host, field, noise, refused, replace, scratch, until,
+    CONT, Client, DEADLINE, Done, HUP, Host, field, guest, noise, refused, replace, scratch, until,
 };
 
 /// An authority with a directory for what it issues.
@@ -670,12 +670,20 @@ fn a_peer_that_sends_an_alert_resets() {
 #[test]
 fn what_came_before_a_reset_is_heard_although_a_write_meets_the_reset_first() {
     for isolation in ["connection", "service"] {
-        let args = ["--env", "ANSWER=between", "--isolation", isolation];
+        let middleware = guest("line-limit").display().to_string();
+        let args = [
+            "--env",
+            "ANSWER=between",
+            "--isolation",
+            isolation,
+            "--middleware",
+            &middleware,
+        ];
         let (authority, _, host) = served(&format!("reset-{isolation}"), "upload", &args);
         for whole in [false, true] {
             let mut client = authority.client().connects(&host).unwrap();
             host.pause();
-            client.write_all(&[b'x'; 40_000]).unwrap();
+            client.write_all(&b"123456789\n".repeat(4000)).unwrap();
             if whole {
                 client.conn.send_close_notify();
                 client.conn.write_tls(&mut client.sock).unwrap();
