@@ -35,6 +35,7 @@ mod log;
 mod memory;
 mod middleware;
 mod migrate;
+mod pools;
 mod preinit;
 mod profile;
 mod programs;

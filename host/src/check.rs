@@ -46,6 +46,15 @@ pub async fn check(path: &Path, terms: &Terms, program: &Program) -> anyhow::Res
     }
     line("size", &ByteSize(content.size()).to_string());
     line("memory", &format!("{} at instantiation", ByteSize(facts.memory)));
+    if let Some(shortage) = facts.shortage {
+        line(
+            "serves",
+            &format!(
+                "{} of {} connections at the same time",
+                shortage.served, shortage.asked
+            ),
+        );
+    }
     line("compiled", &format!("in {} ms", facts.took.as_millis()));
     for (index, part) in facts.configured.iter().enumerate() {
         let key = if index == 0 { "config" } else { "" };
@@ -78,10 +87,15 @@ pub async fn check_services(
     // A check leaves no files behind.
     let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);
     let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
+    // The pools of all services share the address space, as they do when the host runs.
+    let mut loaded = Vec::new();
     for (index, unloaded) in found.services {
         let checked = if compile {
-            let loaded = unloaded.sandbox.load(&unloaded.content).await;
-            loaded.map(|generation| warn_of_migration(&unloaded.config, &unloaded.source, &generation))
+            let generation = unloaded.sandbox.load(&unloaded.content).await;
+            generation.map(|generation| {
+                warn_of_migration(&unloaded.config, &unloaded.source, &generation);
+                loaded.push(generation);
+            })
         } else {
             unloaded.sandbox.check_outline(&unloaded.content)
         };
@@ -91,6 +105,7 @@ pub async fn check_services(
             obstacles.add(key, Some(&unloaded.config), error.into());
         }
     }
+    drop(loaded);
     let listeners = || config.services.iter().flat_map(|service| &service.listen);
     listeners().for_each(listener::warn_of_certificates);
     Sandbox::check_cache(&config.cache);

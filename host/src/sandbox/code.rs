@@ -4,6 +4,7 @@ use wasmparser::Parser;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
+use super::capacity::Parts;
 /// Something compiled.
 #[derive(Clone)]
 pub(super) enum Code {
@@ -45,13 +46,17 @@ impl Code {
         };
         required.map_or(
             Required {
-                memories: 1,
-                tables: 1,
+                parts: Parts {
+                    memories: 1,
+                    tables: 1,
+                },
                 memory: 0,
             },
             |required| Required {
-                memories: required.num_memories,
-                tables: required.num_tables,
+                parts: Parts {
+                    memories: required.num_memories,
+                    tables: required.num_tables,
+                },
                 memory: required.max_initial_memory_size.unwrap_or(0) * PAGE,
             },
         )
@@ -63,7 +68,6 @@ const PAGE: u64 = 64 << 10;
 
 /// What an instance takes.
 pub(super) struct Required {
-    pub(super) memories: u32,
-    pub(super) tables: u32,
+    pub(super) parts: Parts,
     pub(super) memory: u64,
 }

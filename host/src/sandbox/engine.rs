@@ -9,6 +9,7 @@ use wasmtime::{
     Config, Enabled, Inlining, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig,
 };
 
+use super::capacity::{Parts, Shortage};
 use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
@@ -85,6 +86,23 @@ pub struct PoolUse {
     pub most_tables: u64,
     /// Bytes of memory that are kept for instances to come.
     pub kept_bytes: u64,
+}
+
+impl Pool {
+    /// A pool for so many connections, as it is made if there is address space for it.
+    pub(super) fn full(needs: Needs, connections: u32) -> Self {
+        let room = needs.room.of_pool(connections.saturating_add(SPARE_INSTANCES));
+        Self {
+            memories: room.saturating_mul(MEMORIES_PER_CONNECTION),
+            tables: room.saturating_mul(TABLES_PER_CONNECTION),
+        }
+    }
+
+    /// Instances of `parts` that it has room for.
+    pub(super) fn instances(self, parts: Parts) -> u32 {
+        let memories = self.memories / parts.memories.max(1);
+        memories.min(self.tables / parts.tables.max(1))
+    }
 }
 
 impl PoolUse {
@@ -216,6 +234,11 @@ impl Engine {
         self.needs.concurrency
     }
 
+    /// Whether the pool has room for fewer instances of `parts` than there may be connections.
+    pub(super) fn shortage(&self, parts: Parts) -> Option<Shortage> {
+        Shortage::of(self.needs, self.pool?, parts, &self.limits)
+    }
+
     pub(super) fn engine(&self) -> &wasmtime::Engine {
         self.linker.engine()
     }
@@ -223,8 +246,12 @@ impl Engine {
 
 /// Instances that there may be at once.
 fn instances(limits: &Limits) -> u32 {
-    let connections = u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX);
-    connections.saturating_add(SPARE_INSTANCES)
+    connections(limits).saturating_add(SPARE_INSTANCES)
+}
+
+/// Connections that there may be at once.
+pub(super) fn connections(limits: &Limits) -> u32 {
+    u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX)
 }
 
 /// Makes an engine whose pool holds an instance for every connection or, where the address space for that
@@ -235,21 +262,18 @@ fn allocate(
     service: Option<&str>,
 ) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
     let instances = instances(limits);
-    let room = needs.room.of_pool(instances);
-    let pool = Pool {
-        memories: room.saturating_mul(MEMORIES_PER_CONNECTION),
-        tables: room.saturating_mul(TABLES_PER_CONNECTION),
-    };
+    let mut pool = Pool::full(needs, connections(limits));
     let failed = match pooled(needs, instances, pool) {
         Ok(engine) => return Ok((engine, Some(pool))),
         Err(error) => error,
     };
-    let less = Pool {
-        memories: room,
-        ..pool
-    };
-    if let Ok(engine) = pooled(needs, instances, less) {
-        return Ok((engine, Some(less)));
+    // Memories take almost all of the address space. Every connection has one at least.
+    let least = instances.max(needs.room.least());
+    while pool.memories / 2 >= least {
+        pool.memories /= 2;
+        if let Ok(engine) = pooled(needs, instances, pool) {
+            return Ok((engine, Some(pool)));
+        }
     }
     warn!(
         service,

@@ -10,6 +10,7 @@ use wasmparser::{
     Payload, TypeRef,
 };
 
+use super::capacity::Parts;
 use super::load_error::Refusal;
 
 /// Core instances, memories and tables that an instance of a component may consist of, of each.
@@ -141,6 +142,14 @@ impl Extent {
             }
         }
         Ok(())
+    }
+
+    /// Its memories and tables.
+    pub(super) fn parts(&self) -> Parts {
+        Parts {
+            memories: self.memories,
+            tables: self.tables,
+        }
     }
 
     /// Adds an instance that is part of this one.

@@ -3,12 +3,16 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use tracing::warn;
+
 use super::Sandbox;
+use super::capacity::Shortage;
 use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::Content;
 use super::contract::{Contract, MIGRATION, START};
+use super::engine::{Pool, connections};
 use super::extent::Extent;
 use super::generation::find_contract;
 use super::grants::Granted;
@@ -35,6 +39,8 @@ pub struct Facts {
     pub imports: Vec<Import>,
     /// Bytes of its largest memory when an instance has just been made.
     pub memory: u64,
+    /// Whether fewer connections can be served at the same time than there may be.
+    pub shortage: Option<Shortage>,
     /// How long it took to compile it, and to make and drop an instance.
     pub took: Duration,
 }
@@ -93,6 +99,7 @@ impl Sandbox {
             configured: generation.configured().to_vec(),
             imports,
             memory: generation.code().required().memory,
+            shortage: generation.shortage(),
             took,
         })
     }
@@ -116,7 +123,8 @@ impl Sandbox {
             Cow::Borrowed(content)
         };
         let refused = |refusal| content.refused(refusal);
-        Extent::of(whole.bytes()).check().map_err(refused)?;
+        let extent = Extent::of(whole.bytes());
+        extent.check().map_err(refused)?;
         let outline = Outline::of(whole.bytes());
         let contract = find_contract_of(&outline).map_err(refused)?;
         let handler = Contract::Streams.interface();
@@ -133,7 +141,21 @@ impl Sandbox {
                 contract: contract.interface(),
                 streams: handler,
             })),
-            _ => Ok(()),
+            Isolation::Service { .. } => Ok(()),
+            Isolation::Connection => {
+                self.warn_of_shortage(whole.bytes(), &extent);
+                Ok(())
+            }
+        }
+    }
+
+    /// Warns of a pool that is too small for `max-connections`, if the address space suffices for
+    /// the pool.
+    fn warn_of_shortage(&self, bytes: &[u8], extent: &Extent) {
+        let needs = self.needs(bytes, extent);
+        let pool = Pool::full(needs, connections(&self.limits));
+        if let Some(shortage) = Shortage::of(needs, pool, extent.parts(), &self.limits) {
+            warn!(service = self.granted.service(), "{shortage}");
         }
     }
 }

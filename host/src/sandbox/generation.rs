@@ -13,6 +13,7 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::{Module, Store};
 
 use super::Sandbox;
+use super::capacity::Shortage;
 use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
@@ -92,7 +93,7 @@ impl Sandbox {
         let mut generation = Generation {
             configured: Vec::new(),
             profile,
-            mappings: engine.mappings(code.required().memories),
+            mappings: engine.mappings(code.required().parts.memories),
             code,
             digest: content.digest,
             program: Arc::clone(content.program()),
@@ -110,7 +111,9 @@ impl Sandbox {
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }
         self.warn_of_slow_start(start.elapsed());
-        warn_of_small_pool(generation.service(), &generation.engine, &generation.code);
+        if let Some(shortage) = generation.shortage() {
+            warn!(service = generation.service(), "{shortage}");
+        }
         Ok(Arc::new(generation))
     }
 
@@ -171,7 +174,7 @@ impl Sandbox {
 
     /// What a component needs of its engine. It is called on fibers, whatever it is, where not the guest alone decides what it waits
     /// for and for how long.
-    fn needs(&self, bytes: &[u8], extent: &Extent) -> Needs {
+    pub(super) fn needs(&self, bytes: &[u8], extent: &Extent) -> Needs {
         let mut needs = Needs::of(bytes, extent);
         let Limits {
             max_call_time,
@@ -267,6 +270,15 @@ impl Generation {
         seen.into_iter()
             .filter_map(Engine::pool_use)
             .reduce(|sum, other| sum.plus(&other))
+    }
+
+    /// Whether the pool has room for fewer instances than there may be connections. Where
+    /// connections share instances, the number of connections is not bounded by the pool.
+    pub(crate) fn shortage(&self) -> Option<Shortage> {
+        match self.shared {
+            Some(_) => None,
+            None => self.engine.shortage(self.code.required().parts),
+        }
     }
 
     /// Memory mappings that its connections take while their instances live.
@@ -550,29 +562,6 @@ fn not_started(error: &wasmtime::Error) -> Refusal {
         Refusal::Memory(reason)
     } else {
         Refusal::Start(reason)
-    }
-}
-
-fn warn_of_small_pool(service: Option<&str>, engine: &Engine, code: &Code) {
-    let Some(pool) = engine.pool else {
-        return;
-    };
-    let required = code.required();
-    let fit = [
-        pool.memories / required.memories.max(1),
-        pool.tables / required.tables.max(1),
-    ]
-    .into_iter()
-    .fold(u32::MAX, u32::min);
-    let connections = engine.limits.max_connections.get();
-    if (fit as usize) < connections {
-        warn!(
-            service,
-            "an instance of the component takes {} memories and {} tables, so the pool has room for \
-             {fit} instances, but `max-connections` is {connections}: lower it to {fit}",
-            required.memories,
-            required.tables
-        );
     }
 }
 

@@ -4,6 +4,7 @@
 //! connections, each with an instance of its own or, where that is asked for, several with one.
 
 mod cache;
+mod capacity;
 mod clock;
 mod code;
 mod compile;
@@ -46,6 +47,7 @@ mod wasi;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use capacity::Shortage;
 pub use compile::Ahead;
 pub(crate) use compiler::MAX_TIME;
 pub use compiler::{Compiler, Program};

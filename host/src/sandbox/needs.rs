@@ -15,8 +15,12 @@ const MAX_COPIED: usize = 64 << 10;
 pub(super) const MEMORIES_PER_CONNECTION: u32 = 2;
 pub(super) const TABLES_PER_CONNECTION: u32 = 4;
 
-/// How many times as much a connection may have at most, before fewer connections fit into the pool.
+/// Units of room that every connection may have, however many connections there are.
 const MAX_ROOM: u32 = 8;
+
+/// Units of room of a whole pool beyond which large instances get no more than [`MAX_ROOM`] each.
+/// The memories of so many units take 64 TiB of address space, half of that of a process.
+const MAX_UNITS: u32 = 8192;
 
 /// Instances that every pool has room for, however large they are: one that serves, and two of
 /// components that are tried at the same time.
@@ -66,11 +70,18 @@ impl Room {
 
     /// Room of a pool for `instances`, in units of the memories and tables of most components.
     ///
-    /// For large instances this is less than all of them take together, and enough for
-    /// `LEAST_INSTANCES`, so that every component that the host accepts can be tried and served.
+    /// This is what all of them take together, up to `MAX_UNITS`. For more of large instances it is
+    /// less, and enough for `LEAST_INSTANCES`, so that every component that the host accepts can be
+    /// tried and served.
     pub(super) fn of_pool(self, instances: u32) -> u32 {
-        let room = instances.saturating_mul(self.0.min(MAX_ROOM));
-        room.max(self.0.saturating_mul(LEAST_INSTANCES))
+        let all = instances.saturating_mul(self.0).min(MAX_UNITS);
+        all.max(instances.saturating_mul(self.0.min(MAX_ROOM)))
+            .max(self.least())
+    }
+
+    /// Room for the instances that every pool has room for.
+    pub(super) fn least(self) -> u32 {
+        self.0.saturating_mul(LEAST_INSTANCES)
     }
 }
 
@@ -353,6 +364,7 @@ mod tests {
     fn a_pool_has_room_for_one_instance_at_least() {
         assert_eq!(Room(1).of_pool(1026), 1026);
         assert_eq!(Room(4).of_pool(6), 24);
+        assert_eq!(Room(32).of_pool(66), 32 * 66);
         assert_eq!(Room(64).of_pool(1026), 8 * 1026);
         for instances in [3, 6, 1026] {
             assert!(Room(512).of_pool(instances) >= 3 * 512, "{instances}");

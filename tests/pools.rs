@@ -1,0 +1,204 @@
+//! Pools: how many connections of a component with many memories they serve, and what is said of it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::admin::admin_of;
+use crate::attack::instances;
+use crate::harness::{HOST, Host, field, file, scratch, until};
+
+/// A program that waits for an hour, as a component of so many core instances with a memory each.
+fn waiting(memories: usize) -> PathBuf {
+    let instances = "(core instance (instantiate $e))".repeat(memories);
+    let text = format!(
+        r#"(component
+        (import "wasi:io/poll@0.2.6" (instance $poll
+            (export "pollable" (type $p (sub resource)))
+            (export "[method]pollable.block" (func (param "self" (borrow $p))))))
+        (alias export $poll "pollable" (type $pollable))
+        (import "wasi:clocks/monotonic-clock@0.2.6" (instance $clock
+            (alias outer 1 $pollable (type $outer))
+            (export "pollable" (type $p (eq $outer)))
+            (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
+        (core func $block (canon lower (func $poll "[method]pollable.block")))
+        (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+        (core module $e (memory 1))
+        {instances}
+        (core module $m
+            (import "" "block" (func $block (param i32)))
+            (import "" "subscribe" (func $subscribe (param i64) (result i32)))
+            (func (export "run") (result i32)
+                (call $block (call $subscribe (i64.const 3600000000000)))
+                (i32.const 0)))
+        (core instance $i (export "block" (func $block)) (export "subscribe" (func $subscribe)))
+        (core instance $c (instantiate $m (with "" (instance $i))))
+        (func $run (result (result)) (canon lift (core func $c "run")))
+        (instance $r (export "run" (func $run)))
+        (export "wasi:cli/run@0.2.6" (instance $r)))"#
+    );
+    file(&format!("waiting-{memories}.wasm"), wat::parse_str(text).unwrap())
+}
+
+/// A program as a core module of several memories, which waits for its client.
+fn module(memories: usize) -> PathBuf {
+    let more = "(memory 1)".repeat(memories - 1);
+    let text = format!(
+        r#"(module
+        (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        {more}
+        (func (export "_start")
+            (i32.store (i32.const 0) (i32.const 64))
+            (i32.store (i32.const 4) (i32.const 64))
+            (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))))"#
+    );
+    file(&format!("module-{memories}.wasm"), wat::parse_str(text).unwrap())
+}
+
+/// Runs `check` below a shell that runs `setup` first. Returns what it prints and what it logs.
+fn check(setup: &str, args: &[&str]) -> (String, String) {
+    let script = format!("{setup} && exec \"$0\" check \"$@\"");
+    let mut command = Command::new("sh");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .arg("-c")
+        .arg(script)
+        .arg(HOST)
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    (stdout, stderr)
+}
+
+/// The sentence about the pool of each service in a log.
+fn sentences(log: &str) -> Vec<String> {
+    let said = log
+        .lines()
+        .filter_map(|line| line.split_once("an instance of the component takes "));
+    said.map(|(_, said)| said.split(" service=").next().unwrap().to_owned())
+        .collect()
+}
+
+/// Opens as many connections as the pool is said to serve, and one more.
+fn serves_as_said(component: &Path, served: usize) {
+    let component = component.to_str().unwrap();
+    let limit = ["--max-connections", "64"];
+    let (said, logged) = check("true", &[&limit[..], &[component]].concat());
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--component",
+        component,
+    ];
+    let host = Host::start(&[&args[..], &limit].concat());
+    let sentences = (sentences(&host.log()), sentences(&logged));
+    assert_eq!(sentences.0, sentences.1, "a start and a check say the same");
+    let admin = admin_of(&host);
+    let _clients: Vec<_> = (0..served).map(|_| host.connect()).collect();
+    until("all connections are served", || {
+        instances(&admin) == served as f64
+    });
+    if served == 64 {
+        assert!(
+            sentences.0.is_empty() && !said.contains("serves"),
+            "{said}{sentences:?}"
+        );
+        return;
+    }
+    let expected = format!(
+        "so the pool serves {served} connections at the same time, but `max-connections` is 64: lower \
+         it to {served}"
+    );
+    assert!(sentences.0[0].ends_with(&expected), "{sentences:?}");
+    let line = format!("serves     {served} of 64 connections at the same time\n");
+    assert!(said.contains(&line), "{said}");
+    host.refuses();
+    let ended = host.line("connection ended");
+    assert_eq!(field(&ended, "outcome"), "start-failed");
+    assert_eq!(instances(&admin), served as f64);
+    assert_eq!(
+        host.log().matches("connection ended").count(),
+        1,
+        "{}",
+        host.log()
+    );
+}
+
+#[test]
+fn a_component_of_many_core_instances_is_served_on_all_connections() {
+    serves_as_said(&waiting(42), 64);
+}
+
+#[test]
+fn a_module_of_many_memories_is_served_on_all_connections() {
+    serves_as_said(&module(42), 64);
+}
+
+#[test]
+fn a_pool_serves_as_many_connections_as_is_said() {
+    // 64 TiB of address space have room for 16,384 memories.
+    serves_as_said(&waiting(400), 40);
+}
+
+#[test]
+fn services_share_the_address_space_in_a_check_as_they_do_when_they_run() {
+    let dir = scratch("pools");
+    fs::create_dir_all(&dir).unwrap();
+    let component = waiting(42);
+    let mut text = "[defaults.limits]\nmax-connections = 64\n".to_owned();
+    for name in ["first", "second"] {
+        let listen = "listen = [\"127.0.0.1:0\"]";
+        let component = component.display();
+        writeln!(
+            text,
+            "[[service]]\nname = \"{name}\"\ncomponent = \"{component}\"\n{listen}"
+        )
+        .unwrap();
+    }
+    let config = dir.join("services.toml");
+    fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    // In KiB: 26 TiB, of which the pool of each service takes 16.5, if there is as much.
+    let setup = "ulimit -v 27917287424";
+    let (_, logged) = check(setup, &["--compile", "--config", config]);
+    // The harness waits for as many listeners as there are such flags.
+    let host = Host::below_shell(setup, &["--config", config]);
+    host.line("listening on");
+    host.line("listening on");
+    let (started, checked) = (sentences(&host.log()), sentences(&logged));
+    assert_eq!(started, checked);
+    assert!(
+        started.len() == 1 && started[0].contains("the pool serves 50 connections"),
+        "{started:?}"
+    );
+    // Without an address space that is too small, there is room for all.
+    assert!(sentences(&check("true", &["--config", config]).1).is_empty());
+}
+
+#[test]
+fn a_check_that_compiles_nothing_says_the_same() {
+    let dir = scratch("pools-uncompiled");
+    fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("services.toml");
+    let component = waiting(400);
+    let text = format!(
+        "[[service]]\nname = \"large\"\ncomponent = \"{}\"\nlisten = [\"127.0.0.1:0\"]\n\
+         limits = {{ max-connections = 64 }}\n",
+        component.display()
+    );
+    fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    let [quick, whole] = [&["--config", config][..], &["--compile", "--config", config]]
+        .map(|args| sentences(&check("true", args).1));
+    assert!(quick.len() == 1 && quick == whole, "{quick:?} {whole:?}");
+}
