@@ -2,13 +2,17 @@
 
 use std::fmt;
 
-use super::engine::Pool;
-use super::needs::Needs;
+use super::extent::Parts;
+use super::needs::{MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
 use crate::config::Limits;
 
-/// Memories and tables of one instance.
+/// Instances beyond one for each connection: of a component that is tried while every connection is
+/// open.
+pub(super) const SPARE_INSTANCES: u32 = 2;
+
+/// What a pool holds for all connections together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parts {
+pub(super) struct Pool {
     pub(super) memories: u32,
     pub(super) tables: u32,
 }
@@ -27,6 +31,28 @@ pub struct Shortage {
     pub asked: usize,
     /// The largest `max-connections` for which the host makes a pool that serves as many.
     advised: u32,
+}
+
+impl Pool {
+    /// A pool for so many connections, as it is made if there is address space for it.
+    pub(super) fn full(needs: Needs, connections: u32) -> Self {
+        let room = needs.room.of_pool(connections.saturating_add(SPARE_INSTANCES));
+        Self {
+            memories: room.saturating_mul(MEMORIES_PER_CONNECTION),
+            tables: room.saturating_mul(TABLES_PER_CONNECTION),
+        }
+    }
+
+    /// Instances of `parts` that it has room for.
+    pub(super) fn instances(self, parts: Parts) -> u32 {
+        let memories = self.memories / parts.memories.max(1);
+        memories.min(self.tables / parts.tables.max(1))
+    }
+}
+
+/// Connections that there may be at once.
+pub(super) fn connections(limits: &Limits) -> u32 {
+    u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX)
 }
 
 impl Shortage {
@@ -84,17 +110,17 @@ mod tests {
     use super::*;
 
     /// A component of so many core instances with a memory each, and what is said of its pool.
-    fn shortage(memories: u32, connections: usize) -> Option<Shortage> {
+    fn shortage(memories: u32, max_connections: usize) -> Option<Shortage> {
         let instances = "(core instance (instantiate $m))".repeat(memories as usize);
         let text = format!("(component (core module $m (memory 1)) {instances})");
         let bytes = wat::parse_str(text).unwrap();
         let extent = Extent::of(&bytes);
         let (needs, parts) = (Needs::of(&bytes, &extent), extent.parts());
         let limits = Limits {
-            max_connections: NonZeroUsize::new(connections).unwrap(),
+            max_connections: NonZeroUsize::new(max_connections).unwrap(),
             ..Limits::default()
         };
-        let pool = Pool::full(needs, super::super::engine::connections(&limits));
+        let pool = Pool::full(needs, connections(&limits));
         Shortage::of(needs, pool, parts, &limits)
     }
 

@@ -4,7 +4,8 @@ use wasmparser::Parser;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
-use super::capacity::Parts;
+use super::extent::Parts;
+
 /// Something compiled.
 #[derive(Clone)]
 pub(super) enum Code {

@@ -9,13 +9,13 @@ use wasmtime::{
     Config, Enabled, Inlining, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig,
 };
 
-use super::capacity::{Parts, Shortage};
+use super::capacity::{Pool, SPARE_INSTANCES, Shortage, connections};
 use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
-use super::extent::MAX_PARTS;
+use super::extent::{MAX_PARTS, Parts};
 use super::grants::Granted;
-use super::needs::{Calls, Concurrency, Images, MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
+use super::needs::{Calls, Concurrency, Images, Needs};
 use super::never_waits;
 use super::preview1;
 use super::sockets;
@@ -23,9 +23,6 @@ use super::state::State;
 use super::ticker::Ticker;
 use crate::config::Limits;
 use crate::system::Mappings;
-
-/// Instances beyond one for each connection: of a component that is tried while every connection is open.
-const SPARE_INSTANCES: u32 = 2;
 
 /// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
 const SPARE_STACKS: u32 = 64;
@@ -60,13 +57,6 @@ pub(super) struct CodeSettings {
     reserves: bool,
 }
 
-/// What a pool holds for all connections together.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pool {
-    pub(super) memories: u32,
-    pub(super) tables: u32,
-}
-
 /// What of a pool is in use, and how much there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolUse {
@@ -86,23 +76,6 @@ pub struct PoolUse {
     pub most_tables: u64,
     /// Bytes of memory that are kept for instances to come.
     pub kept_bytes: u64,
-}
-
-impl Pool {
-    /// A pool for so many connections, as it is made if there is address space for it.
-    pub(super) fn full(needs: Needs, connections: u32) -> Self {
-        let room = needs.room.of_pool(connections.saturating_add(SPARE_INSTANCES));
-        Self {
-            memories: room.saturating_mul(MEMORIES_PER_CONNECTION),
-            tables: room.saturating_mul(TABLES_PER_CONNECTION),
-        }
-    }
-
-    /// Instances of `parts` that it has room for.
-    pub(super) fn instances(self, parts: Parts) -> u32 {
-        let memories = self.memories / parts.memories.max(1);
-        memories.min(self.tables / parts.tables.max(1))
-    }
 }
 
 impl PoolUse {
@@ -247,11 +220,6 @@ impl Engine {
 /// Instances that there may be at once.
 fn instances(limits: &Limits) -> u32 {
     connections(limits).saturating_add(SPARE_INSTANCES)
-}
-
-/// Connections that there may be at once.
-pub(super) fn connections(limits: &Limits) -> u32 {
-    u32::try_from(limits.max_connections.get()).unwrap_or(u32::MAX)
 }
 
 /// Makes an engine whose pool holds an instance for every connection or, where the address space for that

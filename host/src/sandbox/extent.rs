@@ -10,7 +10,6 @@ use wasmparser::{
     Payload, TypeRef,
 };
 
-use super::capacity::Parts;
 use super::load_error::Refusal;
 
 /// Core instances, memories and tables that an instance of a component may consist of, of each.
@@ -66,6 +65,13 @@ pub(super) fn code_size(bytes: &[u8]) -> u64 {
             _ => 0,
         })
         .sum()
+}
+
+/// Memories and tables of one instance.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    pub(super) memories: u32,
+    pub(super) tables: u32,
 }
 
 /// The size of an instance.

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::Sandbox;
-use super::capacity::Shortage;
+use super::capacity::{Pool, Shortage, connections};
 use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::Content;
 use super::contract::{Contract, MIGRATION, START};
-use super::engine::{Pool, connections};
 use super::extent::Extent;
 use super::generation::find_contract;
 use super::grants::Granted;
