@@ -270,6 +270,7 @@ fn keys_that_cannot_be_used_are_named_by_their_kind() {
     for (kind, expected) in [
         ("rsa:1024", "an RSA key of 1024 bits"),
         ("rsa:3000", "an RSA key of 3000 bits; expected 2048, 3072 or 4096"),
+        ("rsa:2047", "an RSA key of 2047 bits; expected 2048, 3072 or 4096"),
         ("rsa:4608", "an RSA key of 4608 bits"),
         (
             "rsa:2048 -pkeyopt rsa_keygen_pubexp:3",

@@ -180,6 +180,17 @@ impl Algorithm {
         })
     }
 
+    /// Says that a modulus is a bit shorter than its size, which the host can use only if both primes
+    /// have their full size.
+    pub(super) fn unusual_size(&self) -> Option<String> {
+        match self {
+            Self::Rsa { bits, .. } if bits % 2 == 1 => {
+                Some(format!("an RSA key of {bits} bits; expected 2048, 3072 or 4096"))
+            }
+            _ => None,
+        }
+    }
+
     /// Says why the host cannot use a key of this algorithm; `None` if it can.
     pub(super) fn unsupported(&self, purpose: Use) -> Option<String> {
         match self {

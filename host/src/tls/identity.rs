@@ -208,9 +208,14 @@ fn certified(
     let chain = certificates(&identity.certificate, files)?;
     let path = &identity.key;
     let (line, key) = key(path)?;
+    let algorithm = Algorithm::of_key(&key).ok();
     // The library's error does not say more: it has tried one algorithm after the other.
     let loaded = provider.key_provider.load_private_key(key);
-    let key = loaded.map_err(|_| damaged(path, line))?;
+    let key = loaded.map_err(|_| {
+        let reason = algorithm.and_then(|algorithm| algorithm.unusual_size());
+        let reason = reason.map(|reason| unfit(KEY, path, line, unsuitable(&reason)));
+        reason.unwrap_or_else(|| damaged(path, line))
+    })?;
     let ders = chain.iter().map(|certificate| certificate.der.clone());
     let certified = CertifiedKey::new(ders.collect(), Arc::clone(&key));
     match certified.keys_match() {
@@ -310,8 +315,7 @@ fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
             mislabelled.unwrap_or_else(|| damaged(path, line))
         })?;
         if let Some(reason) = algorithm.unsupported(Use::Sign) {
-            let reason = format!("it is {reason}; create another key and have its certificate issued");
-            return Err(unfit(KEY, path, line, reason));
+            return Err(unfit(KEY, path, line, unsuitable(&reason)));
         }
         if let Some(reason) = algorithm.unreadable_point() {
             let reason = format!(
@@ -461,6 +465,11 @@ fn mislabelled(
     let expected = algorithm::label(der).filter(|expected| *expected != label)?;
     let reason = format!("its label is wrong for its content; write `{expected}` in both of its markers");
     Some(unfit(what, path, line, reason))
+}
+
+/// Says what to do about a key that is `what`.
+fn unsuitable(what: &str) -> String {
+    format!("it is {what}; create another key and have its certificate issued")
 }
 
 fn damaged(path: &Path, line: usize) -> Unusable {
