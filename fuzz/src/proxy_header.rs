@@ -127,7 +127,9 @@ pub fn run(bytes: &[u8]) {
     let mut other = Pieces::new(&input, &[]);
     let again = runtime.block_on(proxy_protocol::read(&mut other));
     assert_eq!(read.as_ref().ok(), again.as_ref().ok(), "{case:?}");
-    assert!(taken <= MAX, "{case:?}: {taken}");
+    // The block of a header `LOCAL` is dropped as it comes.
+    let is_local = input.starts_with(SIGNATURE) && input.get(SIGNATURE.len()) == Some(&0x20);
+    assert!(taken <= MAX || is_local, "{case:?}: {taken}");
     match read {
         Ok(client) => {
             assert_eq!(reader.left, other.left, "{case:?}");

@@ -8,7 +8,7 @@ use ppp::{v1, v2};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes that a header may have. One of version 1 has 107 at most, one of version 2 could have 65,551; balancers send some
+/// Bytes that a header with addresses may have. One of version 1 has 107 at most, one of version 2 could have 65,551; balancers send some
 /// hundreds, with what they know of the client's certificate.
 const MAX: usize = 4096;
 
@@ -81,6 +81,15 @@ pub enum Refusal {
 pub async fn read<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Client, Refusal> {
     let mut header = Vec::with_capacity(MAX_V1);
     loop {
+        if header.len() == FIXED && is_local(&header) {
+            // Its block can have 65,535 bytes, and says nothing.
+            let block = block(&header).unwrap_or_default() as u64;
+            let mut discarded = (&mut *reader).take(block);
+            if tokio::io::copy(&mut discarded, &mut tokio::io::sink()).await? < block {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            return Ok(Client::Unknown);
+        }
         let wanted = wanted(&header)?;
         if wanted == 0 {
             return parse(&header);
@@ -105,7 +114,7 @@ pub fn wanted(header: &[u8]) -> Result<usize, Refusal> {
     };
     if begins(v2::PROTOCOL_PREFIX) {
         let length = FIXED + block(header).unwrap_or_default();
-        if length > MAX {
+        if length > MAX && !is_local(header) {
             return Err(Refusal::TooLong(length));
         }
         // Of an empty one it is not known yet which version it has.
@@ -142,6 +151,11 @@ pub fn wanted(header: &[u8]) -> Result<usize, Refusal> {
 fn block(header: &[u8]) -> Option<usize> {
     let length = header.get(FIXED - 2..FIXED)?;
     Some(length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+}
+
+/// Checks whether a header of version 2 is of a connection that the balancer makes for itself.
+fn is_local(header: &[u8]) -> bool {
+    header.starts_with(v2::PROTOCOL_PREFIX) && header.get(COMMAND) == Some(&LOCAL)
 }
 
 /// Checks whether a header of version 1 says that it has no addresses.
@@ -187,7 +201,7 @@ pub fn parse(header: &[u8]) -> Result<Client, Refusal> {
         });
     }
     // The receiver discards the block of addresses, its family included (section 2.2).
-    if header.get(COMMAND) == Some(&LOCAL) {
+    if is_local(header) {
         return match wanted(header)? {
             0 if header.len() == FIXED + block(header).unwrap_or_default() => Ok(Client::Unknown),
             _ => Err(Refusal::Malformed),
@@ -234,7 +248,7 @@ mod tests {
 
     /// What comes of bytes, and what is left of them.
     async fn reads(bytes: &[u8]) -> (Result<Client, Refusal>, Vec<u8>) {
-        let (mut near, mut far) = tokio::io::duplex(64 << 10);
+        let (mut near, mut far) = tokio::io::duplex(128 << 10);
         far.write_all(bytes).await.unwrap();
         drop(far);
         let read = read(&mut near).await;
@@ -288,6 +302,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_block_of_a_local_header_is_dropped_whatever_its_length() {
+        for length in [MAX - FIXED, MAX - FIXED + 1, 5000, 65_535] {
+            let fixed = [&V2[..12], &[0x20, 0x11], &(length as u16).to_be_bytes()].concat();
+            let header = [fixed, vec![b'x'; length]].concat();
+            let (read, rest) = reads(&[&header, &b"rest"[..]].concat()).await;
+            assert_eq!(read.unwrap(), Client::Unknown, "{length}");
+            assert_eq!(rest, b"rest", "{length}");
+            assert_eq!(parse(&header).unwrap(), Client::Unknown, "{length}");
+            let (read, _) = reads(&header[..header.len() - 1]).await;
+            assert!(matches!(read, Err(Refusal::Lost(_))), "{length}: {read:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_no_header_is_refused_without_waiting_for_more() {
         let long = "x".repeat(200);
         for bytes in [
@@ -309,7 +337,6 @@ mod tests {
             "\r\n\r\nhello".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x11\x11\0\x0c123456789012".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x41\0\x0c123456789012".to_owned(),
-            "\r\n\r\n\0\r\nQUIT\n\x20\x11\x7f\x7f12345678901212".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0b12345678901".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0e12345678901212".to_owned(),
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\x7f\x7f12345678901212".to_owned(),
