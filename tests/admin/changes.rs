@@ -227,7 +227,14 @@ fn a_component_is_swapped_and_gone_back_from() {
     // It is not loaded again, unless an operator insists.
     change(&admin, "/services/guest/reload", &token);
     host.line("was rolled back");
-    change(&admin, "/services/guest/reload?force", &token);
+    for query in ["force=0", "force=", "Force", "force&now"] {
+        let path = format!("/services/guest/reload?{query}");
+        let answer = admin.request("POST", &path).bearing(&token.text).answer();
+        assert_eq!(answer.status, 400, "{query}");
+        let error = answer.json()["error"].to_string();
+        assert!(error.contains("force"), "{query}: {error}");
+    }
+    change(&admin, "/services/guest/reload?force=1", &token);
     assert_eq!(field(&host.line(NEW), "generation"), "3");
     change(&admin, "/services/guest/rollback", &token);
     host.line("rolled back to");

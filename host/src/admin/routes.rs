@@ -49,18 +49,15 @@ enum Route<'a> {
 enum Change<'a> {
     /// A connection is to be closed.
     Close(u64),
-    /// The component of a service is to be loaded again; with `force` also if it was rolled back.
-    Reload {
-        service: &'a str,
-        force: bool,
-    },
+    /// The component of a service is to be loaded again.
+    Reload(&'a str),
     /// A service is to go back to the generation before.
     Rollback(&'a str),
     Drain,
 }
 
 impl<'a> Route<'a> {
-    fn of(path: &'a str, query: Option<&str>) -> Option<Self> {
+    fn of(path: &'a str) -> Option<Self> {
         Some(match path {
             "/" => Self::Page,
             "/events" => Self::Events,
@@ -72,10 +69,7 @@ impl<'a> Route<'a> {
             "/drain" => Self::Change(Change::Drain),
             other => match other.strip_prefix('/')?.split('/').collect::<Vec<_>>().as_slice() {
                 ["connections", number, "close"] => Self::Change(Change::Close(number.parse().ok()?)),
-                ["services", service, "reload"] => Self::Change(Change::Reload {
-                    service,
-                    force: query == Some("force"),
-                }),
+                ["services", service, "reload"] => Self::Change(Change::Reload(service)),
                 ["services", name, "rollback"] => Self::Change(Change::Rollback(name)),
                 _ => return None,
             },
@@ -93,7 +87,7 @@ pub(super) async fn answer(
         Ok(host) => host,
         Err(why) => return Ok(refused(StatusCode::BAD_REQUEST, why)),
     };
-    let Some(route) = Route::of(request.uri().path(), request.uri().query()) else {
+    let Some(route) = Route::of(request.uri().path()) else {
         return Ok(refused(StatusCode::NOT_FOUND, "no such path; see /"));
     };
     let (method, headers) = (request.method(), request.headers());
@@ -182,7 +176,10 @@ pub(super) async fn answer(
             let generations = view::generations(&admin.process);
             json(StatusCode::OK, &Generations { generations })
         }
-        Route::Change(change) => make(admin, &change),
+        Route::Change(change) => match forced(&change, request.uri().query()) {
+            Ok(force) => make(admin, &change, force),
+            Err(why) => refused(StatusCode::BAD_REQUEST, why),
+        },
     })
 }
 
@@ -253,8 +250,32 @@ fn may_change(
     Err((StatusCode::UNAUTHORIZED, why))
 }
 
-/// Does what is asked for.
-fn make(admin: &Admin, change: &Change<'_>) -> Answer {
+/// Returns whether the query of a change has `force`, with which a reload also loads a component
+/// that was rolled back.
+///
+/// # Errors
+///
+/// The query has something else.
+fn forced(change: &Change<'_>, query: Option<&str>) -> Result<bool, &'static str> {
+    let mut force = false;
+    let parameters = query.unwrap_or_default().split('&');
+    for parameter in parameters.filter(|parameter| !parameter.is_empty()) {
+        match (change, parameter) {
+            (Change::Reload(_), "force" | "force=1" | "force=true") => force = true,
+            (Change::Reload(_), other) if other.starts_with("force=") => {
+                return Err("the parameter `force` has an unknown value; send `force=1`, or omit it");
+            }
+            (Change::Reload(_), _) => {
+                return Err("the query has an unknown parameter; a reload takes only `force`");
+            }
+            _ => return Err("this path takes no parameters; omit the query"),
+        }
+    }
+    Ok(force)
+}
+
+/// Does what is asked for, by `force` if that is set.
+fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
     let process = &admin.process;
     let services = process.services.load();
     let service = |name: &str| {
@@ -283,24 +304,22 @@ fn make(admin: &Admin, change: &Change<'_>) -> Answer {
                 ),
             }
         }
-        Change::Reload { service: name, force } => {
-            match service(name).map(|service| (&service.config.name, &service.reload)) {
-                None => no_service(),
-                Some((_, None)) => {
-                    let why = "nothing to reload: the embedded echo guest has no file";
-                    refused(StatusCode::CONFLICT, why)
-                }
-                Some((service, Some(reload))) => {
-                    info!(service, force, "reload requested");
-                    if force {
-                        reload.insist();
-                    } else {
-                        reload.ask();
-                    }
-                    done("reloading")
-                }
+        Change::Reload(name) => match service(name).map(|service| (&service.config.name, &service.reload)) {
+            None => no_service(),
+            Some((_, None)) => {
+                let why = "nothing to reload: the embedded echo guest has no file";
+                refused(StatusCode::CONFLICT, why)
             }
-        }
+            Some((service, Some(reload))) => {
+                info!(service, force, "reload requested");
+                if force {
+                    reload.insist();
+                } else {
+                    reload.ask();
+                }
+                done("reloading")
+            }
+        },
         Change::Rollback(name) => match service(name) {
             None => no_service(),
             Some(service)
@@ -371,25 +390,15 @@ mod tests {
 
     #[test]
     fn paths_name_what_is_asked_for() {
-        assert_eq!(Route::of("/", None), Some(Route::Page));
-        assert_eq!(Route::of("/connections", None), Some(Route::Connections));
+        assert_eq!(Route::of("/"), Some(Route::Page));
+        assert_eq!(Route::of("/connections"), Some(Route::Connections));
         assert_eq!(
-            Route::of("/connections/17/close", None),
+            Route::of("/connections/17/close"),
             Some(Route::Change(Change::Close(17)))
         );
         assert_eq!(
-            Route::of("/services/a%20b/reload", None),
-            Some(Route::Change(Change::Reload {
-                service: "a%20b",
-                force: false
-            }))
-        );
-        assert_eq!(
-            Route::of("/services/a/reload", Some("force")),
-            Some(Route::Change(Change::Reload {
-                service: "a",
-                force: true
-            }))
+            Route::of("/services/a%20b/reload"),
+            Some(Route::Change(Change::Reload("a%20b")))
         );
         for path in [
             "",
@@ -400,7 +409,37 @@ mod tests {
             "/connections/1/close/",
             "/services/a",
         ] {
-            assert_eq!(Route::of(path, None), None, "{path}");
+            assert_eq!(Route::of(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_a_reload_takes_a_parameter_and_only_force() {
+        let reload = Change::Reload("a");
+        for (query, force) in [
+            (None, false),
+            (Some(""), false),
+            (Some("force"), true),
+            (Some("force=1"), true),
+            (Some("force=true"), true),
+            (Some("force&force=1"), true),
+        ] {
+            assert_eq!(forced(&reload, query), Ok(force), "{query:?}");
+        }
+        for query in [
+            "force=",
+            "force=0",
+            "force=false",
+            "force=yes",
+            "Force",
+            "x",
+            "force&x=1",
+        ] {
+            assert!(forced(&reload, Some(query)).is_err(), "{query}");
+        }
+        for change in [Change::Close(1), Change::Rollback("a"), Change::Drain] {
+            assert_eq!(forced(&change, None), Ok(false));
+            assert!(forced(&change, Some("force")).is_err());
         }
     }
 
