@@ -81,6 +81,35 @@ fn a_truncated_component() {
     );
 }
 
+/// A check of a services file reads what a start compiles, and both say the same.
+#[test]
+fn damage_is_described_in_the_same_words_by_a_check_and_a_start() {
+    let whole = fs::read(guest("echo")).unwrap();
+    let mut body = whole.clone();
+    // An instruction of a function, which only its compilation would find.
+    let code = body.windows(2).rposition(|bytes| bytes == [0x0b, 0x0b]).unwrap();
+    body[code] = 0xff;
+    for (name, bytes) in [
+        ("same-words-half", &whole[..whole.len() / 2]),
+        ("same-words-end", &whole[..whole.len() - 1]),
+        ("same-words-body", &body),
+    ] {
+        let component = file(&format!("{name}.wasm"), bytes);
+        let text =
+            format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {component:?}\n");
+        let services = file(&format!("{name}.toml"), text);
+        let reason = |args: &[&str]| {
+            let message = refused(args).message;
+            let (_, reason) = message.split_once("is not a valid component (").expect(&message);
+            reason.to_owned()
+        };
+        let start = reason(&["--config", services.to_str().unwrap()]);
+        assert!(!start.contains("::_R"), "{start}");
+        assert_eq!(reason(&["check", "--config", services.to_str().unwrap()]), start);
+        assert_eq!(reason(&["check", component.to_str().unwrap()]), start);
+    }
+}
+
 #[test]
 fn a_core_module_that_is_no_program() {
     for (text, why) in [
@@ -574,7 +603,7 @@ fn more_memory_than_it_may_have() {
     refuses_with(
         &["--max-memory", "64KiB"],
         &guest("lines"),
-        &["exceeds memory limits): raise `max-memory`"],
+        &["exceeds memory limits): raise `--max-memory`"],
     );
 }
 
