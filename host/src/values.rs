@@ -286,13 +286,16 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     variable_name(name)?;
     without_nul(value)?;
+    if name.is_empty() {
+        return Err("the name of the variable is empty; expected KEY=VALUE".to_owned());
+    }
     Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Checks the name of a variable that guests are granted.
 pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
-        Err("the name of the variable is empty; expected KEY=VALUE".to_owned())
+        Err("the name of the variable is empty; expected KEY = \"VALUE\"".to_owned())
     } else if name.contains('=') {
         // A value may follow, which is not shown.
         let start = name.split('=').next().unwrap_or_default();

@@ -5,6 +5,7 @@
 
 mod build;
 mod keys;
+mod known;
 mod patterns;
 mod place;
 mod print;

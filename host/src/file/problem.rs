@@ -3,11 +3,16 @@
 use std::fmt;
 use std::ops::Range;
 
+use toml::de::DeValue;
+
+use super::known::Known;
 use super::place::{self, Step};
 use crate::values;
 
-/// How alike two words have to be for the one to be suggested for the other, from 0 to 1.
+/// How alike two words have to be for the one to be suggested for the other, from 0 to 1: if few
+/// letters differ, and otherwise.
 const ALIKE: f64 = 0.75;
+const VERY_ALIKE: f64 = 0.9;
 
 /// What the parser of TOML says of a key that a table has twice.
 const DUPLICATE: &str = "duplicate key";
@@ -90,26 +95,68 @@ impl Problem {
         Self::at(text, span, String::new(), message)
     }
 
-    /// A key is unknown, missing, or has a value that is refused. `path` leads to the value, or to the
-    /// table of the key.
-    pub(super) fn content(text: &str, path: &[Step<'_>], error: &toml::de::Error) -> Self {
-        let mut keys: Vec<String> = Vec::new();
-        for step in path {
-            match (step, keys.last_mut()) {
-                (Step::Index(index), Some(last)) => *last = format!("{last}[{index}]"),
-                (Step::Index(index), None) => keys.push(format!("[{index}]")),
-                (Step::Key(key), _) => keys.push((*key).to_owned()),
-            }
-        }
+    /// The value at `path`, whose bytes are `span`, is a date or a time, which no key takes.
+    pub(super) fn date(text: &str, path: &[Step<'_>], span: Range<usize>) -> Self {
+        let expected = match Known::new().words(path) {
+            Some(words) => format!("expected one of {}", list(&words)),
+            None => "which no key takes; put text in quotes".to_owned(),
+        };
+        let message = format!("invalid type: date or time, {expected}");
+        Self::at(text, span, keys_of(path).join("."), message)
+    }
+
+    /// A key is unknown, missing, or has a `value` that is refused. `path` leads to the value, or to
+    /// the table of the key.
+    pub(super) fn content(
+        text: &str,
+        path: &[Step<'_>],
+        value: Option<&DeValue<'_>>,
+        error: &toml::de::Error,
+    ) -> Self {
+        let found = value.map_or("nothing", type_of);
+        let keys = keys_of(path);
         let message = match unread(error.message()) {
-            Unread::Key(word) => unknown_word("key", word, &known(error.message())),
+            Unread::Key(word) => match Known::new().place_of(word, path) {
+                Some(place) => place,
+                None => unknown_word("key", word, &known(error.message())),
+            },
             Unread::Value(word) => unknown_word("value", word, &known(error.message())),
-            Unread::Missing(_) | Unread::Refused => {
-                let message = error.message().replacen("missing field", "missing key", 1);
-                in_one_line(&in_words_of_toml(&message, &keys))
-            }
+            Unread::Missing(_) | Unread::Refused => match Known::new().words(path) {
+                // What the parser says of such a value has no words.
+                Some(words) => format!("invalid type: {found}, expected one of {}", list(&words)),
+                None => {
+                    let message = error.message().replacen("missing field", "missing key", 1);
+                    in_one_line(&in_words_of_toml(&message, &keys))
+                }
+            },
         };
         Self::at(text, error.span().unwrap_or_default(), keys.join("."), message)
+    }
+}
+
+/// The keys on a path, each with the indices that follow it.
+fn keys_of(path: &[Step<'_>]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for step in path {
+        match (step, keys.last_mut()) {
+            (Step::Index(index), Some(last)) => *last = format!("{last}[{index}]"),
+            (Step::Index(index), None) => keys.push(format!("[{index}]")),
+            (Step::Key(key), _) => keys.push((*key).to_owned()),
+        }
+    }
+    keys
+}
+
+/// The type of a value, in the words of TOML.
+fn type_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "string",
+        DeValue::Integer(_) => "integer",
+        DeValue::Float(_) => "float",
+        DeValue::Boolean(_) => "boolean",
+        DeValue::Datetime(_) => "date or time",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
     }
 }
 
@@ -212,15 +259,22 @@ fn unknown_word(kind: &str, found: &str, known: &[&str]) -> String {
     let near = known
         .iter()
         .map(|known| (strsim::jaro_winkler(found, known), known))
-        .filter(|(alike, _)| *alike >= ALIKE)
+        .filter(|(alike, known)| *alike >= VERY_ALIKE || *alike >= ALIKE && few_slips(found, known))
         .max_by(|(one, _), (other, _)| one.total_cmp(other));
     match near {
         Some((_, near)) => format!("unknown {kind} `{found}`; did you mean `{near}`?"),
-        None => {
-            let known: Vec<String> = known.iter().map(|known| format!("`{known}`")).collect();
-            format!("unknown {kind} `{found}`; expected one of {}", known.join(", "))
-        }
+        None => format!("unknown {kind} `{found}`; expected one of {}", list(known)),
     }
+}
+
+/// Whether at most a third of the letters of a word differ from those of another.
+fn few_slips(found: &str, known: &str) -> bool {
+    strsim::osa_distance(found, known) <= known.len() / 3
+}
+
+fn list(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    words.join(", ")
 }
 
 fn in_one_line(message: &str) -> String {

@@ -1,6 +1,7 @@
 //! From the text of a file to its tables, with every key and value that is refused.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use serde_path_to_error::{Path, Segment};
 use toml::Spanned;
@@ -39,6 +40,7 @@ impl Tables {
             partial: BTreeSet::new(),
             lack_defaults: false,
         };
+        tables.remove_dates(text, whole.get_ref(), rest.get_mut());
         // Tables with a key that is unknown, by their bytes: it can be a missing one that is misspelt.
         let mut misspelt = Vec::new();
         while tables.problems.len() < MAX_PROBLEMS {
@@ -65,7 +67,8 @@ impl Tables {
                 Unread::Key(_) | Unread::Value(_) | Unread::Refused => false,
             };
             if !is_known {
-                let problem = Problem::content(text, &original, error.inner());
+                let value = value_at(whole.get_ref(), &original).map(Spanned::get_ref);
+                let problem = Problem::content(text, &original, value, error.inner());
                 tables.problems.push(problem);
             }
             if let Unread::Key(key) = unread {
@@ -86,6 +89,20 @@ impl Tables {
         Ok(tables)
     }
 
+    /// Removes dates and times, which serde would show as tables.
+    fn remove_dates(&mut self, text: &str, whole: &DeTable<'_>, rest: &mut DeTable<'_>) {
+        let mut dates = Vec::new();
+        for (key, value) in whole {
+            add_dates(value, &mut vec![Step::Key(key.get_ref())], &mut dates);
+        }
+        // From the end of each list, so that the numbers of its other items stay.
+        for (path, span) in dates.into_iter().rev() {
+            self.note(&path);
+            self.problems.push(Problem::date(text, &path, span));
+            remove(rest, &path);
+        }
+    }
+
     /// Whether a service lacks a value that the text gives it, so that checks of the service as a
     /// whole could be wrong.
     pub(super) fn is_partial(&self, number: usize) -> bool {
@@ -101,6 +118,33 @@ impl Tables {
     fn note(&mut self, path: &[Step<'_>]) {
         self.partial.extend(service_of(path));
         self.lack_defaults |= path.first() == Some(&Step::Key("defaults"));
+    }
+}
+
+/// Adds the paths of the dates and times at or below a value, with their bytes.
+fn add_dates<'t>(
+    value: &'t Spanned<DeValue<'_>>,
+    path: &mut Vec<Step<'t>>,
+    dates: &mut Vec<(Vec<Step<'t>>, Range<usize>)>,
+) {
+    let mut below = |step, value| {
+        path.push(step);
+        add_dates(value, path, dates);
+        path.pop();
+    };
+    match value.get_ref() {
+        DeValue::Datetime(_) => dates.push((path.clone(), value.span())),
+        DeValue::Array(items) => {
+            for (number, item) in items.iter().enumerate() {
+                below(Step::Index(number), item);
+            }
+        }
+        DeValue::Table(table) => {
+            for (key, value) in table {
+                below(Step::Key(key.get_ref()), value);
+            }
+        }
+        _ => {}
     }
 }
 
