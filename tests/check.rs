@@ -71,7 +71,7 @@ fn it_says_why_a_component_would_be_refused() {
         (&[][..], file("check-empty.wasm", ""), "is empty"),
         (&[][..], guest("start-trap"), "cannot start"),
         (&[][..], Path::new("/no/such/file.wasm").to_owned(), "cannot read"),
-        (&["--max-memory", "64KiB"][..], guest("lines"), "`max-memory`"),
+        (&["--max-memory", "64KiB"][..], guest("lines"), "`--max-memory`"),
     ] {
         let (status, said, complaint) = check(args, &path);
         assert_eq!((status, said.as_str()), (Some(1), ""), "{complaint}");

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::Stdio;
 
-use crate::harness::{Client, Host, command, refused};
+use crate::harness::{Client, Host, command, guest, refused};
 
 fn output(args: &[&str]) -> (Option<i32>, String) {
     let output = command().args(args).output().unwrap();
@@ -310,4 +310,62 @@ fn values_neither_add_lines_to_the_output_nor_control_a_terminal() {
         assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
         assert!(!refusal.message.contains("\nINFO"), "{}", refusal.message);
     }
+}
+
+/// Messages that name settings by keys of a services file, where there is none.
+#[test]
+fn settings_of_flags_are_named_as_flags() {
+    let path = |name| guest(name).to_str().unwrap().to_owned();
+    let [echo, gzip, lines] = ["echo", "gzip", "lines-session"].map(path);
+    let listen = ["--listen", "127.0.0.1:0"];
+    for (args, status, expected) in [
+        (
+            &["--component", &lines, "--isolation", "service"][..],
+            1,
+            &["`--isolation service` requires", "or omit `--isolation`"][..],
+        ),
+        (&["--middleware", &echo], 1, &["or name it as `--component` if"]),
+        (
+            &["--component", &gzip],
+            1,
+            &["name it as `--middleware` and a service as `--component`"],
+        ),
+        (
+            &["--component", &lines, "--middleware", &gzip],
+            1,
+            &["or omit `--middleware`"],
+        ),
+        (
+            &["--isolation", "service", "--max-cpu-time", "1s"],
+            2,
+            &["--max-cpu-time: ", "or `--isolation service`"],
+        ),
+        (
+            &["--component", &lines, "--preinit"],
+            1,
+            &["which `--preinit` calls", "or omit `--preinit`"],
+        ),
+        (&["--component", &lines, "--gate", "/nowhere"], 1, &["`--gate`"]),
+    ] {
+        let refusal = refused(&[&listen, args].concat());
+        assert_eq!(refusal.status, Some(status), "{args:?}: {}", refusal.message);
+        for words in expected {
+            assert!(refusal.message.contains(words), "{words}: {}", refusal.message);
+        }
+    }
+    let record = ["record", "--to", "/tmp/never", "--isolation", "service"];
+    let refusal = refused(&record);
+    assert!(
+        refusal.message.contains("--to: ") && refusal.message.contains("`--isolation service`"),
+        "{}",
+        refusal.message
+    );
+    // The component of `check` is no flag.
+    let refusal = refused(&["check", &gzip]);
+    let expected = "name it as `--middleware` and a service as `FILE`";
+    assert!(refusal.message.contains(expected), "{}", refusal.message);
+    // What cannot be cached is a warning.
+    let host = Host::start(&["--listen", "127.0.0.1:0", "--cache", "/dev/null/cache"]);
+    let warning = host.line("cannot cache");
+    assert!(warning.contains("; set `--cache` to a directory"), "{warning}");
 }

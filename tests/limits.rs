@@ -239,13 +239,13 @@ fn ten_bytes_are_all(flag: &str, count: &str, more: &str) {
 
 #[test]
 fn a_call_that_never_ends_is_interrupted() {
-    spinning_ends("`max-call-time`", &["--max-call-time", "200ms"]);
+    spinning_ends("`--max-call-time`", &["--max-call-time", "200ms"]);
 }
 
 #[test]
 fn a_guest_that_has_used_its_time_is_interrupted() {
     let limits = ["--max-call-time", "off", "--max-cpu-time", "200ms"];
-    spinning_ends("`max-cpu-time`", &limits);
+    spinning_ends("`--max-cpu-time`", &limits);
 }
 
 /// Resets a guest that loops forever under `limits`, and names `limit` as the reason.

@@ -676,7 +676,7 @@ fn limits_hold_for_all_parts_together() {
     let args = with(&["upper-case", "line-limit"], &alone);
     let message = refusal(&copy, &args);
     assert!(
-        message.contains("`max-memory`") && message.contains("cannot start"),
+        message.contains("`--max-memory`") && message.contains("cannot start"),
         "{message}"
     );
     let host = behind(

@@ -130,7 +130,7 @@ fn a_component_that_cannot_move_sessions_is_named() {
     let place = Place::new("cannot-move", "lines-session");
     let host = place.serve(&["--migrate"]);
     assert!(
-        host.log().contains("`migrate` is set, but component "),
+        host.log().contains("`--migrate` is set, but component "),
         "{}",
         host.log()
     );

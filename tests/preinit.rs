@@ -122,14 +122,14 @@ fn what_cannot_be_initialised_is_refused_in_a_sentence() {
     for nothing in ["echo", "lines-session", "cat"] {
         let said = refusal(&guest(nothing));
         assert!(
-            said.contains("exports no function `wizer-initialize`") && said.contains("omit `preinit`"),
+            said.contains("exports no function `wizer-initialize`") && said.contains("omit `--preinit`"),
             "{said}"
         );
     }
     let module = program("preinit-trap.wasm", "unreachable", "");
     let said = refusal(&module);
     assert!(
-        said.contains("cannot be initialised for `preinit`") && said.contains("unreachable"),
+        said.contains("cannot be initialised for `--preinit`") && said.contains("unreachable"),
         "{said}"
     );
     let table = "(table $t 1 funcref) (func (drop (table.grow $t (ref.null func) (i32.const 1))))";

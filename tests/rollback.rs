@@ -141,7 +141,7 @@ fn a_generation_that_is_rolled_back_to_keeps_its_connections() {
     host.line("rolled back to the previous generation");
     // The generation that was left drains, after the first one would have.
     assert_eq!(second.rest(), b"");
-    let line = host.line("reached `drain-generations`");
+    let line = host.line("reached `--drain-generations`");
     assert_eq!(field(&line, "generation"), "2");
     first.echo("still here");
     // A connection of either time drains when another component comes.
@@ -152,10 +152,10 @@ fn a_generation_that_is_rolled_back_to_keeps_its_connections() {
     for client in [first, third] {
         assert_eq!(client.rest(), b"");
     }
-    let line = host.line("reached `drain-generations`");
+    let line = host.line("reached `--drain-generations`");
     assert_eq!(field(&line, "generation"), "1");
     let log = host.log();
-    assert_eq!(log.matches("reached `drain-generations`").count(), 2, "{log}");
+    assert_eq!(log.matches("reached `--drain-generations`").count(), 2, "{log}");
 }
 
 #[test]

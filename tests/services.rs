@@ -463,7 +463,7 @@ fn a_check_finds_components_that_cannot_serve_by_their_exports_and_imports() {
         (
             "component = \"count.wasm\"\nisolation = \"service\"",
             "component",
-            "`isolation` by `service` requires",
+            "`isolation = \"service\"` requires",
         ),
         (
             "component = \"lines.wasm\"\npreinit = true",

@@ -189,7 +189,7 @@ fn one_that_keeps_others_waiting_ends_with_its_instance_and_those_to_come_are_se
             lost.expect_reset();
             let line = host.line("connection ended");
             assert_eq!(field(&line, "outcome"), "cpu-limit");
-            assert!(line.contains("`max-call-time`"), "{line}");
+            assert!(line.contains("`--max-call-time`"), "{line}");
         }
         next.echo("still here\n");
     }
@@ -466,7 +466,7 @@ fn what_cannot_be_shared_is_refused_in_a_sentence() {
         assert_eq!(refusal.status, Some(1));
         for word in [
             component,
-            "`isolation` by `service`",
+            "`--isolation service` requires",
             "inet:service/handler@0.1.0",
         ] {
             assert!(refusal.message.contains(word), "{}", refusal.message);

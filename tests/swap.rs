@@ -341,14 +341,14 @@ fn a_first_instance_that_starts_more_slowly_than_guests_may_is_warned_of() {
         (start $start)
         (func (export "_start")))"#;
     let module = file("slow-start.wasm", wat::parse_str(module).unwrap());
-    let warning = "`max-call-time` is 1ms";
+    let warning = "`--max-call-time` is 1ms";
     let host = Host::with(&module, &["--max-call-time", "1ms"]);
     assert!(host.log().contains(warning), "{}", host.log());
     let client = host.connect();
     client.expect_reset();
     assert_eq!(host.outcome(), "cpu-limit");
     let host = Host::with(&module, &["--max-call-time", "off"]);
-    assert!(!host.log().contains("`max-call-time` is"), "{}", host.log());
+    assert!(!host.log().contains("`--max-call-time` is"), "{}", host.log());
 }
 
 #[test]

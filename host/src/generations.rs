@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::breaker::Breaker;
-use crate::config::Service;
+use crate::config::{Service, Setting};
 use crate::counts::{Count, Counts};
 use crate::peer::ClientKey;
 use crate::sandbox::{Digest, Generation, Neighbours};
@@ -556,7 +556,9 @@ impl Generations {
                 }
                 info!(
                     service,
-                    generation, "old generation reached `drain-generations`; its connections are closed"
+                    generation,
+                    "old generation reached {}; its connections are closed",
+                    Setting::of("drain-generations")
                 );
                 cut.cancel();
             });

@@ -61,6 +61,13 @@ pub(crate) enum Error {
     },
 }
 
+impl Error {
+    /// Whether the message says how the directory itself can be mended.
+    pub(crate) fn has_advice(&self) -> bool {
+        matches!(self, Self::Writable { .. })
+    }
+}
+
 /// Who may own the directories of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {

@@ -14,7 +14,7 @@ use clap::Parser;
 use host::check::{check, check_services};
 use host::cli::{Cli, Command, Given};
 use host::compile::{compile, tasks_of_files, tasks_of_services};
-use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes};
+use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes, name_settings_as_flags};
 use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
@@ -56,6 +56,9 @@ fn main() -> ExitCode {
         }
         // It is help or the version.
         Err(error) => return print(&error.render().to_string(), ExitCode::SUCCESS),
+    if let Some(names) = command.names_of_settings() {
+        name_settings_as_flags(names);
+    }
     };
     let serve = match &command {
         Command::Serve(given) => match configuration(given) {

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use crate::admission::{Permits, Refused};
 use crate::breaker::Attempt;
+use crate::config::Setting;
 use crate::cost::Cost;
 use crate::generations::{Generations, Serving};
 use crate::peer::ClientKey;
@@ -169,7 +170,8 @@ impl Seat for Place {
                     service = self.generations.service(),
                     connection,
                     generation,
-                    "session stays on its generation: the service has its `max-connections`"
+                    "session stays on its generation: the service has as many connections as {} allows",
+                    Setting::of("limits.max-connections")
                 );
                 now.replaced = next.replaced.clone();
             } else {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow, bail};
 use thiserror::Error;
 
 use crate::admin;
-use crate::config::{Address, Config, Listen, Service};
+use crate::config::{Address, Config, Listen, Service, Setting};
 use crate::file::Text;
 use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
@@ -284,7 +284,8 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
     let of = Some(config);
     let key = |key: &str| format!("service[{index}].{key}");
     if let Some(gate) = &config.gate {
-        let read = reload::read_gate(gate).context("cannot read the conversations of the `gate`");
+        let read = reload::read_gate(gate)
+            .with_context(|| format!("cannot read the conversations of {}", Setting::of("gate")));
         obstacles.note(key("gate"), of, read);
     }
     if let Some(dir) = &config.record {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::config::{Access, Isolation, Service as Config};
+use crate::config::{Access, Isolation, Service as Config, Setting};
 use crate::cost::Cost;
 use crate::counts::Counts;
 use crate::generations::Generations;
@@ -152,11 +152,12 @@ impl Loaded {
 /// Warns where sessions are to move, and the component does not offer it.
 pub(crate) fn warn_of_migration(config: &Config, source: &Source, generation: &Generation) {
     if config.migrate && !generation.migrates() {
+        let migrate = Setting::of("migrate");
         warn!(
             service = config.name,
-            "`migrate` is set, but {source} does not export `sessions` and `migration` of \
+            "{migrate} is set, but {source} does not export `sessions` and `migration` of \
              `inet:service`, so its connections stay on their generation; build it for the world \
-             `movable-session-service`, or omit `migrate`"
+             `movable-session-service`, or omit {migrate}"
         );
     }
 }

@@ -36,6 +36,9 @@ const MIN_COMPILE_MEMORY: u64 = 64 << 20;
 /// Bytes that a buffer of the kernel's may have.
 pub(crate) const BUFFER: RangeInclusive<u64> = 4 << 10..=1 << 30;
 
+/// Bytes that the memory of an instance may have at least: a page of WebAssembly.
+pub(crate) const MIN_MEMORY: u64 = 64 << 10;
+
 /// Bytes that the memory of an instance may have at most.
 pub(crate) const MAX_SIZE: u64 = 4 << 30;
 
@@ -453,13 +456,13 @@ pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {
     }
 }
 
-pub(crate) fn size(text: &str) -> Result<usize, String> {
-    let expected = "expected a size with a unit, such as 512KiB or 64MiB, up to 4GiB";
-    let size = byte_size(text).ok_or_else(|| expected.to_owned())?;
-    usize::try_from(size.as_u64())
-        .ok()
-        .filter(|_| size.as_u64() <= MAX_SIZE)
-        .ok_or_else(|| expected.to_owned())
+/// The memory of an instance.
+pub(crate) fn memory(text: &str) -> Result<usize, String> {
+    byte_size(text)
+        .map(|size| size.as_u64())
+        .filter(|size| (MIN_MEMORY..=MAX_SIZE).contains(size))
+        .and_then(|size| usize::try_from(size).ok())
+        .ok_or_else(|| "expected a size with a unit from 64KiB to 4GiB, such as 512KiB or 64MiB".to_owned())
 }
 
 /// What a service is called that was not given a name: after the file of its component.

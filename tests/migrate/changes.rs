@@ -193,7 +193,7 @@ fn no_more_sessions_move_to_a_service_than_its_connections() {
     service.set("migrate = true\nlimits = { max-connections = 3 }");
     host.signal(HUP);
     for _ in 0..9 {
-        host.line("session stays on its generation: the service has its `max-connections`");
+        host.line("session stays on its generation: the service has as many connections as `limits.max-connections` allows");
     }
     for client in &clients {
         client.send("b\n");

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{CacheDir, Config, Replay, Terms};
+use crate::config::{CacheDir, Config, Names, Replay, Terms};
 use crate::logging::in_one_line;
 use crate::scaffold;
 use crate::values;
@@ -330,6 +330,15 @@ pub fn flag_of(key: &str) -> String {
     format!("--{flag}")
 }
 
+/// The argument of `check`, `replay` and `profile` that sets what a services file sets by `key`.
+/// They take the component as an argument without a flag.
+fn argument_of(key: &str) -> String {
+    match key {
+        "component" => "FILE".to_owned(),
+        other => flag_of(other),
+    }
+}
+
 /// Where the configuration is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Given {
@@ -395,6 +404,23 @@ pub enum Command {
     /// To have a component take part in conversations, and to log more than the difference if that
     /// is asked for.
     Replay(Replay, bool),
+}
+
+impl Command {
+    /// How messages name settings, if these come from arguments and not from a services file.
+    pub fn names_of_settings(&self) -> Option<Names> {
+        match self {
+            Self::Serve(Given::Flags(_)) | Self::Print(Given::Flags(_)) => Some(flag_of),
+            Self::Check(..) | Self::Profile { .. } | Self::Replay(..) => Some(argument_of),
+            Self::Serve(Given::File(_))
+            | Self::Print(Given::File(_))
+            | Self::CheckConfig { .. }
+            | Self::Schema
+            | Self::New { .. }
+            | Self::Completions(_)
+            | Self::Manual(_) => None,
+        }
+    }
 }
 
 impl From<Cli> for Command {

@@ -196,7 +196,7 @@ pub(super) struct InstanceLimitFlags {
     /// Memory of one instance: its linear memories and tables together
     ///
     /// Growth beyond the limit fails, which the guest can handle.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = values::size, help_heading = "Limits")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = values::memory, help_heading = "Limits")]
     pub(super) max_memory: usize,
 
     /// How long a guest computes before other connections get its thread

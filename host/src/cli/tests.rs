@@ -378,6 +378,9 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ),
         (
             &["--dir", "/::/x", "--dir", "/tmp::/x:rw"],
+        ("--max-memory", "0", "64KiB"),
+        ("--max-memory", "1", "64KiB"),
+        ("--max-memory", "63KiB", "64KiB"),
             "--dir: two directories are called `/x` in the guest",
         ),
         (

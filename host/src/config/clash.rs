@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
-use super::{Address, Admin, Isolation, Listen, Service, Tls};
+use super::{Address, Admin, Isolation, Listen, Service, Setting, Tls};
 
 /// A service that cannot be as it is, or not beside one before it or beside the admin interface.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -55,7 +55,7 @@ pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
             clash(At::Key(key), what);
         }
         for (at, what) in contradictions(service) {
-            clash(at, what.to_owned());
+            clash(at, what);
         }
         let before = services[..index]
             .iter()
@@ -96,7 +96,8 @@ fn clash_of_admin(services: &[Service], admin: &Admin) -> Option<Clash> {
 }
 
 /// What is set and cannot be where connections share instances.
-fn contradictions(service: &Service) -> Vec<(At, &'static str)> {
+fn contradictions(service: &Service) -> Vec<(At, String)> {
+    let shared = Setting::to("isolation", "service");
     let mut found = Vec::new();
     if service.isolation == Isolation::Connection {
         return found;
@@ -104,22 +105,28 @@ fn contradictions(service: &Service) -> Vec<(At, &'static str)> {
     if service.migrate {
         found.push((
             At::Key("migrate"),
-            "only a session with its own instance can move to another generation, but isolation is \
-             `service`; remove one of the two settings",
+            format!(
+                "only a session with its own instance can move to another generation; remove this setting \
+                 or {shared}"
+            ),
         ));
     }
     if service.limits.max_cpu_time.is_some() {
         found.push((
             At::Limit("max-cpu-time"),
-            "the CPU time of one connection cannot be measured in a shared instance, but isolation is \
-             `service`; remove one of the two settings",
+            format!(
+                "the CPU time of one connection cannot be measured in a shared instance; remove this setting \
+                 or {shared}"
+            ),
         ));
     }
     if service.record.is_some() {
         found.push((
             At::Key("record"),
-            "a conversation with a shared instance depends on other connections and cannot be \
-             replayed, but isolation is `service`; record with isolation `connection`",
+            format!(
+                "a conversation with a shared instance depends on other connections and cannot be replayed; \
+                 record without {shared}"
+            ),
         ));
     }
     found

@@ -4,6 +4,7 @@ mod absolute;
 mod clash;
 mod limits;
 mod listen;
+mod setting;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -15,6 +16,7 @@ pub use limits::{Limits, MAX_SOCKETS, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
 };
+pub use setting::{Names, Setting, name_settings_as_flags};
 
 /// How long a drain may take, where nothing is said of it.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

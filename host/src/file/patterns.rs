@@ -1,5 +1,5 @@
 //! Patterns of values for the schema. They accept what the parsers in `values.rs` accept, except
-//! for limits that a pattern cannot express, such as the longest time.
+//! for limits that a pattern cannot express, such as the longest time and the least memory.
 
 /// Makes a pattern of parts, for a whole value.
 macro_rules! whole {

@@ -139,8 +139,8 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}limits = {{ max-memory = \"lots\" }}"),
-            "4: service[0].limits.max-memory: invalid value `lots`: expected a size with a unit, such as \
-             512KiB or 64MiB, up to 4GiB",
+            "4: service[0].limits.max-memory: invalid value `lots`: expected a size with a unit from \
+             64KiB to 4GiB, such as 512KiB or 64MiB",
         ),
         (
             &format!("{service}limits = {{ idle-timeout = 5 }}"),
@@ -178,12 +178,12 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         (
             &format!("{service}isolation = \"service\"\nlimits = {{ max-cpu-time = \"1s\" }}"),
             "5: service[0].limits.max-cpu-time: the CPU time of one connection cannot be measured in a \
-             shared instance, but isolation is `service`; remove one of the two settings",
+             shared instance; remove this setting or `isolation = \"service\"`",
         ),
         (
             &format!("{service}isolation = \"service\"\nrecord = \"talks\""),
             "5: service[0].record: a conversation with a shared instance depends on other connections \
-             and cannot be replayed, but isolation is `service`; record with isolation `connection`",
+             and cannot be replayed; record without `isolation = \"service\"`",
         ),
         (
             &format!("{service}gate-patience = \"1m\""),
@@ -709,7 +709,8 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("{ max-bytes-in = \".5GiB\" }", "{ max-bytes-in = \"5.GiB\" }"),
             ("{ max-bytes-in = \"64\" }", "{ max-bytes-in = \"+64\" }"),
             ("{ max-memory = \"1.5 GiB\" }", "{ max-memory = \"lots\" }"),
-            ("{ max-memory = \"64\" }", "{ max-memory = \"off\" }"),
+            ("{ max-memory = \"65536\" }", "{ max-memory = \"off\" }"),
+            ("{ max-memory = \"64KiB\" }", "{ max-memory = \"0\" }"),
             ("{ cpu-slice = \"1ms\" }", "{ cpu-slice = \"off\" }"),
             ("{ idle-timeout = \"off\" }", "{ idle-timeout = \"0ms\" }"),
             ("{ max-bytes-in = \"10MB\" }", "{ max-bytes-in = \"0\" }"),

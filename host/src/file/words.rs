@@ -205,7 +205,7 @@ kinds! {
     /// When the kernel asks for a peer.
     Keepalive: Option<Duration> = values::keepalive, |time| or_off(time.as_ref(), span), "1m", or_off_pattern(&ranges::time(values::KEEPALIVE));
     /// An amount of memory.
-    Size: usize = values::size, |size| bytes(&(*size as u64)), "64MiB", whole(&ranges::size(0..=values::MAX_SIZE));
+    Size: usize = values::memory, |size| bytes(&(*size as u64)), "64MiB", whole(&ranges::size(values::MIN_MEMORY..=values::MAX_SIZE));
     /// Memory for a compiler.
     MaxCompileMemory: CompileMemory = values::compile_memory, show_compile_memory, "1GiB", patterns::BYTES;
     /// A number of bytes.

@@ -30,7 +30,7 @@ use wasmtime::{Engine, Module, Precompiled};
 
 use super::code::Code;
 use super::content::{Content, Digest};
-use crate::config::CacheDir;
+use crate::config::{CacheDir, Setting};
 use crate::failpoint;
 use crate::guarded::{self, Owner};
 use crate::system::{can_create, is_writable};
@@ -75,10 +75,18 @@ pub(super) struct Cache {
 
 /// Warns that a directory which the user chose cannot be used.
 fn warn_of(dir: &Path, error: &io::Error) {
+    let reason = error.get_ref().and_then(|error| error.downcast_ref());
+    // Two ways to mend it are alternatives.
+    let advice = if reason.is_some_and(guarded::Error::has_advice) {
+        ", or"
+    } else {
+        ";"
+    };
     warn!(
-        "cannot cache compiled components in `{}`: {error}; set `cache` to a directory that only the user \
+        "cannot cache compiled components in `{}`: {error}{advice} set {} to a directory that only the user \
          of the host can change, or to `off`",
-        dir.display()
+        dir.display(),
+        Setting::of("cache")
     );
 }
 

@@ -21,7 +21,7 @@ use super::preview1;
 use super::sockets;
 use super::state::State;
 use super::ticker::Ticker;
-use crate::config::Limits;
+use crate::config::{Limits, Setting};
 use crate::system::Mappings;
 
 /// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
@@ -247,8 +247,9 @@ fn allocate(
         service,
         reason = format!("{failed:#}"),
         "cannot reserve address space for {} connections; instances are allocated on demand, which \
-         is slower; lower `max-connections`, or raise the limit on address space (ulimit -v)",
-        limits.max_connections
+         is slower; lower {}, or raise the limit on address space (ulimit -v)",
+        limits.max_connections,
+        Setting::of("limits.max-connections")
     );
     let engine = wasmtime::Engine::new(&config(code_settings(needs, false)))?;
     Ok((engine, None))

@@ -31,7 +31,7 @@ use super::profile::Profile;
 use super::shared::Instances;
 use super::state::State;
 use super::wasi;
-use crate::config::{Isolation, Limits};
+use crate::config::{Isolation, Limits, Setting};
 use crate::cost::Cost;
 use crate::system::Mappings;
 
@@ -146,11 +146,13 @@ impl Sandbox {
         {
             warn!(
                 service = self.granted.service(),
-                "the first instance of the component took {} ms to start, but `max-call-time` is {}: \
+                "the first instance of the component took {} ms to start, but {} is {}: \
                  connections whose guest starts as slowly fail with `cpu-limit`; raise the limit, have the \
-                 start-up code do less work, or run it at load with `preinit`",
+                 start-up code do less work, or run it at load with {}",
                 took.as_millis(),
-                humantime::format_duration(max)
+                Setting::of("limits.max-call-time"),
+                humantime::format_duration(max),
+                Setting::of("preinit")
             );
         }
     }

@@ -6,6 +6,15 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::config::Setting;
+
+/// The settings that messages about components name.
+const COMPONENT: Setting<'_> = Setting::of("component");
+const MIDDLEWARE: Setting<'_> = Setting::of("middleware");
+const PREINIT: Setting<'_> = Setting::of("preinit");
+const MEMORY: Setting<'_> = Setting::of("limits.max-memory");
+const OUTBOUND: Setting<'_> = Setting::of("grants.allow-outbound");
+
 /// Why a component cannot serve: one sentence that names the file, what was found, what was expected, and what
 /// to do.
 #[derive(Debug, Error)]
@@ -135,7 +144,8 @@ pub enum Refusal {
     /// It imports HTTP.
     #[error(
         "imports `{0}`, but this host has no HTTP interfaces, since it hands the bytes of connections to \
-         components: serve HTTP from these bytes, or connect by `wasi:sockets` and `allow-outbound`"
+         components: serve HTTP from these bytes, or connect by `wasi:sockets` and {outbound}",
+        outbound = OUTBOUND
     )]
     Http(String),
     /// It speaks another version of the contract.
@@ -167,14 +177,17 @@ pub enum Refusal {
     /// It is a middleware that nothing was composed with.
     #[error(
         "imports `{0}`, so it is a middleware, and there is no service behind it: name it as \
-         `middleware` and a service as `component`, or compose the two first with \
-         `wac plug middleware.wasm --plug service.wasm -o composed.wasm`"
+         {middleware} and a service as {component}, or compose the two first with \
+         `wac plug middleware.wasm --plug service.wasm -o composed.wasm`",
+        middleware = MIDDLEWARE,
+        component = COMPONENT
     )]
     Middleware(&'static str),
     /// It is named as a middleware, and is none.
     #[error(
         "is not a middleware (it {found}; a middleware imports and exports `{handler}`): build it \
-         against the world `middleware` in `wit/`, or name it as `component` if it is a service"
+         against the world `middleware` in `wit/`, or name it as {component} if it is a service",
+        component = COMPONENT
     )]
     NoMiddleware {
         /// What it does instead.
@@ -185,7 +198,8 @@ pub enum Refusal {
     /// It is named behind middlewares, and serves by another contract than theirs.
     #[error(
         "cannot serve behind a middleware (it {found}; a middleware calls `{handler}`): build it \
-         against the world `service` in `wit/`, or omit `middleware`"
+         against the world `service` in `wit/`, or omit {middleware}",
+        middleware = MIDDLEWARE
     )]
     NotCallable {
         /// How it serves.
@@ -236,33 +250,38 @@ pub enum Refusal {
     Types(String),
     /// It exports nothing to initialise it by.
     #[error(
-        "exports no function `{0}`, which `preinit` calls to initialise a guest: export it without \
-         parameters or results, or omit `preinit`"
+        "exports no function `{0}`, which {preinit} calls to initialise a guest: export it without \
+         parameters or results, or omit {preinit}",
+        preinit = PREINIT
     )]
     NoInitialiser(&'static str),
     /// A program is to go on by a function that cannot be called.
     #[error(
         "exports `{0}` with parameters or results: export it without any, as the function that runs \
-         the program after `preinit`, or omit `preinit`"
+         the program after {preinit}, or omit {preinit}",
+        preinit = PREINIT
     )]
     Resume(&'static str),
     /// It could not be initialised.
     #[error(
-        "cannot be initialised for `preinit` ({0}): fix its function `wizer-initialize`, or omit \
-         `preinit`"
+        "cannot be initialised for {preinit} ({0}): fix its function `wizer-initialize`, or omit \
+         {preinit}",
+        preinit = PREINIT
     )]
     Initialise(String),
     /// No snapshot can be made of it.
     #[error(
-        "cannot be snapshotted for `preinit` ({0}): a snapshot holds memories and globals only; \
-         keep all state there, or omit `preinit`"
+        "cannot be snapshotted for {preinit} ({0}): a snapshot holds memories and globals only; \
+         keep all state there, or omit {preinit}",
+        preinit = PREINIT
     )]
     Snapshot(String),
     /// Its connections cannot share instances.
     #[error(
-        "exports `{contract}`, but `isolation` by `service` requires `{streams}`, with which one \
-         instance can serve many connections: build it against the world `service` in `wit/`, or \
-         omit `isolation`"
+        "exports `{contract}`, but {shared} requires `{streams}`, with which one instance can serve \
+         many connections: build it against the world `service` in `wit/`, or omit {isolation}",
+        shared = Setting::to("isolation", "service"),
+        isolation = Setting::of("isolation")
     )]
     NotShared {
         /// The contract by which it serves.
@@ -280,12 +299,12 @@ pub enum Refusal {
     #[error("cannot start: it took longer than {0:?}; have its start-up code do less work")]
     Slow(Duration),
     /// It begins with more memory than it may have.
-    #[error("cannot start ({0}): raise `max-memory`")]
+    #[error("cannot start ({0}): raise {memory}", memory = MEMORY)]
     Memory(String),
     /// It could not be instantiated.
     #[error(
-        "cannot start ({0}): fix its start-up code, or raise `max-memory` if it ran out of \
-         memory"
+        "cannot start ({0}): fix its start-up code, or raise {memory} if it ran out of memory",
+        memory = MEMORY
     )]
     Start(String),
 }

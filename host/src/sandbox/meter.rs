@@ -13,6 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::config::Setting;
 use crate::deadlines::{CATCH_UP, STALL};
 
 /// Time between two ticks of the clock that interrupts guests.
@@ -53,14 +54,17 @@ pub(super) fn thread_time() -> Duration {
     time.expect("every thread on Linux has this clock")
 }
 
+/// The setting of the limits of a call.
+const CALL_TIME: Setting<'_> = Setting::of("limits.max-call-time");
+
 /// Which of its limits a call has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Passed {
     /// On its time on the processor.
-    #[error("used more time on the processor than `max-call-time`")]
+    #[error("used more time on the processor than {CALL_TIME}")]
     Processor,
     /// On waiting for the host.
-    #[error("waited for the host for more than {WAITS} times `max-call-time`")]
+    #[error("waited for the host for more than {WAITS} times {CALL_TIME}")]
     Wait,
 }
 

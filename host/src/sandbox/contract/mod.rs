@@ -29,6 +29,7 @@ use crate::bindings::movable_session_service::inet::service::types as movable_se
 use crate::bindings::service::inet::service::types as service;
 use crate::bindings::service::{Service, ServicePre};
 use crate::bindings::session_service::inet::service::types as session_service;
+use crate::config::Setting;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use command::Command;
@@ -133,7 +134,7 @@ pub enum CpuLimit {
     #[error("a guest call {0}")]
     Call(Passed),
     /// On the whole connection.
-    #[error("the guest used more time than `max-cpu-time`")]
+    #[error("the guest used more time than {}", Setting::of("limits.max-cpu-time"))]
     Total,
     /// On keeping an instance to one connection, while others that share it wait.
     #[error("a guest call {0} while other connections of its instance waited")]
