@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::Stdio;
 
-use crate::harness::{Client, Host, command, guest, refused};
+use crate::harness::{Client, Host, command, guest, refusal_of, refused};
 
 fn output(args: &[&str]) -> (Option<i32>, String) {
     let output = command().args(args).output().unwrap();
@@ -368,4 +370,28 @@ fn settings_of_flags_are_named_as_flags() {
     let host = Host::start(&["--listen", "127.0.0.1:0", "--cache", "/dev/null/cache"]);
     let warning = host.line("cannot cache");
     assert!(warning.contains("; set `--cache` to a directory"), "{warning}");
+}
+
+#[test]
+fn paths_that_are_not_utf8_cannot_be_printed_and_are_named() {
+    let path = OsStr::from_bytes(b"/nowhere/\xff.wasm");
+    for (flag, more) in [
+        ("--component", &[][..]),
+        ("--middleware", &[]),
+        ("--gate", &["--component", "a"]),
+        ("--tls-certificate", &["--tls-key", "a"]),
+        ("--admin-token", &["--admin", "1"]),
+    ] {
+        let args = ["config", "--print", flag].map(OsStr::new);
+        let refusal = refusal_of(command().args(args).arg(path).args(more));
+        let expected = format!("of `{flag}` is not valid UTF-8");
+        assert!(
+            refusal.message.contains(&expected) && refusal.message.contains("/nowhere/"),
+            "{}",
+            refusal.message
+        );
+    }
+    let refusal = refusal_of(command().arg("--env").arg(path));
+    assert_eq!(refusal.status, Some(2));
+    assert!(refusal.message.contains("the value of --env is not valid UTF-8"));
 }

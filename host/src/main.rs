@@ -47,8 +47,7 @@ fn main() -> ExitCode {
     let command = match Cli::try_parse().and_then(Cli::checked) {
         Ok(cli) => Command::from(cli),
         Err(error) if error.use_stderr() => {
-            let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-            let message = cli::sentence(error, words);
+            let message = cli::sentence(error, std::env::args_os());
             let (sentence, rest) = message.split_once('\n').unwrap_or((&message, ""));
             let status = refuse(USAGE, [sentence]);
             rest.lines().for_each(complain);
@@ -56,10 +55,10 @@ fn main() -> ExitCode {
         }
         // It is help or the version.
         Err(error) => return print(&error.render().to_string(), ExitCode::SUCCESS),
+    };
     if let Some(names) = command.names_of_settings() {
         name_settings_as_flags(names);
     }
-    };
     let serve = match &command {
         Command::Serve(given) => match configuration(given) {
             Ok(configuration) => Some(configuration),

@@ -152,10 +152,11 @@ pub(crate) fn deadline(text: &str) -> Result<Duration, String> {
 
 /// How long the kernel waits before it asks for a silent peer: it counts in seconds.
 pub(crate) fn keepalive(text: &str) -> Result<Option<Duration>, String> {
-    match timeout(text)? {
-        Some(time) if !KEEPALIVE.contains(&time) => {
-            Err("expected a time from 1s to 32767s, or `off`".to_owned())
-        }
+    if text == OFF {
+        return Ok(None);
+    }
+    match any_duration(text)?.filter(|time| KEEPALIVE.contains(time)) {
+        None => Err("expected a time from 1s to 32767s, or `off`".to_owned()),
         time => Ok(time),
     }
 }
@@ -287,15 +288,15 @@ pub(crate) const HOST_VARIABLES: [&str; 13] = [
 /// A variable that guests are granted.
 pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    variable_name(name)?;
-    without_nul(value)?;
     if name.is_empty() {
         return Err("the name of the variable is empty; expected KEY=VALUE".to_owned());
     }
+    variable_name(name)?;
+    without_nul(value)?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Checks the name of a variable that guests are granted.
+/// Checks the name of a variable that guests are granted, as the services file has it.
 pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("the name of the variable is empty; expected KEY = \"VALUE\"".to_owned())
@@ -382,9 +383,20 @@ pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
 }
 
+/// Seconds of a year, as units of time are read.
+const YEAR: u64 = 31_557_600;
+
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|_| "expected a number with a unit, such as 500ms, 30s or 5m".to_owned())
+    any_duration(text)?.ok_or_else(|| format!("the time is too long; expected at most {}y", u64::MAX / YEAR))
+}
+
+/// Parses a time; `None` is one that is too long for the host.
+fn any_duration(text: &str) -> Result<Option<Duration>, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) => Ok(Some(time)),
+        Err(humantime::DurationError::NumberOverflow) => Ok(None),
+        Err(_) => Err("expected a number with a unit, such as 500ms, 30s or 5m".to_owned()),
+    }
 }
 
 pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
@@ -406,10 +418,8 @@ pub(crate) fn call_time(text: &str) -> Result<Option<Duration>, String> {
 }
 
 pub(crate) fn slice(text: &str) -> Result<Duration, String> {
-    let slice = duration(text)?;
-    SLICE
-        .contains(&slice)
-        .then_some(slice)
+    any_duration(text)?
+        .filter(|slice| SLICE.contains(slice))
         .ok_or_else(|| "expected a time from 1ms to 1s".to_owned())
 }
 

@@ -1,10 +1,12 @@
 //! Messages about command lines that are refused.
 
 use std::error::Error as _;
+use std::ffi::OsString;
 
-use clap::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Error, Parser as _};
 
+use super::Cli;
 use crate::logging::in_one_line;
 use crate::values;
 
@@ -14,9 +16,11 @@ const SECRET: [&str; 2] = ["--env", "--otlp"];
 /// Says what is wrong with a command line, in place of the words of clap where those do not name
 /// the flags. `words` are the command line. The first line is the sentence. No value adds a line,
 /// and no secret is shown.
-pub fn sentence(mut error: Error, words: impl IntoIterator<Item = String>) -> String {
+pub fn sentence(mut error: Error, words: impl IntoIterator<Item = OsString>) -> String {
+    let words: Vec<_> = words.into_iter().collect();
     conflict(&error)
-        .or_else(|| negative(&error, words))
+        .or_else(|| not_utf8(&error, &words))
+        .or_else(|| negative(&error, &words))
         .or_else(|| invalid(&error))
         .unwrap_or_else(|| rendered(&mut error))
 }
@@ -88,18 +92,52 @@ fn is_plain(text: &str) -> bool {
 }
 
 /// Explains a value such as `-1MiB`, which clap takes for flags, and of which it names the first.
-fn negative(error: &Error, words: impl IntoIterator<Item = String>) -> Option<String> {
+fn negative(error: &Error, words: &[OsString]) -> Option<String> {
     let ContextValue::String(found) = error.get(ContextKind::InvalidArg)? else {
         return None;
     };
     let is_number = found.strip_prefix('-')?.starts_with(|c: char| c.is_ascii_digit());
     (error.kind() == ErrorKind::UnknownArgument && is_number).then(|| {
-        let word = words.into_iter().find(|word| word.starts_with(found));
-        let found = shown(word.as_ref().unwrap_or(found));
+        let mut words = words.iter().filter_map(|word| word.to_str());
+        let found = shown(words.find(|word| word.starts_with(found)).unwrap_or(found));
         format!(
             "unexpected `{found}`: no flag takes a value below zero; arguments for guests come after `--`"
         )
     })
+}
+
+/// Names the flag whose value is not UTF-8, which clap does not.
+fn not_utf8(error: &Error, words: &[OsString]) -> Option<String> {
+    if error.kind() != ErrorKind::InvalidUtf8 {
+        return None;
+    }
+    let suspects = || (0..words.len()).filter(|number| words[*number].to_str().is_none());
+    // Paths can have any bytes. The culprit is refused by itself too.
+    let is_refused = |number: &usize| {
+        let only = words.iter().enumerate().map(|(other, word)| {
+            if other == *number {
+                word.clone()
+            } else {
+                word.to_string_lossy().into_owned().into()
+            }
+        });
+        Cli::try_parse_from(only).is_err_and(|error| error.kind() == ErrorKind::InvalidUtf8)
+    };
+    let number = suspects().find(is_refused).or_else(|| suspects().next())?;
+    let flag_of = |word: &OsString| {
+        let text = word.to_string_lossy();
+        let is_flag = text.len() > 2 && text.starts_with("--");
+        is_flag.then(|| text.split('=').next().unwrap_or_default().to_owned())
+    };
+    let before = &words[..number];
+    let what = if before.iter().any(|word| word == "--") {
+        "an argument after `--`".to_owned()
+    } else if let Some(flag) = flag_of(&words[number]).or_else(|| flag_of(before.last()?)) {
+        format!("the value of {}", in_one_line(flag))
+    } else {
+        format!("the argument `{}`", shown(&words[number].to_string_lossy()))
+    };
+    Some(format!("{what} is not valid UTF-8; expected text in UTF-8"))
 }
 
 /// Names the flags of a conflict.

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, ArgGroup, Args, Id, ValueEnum};
 
 use super::listen::ListenFlags;
@@ -304,14 +304,24 @@ pub(super) fn ids<T: Args>() -> Vec<Id> {
     flags.get_arguments().map(|flag| flag.get_id().clone()).collect()
 }
 
+/// Has clap keep any path. Its own parser of paths reports an empty one as missing.
+fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// Has clap keep a path.
 pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| values::path(&path).map(|()| path))
+    any_path().try_map(|path| {
+        if path.as_os_str().is_empty() {
+            return Err("the path is empty; expected a path".to_owned());
+        }
+        values::path(&path).map(|()| path)
+    })
 }
 
 /// Has clap keep a path without line breaks.
 pub(super) fn path_in_one_line() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| values::path_in_one_line(&path).map(|()| path))
+    path().try_map(|path| values::path_in_one_line(&path).map(|()| path))
 }
 
 /// Has clap keep the path of a file that contains a secret.
@@ -321,7 +331,7 @@ pub(super) fn secret_file() -> impl TypedValueParser<Value = PathBuf> {
 
 /// Has clap keep the path of a component.
 pub(super) fn component() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| values::component(&path).map(|()| path))
+    any_path().try_map(|path| values::component(&path).map(|()| path))
 }
 
 fn existing_directory(text: &str) -> Result<GrantedDir, String> {

@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use super::*;
@@ -110,7 +111,58 @@ fn a_conflict_names_both_flags() {
 /// The message that refuses a command line.
 fn refused(args: &[&str]) -> String {
     let parsed = Cli::try_parse_from([&["wasm-inetd"], args].concat()).and_then(Cli::checked);
-    sentence(parsed.unwrap_err(), args.iter().map(|arg| (*arg).to_owned()))
+    sentence(parsed.unwrap_err(), args.iter().map(|arg| arg.into()))
+}
+
+#[test]
+fn an_argument_that_is_not_utf8_is_named() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bad = |text: &str| OsStr::from_bytes(&[text.as_bytes(), b"\xff"].concat()).to_owned();
+    for (args, expected) in [
+        (vec!["--env".into(), bad("A=s3cr3t")], "the value of --env is"),
+        (vec![bad("--env=A=s3cr3t")], "the value of --env is"),
+        (vec!["--dir".into(), bad("/::/a")], "the value of --dir is"),
+        (
+            vec!["--listen".into(), bad("unix:/a")],
+            "the value of --listen is",
+        ),
+        (vec!["--name".into(), bad("a")], "the value of --name is"),
+        (vec!["new".into(), bad("a")], "the argument `a"),
+        (vec!["--".into(), bad("s3cr3t")], "an argument after `--` is"),
+        // The path of a component can have any bytes.
+        (
+            vec!["--component".into(), bad("a"), "--env".into(), bad("A=")],
+            "the value of --env is",
+        ),
+    ] {
+        let args = [vec!["wasm-inetd".into()], args].concat();
+        let error = Cli::try_parse_from(&args).unwrap_err();
+        let message = sentence(error, args.clone());
+        assert!(message.starts_with(expected), "{args:?}: {message}");
+        assert!(!message.contains("s3cr3t"), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn an_empty_path_is_called_empty() {
+    for args in [
+        &["check", ""][..],
+        &["check", "--config", ""],
+        &["--config", ""],
+        &["--component", ""],
+        &["--component="],
+        &["--gate", "", "--component", "a"],
+        &["replay", "", "a"],
+        &["record", "--to", ""],
+    ] {
+        let message = refused(args);
+        assert!(
+            message.contains("the path is empty; expected"),
+            "{args:?}: {message}"
+        );
+    }
+    let message = refused(&["--component"]);
+    assert!(message.contains("none was supplied"), "{message}");
 }
 
 #[test]
@@ -311,8 +363,20 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ("--idle-timeout", "5", "30s"),
         ("--idle-timeout", "0s", "off"),
         ("--drain-timeout", "soon", "30s"),
+        (
+            "--drain-timeout",
+            "584554049253855y",
+            "too long; expected at most 584542046090y",
+        ),
+        ("--idle-timeout", "99999999999999999999s", "too long"),
+        ("--max-call-time", "584554049253y", "too long"),
+        ("--keepalive", "584554049253855y", "from 1s to 32767s"),
+        ("--cpu-slice", "584554049253855y", "from 1ms to 1s"),
         ("--max-memory", "lots", "64MiB"),
         ("--max-memory", "5GiB", "4GiB"),
+        ("--max-memory", "0", "64KiB"),
+        ("--max-memory", "1", "64KiB"),
+        ("--max-memory", "63KiB", "64KiB"),
         ("--max-connections", "0", "zero"),
         ("--max-connections", "1e3", "whole number"),
         ("--env", "A", "KEY=VALUE"),
@@ -378,9 +442,6 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ),
         (
             &["--dir", "/::/x", "--dir", "/tmp::/x:rw"],
-        ("--max-memory", "0", "64KiB"),
-        ("--max-memory", "1", "64KiB"),
-        ("--max-memory", "63KiB", "64KiB"),
             "--dir: two directories are called `/x` in the guest",
         ),
         (

@@ -1,6 +1,8 @@
 //! A [`Config`] as a file, with all that is in force.
 
-use anyhow::Context as _;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
 
 use super::keys::{
     AccessTable, AdminTable, DefaultsTable, File, GrantsTable, IdentityTable, Isolation, LimitsTable,
@@ -8,7 +10,7 @@ use super::keys::{
     ServiceTable, SocketTable, TlsTable,
 };
 use super::words::{Kind, Word};
-use crate::config::{self, CacheDir, CompileMemory, Config, Limits, Listen, Service, Tls};
+use crate::config::{self, CacheDir, CompileMemory, Config, Limits, Listen, Service, Setting, Tls};
 use crate::values::OFF;
 
 /// The file that says what `config` says, whatever the defaults are.
@@ -17,17 +19,14 @@ use crate::values::OFF;
 ///
 /// A path is not UTF-8, which TOML has to be.
 pub fn print(config: &Config) -> anyhow::Result<String> {
+    check_paths(config)?;
     let file = File {
         threads: Some(Word(config.threads)),
         drain_timeout: Some(Word(config.drain_timeout)),
         cache: match &config.cache {
             CacheDir::OfUser => None,
             CacheDir::Off => Some(OFF.to_owned()),
-            CacheDir::At(dir) => Some(
-                dir.to_str()
-                    .context("the path of the cache directory is not valid UTF-8")?
-                    .to_owned(),
-            ),
+            CacheDir::At(dir) => Some(dir.to_string_lossy().into_owned()),
         },
         max_compile_memory: match config.max_compile_memory {
             CompileMemory::Default => None,
@@ -58,6 +57,38 @@ pub fn print(config: &Config) -> anyhow::Result<String> {
         services: config.services.iter().map(service).collect(),
     };
     toml::to_string(&file).context("cannot write the configuration as TOML")
+}
+
+/// Checks that all paths can be written to a services file.
+fn check_paths(config: &Config) -> anyhow::Result<()> {
+    let mut paths: Vec<(&str, &Path)> = Vec::new();
+    if let CacheDir::At(dir) = &config.cache {
+        paths.push(("cache", dir));
+    }
+    let token = config.admin.as_ref().and_then(|admin| admin.token.as_deref());
+    paths.extend(token.map(|path| ("admin.token", path)));
+    for service in &config.services {
+        paths.extend(service.component.iter().map(|path| ("component", &**path)));
+        paths.extend(service.middleware.iter().map(|path| ("middleware", &**path)));
+        paths.extend(service.gate.iter().map(|path| ("gate", &**path)));
+        paths.extend(service.record.iter().map(|path| ("record", &**path)));
+        for tls in service.listen.iter().filter_map(|listen| listen.tls.as_ref()) {
+            for identity in &tls.identities {
+                paths.push(("listen.tls.certificate", &identity.certificate));
+                paths.push(("listen.tls.key", &identity.key));
+            }
+            let clients = tls.clients.iter();
+            paths.extend(clients.map(|clients| ("listen.tls.client-ca", &*clients.authorities)));
+        }
+    }
+    match paths.into_iter().find(|(_, path)| path.to_str().is_none()) {
+        None => Ok(()),
+        Some((key, path)) => bail!(
+            "the path `{}` of {} is not valid UTF-8, but a services file is; rename the file",
+            path.display(),
+            Setting::of(key)
+        ),
+    }
 }
 
 fn service(service: &Service) -> ServiceTable {
