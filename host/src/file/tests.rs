@@ -138,6 +138,22 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
             "5: service[0].access: unknown key `xyz`; expected one of `allow`, `deny`",
         ),
         (
+            &format!("{service}max-connections = 5"),
+            "4: service[0]: `max-connections` belongs in `limits`",
+        ),
+        (
+            &format!("{service}log-connections = true"),
+            "4: service[0].log-connections: invalid type: boolean, expected one of `all`, `failed`, `none`",
+        ),
+        (
+            &format!("{service}component = 2020-01-01"),
+            "4: service[0].component: invalid type: date or time, which no key takes; put text in quotes",
+        ),
+        (
+            &format!("{service}grants.env = {{ \"\" = \"x\" }}"),
+            "4: service[0].grants.env.: the name of the variable is empty; expected KEY = \"VALUE\"",
+        ),
+        (
             &format!("{service}limits = {{ max-memory = \"lots\" }}"),
             "4: service[0].limits.max-memory: invalid value `lots`: expected a size with a unit from \
              64KiB to 4GiB, such as 512KiB or 64MiB",
@@ -409,7 +425,7 @@ fn a_value_of_the_defaults_that_is_refused_is_not_missing_in_the_services() {
     let problems = problem(text);
     assert!(
         problems.starts_with("2: defaults.grants.dirs[0]: invalid value `nowhere`: ")
-            && problems.contains("; 7: service[0]: unknown key `threads`")
+            && problems.contains("; 7: service[0]: `threads` belongs at the top of the file")
             && !problems.contains("requires"),
         "{problems}"
     );
