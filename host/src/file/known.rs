@@ -1,5 +1,7 @@
 //! The keys and words of the schema, for messages about a key or a value that is not among them.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
 use super::keys::File;
@@ -12,8 +14,10 @@ pub(super) struct Known(Value);
 type Names<'a> = Vec<&'a str>;
 
 impl Known {
-    pub(super) fn new() -> Self {
-        Self(schemars::schema_for!(File).to_value())
+    /// The schema, which takes too long to make for each message.
+    pub(super) fn new() -> &'static Self {
+        static KNOWN: LazyLock<Known> = LazyLock::new(|| Known(schemars::schema_for!(File).to_value()));
+        &KNOWN
     }
 
     /// Says where `key` belongs, which the table at `path` does not have: in the tables that have
