@@ -50,7 +50,7 @@ fn a_storm_of_resets_leaves_nothing_behind() {
 }
 
 /// Returns how many instances of the pool are in use.
-pub(crate) fn instances(admin: &At) -> f64 {
+fn instances(admin: &At) -> f64 {
     let metrics = admin.get("/metrics").body;
     let used = metrics
         .lines()

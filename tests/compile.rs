@@ -103,7 +103,7 @@ fn a_component_that_takes_too_much_memory_is_refused_and_the_old_one_serves() {
     host.connect().echo("still there");
     let grown = host.memory("VmHWM").saturating_sub(before);
     assert!(grown < 40 << 10, "the host has grown by {grown} KiB");
-    assert_eq!(compilers(host.pid()), []);
+    assert_eq!(compilers(host.pid()), Vec::<u32>::new());
     // The limit is that of one component at a time.
     place.replace(again("echo", 1));
     host.signal(HUP);

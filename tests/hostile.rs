@@ -44,6 +44,9 @@ mod lengthy {
             } else {
                 let times = client.line();
                 assert_eq!(times.split(' ').count(), 2, "{call}: {times}");
+                client.finish();
+                assert_eq!(client.rest(), b"", "{call}");
+                assert_eq!(host.outcome(), "finished", "{call}");
             }
         }
     }

@@ -85,8 +85,8 @@ fn proves(name: &str, contract: &str, variables: Variables) {
 }
 
 /// Builds what is in a folder. Its component is not compiled, because it has an interpreter, which
-/// takes the host long: [`is_made_new_and`] takes the project that is made of the same files through
-/// what [`proves`] does.
+/// takes the host long: [`is_made_new_and`] takes the project that is made of the same files
+/// through what [`proves`] does.
 fn builds(name: &str, variables: Variables) {
     let dir = scratch_of(name);
     let _ = fs::remove_dir_all(&dir);

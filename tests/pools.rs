@@ -1,4 +1,5 @@
-//! Pools: how many connections of a component with many memories they serve, and what is said of it.
+//! Pools: how many connections of a component with many memories they serve, and what is said of
+//! it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::admin::admin_of;
-use crate::attack::instances;
+use crate::harness::http::At;
 use crate::harness::{HOST, Host, field, file, scratch, until};
 
 /// A program that waits for an hour, as a component of so many core instances with a memory each.
@@ -87,8 +88,23 @@ fn sentences(log: &str) -> Vec<String> {
         .collect()
 }
 
-/// Opens as many connections as the pool is said to serve, and one more.
-fn serves_as_said(component: &Path, served: usize) {
+/// The memories of a pool that are in use.
+fn memories_in_use(admin: &At) -> f64 {
+    let metrics = admin.get("/metrics").body;
+    let used = metrics
+        .lines()
+        .find(|line| line.starts_with("wasm_inetd_pool_used{") && line.contains("kind=\"memories\""));
+    let (_, count) = used
+        .unwrap_or_else(|| panic!("{metrics}"))
+        .rsplit_once(' ')
+        .unwrap();
+    count.parse().unwrap()
+}
+
+/// Opens as many connections as the pool is said to serve, and one more. Each instance of the
+/// component has so many memories.
+fn serves_as_said(component: &Path, memories: usize, served: usize) {
+    let in_use = (memories * served) as f64;
     let component = component.to_str().unwrap();
     let limit = ["--max-connections", "64"];
     let (said, logged) = check("true", &[&limit[..], &[component]].concat());
@@ -105,9 +121,7 @@ fn serves_as_said(component: &Path, served: usize) {
     assert_eq!(sentences.0, sentences.1, "a start and a check say the same");
     let admin = admin_of(&host);
     let _clients: Vec<_> = (0..served).map(|_| host.connect()).collect();
-    until("all connections are served", || {
-        instances(&admin) == served as f64
-    });
+    until("all connections are served", || memories_in_use(&admin) == in_use);
     if served == 64 {
         assert!(
             sentences.0.is_empty() && !said.contains("serves"),
@@ -125,7 +139,7 @@ fn serves_as_said(component: &Path, served: usize) {
     host.refuses();
     let ended = host.line("connection ended");
     assert_eq!(field(&ended, "outcome"), "start-failed");
-    assert_eq!(instances(&admin), served as f64);
+    assert_eq!(memories_in_use(&admin), in_use);
     assert_eq!(
         host.log().matches("connection ended").count(),
         1,
@@ -136,18 +150,18 @@ fn serves_as_said(component: &Path, served: usize) {
 
 #[test]
 fn a_component_of_many_core_instances_is_served_on_all_connections() {
-    serves_as_said(&waiting(42), 64);
+    serves_as_said(&waiting(42), 42, 64);
 }
 
 #[test]
 fn a_module_of_many_memories_is_served_on_all_connections() {
-    serves_as_said(&module(42), 64);
+    serves_as_said(&module(42), 42, 64);
 }
 
 #[test]
 fn a_pool_serves_as_many_connections_as_is_said() {
     // 64 TiB of address space have room for 16,384 memories.
-    serves_as_said(&waiting(400), 40);
+    serves_as_said(&waiting(400), 400, 40);
 }
 
 #[test]
@@ -171,10 +185,8 @@ fn services_share_the_address_space_in_a_check_as_they_do_when_they_run() {
     // In KiB: 26 TiB, of which the pool of each service takes 16.5, if there is as much.
     let setup = "ulimit -v 27917287424";
     let (_, logged) = check(setup, &["--compile", "--config", config]);
-    // The harness waits for as many listeners as there are such flags.
-    let host = Host::below_shell(setup, &["--config", config]);
-    host.line("listening on");
-    host.line("listening on");
+    let mut host = Host::below_shell(setup, &["--config", config]);
+    host.listens(1);
     let (started, checked) = (sentences(&host.log()), sentences(&logged));
     assert_eq!(started, checked);
     assert!(

@@ -600,7 +600,7 @@ fn a_gate_that_nothing_could_pass_is_refused_at_the_start() {
     ]);
     assert_eq!(refusal.status, Some(1));
     assert!(
-        refusal.message.contains("`gate`") && refusal.message.contains(dir.to_str().unwrap()),
+        refusal.message.contains("`--gate`") && refusal.message.contains(dir.to_str().unwrap()),
         "{}",
         refusal.message
     );

@@ -224,7 +224,7 @@ client-ca = "missing-ca.pem"
         "4: admin.token: cannot create the token file",
         "9: service[0].middleware[1]: service `first`: `",
         "8: service[0].component: service `first`: cannot read the component `",
-        "10: service[0].gate: service `first`: cannot read the conversations of the `gate`",
+        "10: service[0].gate: service `first`: cannot read the conversations of `gate`",
         "11: service[0].record: service `first`: cannot record to `",
         "15: service[0].grants.dirs[0]: service `first`: cannot open the granted directory `",
         "16: service[0].grants.allow-outbound[0]: service `first`: cannot resolve the granted destination",

@@ -475,11 +475,11 @@ fn what_cannot_be_shared_is_refused_in_a_sentence() {
     for (flags, words) in [
         (
             &["--isolation", "service", "--component", "x", "--migrate"][..],
-            ["--migrate", "isolation is `service`"],
+            ["--migrate", "`--isolation service`"],
         ),
         (
             &["--isolation", "service", "--max-cpu-time", "1s"],
-            ["--max-cpu-time", "isolation is `service`"],
+            ["--max-cpu-time", "`--isolation service`"],
         ),
         (&["--instances", "2"], ["--instances", "--isolation service"]),
     ] {

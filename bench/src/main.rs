@@ -72,7 +72,8 @@ struct Cli {
     #[arg(long)]
     restarts: bool,
 
-    /// Only measure what attacks take from a service beside, and from the host [default: all attacks]
+    /// Only measure what attacks take from a service beside, and from the host [default: all
+    /// attacks]
     #[arg(long, value_name = "NAME", num_args = 0.., value_delimiter = ',')]
     attacks: Option<Vec<String>>,
 

@@ -113,8 +113,8 @@ pub struct Admission {
 
 /// Admits connections within the limits for each source.
 ///
-/// Clones share the limits, so that a reload also applies to connections that were accepted before it
-/// and are not admitted yet.
+/// Clones share the limits, so that a reload also applies to connections that were accepted before
+/// it and are not admitted yet.
 #[derive(Clone, Debug)]
 pub struct Sources {
     shares: Arc<Shares>,

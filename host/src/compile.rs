@@ -56,8 +56,8 @@ pub struct Done {
     pub failed: Vec<String>,
 }
 
-/// Compiles components into `cache`, without a limit on time. `file` is the services file that names
-/// them, if there is one.
+/// Compiles components into `cache`, without a limit on time. `file` is the services file that
+/// names them, if there is one.
 pub async fn compile(
     tasks: &[Task],
     cache: &CacheDir,

@@ -8,8 +8,9 @@ use ppp::{v1, v2};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes that a header with addresses may have. One of version 1 has 107 at most, one of version 2 could have 65,551; balancers send some
-/// hundreds, with what they know of the client's certificate.
+/// Bytes that a header with addresses may have. One of version 1 has 107 at most, one of version 2
+/// could have 65,551; balancers send some hundreds, with what they know of the client's
+/// certificate.
 const MAX: usize = 4096;
 
 /// The longest header of version 1.

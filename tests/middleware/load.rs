@@ -54,7 +54,7 @@ fn what_does_not_fit_is_refused_by_its_name() {
                 "is not a middleware",
                 "imports `inet:service/types@0.1.0` from `inet:service`",
                 handler,
-                "`component`",
+                "`--component`",
             ],
         ),
         (
@@ -95,7 +95,7 @@ fn what_does_not_fit_is_refused_by_its_name() {
             vec![&upper_case],
             &upper_case,
             &upper_case,
-            &["imports `inet:service/handler@0.1.0`", "`middleware`"],
+            &["imports `inet:service/handler@0.1.0`", "`--middleware`"],
         ),
         (
             vec![&other_types],

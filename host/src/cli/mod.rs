@@ -411,10 +411,13 @@ impl Command {
     pub fn names_of_settings(&self) -> Option<Names> {
         match self {
             Self::Serve(Given::Flags(_)) | Self::Print(Given::Flags(_)) => Some(flag_of),
-            Self::Check(..) | Self::Profile { .. } | Self::Replay(..) => Some(argument_of),
+            Self::Check(..) | Self::Compile { .. } | Self::Profile { .. } | Self::Replay(..) => {
+                Some(argument_of)
+            }
             Self::Serve(Given::File(_))
             | Self::Print(Given::File(_))
             | Self::CheckConfig { .. }
+            | Self::CompileConfig(..)
             | Self::Schema
             | Self::New { .. }
             | Self::Completions(_)

@@ -326,7 +326,7 @@ pub(super) fn path_in_one_line() -> impl TypedValueParser<Value = PathBuf> {
 
 /// Has clap keep the path of a file that contains a secret.
 pub(super) fn secret_file() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| values::secret_file(&path, Path::new("")).map(|()| path))
+    path().try_map(|path| values::secret_file(&path, Path::new("")).map(|()| path))
 }
 
 /// Has clap keep the path of a component.

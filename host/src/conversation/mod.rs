@@ -6,7 +6,8 @@
 mod parse;
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,8 +15,6 @@ use anyhow::{Context as _, bail};
 use bytesize::ByteSize;
 
 pub use parse::{ParseError, Problem};
-
-use crate::whole_file;
 
 /// Bytes in one line of a file.
 const WIDTH: usize = 1000;
@@ -139,8 +138,8 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// A file cannot be read or is not valid, the directory has no conversations, or its conversations
-    /// take more than 256 MiB together.
+    /// A file cannot be read or is not valid, the directory has no conversations, or its
+    /// conversations take more than 256 MiB together.
     pub fn read_all(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Self)>> {
         let mut left = MAX_SIZE;
         let mut paths = Vec::new();
@@ -183,10 +182,11 @@ impl Conversation {
         if !fs::metadata(path)?.is_file() {
             bail!("expected a regular file");
         }
-        let text = whole_file::read(path, MAX_SIZE)?;
-        let text = str::from_utf8(&text).context("expected UTF-8")?;
+        let mut text = String::new();
+        // The file can have grown since its size was added up.
+        File::open(path)?.take(MAX_SIZE).read_to_string(&mut text)?;
         // Editors begin a file with a byte-order mark.
-        Ok(Self::parse(text.strip_prefix('\u{feff}').unwrap_or(text))?)
+        Ok(Self::parse(text.strip_prefix('\u{feff}').unwrap_or(&text))?)
     }
 
     /// The highest number that names a conversation in a directory, or 0. Names whose number is too

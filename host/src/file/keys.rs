@@ -83,9 +83,9 @@ macro_rules! table {
 
 /// The services file of wasm-inetd.
 ///
-/// This schema bounds values as the host does. It cannot express the sum of a time of several units,
-/// a fraction at the edge of a range, the longest time, networks of IPv6 with bits behind the
-/// prefix, and settings that exclude each other. `wasm-inetd check` checks these too.
+/// This schema bounds values as the host does. It cannot express the sum of a time of several
+/// units, a fraction at the edge of a range, the longest time, networks of IPv6 with bits behind
+/// the prefix, and settings that exclude each other. `wasm-inetd check` checks these too.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("allOf" = [shared()]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

@@ -105,8 +105,8 @@ impl Problem {
         Self::at(text, span, keys_of(path).join("."), message)
     }
 
-    /// A key is unknown, missing, or has a `value` that is refused. `path` leads to the value, or to
-    /// the table of the key.
+    /// A key is unknown, missing, or has a `value` that is refused. `path` leads to the value, or
+    /// to the table of the key.
     pub(super) fn content(
         text: &str,
         path: &[Step<'_>],

@@ -1,8 +1,8 @@
 //! Patterns of values in a range, for the schema.
 //!
 //! They are made from the bounds that the parsers in `values.rs` have. A pattern bounds whole
-//! numbers with one unit exactly. It takes a fraction, or a time of several units, that is out of range by
-//! less than one unit or by the other units.
+//! numbers with one unit exactly. It takes a fraction, or a time of several units, that is out of
+//! range by less than one unit or by the other units.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -118,7 +118,8 @@ pub(crate) fn faults(config: &Listen) -> Vec<(String, anyhow::Error)> {
     tls.chain(owner).collect()
 }
 
-/// Returns whether two addresses are the same. An inherited socket has a number, and can have a name.
+/// Returns whether two addresses are the same. An inherited socket has a number, and can have a
+/// name.
 pub(crate) fn is_same(one: &Address, other: &Address) -> bool {
     match (one, other) {
         (Address::Inherited(one), Address::Inherited(other)) => inherited::is_same(one, other),
@@ -301,8 +302,8 @@ impl Listener {
         &self.entrance
     }
 
-    /// Accepts connections by the settings of `entrance` from now on. If its TLS settings are the same as
-    /// before, the certificates are read again.
+    /// Accepts connections by the settings of `entrance` from now on. If its TLS settings are the
+    /// same as before, the certificates are read again.
     pub(crate) fn enter_by(&mut self, entrance: Arc<Entrance>) {
         if let (Some(before), Some(tls)) = (&self.entrance.tls, &entrance.tls)
             && Arc::ptr_eq(before, tls)

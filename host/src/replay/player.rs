@@ -166,8 +166,8 @@ impl Player {
         }
     }
 
-    /// Discards what the guest sends, until it ends, or is silent for a short time. It has as long as
-    /// for a step. A guest that fails behind a difference has its failure shown.
+    /// Discards what the guest sends, until it ends, or is silent for a short time. It has as long
+    /// as for a step. A guest that fails behind a difference has its failure shown.
     pub(super) async fn hear_out(&mut self) {
         let (time, patience) = (self.time.clone(), self.patience);
         let hearing = async {

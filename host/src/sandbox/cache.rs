@@ -472,7 +472,8 @@ mod tests {
         code(cache, engine, &content(bytes))
     }
 
-    /// Takes content out of the cache, or compiles it and puts it there. Tells whether it was compiled.
+    /// Takes content out of the cache, or compiles it and puts it there. Tells whether it was
+    /// compiled.
     fn code(cache: &Cache, engine: &Engine, content: &Content) -> wasmtime::Result<bool> {
         if cache.get(engine, content).is_some() {
             return Ok(false);

@@ -22,8 +22,8 @@ pub(super) const MAX_TABLE_ELEMENTS: u64 = TABLE_ELEMENTS << 6;
 /// Bytes of one memory: what a 32-bit memory can have.
 pub(super) const MAX_MEMORY: u64 = 1 << 32;
 
-/// Components in an instance that have functions, if some of them call others concurrently. Each can
-/// keep a stack while it waits for the host.
+/// Components in an instance that have functions, if some of them call others concurrently. Each
+/// can keep a stack while it waits for the host.
 pub(super) const MAX_CONCURRENT_PARTS: u32 = 16;
 
 /// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its

@@ -1,7 +1,7 @@
 //! How many handles a guest may hold, and so how much the host keeps for them.
 //!
-//! A handle costs a guest nothing of its own memory, and the host up to 1,280 bytes: those of a call
-//! of WASI 0.3 that waits for a clock. So a guest with less memory may hold fewer.
+//! A handle costs a guest nothing of its own memory, and the host up to 1,280 bytes: those of a
+//! call of WASI 0.3 that waits for a clock. So a guest with less memory may hold fewer.
 //!
 //! A call of WASI 0.3 that waits for a file keeps its path as well. So a guest that may have files
 //! passes less in one call, and holds fewer handles.
@@ -36,8 +36,8 @@ const CALL_BYTES: usize = 1 << 20;
 /// WASI 0.2 takes in one call, and a path.
 const CALL_BYTES_GRANTED: usize = (64 << 10) + (4 << 10);
 
-/// Handles beyond these for each connection that an instance may have: the ends of its streams and futures, and what the
-/// guest waits for them by, with room for as many of the guest's own.
+/// Handles beyond these for each connection that an instance may have: the ends of its streams and
+/// futures, and what the guest waits for them by, with room for as many of the guest's own.
 const PER_CONNECTION: usize = 16;
 
 /// Entries that wasmtime keeps for a handle, at most: a task, its thread and its set of waitables.

@@ -138,8 +138,8 @@ impl Sandbox {
         self.granted.has_names()
     }
 
-    /// Resolves the names of granted destinations again, which may wait for a name server. Guests that
-    /// run can use the addresses, too. Returns the addresses if they differ from those before.
+    /// Resolves the names of granted destinations again, which may wait for a name server. Guests
+    /// that run can use the addresses, too. Returns the addresses if they differ from those before.
     ///
     /// # Errors
     ///

@@ -180,8 +180,8 @@ impl Algorithm {
         })
     }
 
-    /// Says that a modulus is a bit shorter than its size, which the host can use only if both primes
-    /// have their full size.
+    /// Says that a modulus is a bit shorter than its size, which the host can use only if both
+    /// primes have their full size.
     pub(super) fn unusual_size(&self) -> Option<String> {
         match self {
             Self::Rsa { bits, .. } if bits % 2 == 1 => {

@@ -1,4 +1,5 @@
-//! Has the host keep as many things for it as it is told to, as a program for WASI 0.3 that uses WASI 0.2 too.
+//! Has the host keep as many things for it as it is told to, as a program for WASI 0.3 that uses
+//! WASI 0.2 too.
 //!
 //! A line of standard input is a word and a number. The program makes that many of what the word
 //! names, keeps all of them, and answers with the number. `drop WORD` lets go of each at once.

@@ -118,12 +118,6 @@ fn call(word: &str, size: usize) -> (u64, u64) {
                 let _ = errors.write_zeroes(size as u64);
             })
         }
-        "grow" => {
-            let pages = size >> 16;
-            times(|| {
-                std::arch::wasm32::memory_grow(0, pages);
-            })
-        }
         // One instruction. The slowest is the first, which touches memory that was not in use yet.
         "fill" => times(|| drop(std::hint::black_box(vec![1_u8; size]))),
         _ => (0, 0),

@@ -1,9 +1,11 @@
 //! Does what it is told by lines, for tests of instances that connections share.
 //!
-//! `trap` traps, `spin` loops for ever, `sleep` waits for ever in a call to the host, `count` counts the connections that the
-//! instance has had, `open` those that have not ended, `take KIB` takes memory, `say` writes to standard error, `mutter` does so
-//! without a line break, `reset` resets the connection, `haunt` has it loop for ever when the peer is done. Whatever else is given back. With `MOOD` in the
-//! environment it does that to every connection before it hears anything.
+//! `trap` traps, `spin` loops for ever, `sleep` waits for ever in a call to the host, `count`
+//! counts the connections that the instance has had, `open` those that have not ended, `take KIB`
+//! takes memory, `say` writes to standard error, `mutter` does so without a line break, `reset`
+//! resets the connection, `haunt` has it loop for ever when the peer is done. Whatever else is
+//! given back. With `MOOD` in the environment it does that to every connection before it hears
+//! anything.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;

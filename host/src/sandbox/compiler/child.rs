@@ -56,7 +56,8 @@ fn prepare() -> io::Result<Request> {
     // If memory runs out all the same, the system ends this process and not the host.
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
     let mut header = Vec::new();
-    // All bytes of the component stay in the buffer of standard input, which is one for the process.
+    // All bytes of the component stay in the buffer of standard input, which is one for the
+    // process.
     io::stdin()
         .lock()
         .take(MAX_HEADER)

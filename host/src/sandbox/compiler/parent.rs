@@ -1,4 +1,5 @@
-//! The host's side: starts the process that compiles, passes it the component, and takes its answer.
+//! The host's side: starts the process that compiles, passes it the component, and takes its
+//! answer.
 
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -48,7 +49,8 @@ impl Bounds {
         let running = Arc::new(Running::default());
         let _kill = KillOnDrop(Arc::clone(&running));
         let bounds = self.clone();
-        // The system kills the child when the thread that started it ends, so this thread waits for it.
+        // The system kills the child when the thread that started it ends, so this thread waits for
+        // it.
         let work = spawn_blocking(move || bounds.run(&running, &request, &bytes));
         let done = match self.time {
             Some(max) => timeout(max, work).await.map_err(|_| Refusal::CompileTime(max))?,

@@ -23,7 +23,8 @@ const INTERFACE: &str = "inet:service/ends@0.1.0";
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Ends {
     open: AtomicUsize,
-    /// The end that the host itself tells the part nearest the peer, while that part has not dropped its future.
+    /// The end that the host itself tells the part nearest the peer, while that part has not
+    /// dropped its future.
     own: AtomicUsize,
     refusal: OnceLock<ErrorCode>,
     /// For the task that drives the connection.
