@@ -96,7 +96,7 @@ fn fill(
     Ok((file, size))
 }
 
-/// Checks whether [`write`] could write a file. Leaves a file that exists as it is, and creates
+/// Checks whether [`write()`] could write a file. Leaves a file that exists as it is, and creates
 /// none.
 ///
 /// # Errors

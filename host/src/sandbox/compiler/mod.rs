@@ -3,7 +3,7 @@
 //! A compiler takes memory and time for a hostile component without end, and neither can be taken
 //! back from a thread. The host therefore starts its own program again as a [`child`], passes it
 //! the component and the settings of the engine over a pipe, and reads the machine code from
-//! another. The [`parent`] kills the child when it exceeds a bound, when nobody waits for its
+//! another. The parent kills the child when it exceeds a bound, when nobody waits for its
 //! result any more, and when the host ends.
 
 pub mod child;
