@@ -4,13 +4,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use crate::admin::admin_of;
-use crate::harness::{Client, DEADLINE, Host, field, scratch, until};
+use crate::harness::{Client, DEADLINE, Host, field, file, scratch, until};
 use crate::tls::served;
 
 const ECHOES: [&str; 3] = ["echo", "lines", "lines-session"];
@@ -246,6 +247,52 @@ fn a_call_that_never_ends_is_interrupted() {
 fn a_guest_that_has_used_its_time_is_interrupted() {
     let limits = ["--max-call-time", "off", "--max-cpu-time", "200ms"];
     spinning_ends("`--max-cpu-time`", &limits);
+}
+
+/// A module that asks for random bytes so many times, in one function without a loop, and writes
+/// a line before and after that.
+fn straight(calls: usize) -> PathBuf {
+    let call = "(drop (call $random (i32.const 0) (i32.const 65536)))\n";
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_write"
+                (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 2)
+            (data (i32.const 65536) "\10\00\01\00\05\00\00\00        line\n")
+            (func $say
+                (drop (call $write (i32.const 1) (i32.const 65536) (i32.const 1) (i32.const 65544))))
+            (func (export "_start") (call $say) {} (call $say)))"#,
+        call.repeat(calls)
+    );
+    file(&format!("straight-{calls}.wasm"), wat::parse_str(text).unwrap())
+}
+
+#[test]
+fn a_guest_is_interrupted_between_calls_that_follow_each_other() {
+    let host = Host::with(&straight(30), &[]);
+    let client = host.connect();
+    client.expect("line\nline\n");
+    client.finish();
+    assert_eq!(host.outcome(), "finished");
+
+    let long = straight(20_000);
+    let host = Host::with(&long, &["--threads", "1", "--max-cpu-time", "200ms"]);
+    let before = host.processor_time();
+    let client = host.connect();
+    client.expect("line\n");
+    client.expect_reset();
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "cpu-limit");
+    let used = host.processor_time() - before;
+    assert!(used < Duration::from_secs(1), "{used:?}");
+
+    // The only thread hears the signal meanwhile.
+    let mut host = Host::with(&long, &["--threads", "1", "--drain-timeout", "100ms"]);
+    let client = host.connect();
+    client.expect("line\n");
+    assert!(host.stop().success());
+    assert_eq!(host.outcome(), "drained");
 }
 
 /// Resets a guest that loops forever under `limits`, and names `limit` as the reason.

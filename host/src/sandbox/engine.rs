@@ -34,6 +34,9 @@ const MAX_SHARED_STACKS: u32 = 1024;
 /// the next one. Giving pages back to the kernel instead halts every other thread of the process for a moment, which
 /// doubles the cost of a short connection. Where the kernel can tell, only pages that were used are cleared.
 const MEMORY_KEPT: usize = 256 << 10;
+/// The same of all connections together. Where the kernel cannot tell which pages were used, less would cost every
+/// connection with a larger memory the call that gives pages back, so this does not apply.
+const MEMORIES_KEPT: usize = 64 << 20;
 const TABLES_KEPT: usize = 64 << 10;
 
 /// Bytes of metadata that a pool allows an instance. They are not reserved, and `Extent::check` has
@@ -207,6 +210,11 @@ impl Engine {
         self.needs.concurrency
     }
 
+    /// How its guests are called.
+    pub(super) fn calls(&self) -> Calls {
+        self.needs.calls
+    }
+
     /// Whether the pool has room for fewer instances of `parts` than there may be connections.
     pub(super) fn shortage(&self, parts: Parts) -> Option<Shortage> {
         Shortage::of(self.needs, self.pool?, parts, &self.limits)
@@ -268,12 +276,22 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
         .max_tables_per_module(MAX_PARTS)
         .table_elements(needs.table_size.elements())
         .total_stacks(stacks(needs, instances).saturating_add(SPARE_STACKS))
-        .linear_memory_keep_resident(MEMORY_KEPT)
+        .linear_memory_keep_resident(memory_kept(instances))
         .table_keep_resident(TABLES_KEPT)
         .pagemap_scan(Enabled::Auto);
     let mut config = config(code_settings(needs, true));
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling));
     wasmtime::Engine::new(&config)
+}
+
+/// Bytes of a memory that stay with its slot in a pool of so many instances.
+fn memory_kept(instances: u32) -> usize {
+    const PAGE: usize = 4096;
+    if !PoolingAllocationConfig::is_pagemap_scan_available() {
+        return MEMORY_KEPT;
+    }
+    let share = MEMORIES_KEPT / (instances as usize).max(1);
+    (share / PAGE * PAGE).clamp(PAGE, MEMORY_KEPT)
 }
 
 /// Stacks for the calls of so many instances.

@@ -26,6 +26,7 @@ use super::file_threads::on;
 use super::grants::Opened;
 use super::load_error::{LoadError, Refusal};
 use super::mismatch;
+use super::names;
 use super::needs::{Calls, Needs};
 use super::profile::Profile;
 use super::shared::Instances;
@@ -198,7 +199,7 @@ impl Sandbox {
     pub(super) fn engine_for(&self, content: &Content, extent: &Extent) -> Result<Engine, LoadError> {
         extent.check().map_err(|refusal| content.refused(refusal))?;
         let mut needs = self.needs(content.bytes(), extent);
-        needs.inlining &= self.can_inline(needs, content);
+        needs.inlining = self.can_inline(needs, content);
         self.engine(needs)
             .map_err(|error| LoadError::Sandbox(line(&error)))
     }
@@ -570,7 +571,7 @@ fn not_started(error: &wasmtime::Error) -> Refusal {
 /// An error with its causes in one line, without wasmtime's list of frames.
 pub(super) fn line(error: &wasmtime::Error) -> String {
     let text = format!("{error:#}");
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    names::demangled(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

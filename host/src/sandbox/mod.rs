@@ -3,6 +3,7 @@
 //! A [`Sandbox`] is what all connections share. It loads a component into a [`Generation`], which then serves
 //! connections, each with an instance of its own or, where that is asked for, several with one.
 
+mod after_calls;
 mod cache;
 mod capacity;
 mod clock;
@@ -26,6 +27,7 @@ mod leash;
 mod load_error;
 mod meter;
 mod mismatch;
+mod names;
 mod needs;
 mod never_waits;
 mod outline;

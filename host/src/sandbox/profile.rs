@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::Value;
 use wasmtime::{Engine, GuestProfiler, Store};
 
 use super::code::Code;
 use super::meter::TICK;
+use super::names;
 use super::state::State;
 
 /// Looks at all instances of a component, wherever one of them looks at the epoch after a tick: at its loops and calls.
@@ -67,12 +69,28 @@ impl Profile {
     ///
     /// It cannot be written.
     pub(super) fn write(&self, output: impl Write) -> wasmtime::Result<()> {
-        let profiler = self.looks().profiler.take();
-        profiler.map_or(Ok(()), |profiler| profiler.finish(output))
+        let Some(profiler) = self.looks().profiler.take() else {
+            return Ok(());
+        };
+        let mut profile = Vec::new();
+        profiler.finish(&mut profile)?;
+        let mut profile = serde_json::from_slice(&profile)?;
+        demangle(&mut profile);
+        Ok(serde_json::to_writer(output, &profile)?)
     }
 
     fn looks(&self) -> MutexGuard<'_, Looks> {
         // A profile with one look less is of use too.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes the names of functions as Rust has them.
+fn demangle(profile: &mut Value) {
+    match profile {
+        Value::String(name) => *name = names::demangled(name),
+        Value::Array(values) => values.iter_mut().for_each(demangle),
+        Value::Object(values) => values.values_mut().for_each(demangle),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

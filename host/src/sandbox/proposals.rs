@@ -71,24 +71,6 @@ pub(super) fn validate(bytes: &[u8]) -> wasmparser::Result<()> {
     validate_with(bytes, OFFERED)
 }
 
-/// Writes the mangled names of functions in a message as Rust has them.
-pub(super) fn demangled(message: &str) -> String {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$');
-    let mut text = String::with_capacity(message.len());
-    let mut rest = message;
-    while let Some(start) = rest.find(is_part) {
-        let (before, word) = rest.split_at(start);
-        let (word, after) = word.split_at(word.find(|c| !is_part(c)).unwrap_or(word.len()));
-        text.push_str(before);
-        match rustc_demangle::try_demangle(word) {
-            Ok(name) => text.push_str(&format!("{name:#}")),
-            Err(_) => text.push_str(word),
-        }
-        rest = after;
-    }
-    text + rest
-}
-
 /// Says why a component or module cannot be compiled, which wasmtime reports as `reason`.
 pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
     let mut features = OFFERED;
@@ -118,7 +100,7 @@ pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
         .map(|(flag, feature)| name(flag, feature))
         .collect();
     if names.is_empty() {
-        Refusal::NotCompiled(demangled(&reason))
+        Refusal::NotCompiled(reason)
     } else {
         Refusal::Unsupported(names.join(", "))
     }
@@ -228,20 +210,6 @@ mod tests {
                 Refusal::Bound(bound) => assert_eq!(bound, expected),
                 other => panic!("{expected}: {other}"),
             }
-        }
-    }
-
-    #[test]
-    fn mangled_names_are_shown_as_in_the_source() {
-        let message = "failed to compile: wasm[0]::function[98]::_RNvCs1234_7mycrate3foo: bad";
-        let expected = "failed to compile: wasm[0]::function[98]::mycrate::foo: bad";
-        assert_eq!(demangled(message), expected);
-        assert_eq!(
-            demangled("_ZN4core3fmt5write17h0123456789abcdefE"),
-            "core::fmt::write"
-        );
-        for other in ["", "`_initialize` is _R and _ZN: 5 (at offset 0x7)", "é::_start"] {
-            assert_eq!(demangled(other), other);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The clock that interrupts guests.
 //!
-//! Code compiled for the sandbox looks at its engine's epoch at every loop and call. A thread of the operating
+//! Code compiled for the sandbox looks at its engine's epoch in every loop and function. A thread of the operating
 //! system moves the epoch on (a task would be starved by the very guest that it has to interrupt), and sleeps
 //! while no guest runs.
 
@@ -189,7 +189,8 @@ impl Ticker {
         }
     }
 
-    fn turn_is_over(&self) -> bool {
+    /// Whether the turn on this thread has lasted for its slice.
+    pub(super) fn turn_is_over(&self) -> bool {
         self.slice_is_over(TURN.get())
     }
 

@@ -22,6 +22,7 @@ use wasmtime::component::{Component, Instance, InstancePre};
 use super::configuration;
 use super::file_threads::on;
 use super::meter::{Meter, Passed};
+use super::names;
 use super::seat::Seat;
 use super::state::State;
 use super::wasi::Release;
@@ -177,6 +178,17 @@ impl Fault {
         }
     }
 
+    /// The limit that interrupted the guest, if it was one that made it trap.
+    pub(super) fn or_limit(self) -> Self {
+        match &self {
+            Self::Start(error) | Self::Trap(error) => match error.downcast_ref() {
+                Some(limit) => Self::Cpu(*limit),
+                None => self,
+            },
+            _ => self,
+        }
+    }
+
     /// Whether a shared instance failed before it could take any connection. Once it takes them, the
     /// limit that it can pass is [`CpuLimit::Turn`].
     pub(super) fn is_of_start(&self) -> bool {
@@ -191,7 +203,7 @@ impl Fault {
     /// All there is to say, with how the guest came there, in several lines.
     pub fn trace(&self) -> impl fmt::Display {
         fmt::from_fn(|f| match self {
-            Self::Grant(error) | Self::Start(error) | Self::Trap(error) => write!(f, "{error:?}"),
+            Self::Grant(error) | Self::Start(error) | Self::Trap(error) => f.write_str(&names::trace(error)),
             Self::Cpu(limit) => write!(f, "{limit}"),
             // Which is said once, when it fails.
             Self::Shared { instance, .. } => write!(f, "in shared instance {instance}"),
@@ -233,7 +245,7 @@ impl<T, F: Future<Output = wasmtime::Result<T>>> Future for Within<F> {
             None => Ok(ready!(this.call.poll(cx))),
         };
         Poll::Ready(match answer {
-            Ok(answer) => answer.map_err(*this.fault),
+            Ok(answer) => answer.map_err(|error| (this.fault)(error).or_limit()),
             Err(passed) => Err(Fault::Cpu(CpuLimit::Call(passed))),
         })
     }
