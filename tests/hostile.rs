@@ -410,7 +410,8 @@ mod handles {
 
     #[test]
     fn are_bounded_for_a_module_too() {
-        let host = super::Host::with(&super::text_module("handles", "of-a-module"), &[]);
+        let module = super::text_module("handles", "of-a-module");
+        let host = super::Host::with(&module, &["--max-memory", "1MiB"]);
         let client = host.connect();
         client.expect("waits");
         client.expect_reset();

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
-use crate::harness::tools::{or_skip, tool};
+use crate::harness::tools::with_own_mounts;
 use crate::harness::{CONT, Client, HOST, HUP, Host, TERM, command, field, file, guest, scratch, with_cache};
 
 /// Has the program run an errand, and gives its answer.
@@ -104,23 +104,6 @@ fn one_destination_is_granted_and_no_other() {
 
 #[test]
 fn names_of_destinations_are_resolved_again_at_each_hangup() {
-    let Some(unshare) = tool("unshare") else {
-        return;
-    };
-    let own = ["--map-root-user", "--mount"];
-    let probe = Command::new(&unshare)
-        .args(own)
-        .args(["mount", "-t", "tmpfs", "none", "/mnt"])
-        .output()
-        .unwrap();
-    let permitted = if probe.status.success() {
-        Ok(())
-    } else {
-        Err("this machine does not permit what the test does with unshare".to_owned())
-    };
-    if or_skip("unshare", permitted).is_none() {
-        return;
-    }
     let dir = scratch("names-again");
     fs::create_dir_all(&dir).unwrap();
     let (hosts, config) = (dir.join("hosts"), dir.join("services.toml"));
@@ -149,9 +132,10 @@ fn names_of_destinations_are_resolved_again_at_each_hangup() {
     ];
     for args in [&flags[..], &["--config", config.to_str().unwrap()]] {
         fs::write(&hosts, "127.0.0.1 backend.test\n").unwrap();
-        let mut command = with_cache(Command::new(&unshare));
+        let Some(mut command) = with_own_mounts() else {
+            return;
+        };
         command
-            .args(own)
             .args(["sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
             .arg(&hosts)
             .arg(HOST)
@@ -354,6 +338,7 @@ fn module_that(body: &str) -> Vec<u8> {
             (import "wasi_snapshot_preview1" "fd_seek" (func $seek (param i32 i64 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "path_open" (func $open
                 (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
             (memory (export "memory") 160)
             (data (i32.const 64) "file")
@@ -435,6 +420,16 @@ fn calls_of_modules_are_bounded() {
             "(call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const 2000000) (i32.const 1)
                 (i64.const 70) (i64.const 70) (i32.const 0) (i32.const 32))",
             "48",
+        ),
+        (
+            "clocks",
+            "(call $poll (i32.const 65536) (i32.const 262144) (i32.const 1025) (i32.const 16))",
+            "28",
+        ),
+        (
+            "fewer-clocks",
+            "(call $poll (i32.const 65536) (i32.const 262144) (i32.const 100) (i32.const 16))",
+            "0",
         ),
         (
             "no-file",

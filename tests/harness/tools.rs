@@ -203,6 +203,33 @@ pub fn package(requirement: &str) -> Option<PathBuf> {
     or_skip(registry(requirement), fetch(requirement))
 }
 
+/// Returns whether the machine permits what `command` does with a tool; skips the test if not.
+pub fn permitted(tool: &str, command: &mut Command) -> bool {
+    let permitted = if command.output().unwrap().status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "this machine does not permit what the test does with {tool}"
+        ))
+    };
+    or_skip(tool, permitted).is_some()
+}
+
+/// Returns a command whose arguments are run with mounts of its own, or skips the test.
+pub fn with_own_mounts() -> Option<Command> {
+    let unshare = tool("unshare")?;
+    let command = || {
+        let mut command = Command::new(&unshare);
+        command.args(["--map-root-user", "--mount"]);
+        command
+    };
+    permitted(
+        "unshare",
+        command().args(["mount", "-t", "tmpfs", "none", "/mnt"]),
+    )
+    .then(|| with_cache(command()))
+}
+
 /// Returns whether `.ci/run` names this in `WASM_INETD_REQUIRED`, or can.
 fn is_known(name: &str) -> bool {
     let folders = guest_builder::workspace().join("guest/languages");

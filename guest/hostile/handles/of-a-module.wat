@@ -1,14 +1,14 @@
-;; Waits for 4,000 clocks at once, and then for 6,000, as a module for WASI preview 1: each is two handles for as long as the call
-;; takes.
+;; Waits for 100 clocks at once, and then for 900, as a module for WASI preview 1: each is two handles
+;; for as long as the call takes.
 (module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 64)
+  (memory (export "memory") 3)
   (data (i32.const 0) "\08\00\00\00\05\00\00\00waits")
   (func $wait (param $clocks i32)
-    (if (call $poll (i32.const 0x10000) (i32.const 0x200000) (local.get $clocks) (i32.const 16))
+    (if (call $poll (i32.const 0x10000) (i32.const 0x20000) (local.get $clocks) (i32.const 16))
       (then (unreachable)))
     (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))))
   (func (export "_start")
-    (call $wait (i32.const 4000))
-    (call $wait (i32.const 6000))))
+    (call $wait (i32.const 100))
+    (call $wait (i32.const 900))))

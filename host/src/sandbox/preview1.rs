@@ -18,6 +18,9 @@ const MODULE: &str = "wasi_snapshot_preview1";
 /// Buffers in one call, as in Linux (`IOV_MAX`).
 const MAX_VECTORS: i32 = 1024;
 
+/// Events that one call can wait for: each takes time and two handles for as long as the call lasts.
+const MAX_SUBSCRIPTIONS: i32 = 1024;
+
 /// Bytes of one buffer that are read or written before others have their turn.
 const PIECE: u32 = 64 << 10;
 
@@ -43,6 +46,19 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
     linker.func_wrap(MODULE, "proc_exit", |status: i32| -> wasmtime::Result<()> {
         Err(wasmtime::format_err!(I32Exit(status)))
     })?;
+    linker.func_wrap_async(
+        MODULE,
+        "poll_oneoff",
+        |mut caller: Caller<'_, State>, (subscriptions, events, count, size): (i32, i32, i32, i32)| {
+            Box::new(async move {
+                if !(0..=MAX_SUBSCRIPTIONS).contains(&count) {
+                    return Ok(INVALID);
+                }
+                let (mut memory, context) = parts(&mut caller)?;
+                wasi::poll_oneoff(context, &mut memory, subscriptions, events, count, size).await
+            })
+        },
+    )?;
     for (at_position, at_offset, kind) in [
         ("fd_read", "fd_pread", Kind::Read),
         ("fd_write", "fd_pwrite", Kind::Write),
