@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::contender::{self, Contender, Places};
 use crate::workload::Workload;
 
-/// What is compared: a contender, and the workload that it is put to.
+/// Each comparison: a contender and a workload.
 const COMPARED: [(&str, Workload); 3] = [
     ("session", Workload::PingPong(50)),
     ("streams", Workload::PingPong(50)),

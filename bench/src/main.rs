@@ -72,12 +72,12 @@ struct Cli {
     #[arg(long)]
     restarts: bool,
 
-    /// Only measure what attacks take from a service beside, and from the host [default: all
-    /// attacks]
+    /// Only measure how attacks on one service affect another service and the memory of the host
+    /// [default: all attacks]
     #[arg(long, value_name = "NAME", num_args = 0.., value_delimiter = ',')]
     attacks: Option<Vec<String>>,
 
-    /// Only compare the CPU time for each operation with that of another build of the host
+    /// Only compare the CPU time per operation with another build of the host
     #[arg(long, value_name = "PROGRAM", conflicts_with = "attacks")]
     against: Option<PathBuf>,
 

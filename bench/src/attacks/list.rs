@@ -1,7 +1,7 @@
 //! Every attack.
 
 use super::bounds;
-use super::{Attack, Guest, peers};
+use super::{Attack, Guest, Peers, peers};
 
 /// What attacks have in common. It is an attack that does nothing.
 const DEFAULT: Attack = Attack {
@@ -26,6 +26,50 @@ const IDLE: &str = ", idle-timeout = \"1s\", first-byte-timeout = \"1s\"";
 
 /// A grant of the directory that has a named pipe and a file.
 const FILES: &str = "grants = { dirs = [\"{dir}/files::/data\"] }";
+
+/// A module that calls the host without end, in so many connections, with MiB of memory for each.
+const fn endless(name: &'static str, text: &'static str, connections: u64, max_memory: u64) -> Attack {
+    Attack {
+        name,
+        guest: Guest::Module(text),
+        connections,
+        max_memory,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["cpu-limit"],
+        bounds: bounds::memory(max_memory),
+        ..DEFAULT
+    }
+}
+
+/// A program that makes ten calls of one kind, which are as long as they can be, on each connection.
+const fn lengthy(name: &'static str, keys: &'static str, peers: Peers) -> Attack {
+    Attack {
+        name,
+        guest: Guest::Built("lengthy"),
+        connections: 4,
+        max_memory: 32,
+        keys,
+        peers,
+        never: &["guest-trap"],
+        bounds: bounds::memory(32),
+        ..DEFAULT
+    }
+}
+
+/// A program that takes more of one kind than it may have.
+const fn amass(name: &'static str, peers: Peers) -> Attack {
+    Attack {
+        name,
+        guest: Guest::Built("amass"),
+        connections: 8,
+        max_memory: 4,
+        peers,
+        expect: &["guest-trap"],
+        bounds: bounds::memory(4),
+        ..DEFAULT
+    }
+}
 
 pub(super) const ALL: &[Attack] = &[
     DEFAULT,
@@ -74,48 +118,18 @@ pub(super) const ALL: &[Attack] = &[
         expect: &["cpu-limit"],
         ..DEFAULT
     },
-    Attack {
-        name: "empty-buffers",
-        guest: Guest::Module(include_str!("guests/empty-buffers.wat")),
-        connections: 4,
-        limits: CPU,
-        peers: |stage| peers::again(stage, b""),
-        expect: &["cpu-limit"],
-        ..DEFAULT
-    },
-    Attack {
-        name: "write-65-mb",
-        guest: Guest::Module(include_str!("guests/large-stdout.wat")),
-        connections: 2,
-        max_memory: 64,
-        limits: CPU,
-        peers: |stage| peers::again(stage, b""),
-        expect: &["cpu-limit"],
-        bounds: bounds::memory(64),
-        ..DEFAULT
-    },
-    Attack {
-        name: "log-65-mb",
-        guest: Guest::Module(include_str!("guests/large-stderr.wat")),
-        connections: 2,
-        max_memory: 64,
-        limits: CPU,
-        peers: |stage| peers::again(stage, b""),
-        expect: &["cpu-limit"],
-        bounds: bounds::memory(64),
-        ..DEFAULT
-    },
-    Attack {
-        name: "fill-1-gib",
-        guest: Guest::Module(include_str!("guests/fill.wat")),
-        connections: 1,
-        max_memory: 1024,
-        limits: CPU,
-        peers: |stage| peers::again(stage, b""),
-        expect: &["cpu-limit"],
-        bounds: bounds::memory(1024),
-        ..DEFAULT
-    },
+    endless("empty-buffers", include_str!("guests/empty-buffers.wat"), 4, 1),
+    endless("write-65-mb", include_str!("guests/large-stdout.wat"), 2, 64),
+    endless("log-65-mb", include_str!("guests/large-stderr.wat"), 2, 64),
+    endless("fill-1-gib", include_str!("guests/fill.wat"), 1, 1024),
+    // Guests whose calls to the host keep a thread.
+    lengthy("poll-list", "", |stage| peers::ask(stage, b"poll 9000\n")),
+    lengthy("poll-each", "", |stage| peers::ask(stage, b"poll-each 4900\n")),
+    lengthy("log-empty-lines", "", |stage| {
+        peers::ask(stage, b"errors 16384\n")
+    }),
+    lengthy("random-bytes", "", |stage| peers::ask(stage, b"random 65536\n")),
+    lengthy("long-paths", FILES, |stage| peers::ask(stage, b"path 1000000\n")),
     // Guests that take memory.
     Attack {
         name: "hoard-memory",
@@ -167,6 +181,11 @@ pub(super) const ALL: &[Attack] = &[
         peers: |stage| peers::hold(stage, b"read /data/pipe\n"),
         ..DEFAULT
     },
+    amass("hoard-pollables", |stage| {
+        peers::again(stage, b"pollables 2000\n")
+    }),
+    amass("hoard-tasks", |stage| peers::again(stage, b"sleeps 2000\n")),
+    amass("hoard-streams", |stage| peers::again(stage, b"streams 2000\n")),
     // Guests that fail.
     Attack {
         name: "trap-at-start",
@@ -217,7 +236,7 @@ pub(super) const ALL: &[Attack] = &[
         name: "slow-tls-handshake",
         connections: 200,
         listen: ", tls = { certificate = \"{dir}/tls.pem\", key = \"{dir}/tls.key\", timeout = \"1s\" }",
-        // The head of a record with a ClientHello of 512 bytes, of which few come.
+        // The first bytes of a record with a ClientHello of 512 bytes.
         peers: |stage| peers::dribble(stage, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03 and so on ..."),
         expect: &["tls-timeout"],
         ..DEFAULT

@@ -1,4 +1,5 @@
-//! What attacks cost: another service of the same host, its memory, and the attacker.
+//! Measures attacks on one service of a host: the latency of another service, the memory of the
+//! host, and how the attacked connections end.
 
 mod bounds;
 mod canary;
@@ -35,6 +36,9 @@ enum Guest {
     Session(&'static str),
 }
 
+/// What attackers do to a service.
+type Peers = fn(&Stage) -> Result<()>;
+
 /// An attack on one service of a host.
 ///
 /// In the keys, `{dir}` stands for a directory of this attack, which [`prepare`] fills, and
@@ -56,7 +60,7 @@ struct Attack {
     /// Items of the table of the listener, each with a comma before it.
     listen: &'static str,
     /// What the attackers do until the attack is over.
-    peers: fn(&Stage) -> Result<()>,
+    peers: Peers,
     /// Outcomes of connections, reasons of refusals and messages of the log that must occur. The
     /// attack goes on until they have.
     expect: &'static [&'static str],
