@@ -31,6 +31,20 @@ pub fn admin_of(host: &Host) -> At {
     At::parse(first_word(place))
 }
 
+/// Returns how much of one kind the pools have in use.
+pub fn pool_used(admin: &At, kind: &str) -> f64 {
+    let metrics = admin.get("/metrics").body;
+    let kind = format!("kind=\"{kind}\"");
+    let used = metrics
+        .lines()
+        .find(|line| line.starts_with("wasm_inetd_pool_used{") && line.contains(&kind));
+    let (_, count) = used
+        .unwrap_or_else(|| panic!("{metrics}"))
+        .rsplit_once(' ')
+        .unwrap();
+    count.parse().unwrap()
+}
+
 /// A host that serves with `guest`, and where it can be looked at.
 fn looked_at(name: &str, args: &[&str]) -> (Host, At) {
     let host = Host::serving(name, &[&["--admin", "0"], args].concat());

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::admin::admin_of;
+use crate::admin::{admin_of, pool_used};
 use crate::harness::http::At;
 use crate::harness::{Client, Host, until};
 
@@ -51,15 +51,7 @@ fn a_storm_of_resets_leaves_nothing_behind() {
 
 /// Returns how many instances of the pool are in use.
 fn instances(admin: &At) -> f64 {
-    let metrics = admin.get("/metrics").body;
-    let used = metrics
-        .lines()
-        .find(|line| line.starts_with("wasm_inetd_pool_used{") && line.contains("kind=\"instances\""));
-    let (_, count) = used
-        .unwrap_or_else(|| panic!("{metrics}"))
-        .rsplit_once(' ')
-        .unwrap();
-    count.parse().unwrap()
+    pool_used(admin, "instances")
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::tools::{or_skip, tool};
+use crate::harness::tools::{or_skip, permitted, tool};
 use crate::harness::{
     HOST, Host, TERM, command, field, file, guest, refusal_of, refused, scratch, until, with_cache,
 };
@@ -168,18 +168,6 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
             host.connect().echo("hello\n");
         }
     }
-}
-
-/// Returns whether the machine permits what `command` does with a tool; skips the test if not.
-fn permitted(tool: &str, command: &mut Command) -> bool {
-    let permitted = if command.output().unwrap().status.success() {
-        Ok(())
-    } else {
-        Err(format!(
-            "this machine does not permit what the test does with {tool}"
-        ))
-    };
-    or_skip(tool, permitted).is_some()
 }
 
 #[test]

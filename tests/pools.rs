@@ -6,8 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::admin::admin_of;
-use crate::harness::http::At;
+use crate::admin::{admin_of, pool_used};
 use crate::harness::{HOST, Host, field, file, scratch, until};
 
 /// A program that waits for an hour, as a component of so many core instances with a memory each.
@@ -88,19 +87,6 @@ fn sentences(log: &str) -> Vec<String> {
         .collect()
 }
 
-/// The memories of a pool that are in use.
-fn memories_in_use(admin: &At) -> f64 {
-    let metrics = admin.get("/metrics").body;
-    let used = metrics
-        .lines()
-        .find(|line| line.starts_with("wasm_inetd_pool_used{") && line.contains("kind=\"memories\""));
-    let (_, count) = used
-        .unwrap_or_else(|| panic!("{metrics}"))
-        .rsplit_once(' ')
-        .unwrap();
-    count.parse().unwrap()
-}
-
 /// Opens as many connections as the pool is said to serve, and one more. Each instance of the
 /// component has so many memories.
 fn serves_as_said(component: &Path, memories: usize, served: usize) {
@@ -121,7 +107,9 @@ fn serves_as_said(component: &Path, memories: usize, served: usize) {
     assert_eq!(sentences.0, sentences.1, "a start and a check say the same");
     let admin = admin_of(&host);
     let _clients: Vec<_> = (0..served).map(|_| host.connect()).collect();
-    until("all connections are served", || memories_in_use(&admin) == in_use);
+    until("all connections are served", || {
+        pool_used(&admin, "memories") == in_use
+    });
     if served == 64 {
         assert!(
             sentences.0.is_empty() && !said.contains("serves"),
@@ -139,7 +127,7 @@ fn serves_as_said(component: &Path, memories: usize, served: usize) {
     host.refuses();
     let ended = host.line("connection ended");
     assert_eq!(field(&ended, "outcome"), "start-failed");
-    assert_eq!(memories_in_use(&admin), in_use);
+    assert_eq!(pool_used(&admin, "memories"), in_use);
     assert_eq!(
         host.log().matches("connection ended").count(),
         1,

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::tools::{or_skip, tool};
+use crate::harness::tools::with_own_mounts;
 use crate::harness::{HOST, command, guest, scratch, with_cache};
 
 /// Runs `host profile` for a short time, and gives its exit status and what it says.
@@ -76,23 +76,9 @@ fn a_profile_that_cannot_be_written_is_refused_before_it_takes_its_time() {
 /// Runs the host in a file system of `size` at `dir`, which only it sees, and then lists the files
 /// there. Returns the output, or `None` if the test is skipped.
 fn on_disk(size: &str, dir: &Path, args: &[&str]) -> Option<String> {
-    let unshare = tool("unshare")?;
-    let own = ["--map-root-user", "--mount"];
-    let probe = Command::new(&unshare)
-        .args(own)
-        .args(["mount", "-t", "tmpfs", "none", "/mnt"])
-        .output()
-        .unwrap();
-    let permitted = if probe.status.success() {
-        Ok(())
-    } else {
-        Err("this machine does not permit what the test does with unshare".to_owned())
-    };
-    or_skip("unshare", permitted)?;
     let script = "mount -t tmpfs -o size=\"$1\" none \"$2\" && cd \"$2\" && echo before >profile.json && \
                   shift 2 && ! \"$@\"; ls -A; cat profile.json";
-    let output = with_cache(Command::new(unshare))
-        .args(own)
+    let output = with_own_mounts()?
         .args(["sh", "-c", script, "sh", size])
         .arg(dir)
         .arg(HOST)

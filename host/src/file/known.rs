@@ -116,7 +116,7 @@ fn names<'a>(path: &[Step<'a>]) -> Names<'a> {
     names.collect()
 }
 
-/// How many tables one comes through on the way from one table to the other.
+/// Returns the number of steps between two tables, up to a common parent and down.
 fn distance(one: &[&str], other: &[&str]) -> usize {
     let common = one.iter().zip(other).take_while(|(a, b)| a == b).count();
     one.len() + other.len() - 2 * common

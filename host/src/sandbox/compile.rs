@@ -78,14 +78,17 @@ impl Sandbox {
         }
     }
 
-    /// Returns whether functions can be inlined: if the compiler has memory for that, or if it was
-    /// done ahead.
+    /// Returns whether functions are inlined: if the component needs it, and either the compiler has
+    /// memory for that or it was done ahead.
     pub(super) fn can_inline(&self, needs: Needs, content: &Content) -> bool {
+        if !needs.inlining {
+            return false;
+        }
         let Some(memory) = self.compiler.memory() else {
             return true;
         };
         let estimate = code_size(content.bytes()).saturating_mul(INLINING);
-        needs.inlining && (estimate <= memory || self.is_inlined_ahead(needs, content))
+        estimate <= memory || self.is_inlined_ahead(needs, content)
     }
 
     fn is_inlined_ahead(&self, needs: Needs, content: &Content) -> bool {

@@ -21,8 +21,8 @@ const SHARE: usize = 4 << 10;
 #[cfg(test)]
 const BYTES: usize = 1280;
 
-/// Entries of WASI for a guest that has files or sockets, of which each keeps a descriptor of the
-/// host.
+/// Entries of WASI for a guest that has files or sockets. Each of these keeps a descriptor of the
+/// host open.
 const MAX_GRANTED: usize = 256;
 
 /// Handles of all kinds for a guest that has files or sockets and makes calls concurrently.

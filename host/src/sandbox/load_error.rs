@@ -8,6 +8,9 @@ use thiserror::Error;
 
 use crate::config::Setting;
 
+/// The setting that limits the memory of the compiler.
+pub(super) const MAX_COMPILE_MEMORY: Setting<'_> = Setting::of("max-compile-memory");
+
 /// The settings that messages about components name.
 const COMPONENT: Setting<'_> = Setting::of("component");
 const MIDDLEWARE: Setting<'_> = Setting::of("middleware");
@@ -78,17 +81,12 @@ pub enum Refusal {
     /// It is valid and uses no other proposals, but cannot be compiled.
     #[error("is valid, but this host cannot serve it ({0}): build it without that")]
     NotCompiled(String),
-    /// Compiling it takes more memory than the compiler may have.
+    /// Compiling it takes more memory than the compiler may have: the limit, with its source.
     #[error(
-        "needs more memory to be compiled than the limit allows ({limit}): raise {setting}, compile it ahead with \
-         `wasm-inetd compile` where there is more memory, or build a smaller component"
+        "needs more memory to be compiled than the limit allows ({0}): raise {MAX_COMPILE_MEMORY}, compile it \
+         ahead with `wasm-inetd compile` where there is more memory, or build a smaller component"
     )]
-    CompileMemory {
-        /// The limit, and what has set it.
-        limit: String,
-        /// The setting that raises it.
-        setting: String,
-    },
+    CompileMemory(String),
     /// Compiling it takes longer than it may.
     #[error(
         "takes longer than {0:?} to compile: compile it ahead with `wasm-inetd compile`, which has no time limit, \
@@ -108,7 +106,7 @@ pub enum Refusal {
     /// The system has killed the process that compiled it.
     #[error(
         "was not compiled, since another process killed the compiler, most likely the system because \
-         memory ran out: give the host more memory, lower `max-compile-memory`, or compile it ahead \
+         memory ran out: give the host more memory, lower {MAX_COMPILE_MEMORY}, or compile it ahead \
          with `wasm-inetd compile`"
     )]
     CompilerKilled,

@@ -11,7 +11,7 @@ use rustix::process::{
 };
 use wasmparser::Parser;
 
-use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request};
+use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request, memory};
 use crate::sandbox::engine::to_compile;
 use crate::sandbox::generation::line;
 use crate::sandbox::load_error::Refusal;
@@ -157,7 +157,5 @@ fn refused(bytes: &[u8], reason: String) -> Answer {
 /// this program, unlike that of getrusage(2), which begins with the memory of the host.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or_default() << 10
+    memory::bytes_of(&status, "VmHWM:").unwrap_or_default()
 }

@@ -13,7 +13,7 @@ const LEAST: u64 = 128 << 20;
 /// takes over.
 pub(super) fn default() -> (Option<u64>, &'static str) {
     let machine = fs::read_to_string("/proc/meminfo").ok();
-    let machine = machine.as_deref().and_then(total);
+    let machine = machine.as_deref().and_then(|text| bytes_of(text, "MemTotal:"));
     let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = of_groups(&group, Path::new("/sys/fs/cgroup"));
     rule(machine, group)
@@ -30,9 +30,10 @@ fn rule(machine: Option<u64>, group: Option<u64>) -> (Option<u64>, &'static str)
     }
 }
 
-/// The memory of the machine, in bytes, as `/proc/meminfo` (proc(5)) has it.
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// Returns the bytes of the line that begins with `name`, in a text of the form of `/proc/meminfo`
+/// and `/proc/PID/status` (proc(5)).
+pub(super) fn bytes_of(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -88,10 +89,10 @@ mod tests {
     #[test]
     fn the_memory_of_the_machine_is_read() {
         assert_eq!(
-            total("MemFree: 1 kB\nMemTotal:       24683680 kB\n"),
+            bytes_of("MemFree: 1 kB\nMemTotal:       24683680 kB\n", "MemTotal:"),
             Some(24_683_680 << 10)
         );
-        assert_eq!(total("MemTotal: much"), None);
+        assert_eq!(bytes_of("MemTotal: much", "MemTotal:"), None);
         assert!(default().0.is_some_and(|memory| memory >= LEAST));
     }
 

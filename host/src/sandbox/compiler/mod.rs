@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::engine::CodeSettings;
-use super::load_error::Refusal;
+use super::load_error::{MAX_COMPILE_MEMORY, Refusal};
 use crate::config::{CacheDir, CompileMemory, Config};
 use crate::failpoint;
 
@@ -73,13 +73,11 @@ pub(super) struct Bounds {
 
 /// What has set the limit on memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MemorySetting {
-    /// The default rule.
+enum MemorySetting {
+    /// The default rule, with this description.
     Default(&'static str),
-    /// The flag `--max-compile-memory`.
-    Flag,
-    /// The key `max-compile-memory` of this services file.
-    File(PathBuf),
+    /// The user, in this services file or by a flag.
+    Given(Option<PathBuf>),
 }
 
 /// The program of this process, which can be started again even if its file is replaced.
@@ -132,8 +130,8 @@ impl Compiler {
         file: Option<PathBuf>,
     ) -> Self {
         let (memory, setting) = match memory {
-            CompileMemory::Off => (None, MemorySetting::Flag),
-            CompileMemory::AtMost(max) => (Some(max), file.map_or(MemorySetting::Flag, MemorySetting::File)),
+            CompileMemory::Off => (None, MemorySetting::Given(file)),
+            CompileMemory::AtMost(max) => (Some(max), MemorySetting::Given(file)),
             CompileMemory::Default => {
                 let (memory, rule) = memory::default();
                 (memory, MemorySetting::Default(rule))
@@ -240,19 +238,15 @@ impl From<Refusal> for Failure {
 }
 
 impl MemorySetting {
-    /// Says what the limit `max` is, and how to raise it.
-    fn describe(&self, max: u64) -> (String, String) {
+    /// Returns the limit `max`, with its source.
+    fn describe(&self, max: u64) -> String {
         let size = ByteSize::b(max).display().iec();
         match self {
-            Self::Default(rule) => (format!("{size}, {rule}"), "`max-compile-memory`".to_owned()),
-            Self::Flag => (
-                format!("{size}, as `--max-compile-memory` says"),
-                "`--max-compile-memory`".to_owned(),
-            ),
-            Self::File(path) => (
-                format!("{size}, as `max-compile-memory` in {} says", path.display()),
-                "`max-compile-memory`".to_owned(),
-            ),
+            Self::Default(rule) => format!("{size}, {rule}"),
+            Self::Given(None) => format!("{size}, as {MAX_COMPILE_MEMORY} says"),
+            Self::Given(Some(path)) => {
+                format!("{size}, as {MAX_COMPILE_MEMORY} in {} says", path.display())
+            }
         }
     }
 }

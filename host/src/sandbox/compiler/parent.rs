@@ -94,10 +94,7 @@ impl Bounds {
 
     fn out_of_memory(&self) -> Refusal {
         match self.memory {
-            Some(max) => {
-                let (limit, setting) = self.setting.describe(max);
-                Refusal::CompileMemory { limit, setting }
-            }
+            Some(max) => Refusal::CompileMemory(self.setting.describe(max)),
             None => Refusal::CompilerFailed("the system gave it no more memory".to_owned()),
         }
     }

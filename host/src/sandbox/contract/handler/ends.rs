@@ -34,21 +34,20 @@ pub(in crate::sandbox) struct Ends {
 impl Ends {
     /// Waits until every part has heard how its inbound half ended.
     pub(super) async fn heard(&self) {
-        poll_fn(|cx| {
-            self.changed.register(cx.waker());
-            match self.open.load(Acquire) {
-                0 => Poll::Ready(()),
-                _ => Poll::Pending,
-            }
-        })
-        .await;
+        self.none_left(|ends| ends.open.load(Acquire)).await;
     }
 
     /// Waits until every part has heard it, and the part nearest the peer too.
     pub(super) async fn heard_by_all(&self) {
+        self.none_left(|ends| ends.open.load(Acquire) + ends.own.load(Acquire))
+            .await;
+    }
+
+    /// Waits until `count` returns zero.
+    async fn none_left(&self, count: impl Fn(&Self) -> usize) {
         poll_fn(|cx| {
             self.changed.register(cx.waker());
-            match self.open.load(Acquire) + self.own.load(Acquire) {
+            match count(self) {
                 0 => Poll::Ready(()),
                 _ => Poll::Pending,
             }
