@@ -37,6 +37,18 @@ fn with_pipe(command: &mut Command) -> (Host, io::PipeWriter) {
     (host, writer)
 }
 
+/// Counts the threads for files that have this nice value.
+fn nice(host: &Host, value: &str) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", host.pid())).unwrap();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    // After the name, nice is the 17th field (proc(5)).
+    let nice = |stat: &String| {
+        let (name, fields) = stat.rsplit_once(')').unwrap();
+        name.ends_with("(files") && fields.split_whitespace().nth(16) == Some(value)
+    };
+    stats.filter(nice).count()
+}
+
 #[test]
 fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
     let dir = scratch("waiting-guests");
@@ -71,6 +83,8 @@ fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
     assert!(line.contains("service=\"pipes\""), "{line}");
     let threads = host.entries("task");
     assert!(threads < 100, "{threads} threads");
+    // Threads that use files give way to others. The first of each service keeps its timers.
+    assert_eq!((nice(&host, "0"), nice(&host, "10")), (2, 64));
     // The other service has its files, and is reloaded.
     let reads = |name: &str| {
         let client = Client::connect(*notes).unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::tools::{or_skip, permitted, tool};
+use crate::harness::tools::{permitted, tool};
 use crate::harness::{
     HOST, Host, TERM, command, field, file, guest, refusal_of, refused, scratch, until, with_cache,
 };

@@ -320,6 +320,37 @@ fn log_of_odd_names(format: &str) -> String {
 }
 
 #[test]
+fn lines_of_guests_are_bounded_with_their_escapes() {
+    // Each line is of characters that are escaped by six bytes.
+    let module = r#"(module
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\10\00\00\00\00\04\00\00")
+        (func (export "_start") (local $lines i32)
+            (memory.fill (i32.const 16) (i32.const 0x1b) (i32.const 1023))
+            (i32.store8 (i32.const 1039) (i32.const 0x0a))
+            (loop $more
+                (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8)))
+                (local.set $lines (i32.add (local.get $lines) (i32.const 1)))
+                (br_if $more (i32.lt_u (local.get $lines) (i32.const 4))))
+            unreachable))"#;
+    let module = file("escapes.wasm", wat::parse_str(module).unwrap());
+    for format in ["text", "json"] {
+        let mut host = Host::with(&module, &["--log-format", format]);
+        host.connect().expect_reset();
+        let ended = host.line("connection ended");
+        host.stop();
+        let log = host.log();
+        let said: Vec<_> = log.lines().filter(|line| line.contains("guest output")).collect();
+        assert!(said.iter().all(|line| line.len() < 1024 + 300), "{format}: {log}");
+        // Nothing is left out.
+        let escapes = |text: &str| text.matches("\\u{1b}").count() + text.matches("\\u001b").count();
+        assert_eq!(escapes(&said.concat()), 4 * 1023, "{format}: {log}");
+        assert!(ended.len() < 4 * 1024 + 1000 && escapes(&ended) > 100, "{ended}");
+    }
+}
+
+#[test]
 fn no_name_from_outside_can_forge_a_line() {
     let log = log_of_odd_names("text");
     let own = Regex::new(r"^\d{4}-\d\d-\d\dT[\d:.]+Z +(ERROR|WARN|INFO|DEBUG) ").unwrap();

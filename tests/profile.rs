@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::harness::tools::with_own_mounts;
-use crate::harness::{HOST, command, guest, scratch, with_cache};
+use crate::harness::{HOST, command, guest, scratch};
 
 /// Runs `host profile` for a short time, and gives its exit status and what it says.
 fn profile(guest: &Path, dir: &Path, to: &Path) -> (Option<i32>, String) {

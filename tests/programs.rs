@@ -5,10 +5,9 @@ mod output;
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
 
 use crate::harness::tools::with_own_mounts;
-use crate::harness::{CONT, Client, HOST, HUP, Host, TERM, command, field, file, guest, scratch, with_cache};
+use crate::harness::{CONT, Client, HOST, HUP, Host, TERM, command, field, file, guest, scratch};
 
 /// Has the program run an errand, and gives its answer.
 fn errand(client: &Client, errand: &str) -> String {
@@ -429,6 +428,15 @@ fn calls_of_modules_are_bounded() {
         (
             "fewer-clocks",
             "(call $poll (i32.const 65536) (i32.const 262144) (i32.const 100) (i32.const 16))",
+            "0",
+        ),
+        // The number of bytes is written over the description of the buffer.
+        (
+            "overlap",
+            "(block (result i32)
+                (call $vector (i32.const 16) (i32.const 65537) (i32.const 131073))
+                (drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 16)))
+                (i32.ne (i32.load (i32.const 16)) (i32.const 131073)))",
             "0",
         ),
         (

@@ -16,6 +16,7 @@ use tracing_subscriber::{Layer, fmt};
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::server::READY;
 use crate::terminal::{Screen, Terminal};
+pub(crate) use escape::beginning;
 pub use escape::in_one_line;
 use escape::{EscapedFields, EscapedJson};
 

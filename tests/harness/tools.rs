@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 
+use crate::harness::with_cache;
+
 /// Names of tools, of [`CONDITIONS`] and of folders of `guest/languages`, separated by commas.
 pub const REQUIRED: &str = "WASM_INETD_REQUIRED";
 

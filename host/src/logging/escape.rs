@@ -87,6 +87,26 @@ pub fn in_one_line(text: impl Display) -> impl Display {
     })
 }
 
+/// The longest beginning of `text` that takes at most `max` bytes where it is escaped.
+pub(crate) fn beginning(text: &str, max: usize) -> &str {
+    let mut room = max;
+    let end = text.char_indices().find(|(_, c)| {
+        let width = if is_unsafe(*c) {
+            "\\u{202e}".len()
+        } else {
+            c.escape_debug().map(char::len_utf8).sum()
+        };
+        match room.checked_sub(width) {
+            Some(left) => {
+                room = left;
+                false
+            }
+            None => true,
+        }
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
 /// Formats the fields of text lines, with unsafe characters escaped.
 #[derive(Debug)]
 pub(super) struct EscapedFields;
@@ -193,6 +213,21 @@ mod tests {
         ('\u{2066}', "\\u{2066}"),
         ('\u{200f}', "\\u{200f}"),
     ];
+
+    #[test]
+    fn the_beginning_of_a_text_counts_its_escapes() {
+        for (text, expected) in [
+            ("", ""),
+            ("twelve bytes", "twelve bytes"),
+            ("more than twelve", "more than tw"),
+            ("éééééééé", "éééééé"),
+            ("\"\"\"\"\"\"\"\"", "\"\"\"\"\"\""),
+            ("\u{1b}\u{1b}a", "\u{1b}"),
+            ("abc\u{202e}d", "abc"),
+        ] {
+            assert_eq!(beginning(text, 12), expected, "{text:?}");
+        }
+    }
 
     fn written(style: Style, text: &str) -> String {
         let mut out = String::new();

@@ -2,7 +2,8 @@
 //!
 //! Compiled code checks the epoch where a function begins and in each round of a loop. Between these
 //! checks a guest can make any number of calls to the host, one after the other. So the host
-//! checks the turn, too, when one of its functions returns.
+//! checks the turn, too, when one of its functions returns, for components that have a function of
+//! many calls.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

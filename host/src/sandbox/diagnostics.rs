@@ -16,10 +16,12 @@ use wasmtime::component::{ComponentType, Lift, Linker};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use super::meter;
 use super::state::State;
 use crate::cost::{Cost, LastLines, Tail};
+use crate::logging::beginning;
 
-/// Bytes of a line that are logged in one piece.
+/// Bytes of a line that are logged in one piece, with characters escaped.
 const MAX_LINE: usize = 1024;
 
 /// Lines of one connection that are logged; of an instance that connections share, so many after each that has joined.
@@ -129,7 +131,7 @@ pub(super) struct Diagnostics(Arc<Mutex<Lines>>);
 struct Lines {
     voice: Voice,
     partial: Vec<u8>,
-    /// Bytes that were written through asynchronous handles since the guest last waited for them.
+    /// Bytes that were written since others last had their turn.
     in_turn: usize,
 }
 
@@ -171,6 +173,15 @@ impl Lines {
         }
     }
 
+    /// Whether the guest has written so much that others are to have their turn, which then begins.
+    fn turn_is_over(&mut self) -> bool {
+        let over = self.in_turn >= PERMIT;
+        if over {
+            self.in_turn = 0;
+        }
+        over
+    }
+
     /// Logs the line that has not ended, if there is one.
     fn end_line(&mut self) {
         if !self.partial.is_empty() {
@@ -181,41 +192,67 @@ impl Lines {
     fn log(&mut self) {
         let line = std::mem::take(&mut self.partial);
         let line = String::from_utf8_lossy(line.trim_ascii_end());
-        let voice = &self.voice;
-        if let (Speaker::Connection(_), Some(cost)) = (voice.speaker, &voice.cost) {
-            cost.says(&line);
-        }
-        if let Some(tail) = &voice.logged.tail {
-            tail.lines.says(&line);
-        }
-        if let Some(transcript) = &voice.logged.transcript {
-            transcript.add(&line);
-        }
-        let Some((connection, instance)) = voice.may_log() else {
-            return;
-        };
-        let service = voice.service.as_deref();
-        // As a field, so that control characters are escaped and no line of the host can be forged.
-        if voice.logged.transcript.is_some() {
-            debug!(service, connection, instance, stderr = &*line, "guest output");
-        } else {
-            info!(service, connection, instance, stderr = &*line, "guest output");
+        let mut rest = &*line;
+        loop {
+            // Escapes make it longer.
+            let piece = beginning(rest, MAX_LINE);
+            self.voice.says(piece);
+            rest = &rest[piece.len()..];
+            if rest.is_empty() {
+                return;
+            }
         }
     }
 }
 
+/// What happens to a line of a guest.
+enum Fate {
+    /// It is logged, with the number of its connection or of its instance.
+    Logged(Option<u64>, Option<u64>),
+    /// It is only kept among the last lines.
+    Kept,
+    /// All guests together have logged as much in this second as they may.
+    Dropped,
+}
+
 impl Voice {
-    /// Counts one more line. Returns the connection or the instance that it is of, if it may be
-    /// logged.
-    fn may_log(&self) -> Option<(Option<u64>, Option<u64>)> {
+    /// Logs a line of standard error, as far as the bounds permit.
+    fn says(&self, line: &str) {
+        let fate = self.one_more();
+        if let Some(transcript) = &self.logged.transcript {
+            transcript.add(line);
+        }
+        // The line of a failed connection repeats the last lines, so these are within the bounds too.
+        if !matches!(fate, Fate::Dropped) {
+            if let (Speaker::Connection(_), Some(cost)) = (self.speaker, &self.cost) {
+                cost.says(line);
+            }
+            if let Some(tail) = &self.logged.tail {
+                tail.lines.says(line);
+            }
+        }
+        let Fate::Logged(connection, instance) = fate else {
+            return;
+        };
+        let service = self.service.as_deref();
+        // As a field, so that control characters are escaped and no line of the host can be forged.
+        if self.logged.transcript.is_some() {
+            debug!(service, connection, instance, stderr = line, "guest output");
+        } else {
+            info!(service, connection, instance, stderr = line, "guest output");
+        }
+    }
+
+    /// Counts one more line.
+    fn one_more(&self) -> Fate {
         let (connection, instance) = match self.speaker {
-            Speaker::Nobody => return None,
+            Speaker::Nobody => return Fate::Kept,
             Speaker::Connection(number) => (Some(number), None),
             Speaker::Instance(number) => (None, Some(number)),
         };
         let logged = &self.logged.count;
         if logged.load(Relaxed) > MAX_LINES {
-            return None;
+            return Fate::Kept;
         }
         // All guests of a connection are run by its one task, and an instance by its own.
         if logged.fetch_add(1, Relaxed) == MAX_LINES {
@@ -225,9 +262,13 @@ impl Voice {
                 instance,
                 "the guest wrote more than {MAX_LINES} lines; further lines are not logged"
             );
-            return None;
+            return Fate::Kept;
         }
-        PACE.one_more(Instant::now()).then_some((connection, instance))
+        if PACE.one_more(Instant::now()) {
+            Fate::Logged(connection, instance)
+        } else {
+            Fate::Dropped
+        }
     }
 }
 
@@ -309,7 +350,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
             "log",
             |mut store: StoreContextMut<'_, State>, (level, context, message): (Level, String, String)| {
                 let voice = store.data_mut().voice();
-                let (context, message) = (beginning(&context), beginning(&message));
+                let (context, message) = (beginning(&context, MAX_LINE), beginning(&message, MAX_LINE));
                 let level = match &voice.logged.transcript {
                     Some(transcript) => {
                         transcript.add(&format!("{level:?} {context} {message}"));
@@ -317,19 +358,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
                     }
                     None => level,
                 };
-                if let Some(of) = voice.may_log() {
-                    say(level, &voice, of, context, message);
+                if let Fate::Logged(connection, instance) = voice.one_more() {
+                    say(level, &voice, (connection, instance), context, message);
                 }
                 Ok(())
             },
         )?;
     }
     Ok(())
-}
-
-/// As much of `text` as a line may have.
-fn beginning(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_LINE)]
 }
 
 fn say(
@@ -386,12 +422,20 @@ impl StdoutStream for Diagnostics {
 
 #[wasmtime_wasi::async_trait]
 impl Pollable for Diagnostics {
-    async fn ready(&mut self) {}
+    async fn ready(&mut self) {
+        // Whoever writes much at once lets others have their turn.
+        if self.lines().turn_is_over() {
+            meter::yields();
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 impl OutputStream for Diagnostics {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.lines().write(&bytes);
+        let mut lines = self.lines();
+        lines.write(&bytes);
+        lines.in_turn = lines.in_turn.saturating_add(bytes.len());
         Ok(())
     }
 
@@ -407,9 +451,7 @@ impl OutputStream for Diagnostics {
 impl AsyncWrite for Diagnostics {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut lines = self.lines();
-        // Whoever writes more than that at once lets others have their turn.
-        if lines.in_turn >= PERMIT {
-            lines.in_turn = 0;
+        if lines.turn_is_over() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

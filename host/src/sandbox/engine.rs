@@ -210,9 +210,9 @@ impl Engine {
         self.needs.concurrency
     }
 
-    /// How its guests are called.
-    pub(super) fn calls(&self) -> Calls {
-        self.needs.calls
+    /// How its guests are called, if returns from the host are to be checked.
+    pub(super) fn checks_returns(&self) -> Option<Calls> {
+        self.needs.checks_returns.then_some(self.needs.calls)
     }
 
     /// Whether the pool has room for fewer instances of `parts` than there may be connections.

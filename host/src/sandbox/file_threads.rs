@@ -3,13 +3,15 @@
 use std::io;
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -17,6 +19,10 @@ use tracing::warn;
 
 /// Threads of one service that use files of guests at the same time.
 const THREADS: usize = 64;
+
+/// The nice value of these threads. A guest keeps many of them computing if it lists large directories,
+/// which nothing interrupts. So they have a tenth of the weight of the threads that serve connections.
+const NICE: i32 = 10;
 
 /// How long the granted directories may take to open before the host logs that connections wait.
 const SLOW: Duration = Duration::from_secs(1);
@@ -46,12 +52,25 @@ impl FileThreads {
     ///
     /// The thread cannot be started, or there are no descriptors left.
     pub(super) fn start() -> io::Result<Arc<Self>> {
+        let is_for_files = Arc::new(AtomicBool::new(false));
+        let thread_is_for_files = Arc::clone(&is_for_files);
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(THREADS)
             .thread_name("files")
+            .on_thread_start(move || {
+                if thread_is_for_files.load(Relaxed) {
+                    // Lowering it is always permitted.
+                    let _ = setpriority_process(Some(gettid()), NICE);
+                }
+            })
             .enable_all()
             .build()?;
+        // Threads that start after the first one are for files.
+        let (runs, first) = mpsc::sync_channel(1);
+        runtime.spawn(async move { runs.send(()) });
+        first.recv().map_err(io::Error::other)?;
+        is_for_files.store(true, Relaxed);
         Ok(Arc::new(Self {
             runtime: Some(runtime),
             turns: Arc::new(Semaphore::new(THREADS)),

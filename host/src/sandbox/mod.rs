@@ -23,6 +23,7 @@ mod file_threads;
 mod generation;
 mod grants;
 mod handles;
+mod in_a_row;
 mod leash;
 mod load_error;
 mod meter;
