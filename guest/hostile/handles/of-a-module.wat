@@ -1,4 +1,4 @@
-;; Waits for 100 clocks at once, and then for 900, as a module for WASI preview 1: each is two handles
+;; Waits for 50 clocks at once, and then for 900, as a module for WASI preview 1: each is two handles
 ;; for as long as the call takes.
 (module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
@@ -10,5 +10,5 @@
       (then (unreachable)))
     (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))))
   (func (export "_start")
-    (call $wait (i32.const 100))
+    (call $wait (i32.const 50))
     (call $wait (i32.const 900))))

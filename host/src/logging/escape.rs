@@ -223,7 +223,8 @@ mod tests {
             ("éééééééé", "éééééé"),
             ("\"\"\"\"\"\"\"\"", "\"\"\"\"\"\""),
             ("\u{1b}\u{1b}a", "\u{1b}"),
-            ("abc\u{202e}d", "abc"),
+            ("abcd\u{202e}", "abcd\u{202e}"),
+            ("abcde\u{202e}", "abcde"),
         ] {
             assert_eq!(beginning(text, 12), expected, "{text:?}");
         }
