@@ -360,6 +360,32 @@ fn clients_show_who_they_are() {
     fails(&client, &host);
 }
 
+#[test]
+fn a_client_shows_a_bounded_number_of_certificates() {
+    let clients = Authority::new("long-chain");
+    let roots = clients.file();
+    let args = ["--tls-client-ca", roots.to_str().unwrap()];
+    let (authority, _, host) = served("long-chain-server", "echo", &args);
+    let mut alice = clients.issues(&["alice"], &[]);
+    let own = fs::read_to_string(&alice.certificate).unwrap();
+    let issuer = fs::read_to_string(&roots).unwrap();
+    alice.certificate.set_extension("chain");
+    for (count, served) in [(2, true), (10, true), (11, false)] {
+        replace(&alice.certificate, own.clone() + &issuer.repeat(count));
+        let client = ClientBuilder {
+            identity: Some(alice.clone()),
+            ..authority.client()
+        };
+        if served {
+            echo(&mut client.connects(&host).unwrap(), b"hello");
+        } else {
+            assert_eq!(alert(&client, &host), AlertDescription::CertificateUnknown);
+            let log = host.log();
+            assert!(log.contains("11 intermediate certificates"), "{log}");
+        }
+    }
+}
+
 /// The alert with which a host refuses a client.
 fn alert(client: &ClientBuilder, host: &Host) -> AlertDescription {
     // A client of TLS 1.3 finishes its handshake before the host can refuse its certificate.

@@ -19,6 +19,7 @@ use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
 
 use super::algorithm::{self, Algorithm, Use};
+use super::client_chain::Bounded;
 use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Tls as Config};
 use crate::whole_file;
@@ -166,7 +167,7 @@ pub(super) fn read(config: &Config) -> Result<Read, Unusable> {
             };
             // It fails without roots alone.
             let verifier = verifier.build().map_err(|_| missing(CERTIFICATE, path))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(Arc::new(Bounded(verifier)))
         }
     };
     let mut server = builder.with_cert_resolver(Arc::new(Identities(identities)));

@@ -1,6 +1,7 @@
 //! TLS: handshakes, and certificates that are read again when they change.
 
 mod algorithm;
+mod client_chain;
 mod identity;
 mod pem;
 mod stream;
