@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::harness::{
-    HUP, Host, NEW, Place, again, command, file, guest, refusal_of, refused, scratch, until,
+    HUP, Host, NEW, Place, again, command, file, guest, refusal_of, refused, replace, scratch, until,
 };
 
 /// The subcommand of the processes that compile.
@@ -128,6 +128,48 @@ fn the_message_about_memory_names_the_setting() {
         "{}",
         refusal.message
     );
+}
+
+#[test]
+fn a_cache_and_a_limit_that_change_are_for_later_loads_and_replace_no_service() {
+    let dir = scratch("compile-changes");
+    fs::create_dir_all(&dir).unwrap();
+    let (component, services) = (dir.join("guest.wasm"), dir.join("services.toml"));
+    fs::copy(guest("moody"), &component).unwrap();
+    let put = |top: &str| {
+        let service = "name = \"a\"\ncomponent = \"guest.wasm\"\nisolation = \"service\"";
+        let text = format!("{top}\n[[service]]\n{service}\nlisten = [\"127.0.0.1:0\"]\n");
+        replace(&services, text);
+    };
+    put("");
+    let host = Host::with_config(&services, 1);
+    // The connections that the instance has had.
+    let count = || {
+        let client = host.connect();
+        client.send("count\n");
+        client.line()
+    };
+    assert_eq!(count(), "1");
+    put("cache = \"kept\"\nmax-compile-memory = \"64MiB\"\n");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    assert_eq!(count(), "2");
+    assert!(!host.log().contains("service changed"), "{}", host.log());
+    replace(&component, again("moody", 1));
+    host.signal(HUP);
+    host.line(NEW);
+    assert_eq!(count(), "1");
+    let kept = fs::read_dir(dir.join("kept")).unwrap().flatten();
+    let kept = kept.filter(|entry| entry.path().extension().is_some_and(|end| end == "cwasm"));
+    assert_eq!(kept.count(), 1);
+    replace(&component, greedy());
+    host.signal(HUP);
+    let line = host.line("reload failed");
+    assert!(
+        line.contains("64.0 MiB") && line.contains("services.toml"),
+        "{line}"
+    );
+    assert_eq!(count(), "2");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use arc_swap::ArcSwap;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -49,7 +50,8 @@ type Read = Result<(Option<Stamps>, Result<Content, LoadError>), NotDone>;
 
 /// Loads the component again when it is asked to.
 pub(crate) struct Reloader {
-    sandbox: Arc<Sandbox>,
+    /// Loads components. A reconfiguration can replace it.
+    sandbox: Arc<ArcSwap<Sandbox>>,
     source: Source,
     config: Config,
     generations: Arc<Generations>,
@@ -82,13 +84,13 @@ enum Why {
 
 impl Reloader {
     pub(crate) fn new(
-        sandbox: Sandbox,
+        sandbox: Arc<ArcSwap<Sandbox>>,
         source: Source,
         config: Config,
         generations: Arc<Generations>,
     ) -> Self {
         Self {
-            sandbox: Arc::new(sandbox),
+            sandbox,
             source,
             config,
             generations,
@@ -158,10 +160,10 @@ impl Reloader {
 
     /// Resolves the names of granted destinations again.
     async fn resolve(&mut self) {
-        if !self.sandbox.has_names() {
+        let sandbox = self.sandbox.load_full();
+        if !sandbox.has_names() {
             return;
         }
-        let sandbox = Arc::clone(&self.sandbox);
         let resolved = self.names.run(READ, move || sandbox.resolve_again()).await;
         let service = &self.config.name;
         let failure = match resolved {
@@ -291,7 +293,7 @@ impl Reloader {
 
     /// Compiles a component away from the threads that serve, and has it serve.
     async fn take(&self, content: Content, insisted: bool) -> anyhow::Result<()> {
-        let sandbox = Arc::clone(&self.sandbox);
+        let sandbox = self.sandbox.load_full();
         let runtime = Handle::current();
         let name = content.name.clone();
         let config = self.config.clone();

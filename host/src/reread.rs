@@ -17,12 +17,12 @@ use crate::admin;
 use crate::config::{Access, Address, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
-use crate::generations::Left;
 use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
 use crate::reload::{pass_gate, time_to_load};
-use crate::sandbox::{Compiler, Program};
-use crate::service::{Loaded, NotLoaded};
+use crate::running::Running;
+use crate::sandbox::{Compiler, Program, Sandbox};
+use crate::service::{Loaded, NotLoaded, Service as Serving};
 use crate::system;
 
 /// How long reading all that a service needs may take.
@@ -31,6 +31,49 @@ const FIND: Duration = Duration::from_secs(60);
 /// How long looking for the directories of a service may take that stays as it is.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// What runs when a plan is made.
+#[derive(Debug)]
+pub(crate) struct Now {
+    pub(crate) config: Config,
+    /// The services, in the order of `config`.
+    pub(crate) services: Vec<Runs>,
+}
+
+/// A service that runs when a plan is made.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    service: Arc<Serving>,
+    entrances: Vec<Arc<Entrance>>,
+    sandbox: Arc<Sandbox>,
+}
+
+impl Runs {
+    pub(crate) fn of(running: &Running) -> Self {
+        Self {
+            service: Arc::clone(&running.service),
+            entrances: running.entrances.clone(),
+            sandbox: running.sandbox(),
+        }
+    }
+}
+
+impl Now {
+    /// The service called `name`, with its settings.
+    fn service(&self, name: &str) -> Option<(&Service, &Runs)> {
+        let mut services = self.config.services.iter().zip(&self.services);
+        services.find(|(service, _)| service.name == name)
+    }
+}
+
+/// What the files of a service come to.
+#[derive(Debug, Default)]
+struct Found {
+    /// A service that is new or has changed.
+    unloaded: Option<Unloaded>,
+    /// What loads the components of a service that stays as it is, if that changes.
+    sandbox: Option<Arc<Sandbox>>,
+}
+
 /// The work on the files of each service, by its name. It outlives a plan, so that a service whose
 /// files hang keeps one thread, however often the configuration is read.
 #[derive(Debug, Default)]
@@ -38,27 +81,32 @@ pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
 
 impl Files {
     /// Looks for what `service` needs, whose number is `index`. One that `stays` as it is has only
-    /// its directories looked for, and keeps what it has if they do not answer.
+    /// its directories looked for, and keeps what it has if they do not answer. Its later components
+    /// are compiled by `compiler` if the settings of the compiler have `changed`.
     async fn find(
         &self,
         index: usize,
         service: &Service,
-        compiler: &Compiler,
-        stays: bool,
+        (compiler, changed): (&Compiler, bool),
+        stays: Option<&Runs>,
         obstacles: &mut Obstacles,
-    ) -> Option<Unloaded> {
+    ) -> Found {
         let mut files = self.all().remove(&service.name).unwrap_or_default();
         let (of, compiler) = (service.clone(), compiler.clone());
-        let found = files.run(if stays { LOOK } else { FIND }, move || {
+        let max = if stays.is_some() { LOOK } else { FIND };
+        let sandbox = stays.map(|runs| Arc::clone(&runs.sandbox));
+        let found = files.run(max, move || {
             let mut obstacles = Obstacles::default();
-            let found = if stays {
-                // The reload that follows reads its component and certificates. If they cannot be
-                // used, the service keeps the previous ones.
-                preflight::find_directories(index, &of, &mut obstacles);
-                None
-            } else {
-                preflight::find_service(index, &of, &compiler, &mut obstacles)
-            };
+            let mut found = Found::default();
+            match sandbox {
+                Some(sandbox) => {
+                    // The reload that follows reads its component and certificates. If they cannot be
+                    // used, the service keeps the previous ones.
+                    preflight::find_directories(index, &of, &mut obstacles);
+                    found.sandbox = changed.then(|| Arc::new(sandbox.compiling_by(&compiler)));
+                }
+                None => found.unloaded = preflight::find_service(index, &of, &compiler, &mut obstacles),
+            }
             (found, obstacles)
         });
         let found = found.await;
@@ -68,17 +116,18 @@ impl Files {
                 obstacles.append(others);
                 found
             }
-            Err(error) if stays => {
+            // Else it would keep a compiler that no file names any more.
+            Err(error) if stays.is_some() && !changed => {
                 warn!(
                     service = service.name,
                     "looking for the directories of the service {error}; it keeps what it has"
                 );
-                None
+                Found::default()
             }
             Err(error) => {
                 let error = anyhow!("reading the files of the service {error}");
                 obstacles.add(format!("service[{index}].name"), Some(service), error);
-                None
+                Found::default()
             }
         }
     }
@@ -128,6 +177,8 @@ impl Plan {
 pub(crate) struct Planned {
     /// What serves its connections; `None` where that stays as it is.
     pub(crate) loaded: Option<Loaded>,
+    /// What loads its components from now on, where that changes and the service stays as it is.
+    pub(crate) sandbox: Option<Arc<Sandbox>>,
     /// Where they come from, in the order of the file.
     pub(crate) listeners: Vec<Listening>,
 }
@@ -141,10 +192,8 @@ pub(crate) enum Listening<New = Listener> {
     New(New),
 }
 
-/// Reads the file at `path`, and makes everything that the services in it need. `now` is the
-/// configuration that runs, with the `entrances` of its listeners. `rolled_back` has the content that
-/// services were rolled back from, by their names. `files` has the work on files of earlier plans.
-/// Components are compiled by `program`.
+/// Reads the file at `path`, and makes everything that the services in it need. `now` is what runs.
+/// `files` has the work on files of earlier plans. Components are compiled by `program`.
 ///
 /// # Errors
 ///
@@ -152,19 +201,18 @@ pub(crate) enum Listening<New = Listener> {
 /// Nothing has changed.
 pub(crate) async fn plan(
     path: &Path,
-    now: &Config,
-    entrances: &[Vec<Arc<Entrance>>],
-    rolled_back: &[(String, Left)],
+    now: &Now,
     files: &Files,
     program: &Program,
 ) -> anyhow::Result<Plan> {
     let file = Text::read(path)?;
     let config = file.config()?;
+    let before = &now.config;
     let fixed = [
-        ("`threads`", config.threads != now.threads),
-        ("`log`", config.log != now.log),
-        ("`admin`", config.admin != now.admin),
-        ("`otlp`", config.otlp != now.otlp),
+        ("`threads`", config.threads != before.threads),
+        ("`log`", config.log != before.log),
+        ("`admin`", config.admin != before.admin),
+        ("`otlp`", config.otlp != before.otlp),
     ];
     let changed: Vec<&str> = fixed
         .into_iter()
@@ -179,20 +227,21 @@ pub(crate) async fn plan(
     system::raise_descriptors(&config, admin::DESCRIPTORS);
     let mut obstacles = Obstacles::default();
     preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
-    let compiles_alike = config.cache == now.cache && config.max_compile_memory == now.max_compile_memory;
+    let compiles_alike =
+        config.cache == before.cache && config.max_compile_memory == before.max_compile_memory;
     let compiler = Compiler::of(&config, program, Some(file.path()));
     let mut unloaded = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
-        let mut before = now.services.iter().filter(|_| compiles_alike);
-        let stays = before.any(|before| serves_alike(before, service));
-        let found = files.find(index, service, &compiler, stays, &mut obstacles);
+        let runs = now.service(&service.name);
+        let stays = runs.filter(|(before, _)| serves_alike(before, service));
+        let stays = stays.map(|(_, runs)| runs);
+        let found = files.find(index, service, (&compiler, !compiles_alike), stays, &mut obstacles);
         let mut found = found.await;
-        let digest = found.as_ref().map(|found| found.content.digest);
-        let left = rolled_back
-            .iter()
-            .find(|(name, left)| *name == service.name && Some(left.digest) == digest);
-        let insists = left.map(|(_, left)| left.is_insisted_upon());
-        if let Some(found) = &mut found {
+        let digest = found.unloaded.as_ref().map(|unloaded| unloaded.content.digest);
+        let left = runs.and_then(|(_, runs)| runs.service.generations.left());
+        let left = left.filter(|left| Some(left.digest) == digest);
+        let insists = left.map(|left| left.is_insisted_upon());
+        if let Some(found) = &mut found.unloaded {
             found.insisted = insists == Some(true);
         }
         if insists == Some(false) {
@@ -205,10 +254,10 @@ pub(crate) async fn plan(
         unloaded.push(found);
     }
     let mut recreated = Vec::new();
-    let prepared = prepare(&config, now, entrances, &file, &mut recreated, &mut obstacles);
+    let prepared = prepare(&config, now, &file, &mut recreated, &mut obstacles);
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
-    for (index, (service, unloaded)) in config.services.iter().zip(unloaded).enumerate() {
+    for (index, (service, Found { unloaded, sandbox })) in config.services.iter().zip(unloaded).enumerate() {
         let blocked = |key: &str, error| {
             Obstacles::only(
                 Some(&file),
@@ -217,14 +266,14 @@ pub(crate) async fn plan(
                 error,
             )
         };
-        loaded.push(match unloaded {
+        let one = match unloaded {
             None => None,
             Some(unloaded) => {
                 let name = unloaded.content.name.clone();
                 let one = Loaded::new(unloaded).await;
                 let one = one.map_err(|NotLoaded { key, error }| blocked(&key, error))?;
                 // A service that is new starts as it would with the host, without its gate.
-                if now.services.iter().any(|before| before.name == service.name) {
+                if now.service(&service.name).is_some() {
                     let max = time_to_load(service);
                     let passed = timeout(max, pass_gate(service, &one.generation, &name)).await;
                     let passed = passed.with_context(|| format!("the gate took longer than {max:?}"));
@@ -232,11 +281,12 @@ pub(crate) async fn plan(
                 }
                 Some(one)
             }
-        });
+        };
+        loaded.push((one, sandbox));
     }
     // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
     let mut services = Vec::new();
-    for (index, (loaded, prepared)) in loaded.into_iter().zip(prepared).enumerate() {
+    for (index, ((loaded, sandbox), prepared)) in loaded.into_iter().zip(prepared).enumerate() {
         let service = &config.services[index];
         let listeners = prepared.into_iter().enumerate().map(|(number, listening)| {
             Ok(match listening {
@@ -250,6 +300,7 @@ pub(crate) async fn plan(
         let listeners: anyhow::Result<Vec<_>> = listeners.collect();
         services.push(Planned {
             loaded,
+            sandbox,
             listeners: listeners?,
         });
     }
@@ -265,8 +316,7 @@ pub(crate) async fn plan(
 /// `recreated`. Listeners that lack something are missing.
 fn prepare<'a>(
     config: &'a Config,
-    now: &Config,
-    entrances: &[Vec<Arc<Entrance>>],
+    now: &Now,
     file: &Text,
     recreated: &mut Vec<(String, Address)>,
     obstacles: &mut Obstacles,
@@ -277,12 +327,13 @@ fn prepare<'a>(
         let mut listeners = Vec::new();
         for (number, listen) in service.listen.iter().enumerate() {
             let key = format!("service[{index}].listen[{number}]");
-            let there = find(service, listen, now, &taken);
-            let kept_at = there.filter(|&(of, place)| entrances[of][place].is_reachable());
+            let there = find(service, listen, &now.config, &taken);
+            let entrance = |of: usize, place: usize| &now.services[of].entrances[place];
+            let kept_at = there.filter(|&(of, place)| entrance(of, place).is_reachable());
             let Some((of, place)) = kept_at else {
                 if there.is_some() {
                     recreated.push((service.name.clone(), listen.address.clone()));
-                } else if let Some(conflict) = conflict(listen, now) {
+                } else if let Some(conflict) = conflict(listen, &now.config) {
                     obstacles.add(key, Some(service), anyhow!(conflict));
                     continue;
                 }
@@ -292,7 +343,7 @@ fn prepare<'a>(
                 continue;
             };
             taken.push((of, place));
-            let before = &now.services[of].listen[place];
+            let before = &now.config.services[of].listen[place];
             if kept(before, listen) != listen.socket {
                 warn!(
                     service = service.name,
@@ -301,7 +352,7 @@ fn prepare<'a>(
                     listen.address
                 );
             }
-            match entrances[of][place].changed(before, listen) {
+            match entrance(of, place).changed(before, listen) {
                 Ok(entrance) => listeners.push(Listening::Kept(of, place, Arc::new(entrance))),
                 Err(error) => preflight::add_faults(&key, service, listen, error, obstacles),
             }

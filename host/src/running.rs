@@ -12,11 +12,14 @@ use crate::acceptor::Acceptor;
 use crate::generations::Generations;
 use crate::listener::{Entrance, Listener};
 use crate::reload::Reloader;
+use crate::sandbox::Sandbox;
 use crate::service::{Loaded, Process, ReloadRequests, Service};
 
 /// A service with the tasks that run it.
 pub(crate) struct Running {
     pub(crate) service: Arc<Service>,
+    /// Loads its components.
+    sandbox: Arc<ArcSwap<Sandbox>>,
     reloader: Option<JoinHandle<()>>,
     pub(crate) entrances: Vec<Arc<Entrance>>,
     /// Accepts its connections, and does not end by itself.
@@ -58,9 +61,10 @@ impl Running {
             process: Arc::clone(process),
             config,
         });
+        let sandbox = Arc::new(ArcSwap::from_pointee(sandbox));
         let reloader = changes.then(|| {
             let generations = Arc::clone(&service.generations);
-            let reloader = Reloader::new(sandbox, source, service.config.clone(), generations);
+            let reloader = Reloader::new(Arc::clone(&sandbox), source, service.config.clone(), generations);
             tokio::spawn(reloader.run(reload))
         });
         let stop = CancellationToken::new();
@@ -68,6 +72,7 @@ impl Running {
         let acceptor = tokio::spawn(acceptor.run(Arc::clone(&service), stop.clone()));
         Self {
             service,
+            sandbox,
             reloader,
             entrances,
             acceptor,
@@ -101,6 +106,16 @@ impl Running {
                 "nothing to reload: the embedded echo guest has no file"
             );
         }
+    }
+
+    /// What loads its components.
+    pub(crate) fn sandbox(&self) -> Arc<Sandbox> {
+        self.sandbox.load_full()
+    }
+
+    /// Loads its components by `sandbox` from now on. A load that has begun goes on as it is.
+    pub(crate) fn load_by(&self, sandbox: Arc<Sandbox>) {
+        self.sandbox.store(sandbox);
     }
 
     /// Accepts no more connections, until it is told to `accept` again.

@@ -23,7 +23,7 @@ use crate::file::Text;
 use crate::listener::Listener;
 use crate::peer::End;
 use crate::preflight::{self, Obstacles, Purpose};
-use crate::reread::{self, Listening, Plan};
+use crate::reread::{self, Listening, Now, Plan, Runs};
 use crate::running::Running;
 use crate::sandbox::{Compiler, Program};
 use crate::service::{Loaded, NotLoaded, Process};
@@ -273,12 +273,11 @@ impl Server {
 
     fn plan(&self, file: &Path) -> JoinHandle<anyhow::Result<Plan>> {
         service_manager::reloading();
-        let (file, now) = (file.to_owned(), self.config.clone());
-        let entrances: Vec<_> = self
-            .running
-            .iter()
-            .map(|running| running.entrances.clone())
-            .collect();
+        let file = file.to_owned();
+        let now = Now {
+            config: self.config.clone(),
+            services: self.running.iter().map(Runs::of).collect(),
+        };
         for requests in self
             .running
             .iter()
@@ -286,17 +285,12 @@ impl Server {
         {
             requests.forget();
         }
-        let rolled_back = self.running.iter().filter_map(|running| {
-            let service = &running.service;
-            Some((service.config.name.clone(), service.generations.left()?))
-        });
-        let rolled_back: Vec<_> = rolled_back.collect();
         let (runtime, files, program) = (Handle::current(), Arc::clone(&self.files), self.program.clone());
         // Compiling takes a thread for as long as it takes.
         let given_up = CancellationToken::new();
         let ended = given_up.clone().drop_guard();
         let plan = spawn_blocking(move || {
-            let plan = reread::plan(&file, &now, &entrances, &rolled_back, &files, &program);
+            let plan = reread::plan(&file, &now, &files, &program);
             let plan = runtime.block_on(given_up.run_until_cancelled(plan));
             plan.unwrap_or_else(|| bail!("it was given up"))
         });
@@ -378,7 +372,7 @@ impl Server {
                     }
                 });
             }
-            planned.push((service.loaded, own, bound));
+            planned.push((service.loaded, service.sandbox, own, bound));
         }
         // Listeners that are no more are closed for the services that had them, within their limits.
         for ((running, listeners), admission) in self.running.iter().zip(listeners).zip(&mut admissions) {
@@ -387,7 +381,7 @@ impl Server {
             }
         }
         let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();
-        for (service, (loaded, own, bound)) in plan.config.services.iter().zip(planned) {
+        for (service, (loaded, sandbox, own, bound)) in plan.config.services.iter().zip(planned) {
             let index = self
                 .config
                 .services
@@ -406,6 +400,9 @@ impl Server {
                 (None, Some(mut running)) => {
                     running.service.access.store(Arc::new(service.access.clone()));
                     running.accept(acceptor);
+                    if let Some(sandbox) = sandbox {
+                        running.load_by(sandbox);
+                    }
                     // Listeners that stay have been told to read their certificates.
                     running.reload_component();
                     running

@@ -92,7 +92,7 @@ pub struct Sandbox {
     /// What these have cost.
     shared_cost: Arc<Cost>,
     ticker: Arc<Ticker>,
-    engines: Mutex<Vec<(Needs, Engine)>>,
+    engines: Arc<Mutex<Vec<(Needs, Engine)>>>,
 }
 
 impl Sandbox {
@@ -118,8 +118,26 @@ impl Sandbox {
             started: Arc::default(),
             shared_cost: Arc::default(),
             ticker: Ticker::start(slice)?,
-            engines: Mutex::new(Vec::new()),
+            engines: Arc::default(),
         })
+    }
+
+    /// The same for components that are loaded from now on: `compiler` compiles and keeps them. Both
+    /// have the same engines, rights and counts, so generations of both can serve one service.
+    pub(crate) fn compiling_by(&self, compiler: &Compiler) -> Self {
+        Self {
+            limits: self.limits,
+            granted: Arc::clone(&self.granted),
+            cache: Cache::choose(&compiler.cache),
+            compiler: compiler.clone(),
+            preinit: self.preinit,
+            profiling: self.profiling,
+            isolation: self.isolation,
+            started: Arc::clone(&self.started),
+            shared_cost: Arc::clone(&self.shared_cost),
+            ticker: Arc::clone(&self.ticker),
+            engines: Arc::clone(&self.engines),
+        }
     }
 
     /// Warns of a directory for compiled components that a start could not use.
