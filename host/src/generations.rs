@@ -223,6 +223,9 @@ impl Generations {
         cut: CancellationToken,
         counts: Arc<Counts>,
     ) -> Self {
+        if before.is_some() {
+            counts.swaps.one_more();
+        }
         let mut past = Past::new(service, &first, before);
         let number = past.last_number;
         let first = Serving::new(

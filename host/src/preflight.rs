@@ -4,6 +4,7 @@
 //! A start, a reconfiguration and `check --config` all come through here. A start that goes on has
 //! what was read here, so that the check cannot differ from it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::ToSocketAddrs as _;
@@ -53,6 +54,15 @@ impl Obstacles {
     /// Takes over what others found.
     pub(crate) fn append(&mut self, others: Self) {
         self.0.extend(others.0);
+    }
+
+    /// The names of the services whose component, a middleware or the gate is among the obstacles.
+    pub(crate) fn without_component(&self) -> BTreeSet<&str> {
+        let keyed = self.0.iter().filter(|obstacle| {
+            let key = obstacle.key.split_once("].").map(|(_, key)| key);
+            key.is_some_and(decides_component)
+        });
+        keyed.filter_map(|obstacle| obstacle.service.as_deref()).collect()
     }
 
     /// Returns an error if there are obstacles. Each is named by its line in `file`, if settings
@@ -145,6 +155,11 @@ impl Purpose {
 /// How messages about a services file name the setting of an address.
 pub(crate) const KEY: &str = "the key `listen`";
 pub(crate) const ADMIN_KEY: &str = "the key `listen` of `[admin]`";
+
+/// Whether a key of a service sets what decides whether its component serves.
+pub(crate) fn decides_component(key: &str) -> bool {
+    key == "component" || key == "gate" || key.starts_with("middleware[")
+}
 
 /// Checks what the admin interface needs, whose address is set by `setting`. Returns whether it can
 /// start.

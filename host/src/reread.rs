@@ -63,6 +63,13 @@ impl Now {
         let mut services = self.config.services.iter().zip(&self.services);
         services.find(|(service, _)| service.name == name)
     }
+
+    /// Counts that a component was refused which the service called `name` was to have, if it runs.
+    fn count_rejected(&self, name: &str) {
+        if let Some((_, runs)) = self.service(name) {
+            runs.service.counts().rejected.one_more();
+        }
+    }
 }
 
 /// What the files of a service come to.
@@ -255,10 +262,16 @@ pub(crate) async fn plan(
     }
     let mut recreated = Vec::new();
     let prepared = prepare(&config, now, &file, &mut recreated, &mut obstacles);
+    for name in obstacles.without_component() {
+        now.count_rejected(name);
+    }
     obstacles.end(Some(&file))?;
     let mut loaded = Vec::new();
     for (index, (service, Found { unloaded, sandbox })) in config.services.iter().zip(unloaded).enumerate() {
         let blocked = |key: &str, error| {
+            if preflight::decides_component(key) {
+                now.count_rejected(&service.name);
+            }
             Obstacles::only(
                 Some(&file),
                 format!("service[{index}].{key}"),

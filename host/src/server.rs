@@ -324,10 +324,12 @@ impl Server {
             let loaded = planned.loaded.as_ref().filter(|loaded| !loaded.insisted);
             let digest = loaded.map(|loaded| *loaded.generation.digest());
             let mut running = self.running.iter().map(|running| &running.service);
-            let left = running
-                .find(|running| running.config.name == service.name)
-                .and_then(|running| running.generations.left());
-            if left.is_some_and(|left| Some(left.digest) == digest) {
+            let running = running.find(|running| running.config.name == service.name);
+            let left = running.and_then(|running| running.generations.left());
+            if let Some(running) = running
+                && left.is_some_and(|left| Some(left.digest) == digest)
+            {
+                running.counts().rejected.one_more();
                 bail!(
                     "service `{}`: its component was rolled back meanwhile",
                     service.name

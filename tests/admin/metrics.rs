@@ -350,6 +350,63 @@ fn swaps_rollbacks_and_rejected_files_are_counted() {
 }
 
 #[test]
+fn generations_and_refusals_of_a_reconfiguration_are_counted() {
+    let dir = scratch("metrics-reconfigured");
+    fs::create_dir_all(dir.join("gate")).unwrap();
+    fs::write(dir.join("gate/1.conversation"), "> \"a\\n\"\n< \"a\\n\"\n").unwrap();
+    fs::copy(guest("lines"), dir.join("lines.wasm")).unwrap();
+    fs::copy(guest("upper"), dir.join("upper.wasm")).unwrap();
+    fs::write(dir.join("bad.wasm"), "not WebAssembly").unwrap();
+    let config = dir.join("services.toml");
+    let text = |of_a: &str| {
+        format!(
+            "[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{of_a}\n\
+             [[service]]\nname = \"b\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"lines.wasm\"\n"
+        )
+    };
+    let lines = "component = \"lines.wasm\"";
+    fs::write(&config, text(lines)).unwrap();
+    let host = Host::with_config(&config, 2);
+    let admin = admin_of(&host);
+    let counts = |reloads: f64, rejected: f64| {
+        for (service, reloads, rejected) in [("a", reloads, rejected), ("b", 0.0, 0.0)] {
+            expect(
+                &admin,
+                service,
+                &[
+                    ("reloads_total", &[], reloads),
+                    ("rejected_components_total", &[], rejected),
+                    ("generation", &[], reloads + 1.0),
+                ],
+            );
+        }
+    };
+    counts(0.0, 0.0);
+    let gated = |component: &str| format!("component = \"{component}.wasm\"\ngate = \"gate\"");
+    for (of_a, happens, reloads, rejected) in [
+        (gated("lines"), "services reconfigured", 1.0, 0.0),
+        // The component, the gate and a middleware are refused.
+        (gated("bad"), "nothing changed", 1.0, 1.0),
+        (gated("upper"), "nothing changed", 1.0, 2.0),
+        (
+            format!("{lines}\nmiddleware = [\"bad.wasm\"]"),
+            "nothing changed",
+            1.0,
+            3.0,
+        ),
+        // That is no fault of the component.
+        (format!("{lines}\ngrants = {{ dirs = [\"missing::/x\"] }}"), "nothing changed", 1.0, 3.0),
+        (lines.to_owned(), "services reconfigured", 2.0, 3.0),
+    ] {
+        replace(&config, text(&of_a));
+        host.signal(HUP);
+        host.line(happens);
+        counts(reloads, rejected);
+    }
+}
+
+#[test]
 fn no_peer_can_make_a_series() {
     const EACH: u32 = 2500;
     let (host, admin) = looked_at(

@@ -180,7 +180,7 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
     );
     out.counter(
         "reloads",
-        "Successful reloads, each of which started a new generation",
+        "New generations after the first, by reloads and by changes of the service",
         None,
         |s| s.counts().swaps.get(),
     );
@@ -192,7 +192,7 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
     );
     out.counter(
         "rejected_components",
-        "Failed reloads, after which the current generation kept serving",
+        "Components that were refused, after which the current generation kept serving",
         None,
         |s| s.counts().rejected.get(),
     );
