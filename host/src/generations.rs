@@ -106,6 +106,28 @@ impl Serving {
     }
 }
 
+/// What a generation is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// New connections get it.
+    Current,
+    /// A rollback makes it current again.
+    Previous,
+    /// It only serves the connections that it still has.
+    Ending,
+}
+
+impl State {
+    /// The word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Previous => "previous",
+            Self::Ending => "ending",
+        }
+    }
+}
+
 /// The generation that new connections get, and those that they may get again.
 #[derive(Debug)]
 pub(crate) struct Generations {
@@ -133,7 +155,8 @@ pub(crate) struct Generations {
 #[derive(Debug)]
 struct Past {
     last_number: u64,
-    /// All that still have connections or may get some, in the order in which they came.
+    /// All that still have connections or may get some, in the order in which they came. A connection
+    /// of a service that was replaced also keeps the last generation of that service.
     known: Vec<Weak<Serving>>,
     /// What the current one has replaced.
     previous: Option<Arc<Serving>>,
@@ -187,6 +210,18 @@ impl Past {
             new.known.clone_from(&past.known);
         }
         new
+    }
+
+    /// The generations that still exist.
+    fn alive(&self) -> Vec<Arc<Serving>> {
+        let mut alive: Vec<Arc<Serving>> = Vec::new();
+        for serving in self.known.iter().filter_map(Weak::upgrade) {
+            // A generation that was rolled back to stands there twice, with the same counts.
+            if alive.iter().all(|other| other.number != serving.number) {
+                alive.push(serving);
+            }
+        }
+        alive
     }
 
     fn know(&mut self, serving: &Arc<Serving>) {
@@ -251,23 +286,26 @@ impl Generations {
         }
     }
 
-    /// The generations that still have connections or may get some, in the order in which they came,
-    /// and the number of the one that can be rolled back to.
-    pub(crate) fn known(&self) -> (Vec<Arc<Serving>>, Option<u64>) {
-        let past = self.past();
-        let mut known: Vec<Arc<Serving>> = Vec::new();
-        for serving in past.known.iter().filter_map(Weak::upgrade) {
-            // A generation that was rolled back to stands there twice, with the same counts.
-            if known.iter().all(|other| other.number != serving.number) {
-                known.push(serving);
-            }
-        }
-        (known, past.previous.as_ref().map(|previous| previous.number))
+    /// The generations that take memory, in the order in which they came.
+    pub(crate) fn known(&self) -> Vec<Arc<Serving>> {
+        self.past().alive()
     }
 
-    /// How many generations serve connections or may serve some again.
-    pub(crate) fn alive(&self) -> usize {
-        self.known().0.len()
+    /// The generations that have connections or may get some, in the order in which they came.
+    pub(crate) fn in_use(&self) -> Vec<(Arc<Serving>, State)> {
+        // While it is locked, the current generation stays the same.
+        let past = self.past();
+        let current = self.current().number;
+        let previous = past.previous.as_ref().map(|previous| previous.number);
+        let state = |serving: &Serving| match serving.number {
+            number if number == current => Some(State::Current),
+            number if Some(number) == previous => Some(State::Previous),
+            _ => (serving.tally.open() > 0).then_some(State::Ending),
+        };
+        let alive = past.alive().into_iter();
+        alive
+            .filter_map(|serving| Some((Arc::clone(&serving), state(&serving)?)))
+            .collect()
     }
 
     /// The generation for a new connection.
@@ -333,7 +371,7 @@ impl Generations {
         if serving.number >= self.first {
             return true;
         }
-        let (known, _) = self.known();
+        let known = self.known();
         // The sessions of the service before have still to move.
         let own = known.iter().filter(|serving| serving.number >= self.first);
         own.map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
@@ -432,7 +470,7 @@ impl Generations {
         if self.moving.is_none() || !next.generation.migrates() {
             return;
         }
-        let (known, _) = self.known();
+        let known = self.known();
         let movable = |serving: &Arc<Serving>| {
             !Arc::ptr_eq(&serving.generation, &next.generation) && serving.generation.migrates()
         };

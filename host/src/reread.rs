@@ -206,12 +206,7 @@ pub(crate) enum Listening<New = Listener> {
 ///
 /// The file is refused, a component cannot serve or was rolled back, or an address cannot be bound.
 /// Nothing has changed.
-pub(crate) async fn plan(
-    path: &Path,
-    now: &Now,
-    files: &Files,
-    program: &Program,
-) -> anyhow::Result<Plan> {
+pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Program) -> anyhow::Result<Plan> {
     let file = Text::read(path)?;
     let config = file.config()?;
     let before = &now.config;
@@ -242,7 +237,13 @@ pub(crate) async fn plan(
         let runs = now.service(&service.name);
         let stays = runs.filter(|(before, _)| serves_alike(before, service));
         let stays = stays.map(|(_, runs)| runs);
-        let found = files.find(index, service, (&compiler, !compiles_alike), stays, &mut obstacles);
+        let found = files.find(
+            index,
+            service,
+            (&compiler, !compiles_alike),
+            stays,
+            &mut obstacles,
+        );
         let mut found = found.await;
         let digest = found.unloaded.as_ref().map(|unloaded| unloaded.content.digest);
         let left = runs.and_then(|(_, runs)| runs.service.generations.left());

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::openmetrics::{self, Metrics};
-use super::{admin_of, looked_at, put, services};
+use super::{admin_of, looked_at, put, services, shares};
 use crate::harness::http::At;
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, first_word, guest, replace, scratch, until};
+use crate::harness::{
+    Client, Done, HUP, Host, NEW, Place, USR2, again, first_word, guest, replace, scratch, until,
+};
 
 fn metrics(admin: &At) -> Metrics {
     let answer = admin.get("/metrics");
@@ -396,7 +398,12 @@ fn generations_and_refusals_of_a_reconfiguration_are_counted() {
             3.0,
         ),
         // That is no fault of the component.
-        (format!("{lines}\ngrants = {{ dirs = [\"missing::/x\"] }}"), "nothing changed", 1.0, 3.0),
+        (
+            format!("{lines}\ngrants = {{ dirs = [\"missing::/x\"] }}"),
+            "nothing changed",
+            1.0,
+            3.0,
+        ),
         (lines.to_owned(), "services reconfigured", 2.0, 3.0),
     ] {
         replace(&config, text(&of_a));
@@ -649,4 +656,48 @@ fn generations_of_other_settings_are_measured_while_they_have_connections() {
         let metrics = metrics();
         of(&metrics, "a", "generations_alive", &[]) == 1.0 && of(&metrics, "a", "pool_used", &used) == 0.0
     });
+}
+
+#[test]
+fn a_generation_that_serves_nothing_is_not_listed_after_a_change_of_settings() {
+    let dir = scratch("metrics-listed");
+    fs::create_dir_all(&dir).unwrap();
+    let (config, component) = (dir.join("services.toml"), dir.join("guest.wasm"));
+    let put = |more: &str| {
+        let text = format!(
+            "[admin]\nlisten = \"127.0.0.1:0\"\n[[service]]\nname = \"a\"\n\
+             component = \"guest.wasm\"\nlisten = [\"127.0.0.1:0\"]\n{more}"
+        );
+        replace(&config, text);
+    };
+    let is_listed = |admin: &At, expected: &[(u64, &str, u64)]| {
+        let shares = shares(admin);
+        let found: Vec<_> = shares
+            .iter()
+            .map(|(number, state, open)| (*number, state.as_str(), *open))
+            .collect();
+        assert_eq!(found, expected);
+        let alive = of(&metrics(admin), "a", "generations_alive", &[]);
+        assert_eq!(alive, expected.len() as f64);
+    };
+    fs::copy(guest("copy"), &component).unwrap();
+    put("");
+    let host = Host::with_config(&config, 1);
+    let admin = admin_of(&host);
+    let open = host.connect();
+    open.echo("hello");
+    replace(&component, again("copy", 1));
+    host.signal(HUP);
+    host.line(NEW);
+    is_listed(&admin, &[(1, "previous", 1), (2, "current", 0)]);
+    // The second generation is replaced by itself under other settings.
+    put("limits = { idle-timeout = \"9m\" }\n");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    is_listed(&admin, &[(1, "previous", 1), (3, "current", 0)]);
+    replace(&component, again("copy", 2));
+    host.signal(HUP);
+    host.line(NEW);
+    is_listed(&admin, &[(1, "ending", 1), (3, "previous", 0), (4, "current", 0)]);
+    open.echo("still here");
 }

@@ -176,7 +176,7 @@ pub(crate) fn read(process: &Process) -> Vec<Measure> {
         "generations_alive",
         "Generations that serve connections or are kept for new ones or a rollback",
         None,
-        |s| s.generations.alive() as u64,
+        |s| s.generations.in_use().len() as u64,
     );
     out.counter(
         "reloads",
@@ -313,7 +313,7 @@ impl Reader<'_> {
         values: impl Fn(&PoolUse) -> Vec<(&'static str, u64)>,
     ) {
         let points = self.all("kind", |service| {
-            let (known, _) = service.generations.known();
+            let known = service.generations.known();
             let pools = Generation::pools(known.iter().map(|serving| &*serving.generation));
             pools.as_ref().map_or_else(Vec::new, &values)
         });

@@ -178,10 +178,8 @@ pub(super) fn generations(process: &Process) -> Vec<GenerationView> {
 }
 
 fn generations_of(service: &Service) -> Vec<GenerationView> {
-    let (known, previous) = service.generations.known();
-    let current = service.generations.current().number;
     let mut views: Vec<GenerationView> = Vec::new();
-    for serving in known {
+    for (serving, state) in service.generations.in_use() {
         let tally = &serving.tally;
         let contract: Contract = serving.generation.contract();
         views.push(GenerationView {
@@ -189,11 +187,7 @@ fn generations_of(service: &Service) -> Vec<GenerationView> {
             generation: serving.number,
             digest: hex(serving.generation.digest()),
             contract: contract.as_str(),
-            state: match serving.number {
-                number if number == current => "current",
-                number if Some(number) == previous => "previous",
-                _ => "ending",
-            },
+            state: state.as_str(),
             open: tally.open(),
             started: tally.begun.get(),
             failed: tally.failed.get(),
