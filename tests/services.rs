@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::io::{BufRead as _, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::harness::{
-    Client, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, signal, until,
+    Client, HOST, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, signal, until,
+    with_cache,
 };
 
 /// A directory of its own for one test, with a file of services in it.
@@ -422,6 +423,82 @@ listen = ["127.0.0.1:0"]
     services.put(&text.replace("bad.wasm", "lines.wasm"));
     let good = run(&["check", "--config", path, "--compile"]);
     assert!(good.status.success(), "{good:?}");
+}
+
+#[test]
+fn a_check_logs_the_warnings_of_a_start() {
+    let services = Services::new("warnings", "");
+    let open = services.0.join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let echo = "[[service]]\nname = \"a\"\n";
+    let anywhere = "listen = [\"127.0.0.1:0\"]\n";
+    // Each connection takes more than one.
+    let mappings = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let mappings = mappings.trim();
+    let warnings = |line: &str| {
+        let (_, warning) = line.split_once(" WARN ")?;
+        Some(warning.to_owned())
+    };
+    for (text, words, compiled) in [
+        (
+            format!("{echo}{anywhere}limits = {{ max-connections = 300 }}\n"),
+            "300 connections (max-connections) need 341 file descriptors, but this process may open 200",
+            false,
+        ),
+        (
+            format!("{echo}{anywhere}limits = {{ max-connections = {mappings} }}\n"),
+            "memory mappings, but the system allows",
+            true,
+        ),
+        (
+            format!("cache = \"/proc/x\"\n{echo}{anywhere}"),
+            "cannot cache compiled components in `/proc/x`",
+            false,
+        ),
+        (
+            format!("cache = \"open/of/others\"\n{echo}{anywhere}"),
+            "chmod go-w",
+            false,
+        ),
+        (
+            format!("{echo}listen = [\"unix:open/s\"]\n"),
+            "another user could put a socket in the place of",
+            false,
+        ),
+        (
+            format!("[admin]\nlisten = \"0.0.0.0:0\"\n{echo}{anywhere}"),
+            "is not a loopback address",
+            false,
+        ),
+    ] {
+        services.put(&text);
+        let path = services.file();
+        let path = path.to_str().unwrap();
+        let limited = |args: &[&str]| {
+            let mut command = with_cache(Command::new("sh"));
+            command.args(["-c", "ulimit -n 200 && exec \"$0\" \"$@\"", HOST]);
+            command.args(args);
+            command
+        };
+        let mut args = vec!["check", "--config", path];
+        args.extend(compiled.then_some("--compile"));
+        let checked = limited(&args).output().unwrap();
+        assert!(checked.status.success(), "{checked:?}");
+        let said = String::from_utf8(checked.stderr).unwrap();
+        let found: Vec<_> = said.lines().filter_map(warnings).collect();
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {said}");
+        assert_eq!(services.0.join("open").read_dir().unwrap().count(), 0, "{text}");
+        let mut host = Host::launch(&mut limited(&["--config", path]));
+        host.line("listening on");
+        host.stop();
+        let start = host.log();
+        let line = start
+            .lines()
+            .filter_map(warnings)
+            .find(|line| line.contains(words));
+        assert!(line.is_some(), "{words}: {start}");
+    }
 }
 
 #[test]

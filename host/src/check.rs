@@ -6,13 +6,15 @@ use std::path::Path;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 
+use crate::admin;
 use crate::config::{CacheDir, Config, Terms};
 use crate::file::Text;
 use crate::listener;
 use crate::logging::in_one_line;
 use crate::preflight::{self, Blocked, Obstacles, Purpose};
 use crate::sandbox::{Compiler, Program, Sandbox, Source};
-use crate::service::warn_of_migration;
+use crate::service::{mappings, warn_of_migration};
+use crate::system;
 
 /// Says of the component at `path`, in a few lines, what it is.
 ///
@@ -83,6 +85,7 @@ pub async fn check_services(
     program: &Program,
 ) -> Result<String, Blocked> {
     let mut obstacles = Obstacles::default();
+    system::raise_descriptors(config, admin::DESCRIPTORS);
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
     let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);
@@ -94,7 +97,7 @@ pub async fn check_services(
             let generation = unloaded.sandbox.load(&unloaded.content).await;
             generation.map(|generation| {
                 warn_of_migration(&unloaded.config, &unloaded.source, &generation);
-                loaded.push(generation);
+                loaded.push((unloaded.config.clone(), generation));
             })
         } else {
             unloaded.sandbox.check_outline(&unloaded.content)
@@ -105,9 +108,16 @@ pub async fn check_services(
             obstacles.add(key, Some(&unloaded.config), error.into());
         }
     }
+    let mappings = loaded
+        .iter()
+        .filter_map(|(service, generation)| mappings(service, generation));
+    system::check_mappings(mappings);
     drop(loaded);
     let listeners = || config.services.iter().flat_map(|service| &service.listen);
-    listeners().for_each(listener::warn_of_certificates);
+    listeners().for_each(|listen| listener::warn_of(listen, preflight::KEY));
+    if let Some(admin) = &config.admin {
+        admin::warn_of(admin, preflight::ADMIN_KEY);
+    }
     Sandbox::check_cache(&config.cache);
     obstacles.end(Some(file))?;
     let mut text = match config.services.len() {

@@ -110,10 +110,9 @@ pub(crate) struct NotLoaded {
 }
 
 impl Loaded {
-    /// How many connections there can be, and mappings that they take. Instances that connections share never take so many.
+    /// How many connections there can be, and the mappings that they take.
     pub(crate) fn mappings(&self) -> Option<(NonZeroUsize, Mappings)> {
-        let own = self.config.isolation == Isolation::Connection;
-        own.then(|| (self.config.limits.max_connections, self.generation.mappings()))
+        mappings(&self.config, &self.generation)
     }
 
     /// Loads the component of a service.
@@ -147,6 +146,13 @@ impl Loaded {
             insisted,
         })
     }
+}
+
+/// How many connections of a service there can be, and the mappings that they take. Instances that
+/// connections share never take so many.
+pub(crate) fn mappings(config: &Config, generation: &Generation) -> Option<(NonZeroUsize, Mappings)> {
+    let own = config.isolation == Isolation::Connection;
+    own.then(|| (config.limits.max_connections, generation.mappings()))
 }
 
 /// Warns where sessions are to move, and the component does not offer it.

@@ -41,6 +41,21 @@ const KERNEL_FILES: [&str; 10] = [
     "cgroup2",
 ];
 
+/// Numbers of file systems of the kernel in which no file can be created (statfs(2)): cgroup,
+/// cgroup2, configfs, debugfs, devpts, proc, securityfs, sysfs and tracefs.
+#[cfg(target_os = "linux")]
+const WITHOUT_FILES: [u64; 9] = [
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6265_6570,
+    0x6462_6720,
+    0x1cd1,
+    0x9fa0,
+    0x7363_6673,
+    0x6265_6572,
+    0x7472_6163,
+];
+
 /// The number of the capability to change and remove files of other users (capabilities(7)).
 const CAP_FOWNER: u32 = 3;
 
@@ -203,7 +218,26 @@ pub(crate) fn is_writable(dir: &Path) -> io::Result<()> {
     if !fs::metadata(dir)?.is_dir() {
         return Err(io::ErrorKind::NotADirectory.into());
     }
-    Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
+    access(dir, Access::WRITE_OK | Access::EXEC_OK)?;
+    if takes_no_files(dir) {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!(
+                "no file can be created in `{}`, which belongs to the kernel",
+                dir.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Returns whether `dir` belongs to a file system of the kernel in which nobody can create files,
+/// whatever the mode of a directory says.
+pub(crate) fn takes_no_files(dir: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    return rustix::fs::statfs(dir).is_ok_and(|found| WITHOUT_FILES.contains(&(found.f_type as u64)));
+    #[cfg(not(target_os = "linux"))]
+    return false;
 }
 
 /// Returns whether this process may remove files of other users from a directory like `/tmp`. Assumes
@@ -242,6 +276,20 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(mount_of_kernel(line).as_deref(), found.map(Path::new), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_file_can_be_created_in_a_file_system_of_the_kernel() {
+        let temporary = std::env::temp_dir();
+        for (dir, can) in [
+            (Path::new("/proc"), false),
+            (Path::new("/proc/not/there"), false),
+            (Path::new("/sys/kernel/not-there"), false),
+            (&temporary, true),
+            (&temporary.join("not/there"), true),
+        ] {
+            assert_eq!(can_create(dir).is_ok(), can, "{}", dir.display());
         }
     }
 

@@ -9,7 +9,7 @@ use std::process;
 use bytesize::ByteSize;
 use rustix::fs::{Access, OFlags, access, fcntl_getfl, fcntl_setfl};
 
-use crate::system::directory_of;
+use crate::system::{directory_of, is_writable};
 
 /// Reads a file, or a pipe of the shell such as `/dev/fd/63`, of at most `limit` bytes.
 ///
@@ -103,7 +103,7 @@ fn fill(
 ///
 /// The path is a directory, or the user of this process may not write there.
 pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
-    let dir = |path: &Path| access(directory_of(path), Access::WRITE_OK | Access::EXEC_OK);
+    let dir = |path: &Path| is_writable(directory_of(path));
     match fs::metadata(path) {
         Ok(file) if file.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
         Ok(file) => {

@@ -13,7 +13,7 @@ mod token;
 mod view;
 
 use std::future::pending;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::config::{Address, Admin as Config, Limits, Listen, Mode};
 use crate::counts::Count;
 use crate::deadlines;
 use crate::half::Half;
-use crate::listener::{Accepted, Listener};
+use crate::listener::{self, Accepted, Listener};
 use crate::peer::End;
 use crate::server::READY;
 use crate::service::Process;
@@ -82,6 +82,24 @@ pub(crate) fn has_token(path: &Path) -> anyhow::Result<bool> {
     Ok(Token::read(path)?.is_some())
 }
 
+/// Warns of an address that other machines can reach.
+fn warn_of_exposure(address: &SocketAddr) {
+    if !address.ip().is_loopback() {
+        warn!(
+            "{address} is not a loopback address: every machine that can reach it can see the \
+             connected clients"
+        );
+    }
+}
+
+/// Logs the warnings that a start logs about the admin interface, whose address is set by `setting`.
+pub(crate) fn warn_of(config: &Config, setting: &str) {
+    if let Address::Tcp(address) = &config.address {
+        warn_of_exposure(address);
+    }
+    listener::warn_of(&Listen::at(config.address.clone()), setting);
+}
+
 /// Listens as `config` says, and answers until the runtime ends. The address was chosen by `flag`.
 ///
 /// # Errors
@@ -107,11 +125,8 @@ pub(crate) fn start(
         End::Tcp(address) => address.ip().is_loopback(),
         End::Path(_) | End::Process(_) => true,
     };
-    if !loopback {
-        warn!(
-            "{local} is not a loopback address: every machine that can reach it can see the \
-             connected clients"
-        );
+    if let End::Tcp(address) = &local {
+        warn_of_exposure(address);
     }
     match &local {
         End::Tcp(address) => info!(target: READY, "admin interface at http://{address}/"),

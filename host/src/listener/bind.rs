@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail};
 use nix::unistd::{Group, User, geteuid};
 use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
@@ -17,7 +18,7 @@ use tracing::{debug, warn};
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
 use crate::guarded::{self, STICKY};
-use crate::system::{directory_of, may_remove_files_of_others};
+use crate::system::{directory_of, may_remove_files_of_others, takes_no_files};
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
@@ -238,13 +239,7 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     // The directory that the process is in may be another one when the file is removed.
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path, flag)?;
-    if let Err(error) = guarded::check(directory_of(&path), guarded::Owner::Anybody) {
-        warn!(
-            "another user could put a socket in the place of `{}`: {error}, or choose another directory \
-             with {flag}",
-            path.display()
-        );
-    }
+    warn_of_others(&path, flag);
     // Nobody can connect before it listens, by when it is theirs to whom it is to be. A link in the
     // place of the socket is not followed.
     if let Some((user, group)) = owner {
@@ -268,6 +263,17 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
         socket: super::Socket::Unix(socket, path),
         hold: Hold::File(file),
     })
+}
+
+/// Warns that other users can replace the socket at `path`.
+pub(super) fn warn_of_others(path: &Path, flag: &str) {
+    if let Err(error) = guarded::check(directory_of(path), guarded::Owner::Anybody) {
+        warn!(
+            "another user could put a socket in the place of `{}`: {error}, or choose another directory \
+             with {flag}",
+            path.display()
+        );
+    }
 }
 
 /// Takes over a socket that listens already. Its backlog is that with which it was opened.
@@ -305,7 +311,11 @@ pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let dir = directory_of(path);
             fs::metadata(dir).map_err(cannot)?;
-            return access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| cannot(errno.into()));
+            access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| cannot(errno.into()))?;
+            if takes_no_files(dir) {
+                return Err(cannot(Errno::NOENT.into()));
+            }
+            return Ok(());
         }
         found => found.map_err(cannot)?,
     };

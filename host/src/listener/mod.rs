@@ -95,9 +95,15 @@ impl Prepared<'_> {
     }
 }
 
-/// Warns of certificates of a listener that are not valid at the moment, as its start does.
-pub(crate) fn warn_of_certificates(config: &Listen) {
+/// Logs the warnings that a start logs about a listener: of certificates that are not valid at the
+/// moment, and of other users who can replace its socket. Its address is set by `setting`.
+pub(crate) fn warn_of(config: &Listen, setting: &str) {
     let address = config.address.to_string();
+    if let Address::Unix(path) = &config.address
+        && let Ok(path) = std::path::absolute(path)
+    {
+        bind::warn_of_others(&path, setting);
+    }
     if let Some(Ok(tls)) = config.tls.as_ref().map(tls::Loaded::new) {
         tls.report(config.name.as_deref().unwrap_or(&address));
     }

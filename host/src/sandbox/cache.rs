@@ -120,20 +120,15 @@ impl Cache {
     /// creating it.
     pub(super) fn check(choice: &CacheDir) {
         let CacheDir::At(dir) = choice else { return };
-        let checked = match fs::metadata(dir) {
+        // The directories above one that does not exist yet count, too.
+        let guarded = guarded::check(dir, Owner::Host).map_err(io::Error::other);
+        let checked = guarded.and_then(|()| match fs::metadata(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => can_create(dir),
             Err(error) => Err(error),
-            Ok(_) => guarded::check(dir, Owner::Host)
-                .map_err(io::Error::other)
-                // One that was filled ahead is read only.
-                .and_then(|()| {
-                    if dir.join(KEY).exists() {
-                        Ok(())
-                    } else {
-                        is_writable(dir)
-                    }
-                }),
-        };
+            // One that was filled ahead is read only.
+            Ok(_) if dir.join(KEY).exists() => Ok(()),
+            Ok(_) => is_writable(dir),
+        });
         if let Err(error) = checked {
             warn_of(dir, &error);
         }
