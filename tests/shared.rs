@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::harness::{
-    Client, Done, HUP, Host, NEW, Place, TERM, again, field, guest, refused, scratch, until,
+    Client, Done, HUP, Host, NEW, Place, TERM, USR2, again, field, guest, refused, scratch, until,
 };
 
 /// A host that serves with `guest` in instances that connections share.
@@ -367,6 +367,33 @@ fn a_room_of_the_generation_before_goes_on_and_another_opens() {
     host.line("shared instance ended");
     drop(cy);
     // This one goes on without anybody.
+    enter(&host, "dan", "nobody else");
+    let log = host.log();
+    assert_eq!(log.matches("shared instance ended").count(), 1, "{log}");
+    assert_eq!(log.matches("shared instance started").count(), 2, "{log}");
+}
+
+#[test]
+fn a_room_takes_new_members_again_after_a_rollback() {
+    let place = Place::new("shared-rollback", "chat");
+    let host = place.serve(&["--isolation", "service", "-v"]);
+    let ann = enter(&host, "ann", "nobody else");
+    place.replace(again("chat", 1));
+    host.signal(HUP);
+    host.line(NEW);
+    let cy = enter(&host, "cy", "nobody else");
+    host.signal(USR2);
+    host.line("rolled back to");
+    let bob = enter(&host, "bob", "ann");
+    ann.expect("* bob has come\n");
+    cy.send("is anybody here?\n");
+    drop(cy);
+    host.line("shared instance ended");
+    drop((ann, bob));
+    for _ in 0..2 {
+        host.line("connection ended");
+    }
+    // The instance of the restored generation goes on without anybody.
     enter(&host, "dan", "nobody else");
     let log = host.log();
     assert_eq!(log.matches("shared instance ended").count(), 1, "{log}");

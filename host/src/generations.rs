@@ -16,7 +16,7 @@ use crate::breaker::Breaker;
 use crate::config::{Service, Setting};
 use crate::counts::{Count, Counts};
 use crate::peer::ClientKey;
-use crate::sandbox::{Digest, Generation, Neighbours};
+use crate::sandbox::{Digest, Generation};
 use crate::trial::{Failing, Trial, Verdict};
 
 /// How long sessions may take to move before the log says how many have not moved.
@@ -37,8 +37,6 @@ pub(crate) struct Serving {
     restored: CancellationToken,
     /// What is counted of the generation, also over a rollback to it.
     pub(crate) tally: Arc<Tally>,
-    /// Its connections, where they share instances.
-    pub(crate) neighbours: Option<Arc<Neighbours>>,
     /// An operator has insisted on it, so it is not rolled back automatically.
     insisted: bool,
 }
@@ -99,7 +97,6 @@ impl Serving {
             replaced: CancellationToken::new(),
             restored: CancellationToken::new(),
             tally,
-            neighbours: generation.is_shared().then(Arc::default),
             generation,
             insisted,
         })

@@ -148,7 +148,7 @@ impl Seat for Place {
     }
 
     fn neighbours(&self) -> Option<Arc<Neighbours>> {
-        self.now().serving.neighbours.clone()
+        self.now().serving.generation.sharing()
     }
 
     fn is_crowded(&self) -> bool {

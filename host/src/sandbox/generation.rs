@@ -29,6 +29,7 @@ use super::mismatch;
 use super::names;
 use super::needs::{Calls, Needs};
 use super::profile::Profile;
+use super::seat::Neighbours;
 use super::shared::Instances;
 use super::state::State;
 use super::wasi;
@@ -383,7 +384,8 @@ impl Generation {
         self.engine.ticker.run(probe).await
     }
 
-    /// It serves new connections from now on, or not: then instances that connections share end with the last of these.
+    /// It serves new connections from now on, or not: then instances that connections share end with the last of these,
+    /// unless it serves new ones again before.
     pub fn set_current(&self, current: bool) {
         if let Some(instances) = &self.shared {
             instances.set_current(current);
@@ -397,9 +399,10 @@ impl Generation {
         }
     }
 
-    /// Whether its connections share instances.
-    pub fn is_shared(&self) -> bool {
-        self.shared.is_some()
+    /// Its connections, where they share instances.
+    pub(crate) fn sharing(&self) -> Option<Arc<Neighbours>> {
+        let shared = self.shared.as_ref()?;
+        Some(Arc::clone(&shared.neighbours))
     }
 
     /// Returns whether the host sees all time that passes for its guests: they are sessions, whose

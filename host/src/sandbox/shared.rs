@@ -2,8 +2,8 @@
 //!
 //! Each has a task, which owns its store. A connection sends its halves there, on leashes, and waits in its own task, where
 //! all its limits are watched. An instance is started by the first connection that finds none idle, and lives as long as
-//! its generation is current; then until its last connection is over. When it fails so do its connections, and the next
-//! connection starts a fresh one.
+//! its generation is current; then until its last connection is over. If the generation becomes current again before that,
+//! the instance stays. When it fails so do its connections, and the next connection starts a fresh one.
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use super::generation::Generation;
 use super::grants::Opened;
 use super::leash::Link;
 use super::pulse::Pulse;
-use super::seat::Seat;
+use super::seat::{Neighbours, Seat};
 use super::state::State;
 use crate::bindings::service::ServicePre;
 use crate::cost::Cost;
@@ -45,13 +45,50 @@ pub(super) struct Instances {
     cost: Arc<Cost>,
     /// Locked when a connection begins, and when another generation comes.
     live: Mutex<Live>,
+    /// Their connections.
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
-#[derive(Debug, Default)]
-struct Live {
-    instances: Vec<Arc<Instance>>,
-    /// The generation is not current: what is started now lives no longer than the connection that starts it.
-    closed: bool,
+/// The instances that connections can join.
+#[derive(Debug)]
+enum Live {
+    /// The generation is current.
+    Kept(Vec<Arc<Instance>>),
+    /// The generation is not current: an instance lives no longer than its connections.
+    Left(Vec<Weak<Instance>>),
+}
+
+impl Live {
+    /// The instance for a new connection, if none is to be started: one that is idle or, if there
+    /// are `max`, the one with the fewest.
+    fn choose(&mut self, max: usize) -> Option<Arc<Instance>> {
+        let works = |instance: &Arc<Instance>| !instance.end.failed.is_cancelled();
+        let fewest = |instances: &[Arc<Instance>]| {
+            let least = instances.iter().min_by_key(|one| Arc::strong_count(one))?;
+            // Only the list has one that is idle.
+            let joined = instances.len() >= max || Arc::strong_count(least) == 1;
+            joined.then(|| Arc::clone(least))
+        };
+        match self {
+            Self::Kept(instances) => {
+                instances.retain(works);
+                fewest(instances)
+            }
+            Self::Left(instances) => {
+                let left = instances.iter().filter_map(Weak::upgrade).filter(works);
+                let left: Vec<_> = left.collect();
+                *instances = left.iter().map(Arc::downgrade).collect();
+                fewest(&left)
+            }
+        }
+    }
+
+    fn add(&mut self, instance: &Arc<Instance>) {
+        match self {
+            Self::Kept(instances) => instances.push(Arc::clone(instance)),
+            Self::Left(instances) => instances.push(Arc::downgrade(instance)),
+        }
+    }
 }
 
 /// A running instance. It ends when nobody has this any more.
@@ -92,21 +129,31 @@ impl Instances {
             max,
             started: Arc::clone(started),
             cost: Arc::clone(cost),
-            live: Mutex::default(),
+            live: Mutex::new(Live::Kept(Vec::new())),
+            neighbours: Arc::default(),
         }
     }
 
     /// The instances that are there end when their connections are over, and others start for those to come.
     pub(super) fn renew(&self) {
-        self.live().instances.clear();
+        match &mut *self.live() {
+            Live::Kept(instances) => instances.clear(),
+            Live::Left(instances) => instances.clear(),
+        }
     }
 
-    /// The generation is current from now on, or not.
+    /// The generation is current from now on, or not. Instances that still have connections when it
+    /// becomes current again stay.
     pub(super) fn set_current(&self, current: bool) {
         let mut live = self.live();
-        live.closed = !current;
-        if live.closed {
-            live.instances.clear();
+        match &*live {
+            Live::Kept(instances) if !current => {
+                *live = Live::Left(instances.iter().map(Arc::downgrade).collect());
+            }
+            Live::Left(instances) if current => {
+                *live = Live::Kept(instances.iter().filter_map(Weak::upgrade).collect());
+            }
+            _ => {}
         }
     }
 
@@ -120,21 +167,12 @@ impl Instances {
         transcript: Option<Transcript>,
     ) -> Option<Arc<Instance>> {
         let mut live = self.live();
-        live.instances
-            .retain(|instance| !instance.end.failed.is_cancelled());
-        let least = live.instances.iter().min_by_key(|one| Arc::strong_count(one));
-        match least {
-            // Only this list has it.
-            Some(idle) if Arc::strong_count(idle) == 1 => Some(Arc::clone(idle)),
-            Some(least) if live.instances.len() >= self.max.get() => Some(Arc::clone(least)),
-            _ => {
-                let instance = self.start(generation, opened.take()?, transcript);
-                if !live.closed {
-                    live.instances.push(Arc::clone(&instance));
-                }
-                Some(instance)
-            }
+        if let Some(instance) = live.choose(self.max.get()) {
+            return Some(instance);
         }
+        let instance = self.start(generation, opened.take()?, transcript);
+        live.add(&instance);
+        Some(instance)
     }
 
     fn start(
