@@ -188,6 +188,66 @@ fn a_socket_that_is_named_and_then_numbered_stays() {
 }
 
 #[test]
+fn who_asks_for_the_address_of_an_inherited_socket_is_told_to_serve_that_socket() {
+    if !python() {
+        return;
+    }
+    let dir = scratch("systemd-taken");
+    fs::create_dir_all(&dir).unwrap();
+    let (file, path) = (dir.join("services.toml"), dir.join("s"));
+    let put = |listen: &str| {
+        fs::write(
+            &file,
+            format!("[[service]]\nname = \"a\"\nlisten = [\"{listen}\"]\n"),
+        )
+        .unwrap();
+    };
+    put("inherited:web");
+    let args = ["--config", file.to_str().unwrap()];
+    let sockets = format!("127.0.0.1 {} 0.0.0.0", path.display());
+    let host = launched("web:local:", &sockets, &args);
+    let port_of = |number: u32| {
+        let fd = format!("/proc/{}/fd/{number}", host.pid());
+        let link = fs::read_link(fd).unwrap();
+        let inode = link
+            .to_str()
+            .unwrap()
+            .trim_matches(|c: char| !c.is_ascii_digit())
+            .to_owned();
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let row = table
+            .lines()
+            .find(|row| row.split_whitespace().nth(9) == Some(&inode));
+        let port = row
+            .unwrap()
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .split_once(':')
+            .unwrap()
+            .1;
+        u16::from_str_radix(port, 16).unwrap()
+    };
+    // Also those that no service uses.
+    for (listen, own) in [
+        (host.address().to_string(), "inherited:web"),
+        (format!("unix:{}", path.display()), "inherited:local"),
+        (format!("127.0.0.1:{}", port_of(5)), "inherited:2"),
+    ] {
+        put(&listen);
+        host.signal(HUP);
+        let line = host.line("nothing changed");
+        let advice = format!("the host has inherited this address as {own}: serve that socket");
+        assert!(line.contains(&advice) && line.contains(&listen), "{line}");
+        assert!(!line.contains("stop "), "{line}");
+    }
+    host.connect().echo("as before");
+    put("inherited:local");
+    host.signal(HUP);
+    host.line("services reconfigured");
+}
+
+#[test]
 fn what_cannot_be_inherited_is_named() {
     let alone = crate::harness::refused(&["--listen", "inherited:web"]);
     assert_eq!(alone.status, Some(1));

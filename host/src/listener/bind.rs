@@ -118,7 +118,10 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
         None => format!("choose another address with {flag}"),
     };
     match (error.raw_os_error(), address, parent) {
-        (Some(libc::EADDRINUSE), ..) => format!("stop the process that uses it, or {another}"),
+        (Some(libc::EADDRINUSE), ..) => match inherited::holder(address) {
+            Some(own) => format!("{}, or {another}", is_inherited(&own)),
+            None => format!("stop the process that uses it, or {another}"),
+        },
         (Some(libc::EADDRNOTAVAIL), ..) => format!("choose an address of this machine with {flag}"),
         (Some(libc::EMFILE), ..) => format!(
             "the process has too many files open; raise the limit (`ulimit -n`, or `LimitNOFILE=` in \
@@ -183,6 +186,11 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
         (Some(libc::EROFS), ..) => format!("the file system is read-only; {another}"),
         _ => another,
     }
+}
+
+/// Says that an address is taken by the socket `own` that the process itself has inherited.
+fn is_inherited(own: &Address) -> String {
+    format!("the host has inherited this address as {own}: serve that socket")
 }
 
 fn tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<(TcpListener, SocketAddr)> {
@@ -412,13 +420,12 @@ fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<(
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(()) => {
-            bail!("another process listens there; stop it, or choose another path with {flag}")
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("another process listens there; stop it, or choose another path with {flag}")
-        }
-        Err(error) => Err(cannot_replace(&error, path, flag)),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(cannot_replace(&error, path, flag)),
+        // Somebody listens, also if the backlog is full.
+        _ => match inherited::holder(&Address::Unix(path.to_owned())) {
+            Some(own) => bail!("{}, or choose another path with {flag}", is_inherited(&own)),
+            None => bail!("another process listens there; stop it, or choose another path with {flag}"),
+        },
     }
 }
 

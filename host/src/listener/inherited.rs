@@ -11,7 +11,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, anyhow, bail};
 use listenfd::ListenFd;
-use socket2::Socket;
+use socket2::{SockAddr, SockRef, Socket};
+
+use crate::config::{Address, Listen, excludes};
 
 /// What was inherited. It is kept for as long as the process lives, since nothing could open it again.
 static INHERITED: OnceLock<Vec<Inherited>> = OnceLock::new();
@@ -162,6 +164,36 @@ impl fmt::Display for Found<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns how a file names the inherited socket that has `address`, if there is one. The process
+/// holds that address whether a service uses the socket or not.
+pub(super) fn holder(address: &Address) -> Option<Address> {
+    let listen = Listen::at(address.clone());
+    let inherited = INHERITED.get()?;
+    let holds = |one: &Inherited| {
+        let socket = one.socket.as_ref().ok()?;
+        let local = local(&SockRef::from(socket).local_addr().ok()?)?;
+        Some(excludes(&Listen::at(local), &listen))
+    };
+    let number = inherited.iter().position(|one| holds(one) == Some(true))?;
+    let name = inherited[number].name.as_deref();
+    let name = name.filter(|name| find(name).is_ok_and(|one| std::ptr::eq(one, &inherited[number])));
+    Some(Address::Inherited(
+        name.map_or_else(|| number.to_string(), str::to_owned),
+    ))
+}
+
+/// The address of a socket, as a file has it.
+fn local(address: &SockAddr) -> Option<Address> {
+    if let Some(address) = address.as_socket() {
+        return Some(Address::Tcp(address));
+    }
+    #[cfg(target_os = "linux")]
+    if let Some(name) = address.as_abstract_namespace() {
+        return String::from_utf8(name.to_owned()).ok().map(Address::Abstract);
+    }
+    address.as_pathname().map(|path| Address::Unix(path.to_owned()))
 }
 
 /// The path of a socket of the file system that was inherited. One that has none, as Linux has them, has its name in its place,
