@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::harness::{
-    Client, Done, HUP, Host, NEW, Place, TERM, USR2, again, field, guest, refused, scratch, until,
+    Client, Done, HUP, Host, NEW, Place, TERM, USR2, again, command, field, file, guest, refused, scratch,
+    until,
 };
 
 /// A host that serves with `guest` in instances that connections share.
@@ -479,9 +480,23 @@ fn connections_one_after_another_leave_nothing_in_their_instance() {
 
 #[test]
 fn what_cannot_be_shared_is_refused_in_a_sentence() {
-    for name in ["lines-session", "cat"] {
-        let component = guest(name);
+    let module = wat::parse_str("(module (memory (export \"memory\") 1) (func (export \"_start\")))");
+    let module = file("shared-module.wasm", module.unwrap());
+    for (component, found) in [
+        (guest("lines-session"), "exports `inet:service/sessions@0.1.0`, but"),
+        (guest("cat"), "exports `wasi:cli/run@0.2."),
+        (guest("cat3"), "exports `wasi:cli/run@0.3."),
+        (module, "is a core module, but"),
+    ] {
         let component = component.to_str().unwrap();
+        let text = format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {component:?}\n\
+             isolation = \"service\"\n"
+        );
+        let services = file("shared-refused.toml", text);
+        let checked = command().args(["check", "--config"]).arg(services).output().unwrap();
+        let said = String::from_utf8(checked.stderr).unwrap();
+        assert!(said.contains(found), "{said}");
         let refusal = refused(&[
             "--listen",
             "127.0.0.1:0",
@@ -493,6 +508,7 @@ fn what_cannot_be_shared_is_refused_in_a_sentence() {
         assert_eq!(refusal.status, Some(1));
         for word in [
             component,
+            found,
             "`--isolation service` requires",
             "inet:service/handler@0.1.0",
         ] {

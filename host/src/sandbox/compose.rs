@@ -8,7 +8,7 @@ use wasmparser::Parser;
 
 use super::configuration;
 use super::content::{Content, Stage};
-use super::contract::{Contract, PACKAGE};
+use super::contract::{CORE_MODULE, Contract, PACKAGE};
 use super::load_error::{LoadError, Refusal};
 use super::outline::Outline;
 
@@ -109,7 +109,7 @@ pub(super) fn importer<'a>(content: &'a Content, message: &str) -> &'a Content {
 fn add(graph: &mut CompositionGraph, number: usize, part: &Content) -> Result<PackageId, LoadError> {
     if Parser::is_core_wasm(part.bytes()) {
         // The graph takes components alone; what is said is up to the place of the part.
-        let (found, handler) = ("is a core module".to_owned(), HANDLER);
+        let (found, handler) = (CORE_MODULE.to_owned(), HANDLER);
         return Err(part.refused(if number == 0 {
             Refusal::NotCallable { found, handler }
         } else {

@@ -11,7 +11,7 @@ use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::Content;
-use super::contract::{Contract, MIGRATION, START};
+use super::contract::{CORE_MODULE, Contract, MIGRATION, START};
 use super::extent::Extent;
 use super::generation::find_contract;
 use super::grants::Granted;
@@ -136,10 +136,18 @@ impl Sandbox {
             }
         }
         match self.isolation {
-            Isolation::Service { .. } if contract != Contract::Streams => Err(refused(Refusal::NotShared {
-                contract: contract.interface(),
-                streams: handler,
-            })),
+            Isolation::Service { .. } if contract != Contract::Streams => {
+                let exports = outline.exports.iter().map(String::as_str);
+                let found = if outline.is_module {
+                    CORE_MODULE.to_owned()
+                } else {
+                    contract.found(&exports.collect::<Vec<_>>())
+                };
+                Err(refused(Refusal::NotShared {
+                    found,
+                    streams: handler,
+                }))
+            }
             Isolation::Service { .. } => Ok(()),
             Isolation::Connection => {
                 self.warn_of_shortage(whole.bytes(), &extent);

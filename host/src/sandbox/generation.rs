@@ -85,7 +85,7 @@ impl Sandbox {
             Code::Module(module) => prepare_module(&engine, module),
         }
         .map_err(refused)?;
-        let shared = self.shared(&prepared).map_err(refused)?;
+        let shared = self.shared(&prepared, &code).map_err(refused)?;
         let profile = self
             .profiling
             .then(|| Profile::new(engine.engine(), content.program(), &code));
@@ -160,7 +160,7 @@ impl Sandbox {
     }
 
     /// The instances that connections are to share, if they are, and if they can by this contract.
-    fn shared(&self, prepared: &Prepared) -> Result<Option<Instances>, Refusal> {
+    fn shared(&self, prepared: &Prepared, code: &Code) -> Result<Option<Instances>, Refusal> {
         match (self.isolation, prepared) {
             (Isolation::Connection, _) => Ok(None),
             (Isolation::Service { instances }, Prepared::Streams(pre)) => Ok(Some(Instances::new(
@@ -170,7 +170,14 @@ impl Sandbox {
                 &self.shared_cost,
             ))),
             (Isolation::Service { .. }, other) => Err(Refusal::NotShared {
-                contract: other.contract().interface(),
+                found: match code {
+                    Code::Component(component) => {
+                        let ty = component.component_type();
+                        let exports = ty.exports(component.engine()).map(|(name, _)| name);
+                        other.contract().found(&exports.collect::<Vec<_>>())
+                    }
+                    Code::Module(_) => contract::CORE_MODULE.to_owned(),
+                },
                 streams: Contract::Streams.interface(),
             }),
         }

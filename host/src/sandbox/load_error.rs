@@ -276,14 +276,14 @@ pub enum Refusal {
     Snapshot(String),
     /// Its connections cannot share instances.
     #[error(
-        "exports `{contract}`, but {shared} requires `{streams}`, with which one instance can serve \
-         many connections: build it against the world `service` in `wit/`, or omit {isolation}",
+        "{found}, but {shared} requires `{streams}`, with which one instance can serve many \
+         connections: build it against the world `service` in `wit/`, or omit {isolation}",
         shared = Setting::to("isolation", "service"),
         isolation = Setting::of("isolation")
     )]
     NotShared {
-        /// The contract by which it serves.
-        contract: &'static str,
+        /// How it serves.
+        found: String,
         /// The streams contract.
         streams: &'static str,
     },

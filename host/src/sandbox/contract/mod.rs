@@ -44,6 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The version of the package `inet:service` that this host serves.
 pub(super) const VERSION: &str = "0.1.0";
 
+/// What messages say of a module that is no component.
+pub(super) const CORE_MODULE: &str = "is a core module";
+
 /// The package of the contracts.
 pub(super) const PACKAGE: &str = "inet:service/";
 
@@ -106,6 +109,11 @@ impl Contract {
         };
         let concurrent = |export: &&str| Release::of_interface(export) == Some(Release::Three);
         serves().find(concurrent).or_else(|| serves().next())
+    }
+
+    /// How a component that serves by this contract does so, as messages have it.
+    pub(super) fn found(self, exports: &[&str]) -> String {
+        format!("exports `{}`", self.export(exports).unwrap_or(self.interface()))
     }
 }
 
