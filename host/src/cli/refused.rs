@@ -21,6 +21,7 @@ pub fn sentence(mut error: Error, words: impl IntoIterator<Item = OsString>) -> 
     conflict(&error)
         .or_else(|| not_utf8(&error, &words))
         .or_else(|| negative(&error, &words))
+        .or_else(|| no_config(&error, &words))
         .or_else(|| invalid(&error))
         .unwrap_or_else(|| rendered(&mut error))
 }
@@ -104,6 +105,29 @@ fn negative(error: &Error, words: &[OsString]) -> Option<String> {
             "unexpected `{found}`: no flag takes a value below zero; arguments for guests come after `--`"
         )
     })
+}
+
+/// Explains `--config` for a command that takes settings by flags only. clap would advise to pass it
+/// to the guest.
+fn no_config(error: &Error, words: &[OsString]) -> Option<String> {
+    let ContextValue::String(found) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    if error.kind() != ErrorKind::UnknownArgument || name(found) != CONFIG {
+        return None;
+    }
+    let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
+    let (command, instead) = words.find_map(|word| {
+        let instead = match word {
+            "record" => "set the key `record` of a service in the file, and start the host with the file",
+            "profile" | "replay" => "give the settings of the service as flags",
+            _ => return None,
+        };
+        Some((word, instead))
+    })?;
+    Some(format!(
+        "`wasm-inetd {command}` reads no services file and has no flag {CONFIG}: {instead}"
+    ))
 }
 
 /// Names the flag whose value is not UTF-8, which clap does not.

@@ -197,6 +197,25 @@ fn what_is_missing_or_below_zero_is_explained() {
         refused(&["--idle-timeout", "-5s"]),
         "unexpected `-5s`: no flag takes a value below zero; arguments for guests come after `--`"
     );
+    for (args, instead) in [
+        (
+            &["record", "--to", "d", "--config", "s.toml"][..],
+            "set the key `record` of a service",
+        ),
+        (&["-v", "record", "--config=s.toml", "--to", "d"], "set the key `record`"),
+        (
+            &["replay", "talks", "a.wasm", "--config", "s.toml"],
+            "give the settings of the service as flags",
+        ),
+        (&["profile", "--config", "s.toml"], "give the settings"),
+    ] {
+        let message = refused(args);
+        assert!(
+            message.contains("has no flag --config") && message.contains(instead),
+            "{args:?}: {message}"
+        );
+        assert!(!message.contains("-- --config"), "{message}");
+    }
     let oci = refused(&["profile", "talks", "oci://example.org/a:1"]);
     assert!(oci.contains("`oci://` references are not supported"), "{oci}");
 }
