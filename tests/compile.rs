@@ -173,6 +173,25 @@ fn a_cache_and_a_limit_that_change_are_for_later_loads_and_replace_no_service() 
 }
 
 #[test]
+fn a_large_component_is_announced_and_a_cache_advised_only_where_there_is_none() {
+    let component = guest("primes");
+    let component = component.to_str().unwrap();
+    let cache = scratch("compile-announced");
+    let announced = |args: &[&str]| {
+        let output = command().args(args).arg(component).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let line = said.lines().find(|line| line.contains("which takes a while"));
+        line.unwrap_or_else(|| panic!("{said}")).to_owned()
+    };
+    let kept = announced(&["compile", "--preinit", "--cache", cache.to_str().unwrap()]);
+    assert!(kept.ends_with("takes a while; the cache keeps its code"), "{kept}");
+    // This command uses no cache, whatever there is.
+    let checked = announced(&["check", "--preinit"]);
+    assert!(checked.ends_with("takes a while"), "{checked}");
+}
+
+#[test]
 fn a_compiler_that_takes_too_long_is_killed() {
     let place = Place::new("slow", "echo");
     let component = place.file();

@@ -17,6 +17,7 @@ use super::extent::{Extent, code_size};
 use super::generation::line;
 use super::load_error::LoadError;
 use super::needs::Needs;
+use crate::config::CacheDir;
 
 /// Bytes of a component from which on compiling takes so long that somebody may wonder.
 const LARGE: usize = 4 << 20;
@@ -109,11 +110,12 @@ impl Sandbox {
         let is_large = content.bytes().len() > LARGE;
         if is_large {
             let size = ByteSize::b(content.bytes().len() as u64).display().iec();
-            info!(
-                service,
-                "compiling {name} ({size}), which takes a while; with a cache, it is compiled \
-                 only once"
-            );
+            let advice = match (&self.cache, &self.compiler.cache) {
+                (Some(_), _) => "; the cache keeps its code",
+                (None, CacheDir::Off) => "",
+                (None, _) => "; with a cache that can be used, it is compiled only once",
+            };
+            info!(service, "compiling {name} ({size}), which takes a while{advice}");
         }
         let start = Instant::now();
         let anew = match &self.compiler.place {
