@@ -185,7 +185,10 @@ fn a_large_component_is_announced_and_a_cache_advised_only_where_there_is_none()
         line.unwrap_or_else(|| panic!("{said}")).to_owned()
     };
     let kept = announced(&["compile", "--preinit", "--cache", cache.to_str().unwrap()]);
-    assert!(kept.ends_with("takes a while; the cache keeps its code"), "{kept}");
+    assert!(
+        kept.ends_with("takes a while; the cache keeps its code"),
+        "{kept}"
+    );
     // This command uses no cache, whatever there is.
     let checked = announced(&["check", "--preinit"]);
     assert!(checked.ends_with("takes a while"), "{checked}");

@@ -483,7 +483,10 @@ fn what_cannot_be_shared_is_refused_in_a_sentence() {
     let module = wat::parse_str("(module (memory (export \"memory\") 1) (func (export \"_start\")))");
     let module = file("shared-module.wasm", module.unwrap());
     for (component, found) in [
-        (guest("lines-session"), "exports `inet:service/sessions@0.1.0`, but"),
+        (
+            guest("lines-session"),
+            "exports `inet:service/sessions@0.1.0`, but",
+        ),
         (guest("cat"), "exports `wasi:cli/run@0.2."),
         (guest("cat3"), "exports `wasi:cli/run@0.3."),
         (module, "is a core module, but"),
@@ -494,7 +497,11 @@ fn what_cannot_be_shared_is_refused_in_a_sentence() {
              isolation = \"service\"\n"
         );
         let services = file("shared-refused.toml", text);
-        let checked = command().args(["check", "--config"]).arg(services).output().unwrap();
+        let checked = command()
+            .args(["check", "--config"])
+            .arg(services)
+            .output()
+            .unwrap();
         let said = String::from_utf8(checked.stderr).unwrap();
         assert!(said.contains(found), "{said}");
         let refusal = refused(&[

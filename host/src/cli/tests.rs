@@ -202,7 +202,10 @@ fn what_is_missing_or_below_zero_is_explained() {
             &["record", "--to", "d", "--config", "s.toml"][..],
             "set the key `record` of a service",
         ),
-        (&["-v", "record", "--config=s.toml", "--to", "d"], "set the key `record`"),
+        (
+            &["-v", "record", "--config=s.toml", "--to", "d"],
+            "set the key `record`",
+        ),
         (
             &["replay", "talks", "a.wasm", "--config", "s.toml"],
             "give the settings of the service as flags",
