@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::harness::http::At;
 use crate::harness::{
-    Client, DEADLINE, Done, HUP, Host, NEW, Place, TERM, USR2, again, command, field, file, first_word,
+    Client, DEADLINE, Done, HUP, Host, INT, NEW, Place, TERM, USR2, again, command, field, file, first_word,
     guest, refused, replace, scratch, until,
 };
 

@@ -7,8 +7,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Instant;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::harness::tools::tool;
-use crate::harness::{Client, DEADLINE, HOST, Host, guest, scratch, until, with_cache};
+use crate::harness::{Client, DEADLINE, HOST, Host, first_word, guest, scratch, until, with_cache};
 
 /// What clears the line below the others.
 const CLEAR: &str = "\r\x1b[K";
@@ -103,6 +105,37 @@ fn a_host_whose_terminal_is_closed_drains() {
     client.echo("served during the drain");
     client.finish();
     assert_eq!(client.rest(), b"");
+}
+
+#[test]
+fn the_first_signal_after_the_end_of_the_terminal_goes_on_draining() {
+    let log = scratch("terminal-closed").with_extension("log");
+    let Some(mut terminal) = Terminal::start(&format!("--drain-timeout 1h 2>{}", log.display())) else {
+        return;
+    };
+    let logged = |text: &str| {
+        until(text, || {
+            fs::read_to_string(&log).is_ok_and(|log| log.contains(text))
+        });
+        fs::read_to_string(&log).unwrap()
+    };
+    let log = logged("listening on");
+    let (_, address) = log.split_once("listening on ").unwrap();
+    let client = Client::connect(first_word(address).parse().unwrap()).unwrap();
+    client.echo("served");
+    let script = terminal.script.id();
+    let host = fs::read_to_string(format!("/proc/{script}/task/{script}/children")).unwrap();
+    let host = Pid::from_raw(host.trim().parse().unwrap()).unwrap();
+    terminal.script.kill().unwrap();
+    terminal.script.wait().unwrap();
+    logged("draining: ");
+    kill_process(host, Signal::TERM).unwrap();
+    logged("draining already");
+    client.echo("served during the drain");
+    client.finish();
+    assert_eq!(client.rest(), b"");
+    drop(client);
+    logged("drained closed=0");
 }
 
 #[test]

@@ -58,7 +58,7 @@ struct Server {
 /// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
 /// drains.
 ///
-/// The first signal that asks to stop begins the drain, the second ends it.
+/// The first signal that asks to stop begins the drain, unless it has begun, and the second ends it.
 ///
 /// # Errors
 ///
@@ -110,7 +110,8 @@ impl Server {
         let mut planning: Option<JoinHandle<anyhow::Result<Plan>>> = None;
         let mut again = false;
         let process = Arc::clone(&self.process);
-        loop {
+        // Whether a signal that asks to stop begins the drain.
+        let signalled = loop {
             let planned = async {
                 match &mut planning {
                     Some(planning) => planning
@@ -125,11 +126,11 @@ impl Server {
                     (Notice::Stop(signal), _) => {
                         info!(signal, "stop requested");
                         service_manager::stopping(self.process.connections.len());
-                        break;
+                        break true;
                     }
                     (Notice::Abandoned, _) => {
                         info!("stop requested: the terminal of the host was closed");
-                        break;
+                        break false;
                     }
                     (Notice::Reload, Some(_)) if planning.is_some() => again = true,
                     (Notice::Reload, Some(file)) => planning = Some(self.plan(file)),
@@ -142,7 +143,7 @@ impl Server {
                 },
                 () = process.drain.notified() => {
                     service_manager::stopping(process.connections.len());
-                    break;
+                    break false;
                 }
                 plan = planned => {
                     match plan.and_then(|plan| self.still_holds(plan)) {
@@ -156,7 +157,7 @@ impl Server {
                     "an accept loop failed and the host stops; earlier log lines show the cause"
                 ),
             }
-        }
+        };
         self.process.draining.store(true, Relaxed);
         if let Some(planning) = planning {
             planning.abort();
@@ -170,7 +171,7 @@ impl Server {
         }
         Ok(tokio::select! {
             drained = drain(&self.process, self.config.drain_timeout) => drained,
-            signal = signals.stop() => {
+            signal = second_signal(signals, signalled) => {
                 let connections = self.process.connections.len();
                 warn!(signal, connections, "second signal: stopping at once");
                 Drained::Quit
@@ -496,6 +497,20 @@ pub enum Drained {
 
 /// The target of the log lines that say where the host listens, which are written at every log level.
 pub const READY: &str = "ready";
+
+/// Waits during a drain for the second signal that asks to stop, and returns its name. The first one
+/// has begun the drain if the host was `signalled`, and otherwise changes nothing: a service manager
+/// sends it to a host that drains because of a request.
+async fn second_signal(signals: &mut Signals, signalled: bool) -> &'static str {
+    if !signalled {
+        let signal = signals.stop().await;
+        info!(
+            signal,
+            "stop requested: the host is draining already; a second signal stops it at once"
+        );
+    }
+    signals.stop().await
+}
 
 async fn drain(process: &Process, limit: Duration) -> Drained {
     process.connections.close();

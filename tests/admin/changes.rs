@@ -297,6 +297,34 @@ fn a_drain_ends_the_host_when_its_connections_have_ended() {
 }
 
 #[test]
+fn the_first_signal_after_a_request_to_drain_goes_on_draining() {
+    let token = Token::new("drain-signal");
+    for signals in [1, 2] {
+        let args = ["--admin-token", token.path(), "--drain-timeout", "1h"];
+        let (mut host, admin) = looked_at("lines", &args);
+        let client = host.connect();
+        client.echo("hello\n");
+        change(&admin, "/drain", &token);
+        host.line("draining: ");
+        host.signal(TERM);
+        let line = host.line_of(&["draining already", "at once"]);
+        assert!(line.contains("draining already"), "{line}");
+        assert_eq!(field(&line, "signal"), "SIGTERM");
+        client.echo("meanwhile\n");
+        if signals == 1 {
+            client.send("quit\n");
+            assert_eq!(client.rest(), b"");
+            drop(client);
+            assert_eq!(host.wait().code(), Some(0));
+        } else {
+            host.signal(INT);
+            assert_eq!(field(&host.line("second signal"), "signal"), "SIGINT");
+            assert_eq!(host.wait().code(), Some(1));
+        }
+    }
+}
+
+#[test]
 fn a_token_that_others_can_read_is_refused_at_the_start() {
     for mode in [0o644, 0o640, 0o602] {
         let token = Token::new("open");
