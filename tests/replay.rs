@@ -619,6 +619,25 @@ fn a_file_name_stays_one_field_of_a_line() {
 }
 
 #[test]
+fn a_guest_that_fails_at_bytes_before_a_reset_does_not_pass() {
+    for (guest_name, bytes, failure) in [
+        ("moody", "trap\\n", "< trap"),
+        ("hang-up-session", "a!", "< reset"),
+        ("hang-up", "a!", "< reset"),
+    ] {
+        let text = format!("> \"{bytes}\"\n> reset\n");
+        let dir = written(&format!("before-reset-{guest_name}"), &text);
+        let (status, said) = replay(&dir, &guest(guest_name));
+        assert_eq!(status, Some(1), "{guest_name}: {said}");
+        let expected = format!("1.conversation:2\n- nothing more\n+ {failure}\n");
+        assert!(said.contains(&expected), "{guest_name}: {said}");
+    }
+    let recorded = written("before-reset-recorded", "> \"trap\\n\"\n> reset\n< trap\n");
+    let (status, said) = replay(&recorded, &guest("moody"));
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn a_client_that_resets_has_heard_nothing() {
     let dir = written("reset", "> \"haunt\\n\"\n> pause 200ms\n> reset\n< cpu-limit\n");
     let (status, said) = replay_with(&dir, &guest("moody"), &["--max-cpu-time", "300ms"]);

@@ -320,13 +320,16 @@ impl AsyncRead for Chunks {
                     self.time.takes();
                     self.chunk = chunk;
                 }
-                None if !mem::replace(&mut self.ended, true) => self.time.takes(),
-                None => {}
+                None => {
+                    if !mem::replace(&mut self.ended, true) {
+                        self.time.takes();
+                    }
+                    // As on a socket, the bytes before a reset come first.
+                    if self.reset.load(Ordering::Acquire) {
+                        return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                    }
+                }
             }
-        }
-        // A reset discards what waits before it.
-        if self.reset.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let count = self.chunk.len().min(buffer.remaining());
         buffer.put_slice(&self.chunk[..count]);

@@ -45,13 +45,23 @@ async fn a_client_that_resets_is_seen_in_both_directions() {
 }
 
 #[tokio::test]
-async fn a_reset_discards_bytes_that_wait() {
+async fn a_guest_reads_the_bytes_before_a_reset() {
     let (mut player, mut reader, _writer) = Player::new(STEP, Time::new(false, STEP));
-    for step in &steps("> \"one\"\n> reset\n").steps {
-        player.play(&step.1).await.unwrap();
+    let mut buffer = [0; 4];
+    let conversation = steps("> \"first\"\n> break\n> \"second\"\n> reset\n");
+    let playing = async {
+        for (_, step) in &conversation.steps {
+            player.play(step).await.unwrap();
+        }
+    };
+    // The first chunk is read in part when the second one waits and the reset comes.
+    let (read, ()) = tokio::join!(reader.read(&mut buffer), playing);
+    let mut all = buffer[..read.unwrap()].to_vec();
+    for _ in 0..2 {
+        let error = reader.read_to_end(&mut all).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(all, b"firstsecond");
     }
-    let read = reader.read(&mut [0]).await.unwrap_err();
-    assert_eq!(read.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test(start_paused = true)]
