@@ -161,6 +161,7 @@ impl Server {
         self.process.draining.store(true, Relaxed);
         if let Some(planning) = planning {
             planning.abort();
+            warn!("reconfiguration given up: the host drains; nothing changed");
         }
         // With them go the listeners, so that clients are refused during the drain.
         for running in &mut self.running {
@@ -501,15 +502,23 @@ pub const READY: &str = "ready";
 /// Waits during a drain for the second signal that asks to stop, and returns its name. The first one
 /// has begun the drain if the host was `signalled`, and otherwise changes nothing: a service manager
 /// sends it to a host that drains because of a request.
-async fn second_signal(signals: &mut Signals, signalled: bool) -> &'static str {
-    if !signalled {
-        let signal = signals.stop().await;
-        info!(
-            signal,
-            "stop requested: the host is draining already; a second signal stops it at once"
-        );
+async fn second_signal(signals: &mut Signals, mut signalled: bool) -> &'static str {
+    loop {
+        match signals.next().await {
+            Notice::Stop(signal) if signalled => return signal,
+            Notice::Stop(signal) => {
+                signalled = true;
+                info!(
+                    signal,
+                    "stop requested: the host is draining already; a second signal stops it at once"
+                );
+            }
+            Notice::Reload => warn!("SIGHUP reloads nothing: the host drains and accepts no connections"),
+            Notice::GoBack => warn!("SIGUSR2 rolls nothing back: the host drains and accepts no connections"),
+            // A terminal that is closed can send several SIGHUPs.
+            Notice::Abandoned => {}
+        }
     }
-    signals.stop().await
 }
 
 async fn drain(process: &Process, limit: Duration) -> Drained {

@@ -207,16 +207,6 @@ impl Signals {
             _ = self.changes.user.recv() => Notice::GoBack,
         }
     }
-
-    /// The name of the next signal that asks to stop, passing over others. A terminal that is
-    /// closed can send several SIGHUPs, so that the second of these does not count.
-    pub async fn stop(&mut self) -> &'static str {
-        loop {
-            if let Notice::Stop(signal) = self.next().await {
-                return signal;
-            }
-        }
-    }
 }
 
 #[cfg(test)]
