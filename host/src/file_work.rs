@@ -1,5 +1,6 @@
 //! Work on files that may hang.
 
+use std::future::pending;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -48,7 +49,8 @@ impl FileWork {
     ///
     /// # Errors
     ///
-    /// The work is not done in time, or panics.
+    /// The work is not done in time, or panics. Work that the end of the runtime cancels has no
+    /// outcome: this then waits until it is dropped with the runtime.
     pub(crate) async fn run<T: Send + 'static>(
         &mut self,
         max: Duration,
@@ -64,11 +66,24 @@ impl FileWork {
                 // Fails if nobody waits any more.
                 let _ = sender.send(work());
             }));
-            done.await
+            match done.await {
+                Ok(done) => Some(Ok(done)),
+                Err(_) if self.was_cancelled().await => None,
+                Err(_) => Some(Err(NotDone::Panicked)),
+            }
         });
         match done.await {
-            Ok(done) => done.map_err(|_| NotDone::Panicked),
+            Ok(Some(done)) => done,
+            Ok(None) => pending().await,
             Err(_) => Err(NotDone::Late(max)),
+        }
+    }
+
+    /// Whether the last piece has ended before it began.
+    async fn was_cancelled(&mut self) -> bool {
+        match self.last.take() {
+            Some(last) => last.await.is_err_and(|error| error.is_cancelled()),
+            None => false,
         }
     }
 
@@ -102,6 +117,9 @@ impl FileWork {
 mod tests {
     use std::sync::mpsc;
 
+    use futures_util::FutureExt as _;
+    use tokio::runtime::Builder;
+
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(50);
@@ -128,5 +146,15 @@ mod tests {
         let failed: Result<(), _> = files.run(LONG, || panic!("expected by this test")).await;
         assert_eq!(failed, Err(NotDone::Panicked));
         assert_eq!(files.run(LONG, || 7).await, Ok(7));
+    }
+
+    #[test]
+    fn work_that_the_end_of_the_runtime_cancels_does_not_fail() {
+        let runtime = Builder::new_multi_thread().enable_time().build().unwrap();
+        let handle = runtime.handle().clone();
+        runtime.shutdown_timeout(LONG);
+        let _context = handle.enter();
+        let mut files = FileWork::default();
+        assert_eq!(files.run(LONG, || 7).now_or_never(), None);
     }
 }

@@ -134,11 +134,16 @@ impl Running {
         self.acceptor = tokio::spawn(acceptor.run(Arc::clone(&self.service), self.stop.clone()));
     }
 
-    /// Ends what it does beside the connections that are open.
-    pub(crate) fn end(self) {
+    /// Loads its component no more.
+    pub(crate) fn stop_reloading(&self) {
         if let Some(reloader) = &self.reloader {
             reloader.abort();
         }
+    }
+
+    /// Ends what it does beside the connections that are open.
+    pub(crate) fn end(self) {
+        self.stop_reloading();
         self.service.generations.wind_up();
     }
 }

@@ -170,14 +170,17 @@ impl Server {
                 acceptor::close(listeners, &mut admission, &running.service);
             }
         }
-        Ok(tokio::select! {
+        let drained = tokio::select! {
             drained = drain(&self.process, self.config.drain_timeout) => drained,
             signal = second_signal(signals, signalled) => {
                 let connections = self.process.connections.len();
                 warn!(signal, connections, "second signal: stopping at once");
                 Drained::Quit
             }
-        })
+        };
+        // The end of the runtime cancels what they do, which would pass for a failure.
+        self.running.iter().for_each(Running::stop_reloading);
+        Ok(drained)
     }
 
     /// Loads, binds and starts the services of `config`, which comes from `file` or from flags.
