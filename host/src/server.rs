@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
-use crate::admin::{self, measures};
+use crate::admin::{self, CurrentToken, Token, measures};
 use crate::admission::Admission;
 use crate::config::{Config, Service};
 use crate::file::Text;
@@ -53,6 +53,8 @@ struct Server {
     files: Arc<reread::Files>,
     /// Compiles components.
     program: Program,
+    /// Accepted by the admin interface, if it accepts one.
+    token: Option<CurrentToken>,
 }
 
 /// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
@@ -137,6 +139,7 @@ impl Server {
                     (Notice::Reload, None) => {
                         service_manager::reloading();
                         self.running.iter().for_each(Running::reload);
+                        self.reload_token();
                         self.ready();
                     }
                     (Notice::GoBack, _) => self.go_back(),
@@ -203,12 +206,15 @@ impl Server {
         let observed = watched || config.admin.is_some() || telemetry.is_some();
         let process = Arc::new(Process::new(observed, telemetry));
         let mut obstacles = Obstacles::default();
+        let mut current_token = None;
         // First, so that it can be asked whether the host is ready.
         if preflight::check_admin(&config, admin_listen, &mut obstacles)
             && let Some(admin) = &config.admin
         {
-            let token = admin.token.as_deref().map(admin::Token::load).transpose();
+            let token = admin.token.as_deref().map(Token::load).transpose();
             if let Some(token) = obstacles.note("admin.token", None, token) {
+                current_token = token.map(CurrentToken::new);
+                let token = current_token.clone();
                 obstacles.note(
                     "admin.listen",
                     None,
@@ -254,6 +260,7 @@ impl Server {
             removed: Vec::new(),
             files: Arc::default(),
             program,
+            token: current_token,
         };
         // Who reads that it listens finds it ready.
         server.show();
@@ -310,6 +317,17 @@ impl Server {
     fn ready(&self) {
         let listeners = self.running.iter().map(|running| running.entrances.len()).sum();
         service_manager::ready(self.running.len(), listeners);
+    }
+
+    /// Reads the file of the admin token again.
+    fn reload_token(&self) {
+        let path = self.config.admin.as_ref().and_then(|admin| admin.token.clone());
+        if let (Some(path), Some(current)) = (path, self.token.clone()) {
+            spawn_blocking(move || match Token::load(&path) {
+                Ok(token) => current.replace(token),
+                Err(error) => warn!("{error:#}; the previous admin token stays in use"),
+            });
+        }
     }
 
     fn go_back(&self) {
@@ -461,6 +479,9 @@ impl Server {
         }
         self.config = config;
         self.show();
+        if let (Some(current), Some(token)) = (&self.token, plan.token) {
+            current.replace(token);
+        }
         info!(services = self.running.len(), "services reconfigured");
         Ok(())
     }

@@ -36,7 +36,7 @@ use crate::server::READY;
 use crate::service::Process;
 use crate::socket::{Reader, Stream, Writer};
 use slots::{Slot, Slots};
-pub(crate) use token::Token;
+pub(crate) use token::{CurrentToken, Token};
 
 /// Descriptors that the connections to the admin interface may take.
 pub(crate) const DESCRIPTORS: usize = slots::CONNECTIONS + CLOSING;
@@ -68,7 +68,7 @@ const MODE: Mode = Mode(0o600);
 struct Admin {
     process: Arc<Process>,
     slots: Arc<Slots>,
-    token: Option<Token>,
+    token: Option<CurrentToken>,
     /// Only who is on this machine gets here, and can be asked to name it so.
     loopback: bool,
 }
@@ -111,7 +111,7 @@ pub(crate) fn warn_of(config: &Config, setting: &str) {
 /// Outside of a runtime.
 pub(crate) fn start(
     config: &Config,
-    token: Option<Token>,
+    token: Option<CurrentToken>,
     flag: &'static str,
     process: &Arc<Process>,
 ) -> anyhow::Result<()> {

@@ -20,7 +20,7 @@ use super::answer::{Answer, and, events, json, refused, text, whole};
 use super::exposition::Exposition;
 use super::slots::{Class, Slot};
 use super::view::{self, Before};
-use super::{Admin, is_no_name, metrics, token};
+use super::{Admin, CurrentToken, is_no_name, metrics};
 
 /// Time between two looks of the page.
 const LOOK: Duration = Duration::from_secs(1);
@@ -212,7 +212,7 @@ fn host<B>(request: &Request<B>) -> Result<Option<&str>, &'static str> {
 fn has_token(admin: &Admin, headers: &HeaderMap) -> Option<bool> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, given) = value.split_once(' ')?;
-    let right = |token: &token::Token| token.is(given.trim());
+    let right = |token: &CurrentToken| token.is(given.trim());
     scheme
         .eq_ignore_ascii_case("bearer")
         .then(|| admin.token.as_ref().is_some_and(right))

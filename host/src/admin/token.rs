@@ -4,9 +4,12 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
+use tracing::info;
 
 use super::hex;
 use crate::guarded;
@@ -110,8 +113,30 @@ impl Token {
     }
 
     /// Whether `token` is this one.
-    pub(super) fn is(&self, token: &str) -> bool {
+    fn is(&self, token: &str) -> bool {
         Self::of(token).0 == self.0
+    }
+}
+
+/// The token that the host accepts, which its file replaces when it is read again.
+#[derive(Clone, Debug)]
+pub(crate) struct CurrentToken(Arc<ArcSwap<Token>>);
+
+impl CurrentToken {
+    pub(crate) fn new(token: Token) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(token)))
+    }
+
+    /// Accepts `token` from now on, and no longer the previous one.
+    pub(crate) fn replace(&self, token: Token) {
+        if self.0.swap(Arc::new(token)).0 != self.0.load().0 {
+            info!("the admin token has changed; the previous one is no longer accepted");
+        }
+    }
+
+    /// Whether `token` is this one.
+    pub(super) fn is(&self, token: &str) -> bool {
+        self.0.load().is(token)
     }
 }
 
