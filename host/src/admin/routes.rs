@@ -20,7 +20,7 @@ use super::answer::{Answer, and, events, json, refused, text, whole};
 use super::exposition::Exposition;
 use super::slots::{Class, Slot};
 use super::view::{self, Before};
-use super::{Admin, CurrentToken, is_no_name, metrics};
+use super::{Admin, CurrentToken, is_no_name, metrics, token};
 
 /// Time between two looks of the page.
 const LOOK: Duration = Duration::from_secs(1);
