@@ -1,9 +1,12 @@
 //! Descriptors and permits: how many a guest, and a client that does not close, may hold.
 
 use std::fs;
+use std::io::Read as _;
 use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
 
-use crate::harness::{Client, Host, field, guest, refused, scratch};
+use crate::harness::{Client, HOST, Host, field, file, guest, refused, scratch, with_cache};
 
 fn asks(client: &Client, what: &str) -> String {
     client.send(format!("{what}\n"));
@@ -38,17 +41,196 @@ fn a_guest_and_its_service_hold_no_more_sockets_than_they_may() {
     }
 }
 
+/// A directory with a file, and the grant of it.
+fn with_file(name: &str) -> (PathBuf, String) {
+    let dir = scratch(name);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("file"), "a file").unwrap();
+    let grant = format!("{}::/data", dir.display());
+    (dir, grant)
+}
+
 #[test]
 fn a_guest_holds_no_more_files_than_it_may() {
-    let dir = scratch("held");
-    fs::create_dir_all(&dir).unwrap();
-    fs::write(dir.join("note"), "a note").unwrap();
-    let host = Host::serving("errands", &["--dir", &format!("{}::/data", dir.display())]);
+    let (_, grant) = with_file("held");
+    let host = Host::serving("errands", &["--dir", &grant]);
     let client = host.connect();
-    assert_eq!(asks(&client, "hold-files 200 /data/note"), "200");
-    client.send("hold-files 100 /data/note\n");
+    assert_eq!(asks(&client, "hold-files 200 /data/file"), "200");
+    client.send("hold-files 100 /data/file\n");
     client.expect_reset();
     assert_eq!(host.outcome(), "guest-trap");
+}
+
+/// With few connections, the guests of a service hold 256 files together.
+#[test]
+fn the_guests_of_a_service_hold_no_more_files_than_they_may() {
+    let (_, grant) = with_file("held-by-service");
+    let host = Host::serving("errands", &["--dir", &grant, "--max-connections", "3"]);
+    let (first, second) = (host.connect(), host.connect());
+    assert_eq!(asks(&first, "hold-files 200 /data/file"), "200");
+    assert_eq!(asks(&second, "hold-files 100 /data/file"), "56");
+    assert!(asks(&second, "read /data/file").starts_with("refused: "));
+    // Directories count too.
+    assert!(asks(&second, "list /data").starts_with("refused: "));
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    // A file that is closed makes room for another.
+    let third = host.connect();
+    assert_eq!(asks(&third, "hold-files 199 /data/file"), "199");
+    for _ in 0..20 {
+        assert_eq!(asks(&third, "read /data/file"), "a file");
+        assert_eq!(asks(&third, "list /data"), "1");
+    }
+    assert_eq!(asks(&third, "hold-files 2 /data/file"), "1");
+    assert!(asks(&third, "read /data/file").starts_with("refused: "));
+}
+
+#[test]
+fn files_that_streams_of_wasi_0_3_keep_open_count() {
+    let (_, grant) = with_file("held-by-streams");
+    let host = Host::serving("amass", &["--dir", &grant, "--max-connections", "2"]);
+    let (first, second) = (host.connect(), host.connect());
+    assert_eq!(asks(&first, "files 80"), "80");
+    assert_eq!(asks(&first, "file-streams 100"), "100");
+    assert_eq!(asks(&second, "files 100"), "76");
+    assert_eq!(asks(&second, "drop files 1"), "0");
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    assert_eq!(asks(&second, "drop files 300"), "300");
+    assert_eq!(asks(&second, "drop file-streams 300"), "300");
+    assert_eq!(asks(&second, "files 50"), "50");
+}
+
+/// Opens 200 files, and answers with how many it has opened and the error number of the last try. For
+/// each byte it closes two, by `fd_renumber` and by `fd_close`, and opens three. It answers with the
+/// sum of the first two error numbers, and the third.
+const OPENS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_open" (func $path_open
+        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_renumber" (func $renumber (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 64) "file")
+    (func $open (result i32)
+        (call $path_open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 4) (i32.const 0)
+            (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)))
+    (func $answer (param $one i32) (param $other i32)
+        (i32.store8 (i32.const 128) (local.get $one))
+        (i32.store8 (i32.const 129) (local.get $other))
+        (i32.store (i32.const 0) (i32.const 128))
+        (i32.store (i32.const 4) (i32.const 2))
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))))
+    (func (export "_start") (local $opened i32) (local $error i32)
+        (block $done (loop $next
+            (br_if $done (i32.eq (local.get $opened) (i32.const 200)))
+            (br_if $done (local.tee $error (call $open)))
+            (local.set $opened (i32.add (local.get $opened) (i32.const 1)))
+            (br $next)))
+        (call $answer (local.get $opened) (local.get $error))
+        (loop $again
+            (i32.store (i32.const 0) (i32.const 128))
+            (i32.store (i32.const 4) (i32.const 1))
+            (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
+            (if (i32.load (i32.const 16)) (then
+                (drop (call $renumber (i32.const 6) (i32.const 5)))
+                (drop (call $close (i32.const 5)))
+                (call $answer (i32.add (call $open) (call $open)) (call $open))
+                (br $again))))))"#;
+
+#[test]
+fn the_modules_of_a_service_hold_no_more_files_than_they_may() {
+    let (_, grant) = with_file("held-by-modules");
+    let module = file("opens.wasm", wat::parse_str(OPENS).unwrap());
+    let host = Host::with(&module, &["--dir", &grant, "--max-connections", "3"]);
+    let answer = |client: &Client| {
+        let mut answer = [0; 2];
+        (&client.0).read_exact(&mut answer).unwrap();
+        answer
+    };
+    let first = host.connect();
+    assert_eq!(answer(&first), [200, 0]);
+    // The error is `nfile`.
+    let second = host.connect();
+    assert_eq!(answer(&second), [56, 41]);
+    for _ in 0..3 {
+        second.send("x");
+        assert_eq!(answer(&second), [0, 41]);
+    }
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    second.send("x");
+    assert_eq!(answer(&second), [0, 0]);
+    assert_eq!(answer(&host.connect()), [199, 41]);
+}
+
+/// The host asks the system for the descriptors of files that guests may open, and so has those of
+/// connections left.
+#[test]
+fn a_service_whose_guests_hold_all_files_that_they_may_leaves_others_their_connections() {
+    let (dir, grant) = with_file("all-files");
+    let config = dir.join("services.toml");
+    let service = |name: &str, guest_name: &str, rest: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
+             limits = {{ max-connections = 10 }}\n{rest}\n",
+            guest(guest_name).display()
+        )
+    };
+    let grants = format!("grants = {{ dirs = [\"{grant}\"] }}");
+    fs::write(
+        &config,
+        service("files", "errands", &grants) + &service("copies", "copy", ""),
+    )
+    .unwrap();
+    let mut command = with_cache(Command::new("sh"));
+    command.args(["-c", "ulimit -S -n 64 && exec \"$0\" --config \"$1\"", HOST]);
+    let host = Host::spawn(command.arg(&config), &["--listen", "--listen"]);
+    let [files, copies] = host.addresses() else {
+        panic!()
+    };
+    let holding: Vec<_> = (0..10)
+        .map(|_| {
+            let client = Client::connect(*files).unwrap();
+            client.send("hold-files 200 /data/file\n");
+            client
+        })
+        .collect();
+    let held: usize = holding
+        .iter()
+        .map(|client| client.line().parse::<usize>().unwrap())
+        .sum();
+    assert_eq!(held, 256);
+    let clients: Vec<_> = (0..10).map(|_| Client::connect(*copies).unwrap()).collect();
+    for client in &clients {
+        client.echo("hello");
+    }
+    assert!(!host.log().contains("cannot accept"), "{}", host.log());
+}
+
+#[test]
+fn a_limit_on_descriptors_below_those_of_files_is_warned_of() {
+    let (_, grant) = with_file("few-descriptors");
+    let errands = guest("errands").display().to_string();
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        &errands,
+        "--max-connections",
+        "10",
+    ];
+    let warns = |args: &[&str]| {
+        let host = Host::below_shell("ulimit -n 300", args);
+        host.log()
+            .contains("what their guests may open need 453 file descriptors")
+    };
+    assert!(!warns(&args));
+    assert!(warns(&[&args[..], &["--dir", &grant]].concat()));
 }
 
 #[test]

@@ -9,13 +9,14 @@ use rustix::fs::{Access, access};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::config::Config;
+use crate::config::{Config, FILE_THREADS};
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
 
-/// Descriptors for the threads on which the guests of a service use files.
-const DESCRIPTORS_FOR_FILES: u64 = 8;
+/// Descriptors for the threads on which the guests of a service use files: those of their runtime,
+/// and two that each thread may have open while it works, as for a file that it renames.
+const DESCRIPTORS_FOR_FILES: u64 = 8 + 2 * FILE_THREADS as u64;
 
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
@@ -112,7 +113,9 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
         // A guest holds the directories that are granted to it open.
         let each = 1 + service.grants.dirs.len() as u64;
         if !service.grants.dirs.is_empty() {
-            need = need.saturating_add(DESCRIPTORS_FOR_FILES);
+            need = need
+                .saturating_add(DESCRIPTORS_FOR_FILES)
+                .saturating_add(service.limits.max_files() as u64);
         }
         if !service.grants.outbound.is_empty() {
             need = need.saturating_add(service.limits.max_sockets() as u64);
@@ -140,8 +143,8 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
     match outcome {
         Ok(()) if raised >= need => debug!(from = soft, to = raised, "raised the limit on open files"),
         _ => warn!(
-            "{connections} connections (max-connections) need {need} file descriptors, but this \
-             process may open {}; raise the limit (`ulimit -n {need}`, or `LimitNOFILE={need}` in \
+            "{connections} connections (max-connections) and what their guests may open need {need} file \
+             descriptors, but this process may open {}; raise the limit (`ulimit -n {need}`, or `LimitNOFILE={need}` in \
              the systemd unit) or lower max-connections; connections beyond the limit wait in the \
              backlog",
             if outcome.is_ok() { raised } else { soft }

@@ -76,7 +76,23 @@ pub struct Limits {
 /// Sockets that the guest of one connection may hold.
 pub const MAX_SOCKETS: usize = 16;
 
+/// Files that the guests of a service may hold together, at least.
+const MIN_FILES: usize = 256;
+
+/// Files that the guests of a service may hold together, for each of their connections.
+const FILES_PER_CONNECTION: usize = 4;
+
+/// Threads of one service that use files of guests at the same time.
+pub const FILE_THREADS: usize = 64;
+
 impl Limits {
+    /// Files and directories that the guests of a service may hold open together, beside the granted
+    /// directories.
+    pub fn max_files(&self) -> usize {
+        let share = self.max_connections.get().saturating_mul(FILES_PER_CONNECTION);
+        share.max(MIN_FILES)
+    }
+
     /// Sockets that the guests of a service may hold together: two for each connection, and never
     /// less than one of them may hold.
     pub fn max_sockets(&self) -> usize {

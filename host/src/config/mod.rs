@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use clash::{At, Clash, clashes, excludes};
-pub use limits::{Limits, MAX_SOCKETS, Rate};
+pub use limits::{FILE_THREADS, Limits, MAX_SOCKETS, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
 };

@@ -14,6 +14,7 @@ use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
 use super::extent::{MAX_PARTS, Parts};
+use super::files;
 use super::grants::Granted;
 use super::needs::{Calls, Concurrency, Images, Needs};
 use super::never_waits;
@@ -130,6 +131,9 @@ impl Engine {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
             ends::add_to_linker(&mut linker)?;
         }
+        if granted.has_dirs() {
+            files::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;
+        }
         if granted.has_outbound() {
             sockets::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;
         }
@@ -158,6 +162,9 @@ impl Engine {
     pub(super) fn link(&self, module: &Module) -> wasmtime::Result<InstancePre<State>> {
         let mut linker = wasmtime::Linker::new(self.engine());
         preview1::add_to_linker(&mut linker)?;
+        if self.granted.has_dirs() {
+            preview1::bound_files(&mut linker)?;
+        }
         linker.instantiate_pre(module)
     }
 

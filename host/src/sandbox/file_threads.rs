@@ -17,8 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::warn;
 
-/// Threads of one service that use files of guests at the same time.
-const THREADS: usize = 64;
+use crate::config::FILE_THREADS;
 
 /// The nice value of these threads. A guest keeps many of them computing if it lists large directories,
 /// which nothing interrupts. So they have a tenth of the weight of the threads that serve connections.
@@ -56,7 +55,7 @@ impl FileThreads {
         let thread_is_for_files = Arc::clone(&is_for_files);
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
-            .max_blocking_threads(THREADS)
+            .max_blocking_threads(FILE_THREADS)
             .thread_name("files")
             .on_thread_start(move || {
                 if thread_is_for_files.load(Relaxed) {
@@ -73,7 +72,7 @@ impl FileThreads {
         is_for_files.store(true, Relaxed);
         Ok(Arc::new(Self {
             runtime: Some(runtime),
-            turns: Arc::new(Semaphore::new(THREADS)),
+            turns: Arc::new(Semaphore::new(FILE_THREADS)),
             slow: AtomicBool::new(false),
         }))
     }
@@ -93,7 +92,7 @@ impl FileThreads {
                     warn!(
                         service,
                         "the granted directories have not opened for {SLOW:?}: a directory does not answer, \
-                         or files of guests keep all {THREADS} threads of the service busy, such as named \
+                         or files of guests keep all {FILE_THREADS} threads of the service busy, such as named \
                          pipes; new connections of the service wait"
                     );
                 }

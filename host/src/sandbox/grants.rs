@@ -12,6 +12,7 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use super::clock::ProcessClock;
 use super::file_threads::FileThreads;
+use super::files::Files;
 use super::sockets::Sockets;
 use crate::config::{GrantedDir, Grants, Limits};
 use crate::system::refuse_kernel_directory;
@@ -37,6 +38,8 @@ pub(super) struct Granted {
     outbound: Arc<ArcSwap<Vec<SocketAddr>>>,
     /// The sockets that guests hold; `None` if they have no destination.
     sockets: Option<Arc<Sockets>>,
+    /// The files that guests hold open; `None` if they have no directory.
+    files: Option<Arc<Files>>,
     /// Where guests use files; `None` if they have no directory.
     threads: Option<Arc<FileThreads>>,
 }
@@ -59,6 +62,7 @@ impl Granted {
             env: grants.env.clone(),
             dirs: grants.dirs.clone(),
             sockets: (!outbound.is_empty()).then(|| Sockets::new(limits)),
+            files: (!grants.dirs.is_empty()).then(|| Files::new(limits)),
             destinations: grants.outbound.clone(),
             outbound: Arc::new(ArcSwap::from_pointee(outbound)),
             threads: (!grants.dirs.is_empty()).then(FileThreads::start).transpose()?,
@@ -127,6 +131,11 @@ impl Granted {
     /// The sockets that guests hold.
     pub(super) fn sockets(&self) -> Option<&Arc<Sockets>> {
         self.sockets.as_ref()
+    }
+
+    /// The files that guests hold open.
+    pub(super) fn files(&self) -> Option<&Arc<Files>> {
+        self.files.as_ref()
     }
 
     /// The threads on which guests use files.

@@ -20,6 +20,7 @@ mod engine;
 mod extent;
 mod facts;
 mod file_threads;
+mod files;
 mod generation;
 mod grants;
 mod handles;

@@ -27,6 +27,8 @@ const PIECE: u32 = 64 << 10;
 /// Error numbers of WASI preview 1.
 const INVALID: i32 = 28;
 const FAULT: i32 = 21;
+/// Too many files are open in the system, as far as the guest can tell.
+const TOO_MANY_FILES: i32 = 41;
 
 /// The number of a call that has succeeded.
 const SUCCESS: i32 = 0;
@@ -96,6 +98,74 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
     linker.allow_shadowing(false);
     Ok(())
 }
+
+/// Has modules open no more files than they may, by functions in place of WASI's.
+///
+/// # Errors
+///
+/// The functions cannot be replaced.
+pub(super) fn bound_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    linker.func_wrap_async(
+        MODULE,
+        "path_open",
+        |mut caller: Caller<'_, State>,
+         (dir, dir_flags, path, length, open_flags, rights, inheriting, flags, opened): OpenParams| {
+            Box::new(async move {
+                let Some(opening) = caller.data_mut().opens_file() else {
+                    return Ok(TOO_MANY_FILES);
+                };
+                let (mut memory, context) = parts(&mut caller)?;
+                let ended = wasi::path_open(
+                    context,
+                    &mut memory,
+                    dir,
+                    dir_flags,
+                    path,
+                    length,
+                    open_flags,
+                    rights,
+                    inheriting,
+                    flags,
+                    opened,
+                )
+                .await;
+                // A call that fails may have opened the file all the same.
+                caller.data_mut().has_opened_file_by_preview1(opening);
+                ended
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_close",
+        |mut caller: Caller<'_, State>, (fd,): (i32,)| {
+            Box::new(async move {
+                let (mut memory, context) = parts(&mut caller)?;
+                let ended = wasi::fd_close(context, &mut memory, fd).await;
+                caller.data_mut().has_closed_file();
+                ended
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_renumber",
+        |mut caller: Caller<'_, State>, (from, to): (i32, i32)| {
+            Box::new(async move {
+                let (mut memory, context) = parts(&mut caller)?;
+                let ended = wasi::fd_renumber(context, &mut memory, from, to).await;
+                caller.data_mut().has_closed_file();
+                ended
+            })
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The parameters of `path_open`.
+type OpenParams = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
 
 /// The memory of the module that calls, and what WASI keeps for it.
 fn parts<'a>(caller: &'a mut Caller<'_, State>) -> wasmtime::Result<(GuestMemory<'a>, &'a mut WasiP1Ctx)> {

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -18,6 +19,7 @@ use super::direct::{self, Direct, Stack, Stacks};
 use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
 use super::file_threads::FileThreads;
+use super::files::{self, OpenFiles, Opening};
 use super::grants::{Granted, Opened};
 use super::handles::Handles;
 use super::seat::Ending;
@@ -52,6 +54,8 @@ pub(super) struct State {
     /// Where there are fewer stacks than connections.
     stacks: Option<Arc<Stacks>>,
     stack: Option<Stack>,
+    /// The files that the guest has opened, if it may have any. This is dropped after the tables.
+    files: Option<OpenFiles>,
 }
 
 /// What a program is.
@@ -90,6 +94,7 @@ impl State {
         let sockets = granted
             .sockets()
             .map(|sockets| Held::new(Arc::clone(sockets), is_shared));
+        let files = granted.files().map(OpenFiles::new);
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
@@ -114,6 +119,7 @@ impl State {
             checked: 0,
             stacks: engine.stacks.clone(),
             stack: None,
+            files,
         };
         let mut store = Store::new(engine.engine(), state);
         store.limiter(|state| &mut state.memory);
@@ -237,6 +243,45 @@ impl State {
             sockets.recount(&mut self.table);
             sockets.add()
         })
+    }
+
+    /// Begins to open a file; `None` if the guests of the service hold too many.
+    pub(super) fn opens_file(&mut self) -> Option<Opening> {
+        self.files.as_mut()?.opens()
+    }
+
+    /// Notes the file that a component has opened.
+    ///
+    /// # Errors
+    ///
+    /// There is no such handle.
+    pub(super) fn has_opened_file(
+        &mut self,
+        opening: Opening,
+        opened: &Resource<Descriptor>,
+    ) -> wasmtime::Result<()> {
+        let file = files::file_of(self.table.get(opened)?);
+        if let Some(files) = &mut self.files {
+            files.has_opened(opening, file);
+        }
+        Ok(())
+    }
+
+    /// Notes the file that a core module has opened, if there is one.
+    pub(super) fn has_opened_file_by_preview1(&mut self, opening: Opening) {
+        let Some(file) = files::new_file(self.preview1().ctx().table) else {
+            return;
+        };
+        if let Some(files) = &mut self.files {
+            files.has_opened(opening, &file);
+        }
+    }
+
+    /// Notes that the guest may have closed a file.
+    pub(super) fn has_closed_file(&mut self) {
+        if let Some(files) = &mut self.files {
+            files.recount();
+        }
     }
 
     /// The threads on which the guest uses files.

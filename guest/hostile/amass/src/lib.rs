@@ -2,7 +2,8 @@
 //! WASI 0.2 too.
 //!
 //! A line of standard input is a word and a number. The program makes that many of what the word
-//! names, keeps all of them, and answers with the number. `drop WORD` lets go of each at once.
+//! names, keeps all of them, and answers with the number that it has made. `drop WORD` lets go of
+//! each at once.
 
 use std::future::poll_fn;
 use std::mem::forget;
@@ -43,10 +44,11 @@ impl wasip3::exports::cli::run::Guest for Amass {
             let count = words.next().and_then(|count| count.parse().ok()).unwrap_or(0);
             let kind = words.next().unwrap_or_default();
             let keeps = words.next().is_none();
-            for _ in 0..count {
-                make(kind, keeps).await;
+            let mut made = 0;
+            while made < count && make(kind, keeps).await {
+                made += 1;
             }
-            let answer = format!("{count}\n");
+            let answer = format!("{made}\n");
             get_stdout().blocking_write_and_flush(answer.as_bytes()).unwrap();
         }
         Ok(())
@@ -64,8 +66,8 @@ async fn line(input: &mut StreamReader<u8>) -> Option<String> {
     }
 }
 
-/// Makes one of a kind, and keeps it if `keeps`.
-async fn make(kind: &str, keeps: bool) {
+/// Makes one of a kind, and keeps it if `keeps`. Returns whether that went well.
+async fn make(kind: &str, keeps: bool) -> bool {
     match kind {
         "sleeps" => begin(wait_for(FOR_EVER), keeps).await,
         "streams" => done(wit_stream::new::<u8>(), keeps),
@@ -113,6 +115,15 @@ async fn make(kind: &str, keeps: bool) {
             done(writer, keeps);
         }
         // In the first directory, if there is one.
+        "files" => match open("file".to_owned()).await {
+            Some(file) => done(file, keeps),
+            None => return false,
+        },
+        // A stream keeps the file open without its handle.
+        "file-streams" => match open("file".to_owned()).await {
+            Some(file) => done(file.read_via_stream(0), keeps),
+            None => return false,
+        },
         "fifos" => begin(open("fifo".to_owned()), keeps).await,
         "paths" => begin(open("x".repeat(PATH)), keeps).await,
         "memory" => done(std::hint::black_box(vec![1_u8; 64 << 10]), keeps),
@@ -121,21 +132,19 @@ async fn make(kind: &str, keeps: bool) {
         "output-handles" => done(get_stdout(), keeps),
         _ => {}
     }
+    true
 }
 
 /// Opens a file of the first directory.
-async fn open(path: String) {
-    if let Some((dir, _)) = get_directories().into_iter().next() {
-        let dir: Descriptor = dir;
-        let _ = dir
-            .open_at(
-                PathFlags::empty(),
-                path,
-                OpenFlags::empty(),
-                DescriptorFlags::READ,
-            )
-            .await;
-    }
+async fn open(path: String) -> Option<Descriptor> {
+    let (dir, _): (Descriptor, _) = get_directories().into_iter().next()?;
+    let opened = dir.open_at(
+        PathFlags::empty(),
+        path,
+        OpenFlags::empty(),
+        DescriptorFlags::READ,
+    );
+    opened.await.ok()
 }
 
 fn done<T>(what: T, keeps: bool) {
