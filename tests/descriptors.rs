@@ -171,7 +171,7 @@ fn the_modules_of_a_service_hold_no_more_files_than_they_may() {
 /// The host asks the system for the descriptors of files that guests may open, and so has those of
 /// connections left.
 #[test]
-fn a_service_whose_guests_hold_all_files_that_they_may_leaves_others_their_connections() {
+fn guests_that_hold_all_files_that_they_may_leave_others_their_connections() {
     let (dir, grant) = with_file("all-files");
     let config = dir.join("services.toml");
     let service = |name: &str, guest_name: &str, rest: &str| {
