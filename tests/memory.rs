@@ -1,9 +1,10 @@
 //! What the host keeps for one connection, whatever its guest does. SECURITY.md lists the bounds.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::harness::{Client, Host, field, file, refused, scratch};
+use crate::harness::{Client, Host, field, file, refused, scratch, until};
 
 /// Connections at once, so that what is not theirs matters little.
 const PEERS: usize = 8;
@@ -14,6 +15,56 @@ const MAX_MEMORY: &str = "4MiB";
 /// KiB that a connection may take with it: 4 MiB, a third of that for handles, 512 KiB of stack and
 /// two buffers of 64 KiB.
 const MOST: u64 = (4 << 10) + (4 << 10) / 3 + 512 + 2 * 64;
+
+/// A program as a core module of so many memories, which it fills before it writes a byte and waits
+/// for its client.
+fn filling(memories: usize, pages: usize) -> PathBuf {
+    let more: String = (1..memories)
+        .map(|number| format!("(memory $m{number} {pages})"))
+        .collect();
+    let fills: String = (0..memories)
+        .map(|number| {
+            let length = pages << 16;
+            format!("(memory.fill $m{number} (i32.const 0) (i32.const 7) (i32.const {length}))")
+        })
+        .collect();
+    let text = format!(
+        r#"(module
+        (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory $m0 (export "memory") {pages})
+        {more}
+        (func (export "_start")
+            {fills}
+            (i32.store (i32.const 0) (i32.const 64))
+            (i32.store (i32.const 4) (i32.const 1))
+            (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
+            (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))))"#
+    );
+    file(&format!("filling-{memories}.wasm"), wat::parse_str(text).unwrap())
+}
+
+#[test]
+fn what_stays_of_an_instance_does_not_grow_with_its_memories() {
+    let (memories, pages) = (100, 5);
+    let args = ["--max-connections", "16", "--max-memory", "64MiB"];
+    let host = Host::with(&filling(memories, pages), &args);
+    let before = host.memory("RssAnon");
+    let peers: Vec<_> = (0..PEERS).map(|_| host.connect()).collect();
+    for peer in &peers {
+        peer.expect([7]);
+    }
+    let filled = (memories * pages * 64 * PEERS) as u64;
+    let held = host.memory("RssAnon") - before;
+    assert!(held >= filled, "{held} of {filled} KiB");
+    drop(peers);
+    until("all connections have ended", || {
+        host.log().matches("connection ended").count() == PEERS
+    });
+    // A page of each memory, and what the heap keeps.
+    let kept = host.memory("RssAnon").saturating_sub(before);
+    assert!(kept < 16 << 10, "{kept} of {held} KiB");
+}
 
 /// Has a guest do something, and returns the end of what it answers with.
 fn asks(client: &Client, what: &str) -> String {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::extent::Parts;
-use super::needs::{MEMORIES_PER_CONNECTION, Needs, TABLES_PER_CONNECTION};
+use super::needs::Needs;
 use crate::config::Limits;
 
 /// Instances beyond one for each connection: of a component that is tried while every connection is
@@ -36,10 +36,10 @@ pub struct Shortage {
 impl Pool {
     /// A pool for so many connections, as it is made if there is address space for it.
     pub(super) fn full(needs: Needs, connections: u32) -> Self {
-        let room = needs.room.of_pool(connections.saturating_add(SPARE_INSTANCES));
+        let instances = connections.saturating_add(SPARE_INSTANCES);
         Self {
-            memories: room.saturating_mul(MEMORIES_PER_CONNECTION),
-            tables: room.saturating_mul(TABLES_PER_CONNECTION),
+            memories: needs.room.memories_of_pool(instances),
+            tables: needs.room.tables_of_pool(instances),
         }
     }
 

@@ -28,17 +28,27 @@ use crate::system::Mappings;
 /// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
 const SPARE_STACKS: u32 = 64;
 
+/// Stacks for each connection, whatever it consists of.
+const MAX_STACKS_OF_INSTANCE: u32 = 8;
+
 /// Stacks that connections have together whose guests are mostly called directly.
 const MAX_SHARED_STACKS: u32 = 1024;
 
-/// Bytes of a memory, and of tables, that stay with their slot of the pool when an instance ends, and are cleared for
-/// the next one. Giving pages back to the kernel instead halts every other thread of the process for a moment, which
-/// doubles the cost of a short connection. Where the kernel can tell, only pages that were used are cleared.
-const MEMORY_KEPT: usize = 256 << 10;
-/// The same of all connections together. Where the kernel cannot tell which pages were used, less would cost every
-/// connection with a larger memory the call that gives pages back, so this does not apply.
-const MEMORIES_KEPT: usize = 64 << 20;
-const TABLES_KEPT: usize = 64 << 10;
+/// What stays with the memories of the pool when instances end, and is cleared for the next ones.
+///
+/// Giving pages back to the kernel instead halts every other thread of the process for a moment,
+/// which doubles the cost of a short connection. Where the kernel can tell, only pages that were
+/// used are cleared.
+const MEMORIES_KEPT: Kept = Kept {
+    of_instance: 256 << 10,
+    of_pool: 64 << 20,
+};
+
+/// The same for tables.
+const TABLES_KEPT: Kept = Kept {
+    of_instance: 128 << 10,
+    of_pool: 32 << 20,
+};
 
 /// Bytes of metadata that a pool allows an instance. They are not reserved, and `Extent::check` has
 /// the bound, which is lower. That bound counts no adapters, which wasmtime makes between the parts
@@ -251,7 +261,7 @@ fn allocate(
         Err(error) => error,
     };
     // Memories take almost all of the address space. Every connection has one at least.
-    let least = instances.max(needs.room.least());
+    let least = instances.max(needs.room.least_memories());
     while pool.memories / 2 >= least {
         pool.memories /= 2;
         if let Ok(engine) = pooled(needs, instances, pool) {
@@ -283,27 +293,45 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
         .max_tables_per_module(MAX_PARTS)
         .table_elements(needs.table_size.elements())
         .total_stacks(stacks(needs, instances).saturating_add(SPARE_STACKS))
-        .linear_memory_keep_resident(memory_kept(instances))
-        .table_keep_resident(TABLES_KEPT)
+        .linear_memory_keep_resident(MEMORIES_KEPT.of_each(needs.room.memories, pool.memories))
+        .table_keep_resident(TABLES_KEPT.of_each(needs.room.tables, pool.tables))
         .pagemap_scan(Enabled::Auto);
     let mut config = config(code_settings(needs, true));
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling));
     wasmtime::Engine::new(&config)
 }
 
-/// Bytes of a memory that stay with its slot in a pool of so many instances.
-fn memory_kept(instances: u32) -> usize {
-    const PAGE: usize = 4096;
-    if !PoolingAllocationConfig::is_pagemap_scan_available() {
-        return MEMORY_KEPT;
+/// Bytes that stay with a pool.
+struct Kept {
+    /// Of the memories, or the tables, of one instance.
+    of_instance: usize,
+    /// Of all in the pool. This applies only where the kernel can tell which pages were used.
+    /// Elsewhere less would cost every instance that has more the call that gives pages back.
+    of_pool: usize,
+}
+
+impl Kept {
+    /// Bytes that stay with each of the memories or tables of a pool, of which an instance has so
+    /// many: whole pages, and at least one.
+    fn of_each(&self, of_instance: u32, of_pool: u32) -> usize {
+        const PAGE: usize = 4096;
+        let share = |kept: usize, count: u32| kept / (count as usize).max(1);
+        let mut bytes = share(self.of_instance, of_instance);
+        if PoolingAllocationConfig::is_pagemap_scan_available() {
+            bytes = bytes.min(share(self.of_pool, of_pool));
+        }
+        (bytes / PAGE * PAGE).max(PAGE)
     }
-    let share = MEMORIES_KEPT / (instances as usize).max(1);
-    (share / PAGE * PAGE).clamp(PAGE, MEMORY_KEPT)
 }
 
 /// Stacks for the calls of so many instances.
 fn stacks(needs: Needs, instances: u32) -> u32 {
-    let stacks = needs.room.of_pool(instances);
+    // Parts that call each other concurrently have stacks of their own.
+    let each = match needs.concurrency {
+        Concurrency::Without => 1,
+        Concurrency::With => (needs.room.memories / 2).clamp(1, MAX_STACKS_OF_INSTANCE),
+    };
+    let stacks = instances.saturating_mul(each);
     match needs.calls {
         Calls::Direct => stacks.min(MAX_SHARED_STACKS),
         Calls::OnFibers => stacks,
@@ -377,6 +405,25 @@ mod tests {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         hasher.finish()
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_however_many_memories_an_instance_has() {
+        let page = 4096;
+        for Kept { of_instance, of_pool } in [MEMORIES_KEPT, TABLES_KEPT] {
+            let kept = Kept { of_instance, of_pool };
+            for each in [1, 2, 16, 1024] {
+                for all in [each, 3 * each, 1026 * each, 16_384, 100_000] {
+                    let (bytes, each, count) = (kept.of_each(each, all), each as usize, all as usize);
+                    assert!(bytes >= page && bytes % page == 0, "{bytes}");
+                    assert!(bytes * each <= of_instance.max(page * each), "{each} of {all}");
+                    if PoolingAllocationConfig::is_pagemap_scan_available() {
+                        assert!(bytes * count <= of_pool.max(page * count), "{each} of {all}");
+                    }
+                }
+            }
+            assert_eq!(kept.of_each(1, 3), of_instance);
+        }
     }
 
     #[test]

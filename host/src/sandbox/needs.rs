@@ -11,17 +11,20 @@ use super::wasi::Release;
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
 const MAX_COPIED: usize = 64 << 10;
 
-/// Memories and tables for each connection in the pool, where the component has not more. A component has one memory, and two
-/// tables (one holds the adapters of its imports); a composed one has as many for each of its parts.
-pub(super) const MEMORIES_PER_CONNECTION: u32 = 2;
-pub(super) const TABLES_PER_CONNECTION: u32 = 4;
+/// Tables of an instance of most components: one of its own, and one with the adapters of its
+/// imports.
+const TABLES: u32 = 2;
 
-/// Units of room that every connection may have, however many connections there are.
-const MAX_ROOM: u32 = 8;
+/// Memories and tables that every connection may have, however many connections there are.
+const MAX_MEMORIES: u32 = 16;
+const MAX_TABLES: u32 = 32;
 
-/// Units of room of a whole pool beyond which large instances get no more than [`MAX_ROOM`] each.
-/// The memories of so many units take 64 TiB of address space, half of that of a process.
-const MAX_UNITS: u32 = 8192;
+/// Memories of a whole pool beyond which large instances get no more than [`MAX_MEMORIES`] each. So
+/// many take 64 TiB of address space, half of that of a process.
+const MAX_MEMORIES_OF_POOL: u32 = 16_384;
+
+/// The same for tables.
+const MAX_TABLES_OF_POOL: u32 = 32_768;
 
 /// Instances that every pool has room for, however large they are: one that serves, and two of
 /// components that are tried at the same time.
@@ -54,36 +57,47 @@ pub(super) enum Calls {
     OnFibers,
 }
 
-/// How many times as much as most components take an instance takes of the pool: a power of two, so that there are few
-/// different engines.
+/// The most memories and tables that an instance takes of the pool: powers of two, so that there are
+/// few different engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room(u32);
+pub(super) struct Room {
+    pub(super) memories: u32,
+    pub(super) tables: u32,
+}
 
 impl Room {
     fn of(extent: &Extent) -> Self {
-        let times = [
-            extent.memories.div_ceil(MEMORIES_PER_CONNECTION),
-            extent.tables.div_ceil(TABLES_PER_CONNECTION),
-        ];
-        let most = times.into_iter().fold(1, u32::max);
-        Self(most.min(MAX_PARTS).next_power_of_two())
+        let at_least = |least: u32, found: u32| found.clamp(least, MAX_PARTS).next_power_of_two();
+        Self {
+            memories: at_least(1, extent.memories),
+            tables: at_least(TABLES, extent.tables),
+        }
     }
 
-    /// Room of a pool for `instances`, in units of the memories and tables of most components.
+    /// Memories of a pool for `instances`.
     ///
-    /// This is what all of them take together, up to `MAX_UNITS`. For more of large instances it is
-    /// less, and enough for `LEAST_INSTANCES`, so that every component that the host accepts can be
-    /// tried and served.
-    pub(super) fn of_pool(self, instances: u32) -> u32 {
-        let all = instances.saturating_mul(self.0).min(MAX_UNITS);
-        all.max(instances.saturating_mul(self.0.min(MAX_ROOM)))
-            .max(self.least())
+    /// This is what all of them take together, up to `MAX_MEMORIES_OF_POOL`. For more of large
+    /// instances it is less, and enough for `LEAST_INSTANCES`, so that every component that the host
+    /// accepts can be tried and served.
+    pub(super) fn memories_of_pool(self, instances: u32) -> u32 {
+        of_pool(self.memories, instances, MAX_MEMORIES, MAX_MEMORIES_OF_POOL)
     }
 
-    /// Room for the instances that every pool has room for.
-    pub(super) fn least(self) -> u32 {
-        self.0.saturating_mul(LEAST_INSTANCES)
+    /// Tables of a pool for `instances`, likewise.
+    pub(super) fn tables_of_pool(self, instances: u32) -> u32 {
+        of_pool(self.tables, instances, MAX_TABLES, MAX_TABLES_OF_POOL)
     }
+
+    /// Memories of the instances that every pool has room for.
+    pub(super) fn least_memories(self) -> u32 {
+        self.memories.saturating_mul(LEAST_INSTANCES)
+    }
+}
+
+fn of_pool(each: u32, instances: u32, max_each: u32, max_of_pool: u32) -> u32 {
+    let all = instances.saturating_mul(each).min(max_of_pool);
+    all.max(instances.saturating_mul(each.min(max_each)))
+        .max(each.saturating_mul(LEAST_INSTANCES))
 }
 
 /// Elements for which a pool reserves address space in each table: a power of two times those of
@@ -356,23 +370,32 @@ mod tests {
             let text = format!("(component (core module $m {module}) {instances})");
             needs(&wat::parse_str(text).unwrap()).room
         };
-        let room = |count| times("(memory 1)", count);
-        assert_eq!(needs(ECHO).room, Room(1));
-        assert_eq!(times("", 999), Room(1), "core instances take no room of the pool");
-        assert_eq!(room(2), room(0));
-        assert_eq!(room(3), room(4));
-        assert_ne!(room(3), room(2));
-        assert_eq!(room(1000), Room(512));
+        let room = |memories, tables| Room { memories, tables };
+        assert_eq!(needs(ECHO).room, room(1, 2));
+        assert_eq!(
+            times("", 999),
+            room(1, 2),
+            "core instances take no room of the pool"
+        );
+        for (count, expected) in [(0, 1), (1, 1), (2, 2), (3, 4), (4, 4), (1000, 1024)] {
+            assert_eq!(times("(memory 1)", count), room(expected, 2), "{count}");
+        }
+        assert_eq!(
+            times("(table 1 funcref)", 3),
+            room(1, 4),
+            "tables take no memories"
+        );
     }
 
     #[test]
     fn a_pool_has_room_for_one_instance_at_least() {
-        assert_eq!(Room(1).of_pool(1026), 1026);
-        assert_eq!(Room(4).of_pool(6), 24);
-        assert_eq!(Room(32).of_pool(66), 32 * 66);
-        assert_eq!(Room(64).of_pool(1026), 8 * 1026);
+        let of_pool = |memories, instances| Room { memories, tables: 2 }.memories_of_pool(instances);
+        assert_eq!(of_pool(1, 1026), 1026);
+        assert_eq!(of_pool(8, 6), 48);
+        assert_eq!(of_pool(64, 66), 64 * 66);
+        assert_eq!(of_pool(128, 1026), 16 * 1026);
         for instances in [3, 6, 1026] {
-            assert!(Room(512).of_pool(instances) >= 3 * 512, "{instances}");
+            assert!(of_pool(1024, instances) >= 3 * 1024, "{instances}");
         }
     }
 }
