@@ -301,7 +301,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         loaded.push((one, sandbox));
     }
     // Creates a file that is missing.
-    let token = token_to_read(&config, now).map(Token::load).transpose();
+    let token = token_to_read(&config, &now.config).map(Token::load).transpose();
     let token = token.map_err(|error| Obstacles::only(Some(&file), "admin.token".to_owned(), None, error))?;
     // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
     let mut services = Vec::new();
