@@ -239,7 +239,7 @@ fn a_connection_that_lingers_makes_room_for_others() {
     let lingering: Vec<_> = (0..2)
         .map(|_| {
             let client = host.connect();
-            assert!(!client.rest().is_empty());
+            assert!(!client.half().is_empty());
             client
         })
         .collect();

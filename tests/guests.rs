@@ -283,7 +283,7 @@ mod sink {
     fn greets_and_reads_on() {
         let host = Host::serving("sink", &[]);
         let client = host.connect();
-        assert_eq!(client.rest(), b"ready\n");
+        assert_eq!(client.half(), b"ready\n");
         client.send("more");
         client.finish();
         assert_eq!(host.outcome(), "finished");

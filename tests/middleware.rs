@@ -441,7 +441,7 @@ fn a_service_hears_every_byte_and_the_end() {
                 client.send(&first);
                 if waits && !upload.contains(&"ANSWER=last") {
                     // The service has ended its half.
-                    client.rest();
+                    client.half();
                 }
                 client.send(&last);
                 client.finish();

@@ -395,7 +395,7 @@ fn what_is_recorded_is_replayed_by_the_same_guest_however_it_ended() {
         let client = host.connect();
         client.send("one");
         client.expect("ready\n");
-        assert_eq!(client.rest(), b"");
+        assert_eq!(client.half(), b"");
         client.send("two");
         client.finish();
         host.line("connection ended");

@@ -519,8 +519,15 @@ impl Client {
         }
     }
 
-    /// Reads to the host's FIN.
+    /// Reads to the host's FIN, and answers it with one, for which the host would wait.
     pub fn rest(&self) -> Vec<u8> {
+        let bytes = self.half();
+        self.finish();
+        bytes
+    }
+
+    /// Reads to the host's FIN. The client can go on sending.
+    pub fn half(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         (&self.0).read_to_end(&mut bytes).unwrap();
         bytes
