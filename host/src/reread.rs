@@ -17,6 +17,7 @@ use crate::admin::{self, Token};
 use crate::config::{Access, Address, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
+use crate::generations::Left;
 use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
 use crate::reload::{pass_gate, time_to_load};
@@ -45,6 +46,8 @@ pub(crate) struct Runs {
     service: Arc<Serving>,
     entrances: Vec<Arc<Entrance>>,
     sandbox: Arc<Sandbox>,
+    /// The content that it was rolled back from.
+    left: Option<Left>,
 }
 
 impl Runs {
@@ -53,6 +56,7 @@ impl Runs {
             service: Arc::clone(&running.service),
             entrances: running.entrances.clone(),
             sandbox: running.sandbox(),
+            left: running.service.generations.left(),
         }
     }
 }
@@ -248,7 +252,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         );
         let mut found = found.await;
         let digest = found.unloaded.as_ref().map(|unloaded| unloaded.content.digest);
-        let left = runs.and_then(|(_, runs)| runs.service.generations.left());
+        let left = runs.and_then(|(_, runs)| runs.left.as_ref());
         let left = left.filter(|left| Some(left.digest) == digest);
         let insists = left.map(|left| left.is_insisted_upon());
         if let Some(found) = &mut found.unloaded {

@@ -116,7 +116,7 @@ fn no_config(error: &Error, words: &[OsString]) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument || name(found) != CONFIG {
         return None;
     }
-    let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
+    let mut words = words.iter().filter_map(|word| word.to_str());
     let (command, instead) = words.find_map(|word| {
         let instead = match word {
             "record" => "set the key `record` of a service in the file, and start the host with the file",
