@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::harness::tools::{permitted, tool};
 use crate::harness::{
-    HOST, Host, TERM, command, field, file, guest, refusal_of, refused, scratch, until, with_cache,
+    HOST, HUP, Host, Place, TERM, command, field, file, guest, refusal_of, refused, scratch, until,
+    with_cache,
 };
 
 #[test]
@@ -167,6 +170,56 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
             assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
             host.connect().echo("hello\n");
         }
+    }
+}
+
+/// Returns a command that runs `program` as a user that is held to the limit on threads. The
+/// superuser is not.
+fn without_privileges(program: &str) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return with_cache(Command::new(program));
+    }
+    let mut setpriv = with_cache(Command::new("setpriv"));
+    setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]);
+    setpriv
+}
+
+/// Sets how many threads the user of a host may have for the host to start another one.
+fn limit_threads(host: &Host, max: &str) {
+    let mut prlimit = without_privileges("prlimit");
+    let (pid, limit) = (format!("--pid={}", host.pid()), format!("--nproc={max}:"));
+    assert!(prlimit.args([pid, limit]).status().unwrap().success());
+}
+
+#[test]
+fn a_reload_without_a_thread_fails_and_ends_nothing() {
+    let place = Place::new("threadless", "lines");
+    let component = place.file();
+    let component = component.to_str().unwrap();
+    let config = place.0.join("services.toml");
+    let text =
+        format!("[[service]]\nname = \"lines\"\ncomponent = \"{component}\"\nlisten = [\"127.0.0.1:0\"]\n");
+    fs::write(&config, text).unwrap();
+    let of_file = ["--config", config.to_str().unwrap()];
+    let of_flags = ["--listen", "127.0.0.1:0", "--component", component];
+    for (args, failed, done) in [
+        (&of_file[..], "reconfiguration failed", "services reconfigured"),
+        (&of_flags[..], "reload failed", "nothing to reload"),
+    ] {
+        let host = Host::spawn(without_privileges(HOST).args(args), &["--listen"]);
+        let before = getrlimit(Resource::Nproc).current;
+        let before = before.map_or("unlimited".to_owned(), |max| max.to_string());
+        limit_threads(&host, "1");
+        host.signal(HUP);
+        let said = host.line(failed);
+        assert!(
+            said.contains("the system gives the host no further thread"),
+            "{said}"
+        );
+        host.connect().echo("hello\n");
+        limit_threads(&host, &before);
+        host.signal(HUP);
+        host.line(done);
     }
 }
 

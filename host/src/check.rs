@@ -90,8 +90,9 @@ pub async fn check_services(
     // A check leaves no files behind.
     let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);
     let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
-    // The pools of all services share the address space, as they do when the host runs.
-    let mut loaded = Vec::new();
+    // The pools of all services share the address space and the memory mappings, as they do when the
+    // host runs.
+    let (mut loaded, mut leases) = (Vec::new(), Vec::new());
     for (index, unloaded) in found.services {
         let checked = if compile {
             let generation = unloaded.sandbox.load(&unloaded.content).await;
@@ -100,7 +101,8 @@ pub async fn check_services(
                 loaded.push((unloaded.config.clone(), generation));
             })
         } else {
-            unloaded.sandbox.check_outline(&unloaded.content)
+            let checked = unloaded.sandbox.check_outline(&unloaded.content);
+            checked.map(|lease| leases.push(lease))
         };
         if let Err(error) = checked {
             let key = preflight::key_of(&unloaded.content, &error);
@@ -112,7 +114,7 @@ pub async fn check_services(
         .iter()
         .filter_map(|(service, generation)| mappings(service, generation));
     system::check_mappings(mappings);
-    drop(loaded);
+    drop((loaded, leases));
     let listeners = || config.services.iter().flat_map(|service| &service.listen);
     listeners().for_each(|listen| listener::warn_of(listen, preflight::KEY));
     if let Some(admin) = &config.admin {

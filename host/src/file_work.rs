@@ -1,12 +1,12 @@
 //! Work on files that may hang.
 
-use std::future::pending;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::threads::{self, NoThread, Work};
 
 /// How long files may take to be read, or to be looked at.
 pub(crate) const READ: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ pub(crate) const RESTLESS: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct FileWork {
     /// The last piece, which may still run.
-    last: Option<JoinHandle<()>>,
+    last: Option<Work<()>>,
 }
 
 /// Why work was not done.
@@ -41,6 +41,9 @@ pub(crate) enum NotDone {
     /// It panicked.
     #[error("failed in the host")]
     Panicked,
+    /// There is no thread for it.
+    #[error("failed: the system gives the host no further thread")]
+    NoThread,
 }
 
 impl FileWork {
@@ -49,8 +52,7 @@ impl FileWork {
     ///
     /// # Errors
     ///
-    /// The work is not done in time, or panics. Work that the end of the runtime cancels has no
-    /// outcome: this then waits until it is dropped with the runtime.
+    /// The work is not done in time, or panics, or there is no thread for it.
     pub(crate) async fn run<T: Send + 'static>(
         &mut self,
         max: Duration,
@@ -62,28 +64,17 @@ impl FileWork {
                 let _ = last.await;
             }
             let (sender, done) = oneshot::channel();
-            self.last = Some(spawn_blocking(move || {
+            self.last = None;
+            let work = threads::run("files", move || {
                 // Fails if nobody waits any more.
                 let _ = sender.send(work());
-            }));
-            match done.await {
-                Ok(done) => Some(Ok(done)),
-                Err(_) if self.was_cancelled().await => None,
-                Err(_) => Some(Err(NotDone::Panicked)),
-            }
+            });
+            self.last = Some(work.map_err(|NoThread(_)| NotDone::NoThread)?);
+            done.await.map_err(|_| NotDone::Panicked)
         });
         match done.await {
-            Ok(Some(done)) => done,
-            Ok(None) => pending().await,
+            Ok(done) => done,
             Err(_) => Err(NotDone::Late(max)),
-        }
-    }
-
-    /// Whether the last piece has ended before it began.
-    async fn was_cancelled(&mut self) -> bool {
-        match self.last.take() {
-            Some(last) => last.await.is_err_and(|error| error.is_cancelled()),
-            None => false,
         }
     }
 
@@ -92,7 +83,7 @@ impl FileWork {
     ///
     /// # Errors
     ///
-    /// A look takes longer than [`READ`], or panics.
+    /// A look takes longer than [`READ`], or panics, or there is no thread for it.
     pub(crate) async fn settle<T: PartialEq + Send + 'static>(
         &mut self,
         mut last: T,
@@ -116,9 +107,6 @@ impl FileWork {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-
-    use futures_util::FutureExt as _;
-    use tokio::runtime::Builder;
 
     use super::*;
 
@@ -146,15 +134,5 @@ mod tests {
         let failed: Result<(), _> = files.run(LONG, || panic!("expected by this test")).await;
         assert_eq!(failed, Err(NotDone::Panicked));
         assert_eq!(files.run(LONG, || 7).await, Ok(7));
-    }
-
-    #[test]
-    fn work_that_the_end_of_the_runtime_cancels_does_not_fail() {
-        let runtime = Builder::new_multi_thread().enable_time().build().unwrap();
-        let handle = runtime.handle().clone();
-        runtime.shutdown_timeout(LONG);
-        let _context = handle.enter();
-        let mut files = FileWork::default();
-        assert_eq!(files.run(LONG, || 7).now_or_never(), None);
     }
 }

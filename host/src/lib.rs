@@ -57,6 +57,7 @@ mod stamp;
 pub mod system;
 mod telemetry;
 pub mod terminal;
+pub mod threads;
 pub mod tls;
 mod trial;
 mod values;

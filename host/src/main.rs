@@ -24,6 +24,7 @@ use host::sandbox::Program;
 use host::sandbox::compiler::child;
 use host::server::Drained;
 use host::terminal::{Progress, Terminal};
+use host::threads::STACK;
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
@@ -209,9 +210,6 @@ fn log_of(command: &Command) -> Log {
         level,
     }
 }
-
-/// The stack of a thread, which the code of the host and of libraries is known to get by with.
-const STACK: usize = 2 << 20;
 
 /// The largest stack that each thread may have.
 const MAX_STACK: usize = 1 << 30;

@@ -254,6 +254,14 @@ impl Offer for Move<'_> {
                 reason = fault.reason(),
                 "session stays on its generation: the new guest's grants are unavailable"
             ),
+            Stays::Failed(fault) if fault.is_of_system() => warn!(
+                service,
+                connection,
+                generation,
+                declined,
+                reason = fault.reason(),
+                "session stays on its generation: the system has no memory for the new guest"
+            ),
             Stays::Failed(fault) => {
                 warn!(
                     service,

@@ -11,7 +11,6 @@ use arc_swap::ArcSwap;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -26,6 +25,7 @@ use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Sandbox, 
 use crate::service::{ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
+use crate::threads;
 
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
@@ -181,7 +181,7 @@ impl Reloader {
             Err(NotDone::Late(max)) => {
                 format!("resolving the names in `allow-outbound` took longer than {max:?}")
             }
-            Err(NotDone::Panicked) => "resolving the names in `allow-outbound` failed in the host".to_owned(),
+            Err(error) => format!("resolving the names in `allow-outbound` {error}"),
         };
         warn!(service, "{failure}; the previous addresses stay in use");
     }
@@ -306,10 +306,11 @@ impl Reloader {
         // Dropped with this future too, when the service ends: nothing is compiled for nobody.
         let _ended = given_up.clone().drop_guard();
         let max = time_to_load(&self.config);
-        let loading = spawn_blocking(move || {
+        let loading = threads::run("reload", move || {
             // What waits is given up in time, and with it the process that compiles.
             runtime.block_on(given_up.run_until_cancelled(timeout(max, load)))
         });
+        let loading = loading.map_err(|error| LoadError::Sandbox(error.to_string()))?;
         let late = || format!("loading {name} took longer than {max:?}");
         let generation = match timeout(max, loading).await.with_context(late)?? {
             Some(loaded) => loaded.with_context(late)??,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures_util::future::select_all;
 use tokio::runtime::Handle;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -32,6 +32,7 @@ use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
 use crate::telemetry::Telemetry;
 use crate::terminal::Terminal;
+use crate::threads;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
@@ -301,13 +302,13 @@ impl Server {
         // Compiling takes a thread for as long as it takes.
         let given_up = CancellationToken::new();
         let ended = given_up.clone().drop_guard();
-        let plan = spawn_blocking(move || {
+        let planning = threads::run("plan", move || {
             let plan = reread::plan(&file, &now, &files, &program);
             let plan = runtime.block_on(given_up.run_until_cancelled(plan));
             plan.unwrap_or_else(|| bail!("it was given up"))
         });
         tokio::spawn(async move {
-            let planned = timeout(PLAN, plan).await;
+            let planned = timeout(PLAN, planning?).await;
             drop(ended);
             planned.with_context(|| format!("it took longer than {PLAN:?}"))??
         })
@@ -323,10 +324,13 @@ impl Server {
     fn reload_token(&self) {
         let path = self.config.admin.as_ref().and_then(|admin| admin.token.clone());
         if let (Some(path), Some(current)) = (path, self.token.clone()) {
-            spawn_blocking(move || match Token::load(&path) {
+            let reading = threads::run("token", move || match Token::load(&path) {
                 Ok(token) => current.replace(token),
                 Err(error) => warn!("{error:#}; the previous admin token stays in use"),
             });
+            if let Err(error) = reading {
+                warn!("cannot read the token file: {error}; the previous admin token stays in use");
+            }
         }
     }
 

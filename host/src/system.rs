@@ -75,6 +75,8 @@ pub struct Mappings {
     pub each: u64,
     /// Whatever there are.
     pub shared: u64,
+    /// All of them together take no more.
+    pub most: u64,
 }
 
 /// Warns where the limit on mappings does not suffice for services that have so many connections each, of which each takes
@@ -85,7 +87,8 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
         let count = count.get() as u64;
         connections = connections.saturating_add(count);
         fixed = fixed.saturating_add(mappings.shared);
-        need = need.saturating_add(count.saturating_mul(mappings.each));
+        let all = count.saturating_mul(mappings.each);
+        need = need.saturating_add(all.min(mappings.most.saturating_sub(mappings.shared)));
         most = most.max(mappings.each);
     }
     need = need.saturating_add(fixed);
@@ -253,7 +256,7 @@ pub(crate) fn may_remove_files_of_others() -> bool {
 }
 
 /// The kernel's limit on the mappings of one process, where it has one (`vm.max_map_count` of Linux).
-fn max_map_count() -> Option<u64> {
+pub(crate) fn max_map_count() -> Option<u64> {
     fs::read_to_string("/proc/sys/vm/max_map_count")
         .ok()?
         .trim()

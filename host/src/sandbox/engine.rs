@@ -9,13 +9,14 @@ use wasmtime::{
     Config, Enabled, Inlining, InstanceAllocationStrategy, InstancePre, Module, PoolingAllocationConfig,
 };
 
-use super::capacity::{Pool, SPARE_INSTANCES, Shortage, connections};
+use super::capacity::{NoMappings, Pool, Shortage, connections, mappings_of_connection};
 use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
 use super::extent::{MAX_PARTS, Parts};
 use super::files;
 use super::grants::Granted;
+use super::mappings::{Lease, Share};
 use super::needs::{Calls, Concurrency, Images, Needs};
 use super::never_waits;
 use super::preview1;
@@ -24,15 +25,6 @@ use super::state::State;
 use super::ticker::Ticker;
 use crate::config::{Limits, Setting};
 use crate::system::Mappings;
-
-/// Stacks beyond one for each connection: a composed component can hold several while its parts wait for the host.
-const SPARE_STACKS: u32 = 64;
-
-/// Stacks for each connection, whatever it consists of.
-const MAX_STACKS_OF_INSTANCE: u32 = 8;
-
-/// Stacks that connections have together whose guests are mostly called directly.
-const MAX_SHARED_STACKS: u32 = 1024;
 
 /// What stays with the memories of the pool when instances end, and is cleared for the next ones.
 ///
@@ -120,6 +112,7 @@ pub(super) struct Engine {
     pub(super) pool: Option<Pool>,
     /// The stacks, where there are fewer than connections.
     pub(super) stacks: Option<Arc<Stacks>>,
+    lease: Arc<Lease>,
 }
 
 impl Engine {
@@ -128,8 +121,14 @@ impl Engine {
         limits: &Limits,
         granted: &Arc<Granted>,
         ticker: &Arc<Ticker>,
+        share: &Arc<Share>,
     ) -> wasmtime::Result<Self> {
-        let (engine, pool) = allocate(needs, limits, granted.service())?;
+        let Allocated {
+            engine,
+            pool,
+            stacks,
+            lease,
+        } = allocate(needs, limits, granted.service(), share)?;
         ticker.add(engine.weak());
         let mut linker = Linker::new(&engine);
         match needs.calls {
@@ -155,7 +154,8 @@ impl Engine {
             limits: *limits,
             granted: Arc::clone(granted),
             pool,
-            stacks: (needs.calls == Calls::Direct).then(|| Stacks::new(stacks(needs, instances(limits)))),
+            stacks: (needs.calls == Calls::Direct).then(|| Stacks::new(stacks)),
+            lease: Arc::new(lease),
         })
     }
 
@@ -178,27 +178,20 @@ impl Engine {
         linker.instantiate_pre(module)
     }
 
-    /// Memory mappings of connections whose instances have so many memories: for each memory what is in use, what is reserved beyond
-    /// it, and, where images are mapped, the image and what is below it; and for each stack what guards it too.
+    /// Memory mappings of connections whose instances have so many memories.
     pub(super) fn mappings(&self, memories: u32) -> Mappings {
-        let each = match self.needs.images {
-            Images::Copied => 2,
-            Images::Mapped => 4,
-        };
-        let each = each * u64::from(memories);
-        let instances = instances(&self.limits);
-        let stacks = stacks(self.needs, instances);
-        if stacks < instances {
-            Mappings {
-                each,
-                shared: 2 * u64::from(stacks),
-            }
-        } else {
-            Mappings {
-                each: each + 2,
-                shared: 0,
-            }
+        let pool = Pool::full(self.needs, connections(&self.limits));
+        let has_stack = pool.stacks >= pool.instances;
+        Mappings {
+            each: mappings_of_connection(self.needs, memories, has_stack),
+            shared: if has_stack { 0 } else { 2 * u64::from(pool.stacks) },
+            most: self.lease.mappings(),
         }
+    }
+
+    /// Whether no component is loaded that uses it.
+    pub(super) fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.lease) == 1
     }
 
     /// Elements that a table of an instance may grow to.
@@ -209,15 +202,15 @@ impl Engine {
     /// What of the pool is in use.
     pub(super) fn pool_use(&self) -> Option<PoolUse> {
         let metrics = self.engine().pooling_allocator_metrics()?;
-        let connections = self.limits.max_connections.get() as u64;
+        let pool = self.pool?;
         Some(PoolUse {
             instances: metrics.component_instances(),
             memories: metrics.memories() as u64,
             tables: metrics.tables() as u64,
             stacks: metrics.stacks() as u64,
-            most_instances: connections + u64::from(SPARE_INSTANCES),
-            most_memories: self.pool?.memories.into(),
-            most_tables: self.pool?.tables.into(),
+            most_instances: pool.instances.into(),
+            most_memories: pool.memories.into(),
+            most_tables: pool.tables.into(),
             kept_bytes: metrics.unused_memory_bytes_resident() as u64,
         })
     }
@@ -234,7 +227,7 @@ impl Engine {
 
     /// Whether the pool has room for fewer instances of `parts` than there may be connections.
     pub(super) fn shortage(&self, parts: Parts) -> Option<Shortage> {
-        Shortage::of(self.needs, self.pool?, parts, &self.limits)
+        Shortage::of(self.needs, self.pool?, parts, &self.limits, self.lease.terms())
     }
 
     pub(super) fn engine(&self) -> &wasmtime::Engine {
@@ -242,31 +235,61 @@ impl Engine {
     }
 }
 
-/// Instances that there may be at once.
-fn instances(limits: &Limits) -> u32 {
-    connections(limits).saturating_add(SPARE_INSTANCES)
+/// What instances of an engine are made in.
+struct Allocated {
+    engine: wasmtime::Engine,
+    /// `None` where instances are allocated on demand.
+    pool: Option<Pool>,
+    stacks: u32,
+    lease: Lease,
 }
 
-/// Makes an engine whose pool holds an instance for every connection or, where the address space for that
-/// cannot be had, as much of it as can, down to none.
+/// Makes an engine whose pool holds an instance for every connection or, where there are too few
+/// memory mappings or too little address space for that, as much of it as can be had. If no pool can
+/// be had, instances are allocated on demand.
 fn allocate(
     needs: Needs,
     limits: &Limits,
     service: Option<&str>,
-) -> wasmtime::Result<(wasmtime::Engine, Option<Pool>)> {
-    let instances = instances(limits);
-    let mut pool = Pool::full(needs, connections(limits));
-    let failed = match pooled(needs, instances, pool) {
-        Ok(engine) => return Ok((engine, Some(pool))),
+    share: &Arc<Share>,
+) -> wasmtime::Result<Allocated> {
+    let connections = connections(limits);
+    let (planned, lease) = share.take(|terms| {
+        let pool = Pool::on(terms, needs, connections)?;
+        Ok::<_, NoMappings>((pool, pool.mappings(needs)))
+    })?;
+    let failed = match pooled(needs, planned) {
+        Ok(engine) => {
+            return Ok(Allocated {
+                engine,
+                pool: Some(planned),
+                stacks: planned.stacks,
+                lease,
+            });
+        }
         Err(error) => error,
     };
     // Memories take almost all of the address space. Every connection has one at least.
-    let least = instances.max(needs.room.least_memories());
-    while pool.memories / 2 >= least {
-        pool.memories /= 2;
-        if let Ok(engine) = pooled(needs, instances, pool) {
-            return Ok((engine, Some(pool)));
+    let mut smaller = planned.halved(needs);
+    while let Some(pool) = smaller {
+        if let Ok(engine) = pooled(needs, pool) {
+            return Ok(Allocated {
+                engine,
+                pool: Some(pool),
+                stacks: pool.stacks,
+                lease,
+            });
         }
+        smaller = pool.halved(needs);
+    }
+    let (need, left) = (planned.mappings_on_demand(needs), lease.mappings());
+    if need > left {
+        return Err(wasmtime::format_err!(
+            "cannot reserve address space for {connections} connections ({failed:#}), and instances on demand \
+             could take {need} memory mappings, of which there are {left} for the service; lower {}, or raise \
+             the limit on address space (ulimit -v)",
+            Setting::of("limits.max-connections")
+        ));
     }
     warn!(
         service,
@@ -276,15 +299,19 @@ fn allocate(
         limits.max_connections,
         Setting::of("limits.max-connections")
     );
-    let engine = wasmtime::Engine::new(&config(code_settings(needs, false)))?;
-    Ok((engine, None))
+    Ok(Allocated {
+        engine: wasmtime::Engine::new(&config(code_settings(needs, false)))?,
+        pool: None,
+        stacks: planned.stacks,
+        lease,
+    })
 }
 
-fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
+fn pooled(needs: Needs, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
     let mut pooling = PoolingAllocationConfig::new();
     pooling
-        .total_component_instances(instances)
-        .total_core_instances(instances.saturating_mul(MAX_PARTS))
+        .total_component_instances(pool.instances)
+        .total_core_instances(pool.instances.saturating_mul(MAX_PARTS))
         .max_core_instance_size(POOL_METADATA)
         .max_component_instance_size(POOL_METADATA)
         .total_memories(pool.memories)
@@ -292,7 +319,7 @@ fn pooled(needs: Needs, instances: u32, pool: Pool) -> wasmtime::Result<wasmtime
         .total_tables(pool.tables)
         .max_tables_per_module(MAX_PARTS)
         .table_elements(needs.table_size.elements())
-        .total_stacks(stacks(needs, instances).saturating_add(SPARE_STACKS))
+        .total_stacks(pool.all_stacks())
         .linear_memory_keep_resident(MEMORIES_KEPT.of_each(needs.room.memories, pool.memories))
         .table_keep_resident(TABLES_KEPT.of_each(needs.room.tables, pool.tables))
         .pagemap_scan(Enabled::Auto);
@@ -321,20 +348,6 @@ impl Kept {
             bytes = bytes.min(share(self.of_pool, of_pool));
         }
         (bytes / PAGE * PAGE).max(PAGE)
-    }
-}
-
-/// Stacks for the calls of so many instances.
-fn stacks(needs: Needs, instances: u32) -> u32 {
-    // Parts that call each other concurrently have stacks of their own.
-    let each = match needs.concurrency {
-        Concurrency::Without => 1,
-        Concurrency::With => (needs.room.memories / 2).clamp(1, MAX_STACKS_OF_INSTANCE),
-    };
-    let stacks = instances.saturating_mul(each);
-    match needs.calls {
-        Calls::Direct => stacks.min(MAX_SHARED_STACKS),
-        Calls::OnFibers => stacks,
     }
 }
 
@@ -438,12 +451,8 @@ mod tests {
                 let needs = Needs { concurrency, ..needs };
                 for reserves in [true, false] {
                     let settings = code_settings(needs, reserves);
-                    let pool = Pool {
-                        memories: 4,
-                        tables: 4,
-                    };
                     let serving = if reserves {
-                        pooled(needs, 1, pool).unwrap()
+                        pooled(needs, Pool::full(needs, 1)).unwrap()
                     } else {
                         wasmtime::Engine::new(&config(settings)).unwrap()
                     };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::Sandbox;
-use super::capacity::{Pool, Shortage, connections};
+use super::capacity::{NoMappings, Pool, Shortage, connections};
 use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
@@ -16,6 +16,7 @@ use super::extent::Extent;
 use super::generation::find_contract;
 use super::grants::Granted;
 use super::load_error::{LoadError, Refusal};
+use super::mappings::Lease;
 use super::outline::Outline;
 use super::preinit::INITIALISE;
 use super::wasi;
@@ -104,12 +105,13 @@ impl Sandbox {
     }
 
     /// Checks whether a component can serve here, as far as that can be told without compiling it:
-    /// by its size, and by the names of its exports and imports.
+    /// by its size, and by the names of its exports and imports. Returns the memory mappings that its
+    /// pool takes, so that a check of the next service sees what is left.
     ///
     /// # Errors
     ///
     /// It cannot.
-    pub(crate) fn check_outline(&self, content: &Content) -> Result<(), LoadError> {
+    pub(crate) fn check_outline(&self, content: &Content) -> Result<Lease, LoadError> {
         content.validate()?;
         let parts = content.parts();
         let service = parts.last().unwrap_or(content);
@@ -148,22 +150,24 @@ impl Sandbox {
                     streams: handler,
                 }))
             }
-            Isolation::Service { .. } => Ok(()),
-            Isolation::Connection => {
-                self.warn_of_shortage(whole.bytes(), &extent);
-                Ok(())
-            }
+            Isolation::Service { .. } | Isolation::Connection => self.check_pool(whole.bytes(), &extent),
         }
     }
 
     /// Warns of a pool that is too small for `max-connections`, if the address space suffices for
     /// the pool.
-    fn warn_of_shortage(&self, bytes: &[u8], extent: &Extent) {
+    fn check_pool(&self, bytes: &[u8], extent: &Extent) -> Result<Lease, LoadError> {
         let needs = self.needs(bytes, extent);
-        let pool = Pool::full(needs, connections(&self.limits));
-        if let Some(shortage) = Shortage::of(needs, pool, extent.parts(), &self.limits) {
+        let planned = self.share.take(|terms| {
+            let pool = Pool::on(terms, needs, connections(&self.limits))?;
+            Ok((pool, pool.mappings(needs)))
+        });
+        let (pool, lease) = planned.map_err(|error: NoMappings| LoadError::Sandbox(error.to_string()))?;
+        let shortage = Shortage::of(needs, pool, extent.parts(), &self.limits, lease.terms());
+        if let Some(shortage) = shortage.filter(|_| self.isolation == Isolation::Connection) {
             warn!(service = self.granted.service(), "{shortage}");
         }
+        Ok(lease)
     }
 }
 

@@ -18,7 +18,7 @@ use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::{Content, Digest};
-use super::contract::{self, Contract, OtherTypes, Prepared};
+use super::contract::{self, Contract, OtherTypes, Prepared, lacks_memory};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::extent::{Extent, check_nested};
@@ -109,6 +109,8 @@ impl Sandbox {
         let start = Instant::now();
         match timeout(PROBE, generation.try_in(store, Some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
+            // It may have some the next time.
+            Ok(Err(error)) if lacks_memory(&error) => return Err(LoadError::Sandbox(line(&error))),
             Ok(Err(error)) => return Err(refused(not_started(&error))),
             Err(_) => return Err(refused(Refusal::Slow(PROBE))),
         }

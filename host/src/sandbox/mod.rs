@@ -27,6 +27,7 @@ mod handles;
 mod in_a_row;
 mod leash;
 mod load_error;
+mod mappings;
 mod meter;
 mod mismatch;
 mod names;
@@ -69,8 +70,10 @@ pub use serve::serve;
 use crate::config::{CacheDir, Grants, Isolation, Limits, Terms};
 use crate::cost::Cost;
 use cache::Cache;
+use capacity::connections;
 use engine::Engine;
 use grants::Granted;
+use mappings::Share;
 use needs::Needs;
 use ticker::Ticker;
 
@@ -93,6 +96,8 @@ pub struct Sandbox {
     /// What these have cost.
     shared_cost: Arc<Cost>,
     ticker: Arc<Ticker>,
+    /// What its pools may take of the memory mappings of the process.
+    share: Arc<Share>,
     engines: Arc<Mutex<Vec<(Needs, Engine)>>>,
 }
 
@@ -119,6 +124,7 @@ impl Sandbox {
             started: Arc::default(),
             shared_cost: Arc::default(),
             ticker: Ticker::start(slice)?,
+            share: Share::of(connections(limits)),
             engines: Arc::default(),
         })
     }
@@ -137,6 +143,7 @@ impl Sandbox {
             started: Arc::clone(&self.started),
             shared_cost: Arc::clone(&self.shared_cost),
             ticker: Arc::clone(&self.ticker),
+            share: Arc::clone(&self.share),
             engines: Arc::clone(&self.engines),
         }
     }
@@ -205,7 +212,9 @@ impl Sandbox {
         if let Some((_, engine)) = engines.iter().find(|(has, _)| *has == needs) {
             return Ok(engine.clone());
         }
-        let engine = Engine::new(needs, &self.limits, &self.granted, &self.ticker)?;
+        // Pools that nobody needs any more make room for the next.
+        engines.retain(|(_, engine)| !engine.is_unused());
+        let engine = Engine::new(needs, &self.limits, &self.granted, &self.ticker, &self.share)?;
         engines.push((needs, engine.clone()));
         Ok(engine)
     }

@@ -28,7 +28,7 @@ const MAX_TABLES_OF_POOL: u32 = 32_768;
 
 /// Instances that every pool has room for, however large they are: one that serves, and two of
 /// components that are tried at the same time.
-const LEAST_INSTANCES: u32 = 3;
+pub(super) const LEAST_INSTANCES: u32 = 3;
 
 /// Whether an engine knows the concurrency of the component model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,12 +17,13 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::info;
 
 use crate::admin::measures::Measure;
 use crate::config::Otlp as Config;
+use crate::threads;
 use collector::{Collector, Signal};
 use environment::{milliseconds, variable};
 pub(crate) use spans::{Ended, Trace};
@@ -119,7 +120,11 @@ impl Telemetry {
             }
         };
         let provider = self.provider.clone();
-        let spans = spawn_blocking(move || provider.shutdown_with_timeout(LAST));
+        let spans = async {
+            if let Ok(spans) = threads::run("telemetry", move || provider.shutdown_with_timeout(LAST)) {
+                let _ = spans.await;
+            }
+        };
         let all = async { tokio::join!(metrics, spans) };
         // What has failed is in the log, and what takes too long is lost.
         let _ = timeout(LAST, all).await;

@@ -9,13 +9,13 @@ use std::thread;
 
 use bytesize::ByteSize;
 use rustix::process::getpid;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{Answer, Bounds, Failure, Kind, MAX_CODE, MAX_HEADER, MEMORY_PER_THREAD, NO_MEMORY, Request};
 use crate::logging::in_one_line;
 use crate::sandbox::engine::CodeSettings;
 use crate::sandbox::load_error::Refusal;
+use crate::threads::{self, NoThread};
 
 /// Bytes that are read of what a child writes to standard error.
 const MAX_MESSAGE: u64 = 4 << 10;
@@ -51,7 +51,8 @@ impl Bounds {
         let bounds = self.clone();
         // The system kills the child when the thread that started it ends, so this thread waits for
         // it.
-        let work = spawn_blocking(move || bounds.run(&running, &request, &bytes));
+        let work = threads::run("compile", move || bounds.run(&running, &request, &bytes));
+        let work = work.map_err(|NoThread(error)| Failure::Start(error))?;
         let done = match self.time {
             Some(max) => timeout(max, work).await.map_err(|_| Refusal::CompileTime(max))?,
             None => work.await,

@@ -7,12 +7,14 @@ mod session;
 mod sessions;
 
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
+use rustix::io::Errno;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime::Store;
@@ -203,9 +205,19 @@ impl Fault {
         matches!(self, Self::Start(_) | Self::Cpu(CpuLimit::Call(_)))
     }
 
-    /// Whether it counts with this connection, and not with another that shared the instance.
+    /// Whether it counts against the guest of this connection. It does not if the system had no
+    /// memory, or if it counts with another connection that shared the instance.
     pub fn counts(&self) -> bool {
-        !matches!(self, Self::Shared { counts: false, .. })
+        !matches!(self, Self::Shared { counts: false, .. }) && !self.is_of_system()
+    }
+
+    /// Whether the system had no memory or no memory mapping for the instance.
+    pub fn is_of_system(&self) -> bool {
+        match self {
+            Self::Start(error) | Self::Trap(error) => lacks_memory(error),
+            Self::Shared { fault, .. } => fault.is_of_system(),
+            Self::Grant(_) | Self::Cpu(_) => false,
+        }
     }
 
     /// All there is to say, with how the guest came there, in several lines.
@@ -217,6 +229,17 @@ impl Fault {
             Self::Shared { instance, .. } => write!(f, "in shared instance {instance}"),
         })
     }
+}
+
+/// Whether something failed since the system had no memory for it.
+pub(super) fn lacks_memory(error: &wasmtime::Error) -> bool {
+    let mut causes = error.chain();
+    let lacks = |cause: &(dyn std::error::Error + 'static)| {
+        let of_io = cause.downcast_ref().and_then(io::Error::raw_os_error);
+        of_io.or_else(|| cause.downcast_ref().map(|errno: &Errno| errno.raw_os_error()))
+            == Some(Errno::NOMEM.raw_os_error())
+    };
+    error.is::<wasmtime::OutOfMemory>() || causes.any(lacks)
 }
 
 /// Holds a call of a guest to `max`, as [`Meter`] does. `fault` makes a fault of its failure.
@@ -489,4 +512,34 @@ error_code! {
     Refused = "refused",
     InternalError = "internal-error",
     Other = "other",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_since_the_system_has_no_memory_counts_against_no_guest() {
+        let no_memory = || {
+            let error = wasmtime::Error::from(io::Error::from_raw_os_error(Errno::NOMEM.raw_os_error()));
+            Fault::Start(error.context("cannot make an instance"))
+        };
+        let of_pool = Fault::Start(wasmtime::Error::from(Errno::NOMEM));
+        let shared = Fault::Shared {
+            instance: 1,
+            fault: Arc::new(no_memory()),
+            counts: true,
+        };
+        for fault in [no_memory(), of_pool, shared] {
+            assert!(fault.is_of_system() && !fault.counts(), "{}", fault.reason());
+        }
+        let other = wasmtime::Error::from(io::Error::from_raw_os_error(Errno::ACCESS.raw_os_error()));
+        for fault in [
+            Fault::Start(other),
+            Fault::Start(wasmtime::Error::msg("exceeds memory limits")),
+            Fault::Trap(wasmtime::Trap::UnreachableCodeReached.into()),
+        ] {
+            assert!(!fault.is_of_system() && fault.counts(), "{}", fault.reason());
+        }
+    }
 }
