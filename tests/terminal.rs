@@ -109,7 +109,9 @@ fn a_host_whose_terminal_is_closed_drains() {
 
 #[test]
 fn the_first_signal_after_the_end_of_the_terminal_goes_on_draining() {
-    let log = scratch("terminal-closed").with_extension("log");
+    let dir = scratch("terminal-closed");
+    fs::create_dir_all(&dir).unwrap();
+    let log = dir.join("log");
     let Some(mut terminal) = Terminal::start(&format!("--drain-timeout 1h 2>{}", log.display())) else {
         return;
     };
