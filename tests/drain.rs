@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{CONT, Client, HUP, Host, INT, STOP, TERM, field, guest, replace, scratch};
+use crate::harness::{CONT, Client, HUP, Host, INT, STOP, TERM, USR2, field, guest, replace, scratch};
 
 /// How long a drain may take whose timeout is one second: at most four seconds more, for the
 /// connections that are closed with FIN, and for a slow machine.
@@ -100,6 +100,27 @@ fn a_second_signal_does_not_wait() {
     host.line("draining");
     host.signal(TERM);
     assert_eq!(host.wait().code(), Some(1));
+}
+
+#[test]
+fn signals_that_change_nothing_during_a_drain_are_logged() {
+    let mut host = Host::serving("lines", &["--drain-timeout", "1h"]);
+    let client = host.connect();
+    client.echo("before\n");
+    host.signal(TERM);
+    host.line("draining: ");
+    for (signal, line) in [
+        (HUP, "SIGHUP reloads nothing"),
+        (USR2, "SIGUSR2 rolls nothing back"),
+    ] {
+        host.signal(signal);
+        host.line(line);
+    }
+    client.echo("meanwhile\n");
+    client.send("quit\n");
+    assert_eq!(client.rest(), b"");
+    drop(client);
+    assert_eq!(host.wait().code(), Some(0));
 }
 
 #[test]
