@@ -325,6 +325,58 @@ fn the_first_signal_after_a_request_to_drain_goes_on_draining() {
 }
 
 #[test]
+fn sighup_takes_the_token_that_the_file_has_then() {
+    for by_file in [false, true] {
+        let token = Token::new(&format!("rotated-{by_file}"));
+        let host = if by_file {
+            let services = format!(
+                "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{}\"\n\
+                 [[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n",
+                token.path()
+            );
+            Host::with_config(&file("admin-rotated.toml", services), 1)
+        } else {
+            let args = [
+                "--listen",
+                "127.0.0.1:0",
+                "--admin",
+                "0",
+                "--admin-token",
+                token.path(),
+            ];
+            Host::start(&args)
+        };
+        let admin = admin_of(&host);
+        // The embedded guest cannot be reloaded, so nothing changes.
+        let accepts = |token: &str| {
+            let request = admin.request("POST", "/services/echo/reload");
+            match request.bearing(token).answer().status {
+                409 => true,
+                401 => false,
+                other => panic!("{other}"),
+            }
+        };
+        assert!(accepts(&token.text));
+        fs::write(&token.path, "another-token-of-the-test\n").unwrap();
+        assert!(accepts(&token.text));
+        host.signal(HUP);
+        host.line("admin token has changed");
+        assert!(accepts("another-token-of-the-test") && !accepts(&token.text));
+        // One that cannot be used changes nothing.
+        fs::write(&token.path, "short").unwrap();
+        host.signal(HUP);
+        host.line("is not valid");
+        assert!(accepts("another-token-of-the-test") && !accepts("short"));
+        // A missing one is created.
+        fs::remove_file(&token.path).unwrap();
+        host.signal(HUP);
+        host.line("admin token has changed");
+        let created = fs::read_to_string(&token.path).unwrap();
+        assert!(accepts(created.trim()) && !accepts("another-token-of-the-test"));
+    }
+}
+
+#[test]
 fn a_token_that_others_can_read_is_refused_at_the_start() {
     for mode in [0o644, 0o640, 0o602] {
         let token = Token::new("open");
