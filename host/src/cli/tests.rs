@@ -421,6 +421,9 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
             "[fe80::1%no-such-one]:80",
             "no network interface `no-such-one`",
         ),
+        ("--listen", "[fe80::1]:80", "such as [fe80::1%eth0]:80"),
+        ("--listen", "[fe80::1%0]:80", "such as [fe80::1%eth0]:80"),
+        ("--admin", "[fe80::1]:80", "such as [fe80::1%eth0]:80"),
         ("--listen", "[::1%lo]:80", "only link-local addresses"),
         ("--listen", "[::1%99]:80", "expected [::1]:80"),
         (

@@ -59,11 +59,13 @@ macro_rules! ipv4 {
     };
 }
 
-/// A numeric address of IPv4 or IPv6 with a port, which is neither multicast nor broadcast.
+/// A numeric address of IPv4 or IPv6 with a port, which is neither multicast nor broadcast. A
+/// link-local one has an interface.
 macro_rules! tcp {
     () => {
         concat!(
-            r"(?!(22[4-9]|23[0-9])\.|255\.255\.255\.255:|\[[fF]{2}[0-9a-fA-F]{2}:)",
+            r"(?!(22[4-9]|23[0-9])\.|255\.255\.255\.255:|\[[fF]{2}[0-9a-fA-F]{2}:|",
+            r"\[[fF][eE][89abAB][0-9a-fA-F]:[^%\]]*\])",
             "(",
             ipv4!(),
             r"|\[[0-9a-fA-F:.]+(%[^\]]+)?\]):",

@@ -738,6 +738,8 @@ fn the_schema_has_the_ranges_of_the_host() {
     );
     for (good, bad) in [
         ("[fe80::1%lo]:80", "localhost:80"),
+        ("[fe80::1%1]:80", "[fe80::1]:80"),
+        ("[fec0::1]:80", "[FEBF::1]:80"),
         ("unix:a", "unix:"),
         ("unix:@a", "inherited:"),
         ("[fe80::1%1]:0", "127.0.0.1"),

@@ -137,15 +137,6 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
             format!("the system does not support this kind of address; {another}")
         }
         (Some(libc::EINVAL), Address::Tcp(SocketAddr::V6(address)), _)
-            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
-        {
-            format!(
-                "a link-local address requires the interface, such as [{}%eth0]:{}; name it with {flag}",
-                address.ip(),
-                address.port()
-            )
-        }
-        (Some(libc::EINVAL), Address::Tcp(SocketAddr::V6(address)), _)
             if let Some(mapped) = address.ip().to_ipv4_mapped() =>
         {
             format!(

@@ -38,12 +38,24 @@ fn unicast(address: SocketAddr) -> Result<SocketAddr, String> {
     let kind = match address.ip().to_canonical() {
         ip if ip.is_multicast() => "a multicast",
         IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast",
-        _ => return Ok(address),
+        _ => return with_interface(address),
     };
     Err(format!(
         "{} is {kind} address, to which no client can connect by TCP; expected an address of this machine",
         address.ip()
     ))
+}
+
+/// Refuses a link-local address without a network interface, which cannot be bound.
+fn with_interface(address: SocketAddr) -> Result<SocketAddr, String> {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => Err(format!(
+            "a link-local address requires a network interface, such as [{}%eth0]:{}",
+            v6.ip(),
+            v6.port()
+        )),
+        address => Ok(address),
+    }
 }
 
 /// An IPv6 address with the name or the number of a network interface as its scope, such as
