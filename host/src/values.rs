@@ -31,7 +31,7 @@ pub(crate) const MAX_THREADS: usize = 1024;
 pub(crate) const MAX_BACKLOG: u32 = 65_535;
 
 /// Bytes of memory without which a compiler does not start.
-const MIN_COMPILE_MEMORY: u64 = 64 << 20;
+pub(crate) const MIN_COMPILE_MEMORY: u64 = 64 << 20;
 
 /// Bytes that a buffer of the kernel's may have.
 pub(crate) const BUFFER: RangeInclusive<u64> = 4 << 10..=1 << 30;

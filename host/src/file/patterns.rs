@@ -1,5 +1,5 @@
 //! Patterns of values for the schema. They accept what the parsers in `values.rs` accept, except
-//! for limits that a pattern cannot express, such as the longest time and the least memory.
+//! for limits that a pattern cannot express, such as the longest time.
 
 /// Makes a pattern of parts, for a whole value.
 macro_rules! whole {
@@ -14,13 +14,6 @@ macro_rules! time {
             r"(ns|nsec|nanos|us|usec|µs|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|",
             r"d|days?|w|wks?|weeks?|M|months?|y|yrs?|years?)\s*)+"
         )
-    };
-}
-
-/// A number of bytes, or a number with a unit.
-macro_rules! size {
-    () => {
-        r"[0-9]+|[0-9]*\.?[0-9]+\s*([bB]|[kKmMgGtTpPeE][iI]?[bB]?)"
     };
 }
 
@@ -84,7 +77,6 @@ macro_rules! socket {
 pub(super) const TIME: &str = whole!("0|", time!());
 pub(super) const DEADLINE: &str = whole!(positive!(), "(", time!(), ")");
 pub(super) const TIMEOUT: &str = whole!("off|", positive!(), "(", time!(), ")");
-pub(super) const BYTES: &str = whole!("off|", positive!(), "(", size!(), ")");
 pub(super) const SAMPLE: &str = whole!(r"0*(1(\.0*)?|\.[0-9]+|0\.?|0\.[0-9]+)");
 pub(super) const LISTEN: &str = whole!(socket!(), r"|unix:@[^\n\x00]{1,107}|inherited:[^\n]+|", tcp!());
 pub(super) const ADMIN: &str = whole!(any_port!(), "|", socket!(), "|", tcp!());

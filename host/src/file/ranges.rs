@@ -1,8 +1,8 @@
 //! Patterns of values in a range, for the schema.
 //!
 //! They are made from the bounds that the parsers in `values.rs` have. A pattern bounds whole
-//! numbers with one unit exactly. It takes a fraction, or a time of several units, that is out of
-//! range by less than one unit or by the other units.
+//! numbers with one unit exactly, and each part of a time of several units. It takes a fraction that is
+//! out of range by less than one unit, and parts of a time whose sum is out of range.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -79,6 +79,20 @@ pub(super) fn size(range: RangeInclusive<u64>) -> String {
     format!("({})", forms.join("|"))
 }
 
+/// A size of `least` bytes or more. One beyond 64 bits is taken for the greatest, unless it has no
+/// unit.
+pub(super) fn size_from(least: u64) -> String {
+    let mut forms = vec![number(least..=u64::MAX)];
+    for (unit, bytes) in SIZES {
+        forms.push(format!(r"{}\s*{unit}", number_from(least.div_ceil(bytes))));
+        // The whole numbers to which every fraction may be added.
+        let first = least / bytes;
+        let optional = if first == 0 { "?" } else { "" };
+        forms.push(format!(r"({}){optional}\.[0-9]+\s*{unit}", number_from(first)));
+    }
+    format!("((?=.*[1-9])({}))", forms.join("|"))
+}
+
 /// A time in a range.
 pub(super) fn time(range: RangeInclusive<Duration>) -> String {
     let (least, greatest) = (range.start().as_nanos(), range.end().as_nanos());
@@ -93,9 +107,20 @@ pub(super) fn time(range: RangeInclusive<Duration>) -> String {
         Some(format!(r"{number}\s*{unit}"))
     });
     let one = forms.collect::<Vec<_>>().join("|");
-    // A whole number with one unit has a range, and everything else only the form of a time.
+    // Parts that are beyond the range alone, whatever stands beside them.
+    let beyond = TIMES.iter().filter_map(|(unit, nanos)| {
+        let last = u64::try_from(greatest / nanos).ok()?;
+        let mut forms = vec![format!(r"{}(\.[0-9]+)?", number_from(last.checked_add(1)?))];
+        if greatest % nanos == 0 {
+            forms.push(format!(r"0*{last}\.[0-9]*[1-9][0-9]*"));
+        }
+        Some(format!(r"({})\s*{unit}", forms.join("|")))
+    });
+    let beyond = beyond.collect::<Vec<_>>().join("|");
+    // A whole number with one unit has a range. Everything else has the form of a time, and no part
+    // that is beyond the range.
     let others = format!(
-        r"(?!\s*[0-9][0-9\s]*[A-Za-zµ]+\s*$)(?=.*[1-9]){}",
+        r"(?!\s*[0-9][0-9\s]*[A-Za-zµ]+\s*$)(?=.*[1-9])(?!(.*[A-Za-zµ])?\s*({beyond})(?![A-Za-zµ])){}",
         patterns::ANY_TIME
     );
     format!(r"(\s*({one})\s*|{others})")

@@ -818,7 +818,13 @@ fn the_schema_has_the_ranges_of_values_with_units() {
         ),
         (
             "limits.cpu-slice",
-            "1ms 999us 1000us 1s 2s 1000ms 1001ms 1m 1000000ns 999999ns 0s",
+            "1ms 999us 1000us 1s 2s 1000ms 1001ms 1m 1000000ns 999999ns 0s 1h30m 1m1ms 2s1ms 500ms1us \
+             1001ms1us 1.5s 1.0s 0.5s 2.5s 1.5ms 1s0ms 0m1s 1.5m 1d1ns",
+        ),
+        (
+            "limits.max-bytes-in",
+            "off 0 1 18446744073709551615 18446744073709551616 18446744073709551616B 0B 00 0.5KiB 1.5KiB 0KiB \
+             16EiB 99EiB 1E 0.0KiB 007 20000000000000000000 1.0B",
         ),
         (
             "limits.max-call-time",
@@ -843,8 +849,17 @@ fn the_schema_has_the_ranges_of_values_with_units() {
         }
     }
     assert!(refused > 40, "{refused}");
+    for value in "off 0 1 64KiB 1MiB 63MiB 64MiB 67108863 67108864 0067108864 66MB 67MB 68MB 0.5MiB 63.9MiB 64.5MiB \
+                  0.5GiB 1GiB 1.5GiB 0.0GiB 18446744073709551615 18446744073709551616 99EiB 65535k 65536Ki 65535Ki"
+        .split_whitespace()
+    {
+        let text = format!("max-compile-memory = \"{value}\"\n{service}");
+        let accepted = parse(&text, Path::new("/etc"));
+        assert_eq!(is_valid(&schema, &text), accepted.is_ok(), "{text}\n{accepted:?}");
+    }
     // What is beyond a pattern is accepted, and left to the host.
     for (key, value) in [
+        ("limits.cpu-slice", "\"1s 500ms\""),
         ("socket.keepalive", "\"9h 30m\""),
         ("access.allow", "[\"2001:db8::1/32\"]"),
     ] {

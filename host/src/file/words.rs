@@ -207,9 +207,9 @@ kinds! {
     /// An amount of memory.
     Size: usize = values::memory, |size| bytes(&(*size as u64)), "64MiB", whole(&ranges::size(values::MIN_MEMORY..=values::MAX_SIZE));
     /// Memory for a compiler.
-    MaxCompileMemory: CompileMemory = values::compile_memory, show_compile_memory, "1GiB", patterns::BYTES;
+    MaxCompileMemory: CompileMemory = values::compile_memory, show_compile_memory, "1GiB", or_off_pattern(&ranges::size_from(values::MIN_COMPILE_MEMORY));
     /// A number of bytes.
-    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB", patterns::BYTES;
+    Bytes: Option<u64> = values::bytes, |size| or_off(size.as_ref(), bytes), "10MiB", or_off_pattern(&ranges::size_from(1));
     /// A buffer of the kernel's.
     Buffer: Option<usize> = values::buffer, |size| or_off(size.as_ref(), |size| bytes(&(*size as u64))), "256KiB", or_off_pattern(&ranges::size(values::BUFFER));
     /// A number of connections.
