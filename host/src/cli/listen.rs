@@ -23,7 +23,8 @@ pub(super) struct ListenFlags {
 
     /// Network to accept connections from; repeatable [default: every network]
     ///
-    /// The most specific network in `--allow` and `--deny` decides.
+    /// The most specific network in `--allow` and `--deny` decides, and `--deny` if both have the
+    /// same.
     #[arg(long, value_name = "NET", value_parser = values::network, help_heading = "Access")]
     allow: Vec<IpNet>,
 
