@@ -253,6 +253,43 @@ fn a_connection_that_lingers_makes_room_for_others() {
 }
 
 #[test]
+fn a_lack_of_descriptors_and_mappings_names_the_setting() {
+    let services = |names: &[&str]| {
+        let service = |name: &&str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\n\
+                 limits = {{ max-connections = 100000 }}\n"
+            )
+        };
+        let text: String = names.iter().map(service).collect();
+        file(&format!("short-of-{}.toml", names.len()), text)
+    };
+    let (one, two) = (services(&["a"]), services(&["a", "b"]));
+    let lines = |args: &[&str]| {
+        let host = Host::below_shell("ulimit -n 500", args);
+        [host.line("file descriptors"), host.line("memory mappings")]
+    };
+    for (args, setting) in [
+        (
+            &["--listen", "127.0.0.1:0", "--max-connections", "100000"][..],
+            "`--max-connections`",
+        ),
+        (&["--config", one.to_str().unwrap()], "`limits.max-connections`"),
+        (
+            &["--config", two.to_str().unwrap()],
+            "the sum of `limits.max-connections`",
+        ),
+    ] {
+        let connections = if setting.contains("sum") { 200_000 } else { 100_000 };
+        for line in lines(args) {
+            let said = format!("{connections} connections ({setting}) ");
+            assert!(line.contains(&said), "{line}");
+            assert!(line.contains(&format!("or lower {setting}")), "{line}");
+        }
+    }
+}
+
+#[test]
 fn directories_of_the_kernel_are_not_granted() {
     let errands = guest("errands").display().to_string();
     for (dir, expected) in [

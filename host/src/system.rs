@@ -9,7 +9,7 @@ use rustix::fs::{Access, access};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::config::{Config, FILE_THREADS};
+use crate::config::{Config, FILE_THREADS, Setting};
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
@@ -83,7 +83,9 @@ pub struct Mappings {
 /// so many mappings.
 pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings)>) {
     let (mut connections, mut fixed, mut need, mut most) = (0_u64, MAPPINGS, 0_u64, 1);
+    let mut of = 0;
     for (count, mappings) in services {
+        of += 1;
         let count = count.get() as u64;
         connections = connections.saturating_add(count);
         fixed = fixed.saturating_add(mappings.shared);
@@ -95,10 +97,11 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
     if let Some(limit) = max_map_count()
         && limit < need
     {
+        let setting = max_connections(of);
         warn!(
-            "{connections} connections (max-connections) can need {need} memory mappings, but the \
+            "{connections} connections ({setting}) can need {need} memory mappings, but the \
              system allows {limit} per process; raise the limit with \
-             `sysctl -w vm.max_map_count={need}`, or lower max-connections to {}",
+             `sysctl -w vm.max_map_count={need}`, or lower {setting} to {}",
             limit.saturating_sub(fixed) / most
         );
     }
@@ -145,13 +148,26 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
     );
     match outcome {
         Ok(()) if raised >= need => debug!(from = soft, to = raised, "raised the limit on open files"),
-        _ => warn!(
-            "{connections} connections (max-connections) and what their guests may open need {need} file \
-             descriptors, but this process may open {}; raise the limit (`ulimit -n {need}`, or `LimitNOFILE={need}` in \
-             the systemd unit) or lower max-connections; connections beyond the limit wait in the \
-             backlog",
-            if outcome.is_ok() { raised } else { soft }
-        ),
+        _ => {
+            let setting = max_connections(config.services.len());
+            warn!(
+                "{connections} connections ({setting}) need {need} file descriptors, but this \
+                 process may open {}; raise the limit (`ulimit -n {need}`, or `LimitNOFILE={need}` in \
+                 the systemd unit) or lower {setting}; connections beyond the limit wait in the \
+                 backlog",
+                if outcome.is_ok() { raised } else { soft }
+            );
+        }
+    }
+}
+
+/// Names the setting that bounds the connections of so many services together.
+fn max_connections(services: usize) -> String {
+    let setting = Setting::of("limits.max-connections");
+    if services > 1 {
+        format!("the sum of {setting}")
+    } else {
+        setting.to_string()
     }
 }
 
