@@ -872,6 +872,27 @@ fn the_schema_has_the_ranges_of_values_with_units() {
 }
 
 #[test]
+fn the_interface_of_an_address_is_printed_by_its_name() {
+    for (address, printed) in [
+        ("[fe80::1%lo]:80", "[fe80::1%lo]:80"),
+        ("[fe80::1%1]:80", "[fe80::1%lo]:80"),
+        // There is no such interface.
+        ("[fe80::1%999999]:80", "[fe80::1%999999]:80"),
+        ("[::1]:80", "[::1]:80"),
+    ] {
+        let text = format!(
+            "[admin]\nlisten = \"{address}\"\n[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\n"
+        );
+        let config = parse(&text, Path::new("/")).unwrap();
+        let file = print(&config).unwrap();
+        assert!(file.contains(&format!("listen = \"{printed}\"")), "{file}");
+        let service = text.replace(address, "1").replace("127.0.0.1:1", address);
+        let file = print(&parse(&service, Path::new("/")).unwrap()).unwrap();
+        assert!(file.contains(&format!("address = \"{printed}\"")), "{file}");
+    }
+}
+
+#[test]
 fn the_schema_takes_what_the_parser_takes() {
     let schema = validator();
     let config = parse(WHOLE, Path::new("/etc")).unwrap();

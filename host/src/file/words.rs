@@ -227,9 +227,9 @@ kinds! {
     /// A part of all.
     Sample: Ratio = values::ratio, |ratio| ratio.get().to_string(), "0.1", patterns::SAMPLE, 0.0 to 1.0;
     /// An address to listen at.
-    ListenAddress: Address = values::address, ToString::to_string, "127.0.0.1:8080", patterns::LISTEN;
+    ListenAddress: Address = values::address, values::show_address, "127.0.0.1:8080", patterns::LISTEN;
     /// An address to be looked at.
-    AdminAddress: Address = values::admin_address, ToString::to_string, "127.0.0.1:9090", patterns::ADMIN;
+    AdminAddress: Address = values::admin_address, values::show_address, "127.0.0.1:9090", patterns::ADMIN;
     /// A collector.
     Collector: Endpoint = values::endpoint, ToString::to_string, "http://127.0.0.1:4318", patterns::COLLECTOR => true;
     /// A network.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hyper::Uri;
 use ipnet::IpNet;
+use nix::net::if_::if_indextoname;
 
 use super::number;
 use crate::config::{Address, Endpoint};
@@ -79,6 +80,19 @@ fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
             "there is no network interface `{interface}`; expected the name or the number of one after `%`"
         )
     }))
+}
+
+/// Returns the text of an address that [`address`] reads. It has the name of a network interface,
+/// whose number can change with a restart of the machine.
+pub(crate) fn show_address(address: &Address) -> String {
+    if let Address::Tcp(SocketAddr::V6(v6)) = address
+        && v6.scope_id() != 0
+        && let Ok(name) = if_indextoname(v6.scope_id())
+        && let Ok(name) = name.to_str()
+    {
+        return format!("[{}%{name}]:{}", v6.ip(), v6.port());
+    }
+    address.to_string()
 }
 
 /// The name of an abstract Unix socket, as it follows the `@`.
