@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use hyper::Uri;
 use ipnet::IpNet;
-use nix::net::if_::if_indextoname;
 
 use super::number;
 use crate::config::{Address, Endpoint};
@@ -87,12 +86,24 @@ fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
 pub(crate) fn show_address(address: &Address) -> String {
     if let Address::Tcp(SocketAddr::V6(v6)) = address
         && v6.scope_id() != 0
-        && let Ok(name) = if_indextoname(v6.scope_id())
-        && let Ok(name) = name.to_str()
+        && let Some(name) = interface(v6.scope_id())
     {
         return format!("[{}%{name}]:{}", v6.ip(), v6.port());
     }
     address.to_string()
+}
+
+/// Returns the name of the network interface with a number.
+#[cfg(target_os = "linux")]
+fn interface(number: u32) -> Option<String> {
+    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+    let any = socket(AddressFamily::INET6, SocketType::DGRAM, None).ok()?;
+    netdevice::index_to_name(any, number).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn interface(_: u32) -> Option<String> {
+    None
 }
 
 /// The name of an abstract Unix socket, as it follows the `@`.
