@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::harness::{Client, Host, field, file, refused, scratch, until};
+use crate::harness::{Client, Host, field, file, guest, refused, scratch, until};
 
 /// Connections at once, so that what is not theirs matters little.
 const PEERS: usize = 8;
@@ -167,6 +167,38 @@ fn streams_between_two_ends_of_the_host_are_few() {
         assert_eq!(asks(client, "pipes 300"), "300");
     });
     assert!(grown < 2048, "{grown} KiB for each of {PEERS} with 300 streams");
+}
+
+/// Conversations nearly as long as the host keeps them, of bytes that take four times as many in the
+/// file. All of them end at the same time.
+#[test]
+fn writing_a_conversation_takes_no_further_memory() {
+    let dir = scratch("memory-recorded");
+    let host = Host::start(&[
+        "record",
+        "--to",
+        dir.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        guest("echo").to_str().unwrap(),
+    ]);
+    let peers: Vec<_> = (0..PEERS).map(|_| host.connect()).collect();
+    let chunk = [0xff; 64 << 10];
+    let chunks = 7 << 4;
+    for peer in &peers {
+        (0..chunks).for_each(|_| peer.echo(chunk));
+    }
+    let open = host.memory("VmHWM");
+    peers.iter().for_each(Client::finish);
+    peers.iter().for_each(|_| _ = host.line("connection ended"));
+    let ended = host.memory("VmHWM");
+    for number in 1..=PEERS {
+        let written = fs::metadata(dir.join(format!("{number:08}.conversation"))).unwrap();
+        assert!(written.len() > (2 * 4 * chunks * chunk.len()) as u64);
+    }
+    let more = (ended - open) / PEERS as u64;
+    assert!(more < 1024, "{more} KiB more for each of {PEERS}");
 }
 
 /// A composition of a component that calls so many others at once, of which each waits for a clock

@@ -263,7 +263,13 @@ fn serve_one(
                 );
             } else {
                 recorder
-                    .keep(&service.config.name, peer.connection, tape, &report)
+                    .keep(
+                        &service.config.name,
+                        peer.connection,
+                        tape,
+                        report.outcome,
+                        report.at_end,
+                    )
                     .await;
             }
             report

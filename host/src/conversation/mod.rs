@@ -111,6 +111,20 @@ impl Failure {
     }
 }
 
+impl Step {
+    /// Appends the bytes of `later` if the same side sends both. Returns whether it did.
+    fn join(&mut self, later: &Self) -> bool {
+        match (self, later) {
+            (Self::Client(Client::Sends(sent)), Self::Client(Client::Sends(more)))
+            | (Self::Guest(Guest::Sends(sent)), Self::Guest(Guest::Sends(more))) => {
+                sent.extend_from_slice(more);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The steps of one connection, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conversation {
@@ -122,16 +136,23 @@ impl Conversation {
     /// Adds a step. Bytes of one side that follow each other become one step.
     pub fn add(&mut self, line: usize, step: Step) {
         if let Some((_, last)) = self.steps.last_mut() {
-            match (last, &step) {
-                (Step::Client(Client::Sends(sent)), Step::Client(Client::Sends(more)))
-                | (Step::Guest(Guest::Sends(sent)), Step::Guest(Guest::Sends(more))) => {
-                    sent.extend_from_slice(more);
-                    return;
-                }
-                _ => {}
+            if last.join(&step) {
+                return;
+            }
+            // It grows no more.
+            if let Step::Client(Client::Sends(bytes)) | Step::Guest(Guest::Sends(bytes)) = last {
+                bytes.shrink_to_fit();
             }
         }
         self.steps.push((line, step));
+    }
+
+    /// Keeps the steps for which `keeps` returns true, which may change them. Bytes of one side that
+    /// follow each other then become one step.
+    pub fn retain(&mut self, mut keeps: impl FnMut(&mut Step) -> bool) {
+        self.steps.retain_mut(|(_, step)| keeps(step));
+        self.steps
+            .dedup_by(|(_, later), (_, earlier)| earlier.join(later));
     }
 
     /// Reads every conversation in a directory, sorted by file name.

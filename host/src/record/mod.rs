@@ -3,7 +3,7 @@
 mod tape;
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -16,16 +16,21 @@ use arc_swap::ArcSwap;
 use bytesize::ByteSize;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use crate::connection::{Outcome, Report};
+use crate::connection::{AtEnd, Outcome};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
 use crate::guarded::{self, Owner};
 pub(crate) use tape::Tape;
 
 /// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
 pub(crate) const MAX: usize = 16 << 20;
+
+/// Conversations that are written to one directory at the same time. Each takes a thread, of which a
+/// directory on a slow disk must not take all.
+const WRITERS: usize = 4;
 
 /// How the names of files end that are still being written.
 const PART: &str = "part";
@@ -68,6 +73,8 @@ struct Directory {
     ahead: AtomicU64,
     /// Numbers the files that are being written.
     parts: AtomicU64,
+    /// Permits to write a file.
+    writers: Arc<Semaphore>,
 }
 
 impl Recorder {
@@ -92,16 +99,19 @@ impl Recorder {
             path: dir.to_owned(),
             ahead: AtomicU64::new(before),
             parts: AtomicU64::new(0),
+            writers: Arc::new(Semaphore::new(WRITERS)),
         })))
     }
 
     /// Writes the conversation of connection `number` of a service to a file, and waits until it is
     /// written.
-    pub(crate) async fn keep(&self, service: &str, number: u64, tape: Tape, report: &Report) {
+    pub(crate) async fn keep(&self, service: &str, number: u64, tape: Tape, outcome: Outcome, at_end: AtEnd) {
         let service = service.to_owned();
         let directory = Arc::clone(&self.0);
-        let (outcome, at_end) = (report.outcome, report.at_end);
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.0.writers).acquire_owned().await;
         let writing = spawn_blocking(move || {
+            let _permit = permit;
             let Some(conversation) = tape.conversation(outcome, at_end) else {
                 warn!(
                     service,
@@ -111,8 +121,7 @@ impl Recorder {
                 );
                 return;
             };
-            let text = format!("# connection {number}, {}\n{conversation}", outcome.as_str());
-            if let Err(error) = directory.write(number, &text) {
+            if let Err(error) = directory.write(number, outcome.as_str(), conversation) {
                 warn!(
                     service,
                     connection = number,
@@ -127,18 +136,26 @@ impl Recorder {
 }
 
 impl Directory {
-    /// Writes a file whose number is that of the connection, as far as other files permit. The file
-    /// appears whole or not at all, and replaces no other.
+    /// Writes the file of a connection that ended with `outcome`. Its number is that of the
+    /// connection, as far as other files permit. The file appears whole or not at all, and replaces
+    /// no other.
     ///
     /// # Errors
     ///
     /// The file cannot be written. Nothing is left of it then.
-    fn write(&self, connection: u64, text: &str) -> io::Result<()> {
+    fn write(&self, connection: u64, outcome: &str, conversation: Conversation) -> io::Result<()> {
         let mut part = match self.part(self.dir.load_full()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.part(self.create_again()?)?,
             part => part?,
         };
-        part.file.write_all(text.as_bytes())?;
+        let mut file = BufWriter::new(&part.file);
+        writeln!(file, "# connection {connection}, {outcome}")?;
+        // As text, a conversation can be four times as long, so it is never in memory as a whole.
+        for (_, step) in conversation.steps {
+            writeln!(file, "{step}")?;
+        }
+        file.flush()?;
+        drop(file);
         let mut number = self.ahead.load(Relaxed).saturating_add(connection);
         while let Err(error) = part.put(Path::new(&Conversation::file_name(number))) {
             if error.kind() != io::ErrorKind::AlreadyExists {

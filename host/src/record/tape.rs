@@ -86,21 +86,18 @@ impl Tape {
         if kept.is_too_long || bytes_in != u64::MAX && kept.bytes_in < bytes_in {
             return None;
         }
-        let mut conversation = Conversation::default();
-        for (_, step) in std::mem::take(&mut kept.conversation).steps {
-            match step {
-                Step::Client(Client::Sends(mut bytes)) => {
-                    bytes.truncate(usize::try_from(bytes_in).unwrap_or(usize::MAX));
-                    bytes_in -= bytes.len() as u64;
-                    if !bytes.is_empty() {
-                        conversation.add(0, Step::Client(Client::Sends(bytes)));
-                    }
-                }
-                Step::Client(Client::End) if !at_end.peer_ended => {}
-                Step::Guest(Guest::End) if !at_end.guest_ended => {}
-                step => conversation.add(0, step),
+        // Where they are, since a copy would double what they take.
+        let mut conversation = std::mem::take(&mut kept.conversation);
+        conversation.retain(|step| match step {
+            Step::Client(Client::Sends(bytes)) => {
+                bytes.truncate(usize::try_from(bytes_in).unwrap_or(usize::MAX));
+                bytes_in -= bytes.len() as u64;
+                !bytes.is_empty()
             }
-        }
+            Step::Client(Client::End) => at_end.peer_ended,
+            Step::Guest(Guest::End) => at_end.guest_ended,
+            _ => true,
+        });
         let last = last_step(outcome);
         let reset = Step::Client(Client::Reset);
         let is_reset = at_end.peer_failed || last.as_ref() == Some(&reset);

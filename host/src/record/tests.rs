@@ -1,10 +1,10 @@
 use std::collections::BTreeSet;
 use std::fs;
+use std::pin::pin;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::connection::AtEnd;
 
 /// A directory of its own for one test. It is removed when this is dropped.
 struct Scratch(PathBuf);
@@ -30,6 +30,16 @@ impl Drop for Scratch {
     }
 }
 
+/// A conversation of one step.
+fn says(text: &str) -> Conversation {
+    Conversation::parse(&format!("> \"{text}\"\n")).unwrap()
+}
+
+/// The text of its file.
+fn text_of(number: u64, text: &str) -> String {
+    format!("# connection {number}, finished\n> \"{text}\"\n")
+}
+
 #[test]
 fn no_file_is_replaced_whoever_records_to_a_directory() {
     let scratch = Scratch::new("shared");
@@ -37,9 +47,9 @@ fn no_file_is_replaced_whoever_records_to_a_directory() {
     let mut expected = BTreeSet::new();
     for number in 1..=4 {
         for (name, Recorder(directory)) in &recorders {
-            let text = format!("> \"{name} {number}\"\n");
-            directory.write(number, &text).unwrap();
-            expected.insert(text);
+            let text = format!("{name} {number}");
+            directory.write(number, "finished", says(&text)).unwrap();
+            expected.insert(text_of(number, &text));
         }
     }
     let names = scratch.names();
@@ -60,12 +70,12 @@ fn a_file_has_the_number_of_its_connection_behind_those_that_were_there() {
     }
     let Recorder(directory) = Recorder::new(&scratch.0).unwrap();
     for number in [2, 1] {
-        directory.write(number, &format!("# {number}\n")).unwrap();
+        directory.write(number, "finished", says("hello")).unwrap();
     }
     for (name, text) in [
-        ("00000007.conversation", "> end\n"),
-        ("00000008.conversation", "# 1\n"),
-        ("00000009.conversation", "# 2\n"),
+        ("00000007.conversation", "> end\n".to_owned()),
+        ("00000008.conversation", text_of(1, "hello")),
+        ("00000009.conversation", text_of(2, "hello")),
     ] {
         assert_eq!(fs::read_to_string(scratch.0.join(name)).unwrap(), text, "{name}");
     }
@@ -76,10 +86,10 @@ fn a_file_has_the_number_of_its_connection_behind_those_that_were_there() {
 fn a_directory_that_somebody_has_removed_is_created_again() {
     let scratch = Scratch::new("removed");
     let Recorder(directory) = Recorder::new(&scratch.0).unwrap();
-    directory.write(1, "# 1\n").unwrap();
+    directory.write(1, "finished", says("first")).unwrap();
     fs::remove_dir_all(&scratch.0).unwrap();
     for number in 2..=3 {
-        directory.write(number, "# more\n").unwrap();
+        directory.write(number, "finished", says("more")).unwrap();
     }
     let expected = ["00000002.conversation", "00000003.conversation"];
     assert_eq!(scratch.names(), expected.map(str::to_owned).into());
@@ -95,6 +105,42 @@ fn nothing_is_left_of_a_file_that_cannot_be_put_in_place() {
     assert_eq!(scratch.names().len(), 1);
     drop(part);
     assert!(scratch.names().is_empty());
+}
+
+#[test]
+fn few_conversations_are_written_at_the_same_time() {
+    let scratch = Scratch::new("writers");
+    let at_end = AtEnd {
+        bytes_in: 5,
+        peer_ended: false,
+        peer_failed: false,
+        guest_ended: false,
+    };
+    // What is given to its only thread for files is done in order.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let recorder = Recorder::new(&scratch.0).unwrap();
+        let tape = Tape::default();
+        let mut hello = tape.record(&b"hello"[..]);
+        hello.read_exact(&mut [0; 5]).await.unwrap();
+        let writers = u32::try_from(WRITERS).unwrap();
+        let others = recorder.0.writers.acquire_many(writers).await.unwrap();
+        let mut keeping = pin!(recorder.keep("", 1, tape, Outcome::Drained, at_end));
+        tokio::select! {
+            biased;
+            () = &mut keeping => panic!("it did not wait for the others"),
+            done = spawn_blocking(|| ()) => done.unwrap(),
+        }
+        assert!(scratch.names().is_empty());
+        drop(others);
+        keeping.await;
+    });
+    let file = scratch.0.join("00000001.conversation");
+    let expected = "# connection 1, drained\n> \"hello\"\ncut\n";
+    assert_eq!(fs::read_to_string(file).unwrap(), expected);
 }
 
 /// The conversation of a client that sends `hello`, whose guest answers `HELLO`; the host then ends
