@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::harness::{
     HUP, Host, NEW, Place, again, command, file, guest, refusal_of, refused, replace, scratch, until,
@@ -67,10 +68,9 @@ fn compilers(parent: u32) -> Vec<u32> {
 }
 
 fn is_compiler(process: u32) -> bool {
-    let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-    words
-        .split(|byte| *byte == 0)
-        .any(|word| word == CHILD.as_bytes())
+    let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+    words.contains(&CHILD.as_bytes()) && words.contains(&&b"compile"[..])
 }
 
 fn parent_of(process: u32) -> Option<u32> {
@@ -263,14 +263,14 @@ fn a_compiler_has_nothing_but_its_pipes() {
     let environment = fs::read(directory("environ")).unwrap();
     let environment = String::from_utf8_lossy(&environment);
     assert!(!environment.contains("SECRET"), "{environment}");
-    let limits = fs::read_to_string(directory("limits")).unwrap();
     let limit = |name: &str| {
+        let limits = fs::read_to_string(directory("limits")).unwrap();
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
         line[name.len()..].split_whitespace().next().unwrap().to_owned()
     };
+    until("its memory is limited", || limit("Max data size") != "unlimited");
     assert_eq!(limit("Max core file size"), "0");
     assert_eq!(limit("Max file size"), "0");
-    assert_ne!(limit("Max data size"), "unlimited");
     host.signal(9);
     host.wait();
 }
@@ -411,6 +411,162 @@ fn every_command_compiles_within_the_limit() {
             refusal.message
         );
     }
+}
+
+/// A component that imports so many functions and passes them to an inner component nearly a thousand
+/// times. The validator compares each function each time.
+fn comparing(functions: usize) -> Vec<u8> {
+    let functions: String = (0..functions)
+        .map(|number| {
+            format!("(export \"f{number}\" (func (param \"a\" (tuple string u32)) (result (list u8))))")
+        })
+        .collect();
+    let instances = "(instance (instantiate $c (with \"i\" (instance $i))))".repeat(998);
+    let text = format!(
+        "(component (import \"i\" (instance $i {functions}))
+            (component $c (import \"i\" (instance {functions}))) {instances})"
+    );
+    wat::parse_str(text).unwrap()
+}
+
+#[test]
+fn a_component_that_takes_long_to_examine_is_refused_and_the_old_one_serves() {
+    let place = Place::new("comparing", "echo");
+    let component = place.file();
+    let args = ["--listen", "127.0.0.1:0", "--cache", "off", "--component"];
+    let bounded = || {
+        let mut command = command();
+        command.env("WASM_INETD_EXAMINE_S", "1");
+        command
+    };
+    let host = Host::spawn(bounded().args(args).arg(&component), &args);
+    let before = host.processor_time();
+    place.replace(comparing(5000));
+    host.signal(HUP);
+    let line = host.line("reload failed");
+    let said = "takes longer than 1s to be examined";
+    assert!(line.contains(said), "{line}");
+    host.connect().echo("still there");
+    let took = host.processor_time() - before;
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    let listen = ["--listen", "127.0.0.1:0"];
+    for command in [
+        &["check"][..],
+        &["check", "--preinit"],
+        &["compile", "--cache", scratch("comparing").to_str().unwrap()],
+        // In front of the embedded component.
+        &[&listen[..], &["--cache", "off", "--middleware"]].concat(),
+    ] {
+        let refusal = refusal_of(bounded().args(command).arg(&component));
+        assert!(refusal.message.contains(said), "{command:?}: {}", refusal.message);
+    }
+}
+
+/// A component with a type of so many types, each in the next.
+fn deep_type(depth: usize) -> Vec<u8> {
+    let instance = [b"\x42\x01\x01".repeat(depth), b"\x42\0".to_vec()].concat();
+    let section = [&[1][..], &instance].concat();
+    [
+        b"\0asm\x0d\0\x01\0\x07",
+        &number(section.len() as u32)[..],
+        &section,
+    ]
+    .concat()
+}
+
+/// Parsers call themselves for each level, and a stack that overflows ends its process.
+#[test]
+fn types_that_are_nested_deeply_are_refused_and_the_host_goes_on() {
+    let place = Place::new("deep-type", "echo");
+    let host = place.serve(&["--cache", "off"]);
+    for depth in [200, 400, 600, 800, 1000, 1500, 2000, 100_000] {
+        place.replace(deep_type(depth));
+        host.signal(HUP);
+        let line = host.line("reload failed");
+        assert!(line.contains("exceeds a bound"), "{depth}: {line}");
+    }
+    host.connect().echo("still there");
+    let services = scratch("deep-type.toml");
+    let text = format!(
+        "[[service]]\nname = \"a\"\ncomponent = {:?}\nlisten = [\"127.0.0.1:0\"]\n",
+        place.file()
+    );
+    fs::write(&services, text).unwrap();
+    let refusal = refusal_of(command().args(["check", "--config"]).arg(services));
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    assert!(
+        refusal.message.contains("nested too deeply"),
+        "{}",
+        refusal.message
+    );
+}
+
+/// A type of so many types with 100,000 types each. The parser takes some 50 times their bytes.
+fn wide_type(types: u32) -> Vec<u8> {
+    const INNER: u32 = 100_000;
+    let inner = [
+        &b"\x01\x42"[..],
+        &number(INNER),
+        &b"\x01\x7f".repeat(INNER as usize),
+    ]
+    .concat();
+    let outer = [&b"\x01\x42"[..], &number(types), &inner.repeat(types as usize)].concat();
+    [b"\0asm\x0d\0\x01\0\x07", &number(outer.len() as u32)[..], &outer].concat()
+}
+
+#[test]
+fn a_component_that_takes_much_memory_to_examine_is_refused_and_the_old_one_serves() {
+    let place = Place::new("wide-type", "echo");
+    let host = place.serve(&["--cache", "off"]);
+    let before = host.memory("VmHWM");
+    place.replace(wide_type(20));
+    host.signal(HUP);
+    let line = host.line("reload failed");
+    assert!(line.contains("of memory to be examined"), "{line}");
+    host.connect().echo("still there");
+    let grown = host.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 40 << 10, "the host has grown by {grown} KiB");
+}
+
+#[test]
+fn a_component_of_nothing_but_aliases_takes_little_memory_of_the_host() {
+    const MIB: usize = 20;
+    let place = Place::new("aliases", "echo");
+    let host = place.serve(&["--cache", "off"]);
+    let before = host.memory("VmHWM");
+    // Each is another name of the only module.
+    let aliases = MIB * (1 << 20) / 5;
+    let aliases = [number(aliases as u32), [0, 0x11, 2, 0, 0].repeat(aliases)].concat();
+    let module = b"\x01\x08\0asm\x01\0\0\0";
+    let header = [b"\0asm\x0d\0\x01\0", &module[..], &[6]].concat();
+    place.replace([header, number(aliases.len() as u32), aliases].concat());
+    host.signal(HUP);
+    let line = host.line("reload failed");
+    assert!(line.contains("modules count exceeds limit"), "{line}");
+    let grown = host.memory("VmHWM").saturating_sub(before);
+    assert!(
+        grown < 3 * (MIB as u64) << 10,
+        "the host has grown by {grown} KiB"
+    );
+}
+
+#[test]
+fn a_reason_that_is_long_is_cut() {
+    let name = "\\01".repeat(99_000);
+    let text = format!("(module (func (export \"{name}\")) (func (export \"{name}\")))");
+    let component = file("long-reason.wasm", wat::parse_str(text).unwrap());
+    let refusal = refused(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--component",
+        component.to_str().unwrap(),
+    ]);
+    let said = refusal.message;
+    assert!(
+        said.contains("duplicate export name") && said.contains("is not a valid component"),
+        "{said}"
+    );
+    assert!(said.len() < 32 << 10, "{}", said.len());
 }
 
 /// So many components, each in the next.

@@ -101,7 +101,7 @@ pub async fn check_services(
                 loaded.push((unloaded.config.clone(), generation));
             })
         } else {
-            let checked = unloaded.sandbox.check_outline(&unloaded.content);
+            let checked = unloaded.sandbox.check_outline(&unloaded.content).await;
             checked.map(|lease| leases.push(lease))
         };
         if let Err(error) = checked {

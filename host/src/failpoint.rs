@@ -27,3 +27,10 @@ pub(crate) fn compile_time() -> Option<Duration> {
     let time = cfg!(debug_assertions).then(|| std::env::var("WASM_INETD_COMPILE_MS").ok());
     time.flatten()?.parse().ok().map(Duration::from_millis)
 }
+
+/// Returns the CPU time that examining a component may take instead of the usual, in seconds, if
+/// `WASM_INETD_EXAMINE_S` in the environment says so.
+pub(crate) fn examine_time() -> Option<Duration> {
+    let time = cfg!(debug_assertions).then(|| std::env::var("WASM_INETD_EXAMINE_S").ok());
+    time.flatten()?.parse().ok().map(Duration::from_secs)
+}

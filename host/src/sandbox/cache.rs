@@ -49,7 +49,7 @@ const PART: &str = "part";
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// To be counted up when the same file is compiled to something else than before by the same version of wasmtime.
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 
 /// Bytes of the signature before the code: HMAC with SHA-256.
 const SIGNATURE: usize = 32;
@@ -164,6 +164,15 @@ impl Cache {
     /// Returns whether there is an entry for a component or module, whether it can be used or not.
     pub(super) fn has(&self, engine: &Engine, content: &Content) -> bool {
         matches!(open(&self.dir, &name(engine, content)), Ok(Some(_)))
+    }
+
+    /// Returns whether there is an entry for `content` as it serves, `initialised` or not, whatever
+    /// the engine and whether it can be used or not. Only what was examined is compiled.
+    pub(super) fn has_any(&self, content: &Content, initialised: bool) -> bool {
+        let start = start_of_name(content, content.last_stage(initialised));
+        let entries = Dir::read_from(&self.dir).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().to_owned());
+        names.any(|name| name.to_bytes().starts_with(start.as_bytes()))
     }
 
     /// The path of the entry for a component or module, whether it is there or not.
@@ -354,11 +363,18 @@ fn create(dir: &OwnedFd, name: &str) -> io::Result<File> {
 /// The name of the entry for `content` as `engine` compiles it. What a guest has come to by initialising itself has the
 /// name of the guest, so that it replaces what the guest came to the last time.
 fn name(engine: &Engine, content: &Content) -> String {
-    let mut digest = Hashed(Sha256::new());
-    engine.precompile_compatibility_hash().hash(&mut digest);
-    digest.0.update([FORMAT, content.stage.number()]);
-    digest.0.update(content.digest);
-    format!("{:x}.{ENTRY}", digest.0.finalize())
+    let mut settings = Hashed(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut settings);
+    let start = start_of_name(content, content.stage.number());
+    format!("{start}{:x}.{ENTRY}", settings.0.finalize())
+}
+
+/// What the names of entries for `content` at a stage begin with, whatever the engine.
+fn start_of_name(content: &Content, stage: u8) -> String {
+    let mut digest = Sha256::new();
+    digest.update([FORMAT, stage]);
+    digest.update(content.digest);
+    format!("{:x}-", digest.finalize())
 }
 
 /// What is signed: the name of the entry, the content that it was compiled from, and the code.
@@ -515,6 +531,27 @@ mod tests {
         );
         assert_eq!(dir.entries().len(), 2);
         assert!(!component(&cache, &engine, &empty()).unwrap());
+    }
+
+    #[test]
+    fn an_entry_says_that_its_component_was_examined_as_it_serves() {
+        let dir = Dir::new("any");
+        let cache = Cache::open(&dir.0).unwrap();
+        let guest = content(&empty());
+        assert!(!cache.has_any(&guest, false));
+        // Whatever the settings of the engine.
+        let settings = wasmtime::Config::new().epoch_interruption(true).clone();
+        code(&cache, &Engine::new(&settings).unwrap(), &guest).unwrap();
+        assert!(cache.has_any(&guest, false));
+        // It was not instrumented, and is not that of another.
+        assert!(!cache.has_any(&guest, true));
+        assert!(!cache.has_any(&content(b"other"), false));
+        code(&cache, &Engine::default(), &guest.initialised(empty())).unwrap();
+        assert!(cache.has_any(&guest, true));
+        let parts = || Content::of_parts("both".to_owned(), vec![guest.clone(), guest.clone()]);
+        assert!(!cache.has_any(&parts(), false));
+        code(&cache, &Engine::default(), &parts().composed(false, empty())).unwrap();
+        assert!(cache.has_any(&parts(), false) && !cache.has_any(&parts(), true));
     }
 
     #[test]

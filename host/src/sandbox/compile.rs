@@ -13,6 +13,7 @@ use super::code::Code;
 use super::compiler::{Failure, Place};
 use super::content::Content;
 use super::engine::{Engine, code_settings, to_compile};
+use super::examine::Examination;
 use super::extent::{Extent, code_size};
 use super::generation::line;
 use super::load_error::LoadError;
@@ -44,6 +45,14 @@ pub(super) struct Anew {
 /// Bytes of memory that the compiler takes for each byte of code when it inlines, at most: it then
 /// holds all functions at once. CPython takes 850, and a module of equal functions 130.
 const INLINING: u64 = 1000;
+
+/// Returns the error of a load for which a child process failed.
+fn not_done(content: &Content, failure: Failure) -> LoadError {
+    match failure {
+        Failure::Refused(refusal) => content.refused(refusal),
+        failure => LoadError::Sandbox(failure.to_string()),
+    }
+}
 
 impl Sandbox {
     /// Compiles a component into the cache, for a start that loads it on the same terms.
@@ -77,6 +86,55 @@ impl Sandbox {
             Some(Err(error)) => Err(unusable(format!("the cache cannot be written to: {error}"))),
             None => Err(unusable("there is no cache".to_owned())),
         }
+    }
+
+    /// Has a process that is bounded do first what the host is about to do with a component before
+    /// it is compiled, unless that has happened before.
+    ///
+    /// # Errors
+    ///
+    /// That takes more than the bounds, or the process cannot be started.
+    pub(super) async fn examine(&self, content: &Content) -> Result<(), LoadError> {
+        let is_known = self
+            .cache
+            .as_ref()
+            .is_some_and(|cache| cache.has_any(content, self.preinit));
+        if is_known {
+            return Ok(());
+        }
+        let examination = Examination {
+            preinit: self.preinit,
+            validate: false,
+        };
+        self.examine_in_child(content, examination).await
+    }
+
+    /// Does the same for a component that is only checked.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Sandbox::examine`].
+    pub(super) async fn examine_to_check(&self, content: &Content) -> Result<(), LoadError> {
+        let examination = Examination {
+            preinit: false,
+            validate: true,
+        };
+        self.examine_in_child(content, examination).await
+    }
+
+    async fn examine_in_child(&self, content: &Content, examination: Examination) -> Result<(), LoadError> {
+        let Place::InChild(bounds) = &self.compiler.place else {
+            return Ok(());
+        };
+        let parts = content.parts().iter().map(Content::shared_bytes).collect();
+        let start = Instant::now();
+        let peak = bounds
+            .examine(examination, parts)
+            .await
+            .map_err(|failure| not_done(content, failure))?;
+        let (service, duration_ms) = (self.granted.service(), start.elapsed().as_millis() as u64);
+        debug!(service, peak, duration_ms, "examined in a process of its own");
+        Ok(())
     }
 
     /// Returns whether functions are inlined: if the component needs it, and either the compiler has
@@ -124,10 +182,7 @@ impl Sandbox {
                 let compiled = bounds
                     .compile(engine.code_settings(), content.shared_bytes())
                     .await
-                    .map_err(|failure| match failure {
-                        Failure::Refused(refusal) => content.refused(refusal),
-                        failure => LoadError::Sandbox(failure.to_string()),
-                    })?;
+                    .map_err(|failure| not_done(content, failure))?;
                 debug!(service, peak = compiled.peak, "compiled in a process of its own");
                 // What cannot be used is not kept.
                 let code = cache::deserialize(engine.engine(), &compiled.code)

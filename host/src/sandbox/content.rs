@@ -149,11 +149,22 @@ impl Stage {
     /// A number for it.
     pub(super) fn number(self) -> u8 {
         match self {
-            Self::AsRead => 0,
+            Self::AsRead => Self::number_of_last(false, false),
             Self::Instrumented => 1,
-            Self::Initialised(_) => 2,
-            Self::Composed(_) => 3,
-            Self::ComposedInitialised(_) => 4,
+            Self::Initialised(_) => Self::number_of_last(true, false),
+            Self::Composed(_) => Self::number_of_last(false, true),
+            Self::ComposedInitialised(_) => Self::number_of_last(true, true),
+        }
+    }
+
+    /// The number of the stage at which a component is compiled to serve, by what happens to it
+    /// before.
+    fn number_of_last(initialised: bool, composed: bool) -> u8 {
+        match (initialised, composed) {
+            (false, false) => 0,
+            (true, false) => 2,
+            (false, true) => 3,
+            (true, true) => 4,
         }
     }
 
@@ -239,6 +250,11 @@ impl Content {
             parts: Vec::new(),
             ..*self
         }
+    }
+
+    /// The number of the stage at which it is compiled to serve.
+    pub(super) fn last_stage(&self, initialised: bool) -> u8 {
+        Stage::number_of_last(initialised, !self.parts.is_empty())
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

@@ -283,6 +283,8 @@ impl Extent {
 struct Levels {
     levels: Vec<Level>,
     whole: Option<Extent>,
+    /// The sizes of all components and modules that the parser has left.
+    known: Vec<Extent>,
     /// The largest numbers of all modules: an unknown one is one of them.
     largest: Extent,
 }
@@ -295,10 +297,23 @@ struct Level {
     lifts: bool,
     /// The size of its instance.
     extent: Extent,
-    /// The modules and components of its index spaces, by the sizes of their instances. `None` is
-    /// one that is imported, or that comes out of an instance.
-    modules: Vec<Option<Extent>>,
-    components: Vec<Option<Extent>>,
+    /// The modules and components of its index spaces.
+    modules: Vec<Item>,
+    components: Vec<Item>,
+}
+
+/// A module or component in an index space: the number of the size of its instance. It is small,
+/// since a file has one for every four of its bytes if it consists of nothing but aliases.
+#[derive(Clone, Copy)]
+struct Item(u32);
+
+impl Item {
+    /// One that is imported, or that comes out of an instance.
+    const UNKNOWN: Self = Self(u32::MAX);
+
+    fn extent(self, known: &[Extent]) -> Option<&Extent> {
+        known.get(self.0 as usize)
+    }
 }
 
 impl Levels {
@@ -334,8 +349,15 @@ impl Levels {
                     self.largest = self.largest.or_larger(&done.extent);
                 }
                 match self.levels.last_mut() {
-                    Some(outer) if done.is_module => outer.modules.push(Some(done.extent)),
-                    Some(outer) => outer.components.push(Some(done.extent)),
+                    Some(outer) => {
+                        let item = u32::try_from(self.known.len()).map_or(Item::UNKNOWN, Item);
+                        self.known.push(done.extent);
+                        if done.is_module {
+                            outer.modules.push(item);
+                        } else {
+                            outer.components.push(item);
+                        }
+                    }
                     None => self.whole = Some(done.extent),
                 }
             }
@@ -346,7 +368,7 @@ impl Levels {
             }
             payload => {
                 if let Some(level) = self.levels.last_mut() {
-                    level.see(payload)?;
+                    level.see(payload, &self.known)?;
                 }
             }
         }
@@ -354,17 +376,17 @@ impl Levels {
     }
 
     fn alias(&mut self, alias: &ComponentAlias<'_>) {
-        let (outer, kind) = match alias {
+        let (item, kind) = match alias {
             ComponentAlias::Outer { kind, count, index } => {
                 let outer = self.levels.len().checked_sub(1 + *count as usize);
                 let outer = outer.and_then(|outer| self.levels.get(outer));
                 let index = *index as usize;
-                let extent = outer.and_then(|outer| match kind {
+                let item = outer.and_then(|outer| match kind {
                     ComponentOuterAliasKind::CoreModule => outer.modules.get(index),
                     ComponentOuterAliasKind::Component => outer.components.get(index),
                     ComponentOuterAliasKind::CoreType | ComponentOuterAliasKind::Type => None,
                 });
-                (extent.copied().flatten(), *kind)
+                (item.copied().unwrap_or(Item::UNKNOWN), *kind)
             }
             ComponentAlias::InstanceExport { kind, .. } => {
                 let kind = match kind {
@@ -372,7 +394,7 @@ impl Levels {
                     ComponentExternalKind::Component => ComponentOuterAliasKind::Component,
                     _ => return,
                 };
-                (None, kind)
+                (Item::UNKNOWN, kind)
             }
             ComponentAlias::CoreInstanceExport { .. } => return,
         };
@@ -380,15 +402,15 @@ impl Levels {
             return;
         };
         match kind {
-            ComponentOuterAliasKind::CoreModule => level.modules.push(outer),
-            ComponentOuterAliasKind::Component => level.components.push(outer),
+            ComponentOuterAliasKind::CoreModule => level.modules.push(item),
+            ComponentOuterAliasKind::Component => level.components.push(item),
             ComponentOuterAliasKind::CoreType | ComponentOuterAliasKind::Type => {}
         }
     }
 }
 
 impl Level {
-    fn see(&mut self, payload: &Payload<'_>) -> wasmparser::Result<()> {
+    fn see(&mut self, payload: &Payload<'_>, known: &[Extent]) -> wasmparser::Result<()> {
         if self.is_module {
             return self.extent.see(payload);
         }
@@ -396,8 +418,8 @@ impl Level {
             Payload::ComponentImportSection(section) => {
                 for import in section.clone() {
                     match import?.ty {
-                        ComponentTypeRef::Module(_) => self.modules.push(None),
-                        ComponentTypeRef::Component(_) => self.components.push(None),
+                        ComponentTypeRef::Module(_) => self.modules.push(Item::UNKNOWN),
+                        ComponentTypeRef::Component(_) => self.components.push(Item::UNKNOWN),
                         _ => {}
                     }
                 }
@@ -411,8 +433,8 @@ impl Level {
                         ComponentExternalKind::Component => &mut self.components,
                         _ => continue,
                     };
-                    let extent = space.get(export.index as usize).copied();
-                    space.push(extent.flatten());
+                    let item = space.get(export.index as usize).copied();
+                    space.push(item.unwrap_or(Item::UNKNOWN));
                 }
             }
             Payload::InstanceSection(section) => {
@@ -420,7 +442,7 @@ impl Level {
                     if let Instance::Instantiate { module_index, .. } = instance?
                         && let Some(module) = self.modules.get(module_index as usize)
                     {
-                        match module {
+                        match module.extent(known) {
                             Some(module) => self.extent.add(module),
                             None => self.extent.unknown_modules += 1,
                         }
@@ -432,7 +454,7 @@ impl Level {
                     if let ComponentInstance::Instantiate { component_index, .. } = instance?
                         && let Some(component) = self.components.get(component_index as usize)
                     {
-                        match component {
+                        match component.extent(known) {
                             Some(component) => self.extent.add(component),
                             None => self.extent.not_offered = Some(UNKNOWN_COMPONENT),
                         }
@@ -622,6 +644,12 @@ mod tests {
         let refusal = refusal.check().unwrap_err().to_string();
         assert!(refusal.contains("components that are imported"), "{refusal}");
         assert!(of(&format!("(component {inner}))")).check().is_ok());
+    }
+
+    #[test]
+    fn an_alias_takes_less_memory_than_it_takes_of_its_file() {
+        let outer_alias = 5;
+        assert!(size_of::<Item>() < outer_alias);
     }
 
     #[test]

@@ -111,7 +111,8 @@ impl Sandbox {
     /// # Errors
     ///
     /// It cannot.
-    pub(crate) fn check_outline(&self, content: &Content) -> Result<Lease, LoadError> {
+    pub(crate) async fn check_outline(&self, content: &Content) -> Result<Lease, LoadError> {
+        self.examine_to_check(content).await?;
         content.validate()?;
         let parts = content.parts();
         let service = parts.last().unwrap_or(content);

@@ -125,9 +125,11 @@ impl Sandbox {
     pub(super) async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
         let parts = content.parts();
         for part in parts {
-            look(part.bytes())
-                .and_then(|()| check_nested(part.bytes()))
-                .map_err(|refusal| part.refused(refusal))?;
+            look(part.bytes()).map_err(|refusal| part.refused(refusal))?;
+        }
+        self.examine(content).await?;
+        for part in parts {
+            check_nested(part.bytes()).map_err(|refusal| part.refused(refusal))?;
         }
         let service = parts.last().unwrap_or(content);
         let service = if self.preinit {

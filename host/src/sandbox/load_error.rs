@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use thiserror::Error;
 
 use crate::config::Setting;
@@ -81,6 +82,15 @@ pub enum Refusal {
     /// It is valid and uses no other proposals, but cannot be compiled.
     #[error("is valid, but this host cannot serve it ({0}): build it without that")]
     NotCompiled(String),
+    /// Looking at it takes more memory than the host allows, in bytes.
+    #[error(
+        "needs more than {size} of memory to be examined: build it with fewer types and instances, or split it",
+        size = ByteSize::b(*.0).display().iec()
+    )]
+    ExaminationMemory(u64),
+    /// Looking at it takes longer than it may.
+    #[error("takes longer than {0:?} to be examined: build it with fewer types and instances, or split it")]
+    ExaminationTime(Duration),
     /// Compiling it takes more memory than the compiler may have: the limit, with its source.
     #[error(
         "needs more memory to be compiled than the limit allows ({0}): raise {MAX_COMPILE_MEMORY}, compile it \

@@ -17,6 +17,7 @@ mod contract;
 mod diagnostics;
 mod direct;
 mod engine;
+mod examine;
 mod extent;
 mod facts;
 mod file_threads;

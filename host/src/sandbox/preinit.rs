@@ -4,7 +4,7 @@
 //! The convention is that of Wizer, whose crate does the work on the guest's code: what is initialised exports a function
 //! `wizer-initialize`, and a program that goes on elsewhere than at `_start` exports `wizer.resume`.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -60,7 +60,7 @@ impl Sandbox {
         };
         // The crate panics where it meets what it does not know.
         let Ok(snapshot) = AssertUnwindSafe(snapshot).catch_unwind().await else {
-            return Err(content.refused(Refusal::Snapshot("its structure is not supported".to_owned())));
+            return Err(content.refused(Refusal::Snapshot(STRUCTURE.to_owned())));
         };
         let snapshot = snapshot?;
         let duration_ms = start.elapsed().as_millis() as u64;
@@ -167,6 +167,23 @@ impl Sandbox {
     }
 }
 
+/// Returns a guest that shows its state, as it is compiled to be initialised.
+///
+/// # Errors
+///
+/// Its structure is not supported.
+pub(super) fn instrument(bytes: &[u8]) -> wasmtime::Result<Vec<u8>> {
+    let instrument = || {
+        if Parser::is_core_wasm(bytes) {
+            Ok(Wizer::new().instrument(bytes)?.1)
+        } else {
+            Ok(Wizer::new().instrument_component(bytes)?.1)
+        }
+    };
+    // The crate panics where it meets what it does not know.
+    catch_unwind(instrument).unwrap_or_else(|_| Err(wasmtime::format_err!("{STRUCTURE}")))
+}
+
 /// Waits for the guest of `content` to be initialised.
 ///
 /// # Errors
@@ -216,7 +233,8 @@ struct Initialised<I> {
     why_not: Option<&'static str>,
 }
 
-/// What is said of an instance that no snapshot can be made of.
+/// What is said of a guest or an instance that no snapshot can be made of.
+const STRUCTURE: &str = "its structure is not supported";
 const HANDLES: &str =
     "it holds handles of the host, such as a file or standard output, which a snapshot cannot keep";
 const PIECES: &str = "its memory has too many separate regions of non-zero bytes";

@@ -1,7 +1,7 @@
-//! The process that compiles one component and ends.
+//! The process that examines or compiles one component and ends.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::process::ExitCode;
 use std::thread;
 
@@ -11,8 +11,10 @@ use rustix::process::{
 };
 use wasmparser::Parser;
 
-use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request, memory};
-use crate::sandbox::engine::to_compile;
+use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request, Task, memory};
+use crate::sandbox::content::Content;
+use crate::sandbox::engine::{CodeSettings, to_compile};
+use crate::sandbox::examine::examine;
 use crate::sandbox::generation::line;
 use crate::sandbox::load_error::Refusal;
 use crate::sandbox::proposals;
@@ -23,12 +25,19 @@ pub const COMMAND: &str = "compile-in-child";
 /// Bytes of the stack on which components are compiled, whatever the limits of the environment are.
 const STACK: usize = 8 << 20;
 
-/// Reads a request from standard input, compiles, and writes the answer to standard output.
+/// Bytes of the stack on which components are examined: half of what the host has for the same.
+const EXAMINATION_STACK: usize = 1 << 20;
+
+/// Reads a request from standard input, does what it asks for, and writes the answer to standard
+/// output.
 ///
 /// It is the whole program, and runs before it has other threads.
 pub fn run() -> ExitCode {
     match prepare().and_then(|request| {
-        let thread = thread::Builder::new().stack_size(STACK);
+        let thread = thread::Builder::new().stack_size(match request.task {
+            Task::Compile { .. } => STACK,
+            Task::Examine(_) => EXAMINATION_STACK,
+        });
         let thread = thread.spawn(move || serve(&request));
         // The system reports too little memory for its stack as a lack of threads.
         let thread = thread.map_err(|_| io::Error::other(format!("{NO_MEMORY} a stack failed")))?;
@@ -72,6 +81,11 @@ fn prepare() -> io::Result<Request> {
         // than they use.
         limit(Resource::Data, memory)?;
     }
+    if let Some(time) = request.cpu_time {
+        // At the first limit comes a signal of its own, and at the second one that may mean
+        // anything.
+        limit_to(Resource::Cpu, time, time + 1)?;
+    }
     Ok(request)
 }
 
@@ -89,31 +103,48 @@ fn close_inherited() {
 
 /// Lowers a limit, if it is not lower already.
 fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    limit_to(resource, most, most)
+}
+
+/// Lowers a soft limit and its hard limit, if they are not lower already.
+fn limit_to(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
     let now = rustix::process::getrlimit(resource);
-    let most = [now.current, now.maximum]
-        .into_iter()
-        .flatten()
-        .fold(most, u64::min);
+    let lowest = |most: u64| {
+        [now.current, now.maximum]
+            .into_iter()
+            .flatten()
+            .fold(most, u64::min)
+    };
     let limit = Rlimit {
-        current: Some(most),
-        maximum: Some(most),
+        current: Some(lowest(soft)),
+        maximum: Some(lowest(hard)),
     };
     Ok(setrlimit(resource, limit)?)
 }
 
+/// Bytes of a reason, which contains names from the component. The header has room for it however
+/// many of its characters are escaped.
+const MAX_REASON: usize = 4 << 10;
+
 fn serve(request: &Request) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    let length = usize::try_from(request.length).map_err(io::Error::other)?;
-    let (answer, code) = match bytes.try_reserve_exact(length) {
-        Err(_) => (Answer::OutOfMemory, Vec::new()),
-        Ok(()) => {
-            BufReader::new(io::stdin().lock())
-                .take(request.length)
-                .read_to_end(&mut bytes)?;
-            if bytes.len() != length {
-                return Err(io::Error::other("the component is truncated"));
+    let mut stdin = BufReader::new(io::stdin().lock());
+    let mut parts = Vec::new();
+    for length in &request.lengths {
+        parts.extend(read(&mut stdin, *length)?);
+    }
+    let (answer, code) = if parts.len() < request.lengths.len() {
+        (Answer::OutOfMemory, Vec::new())
+    } else {
+        match request.task {
+            Task::Compile {
+                settings,
+                is_parallel,
+            } => compile(settings, is_parallel, parts.first().map_or(&[], Vec::as_slice)),
+            Task::Examine(examination) => {
+                examine(&content(parts), examination);
+                let (length, peak) = (0, peak());
+                (Answer::Done { length, peak }, Vec::new())
             }
-            compile(request, &bytes)
         }
     };
     let mut answer = serde_json::to_vec(&answer)?;
@@ -124,8 +155,35 @@ fn serve(request: &Request) -> io::Result<()> {
     stdout.flush()
 }
 
-fn compile(request: &Request, bytes: &[u8]) -> (Answer, Vec<u8>) {
-    let engine = to_compile(request.settings, request.is_parallel);
+/// Reads a part of the component. Returns `None` if there is no memory for it.
+fn read(stdin: &mut impl Read, length: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let capacity = usize::try_from(length).map_err(io::Error::other)?;
+    if bytes.try_reserve_exact(capacity).is_err() {
+        return Ok(None);
+    }
+    stdin.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() != capacity {
+        return Err(io::Error::other("the component is truncated"));
+    }
+    Ok(Some(bytes))
+}
+
+/// The component of these parts. No message from here names it.
+fn content(parts: Vec<Vec<u8>>) -> Content {
+    let parts = parts.into_iter();
+    let mut parts: Vec<_> = parts.map(|part| Content::new(String::new(), "", part)).collect();
+    match (parts.pop(), parts.is_empty()) {
+        (Some(only), true) => only,
+        (last, _) => {
+            parts.extend(last);
+            Content::of_parts(String::new(), parts)
+        }
+    }
+}
+
+fn compile(settings: CodeSettings, is_parallel: bool, bytes: &[u8]) -> (Answer, Vec<u8>) {
+    let engine = to_compile(settings, is_parallel);
     let compiled = engine.and_then(|engine| {
         if Parser::is_core_wasm(bytes) {
             engine.precompile_module(bytes)
@@ -135,8 +193,8 @@ fn compile(request: &Request, bytes: &[u8]) -> (Answer, Vec<u8>) {
     });
     match compiled {
         Ok(code) => {
-            let length = code.len() as u64;
-            (Answer::Compiled { length, peak: peak() }, code)
+            let (length, peak) = (code.len() as u64, peak());
+            (Answer::Done { length, peak }, code)
         }
         Err(error) if error.is::<wasmtime::OutOfMemory>() => (Answer::OutOfMemory, Vec::new()),
         Err(error) => (refused(bytes, line(&error)), Vec::new()),
@@ -144,13 +202,18 @@ fn compile(request: &Request, bytes: &[u8]) -> (Answer, Vec<u8>) {
 }
 
 fn refused(bytes: &[u8], reason: String) -> Answer {
-    match proposals::why(bytes, reason) {
-        Refusal::Unsupported(what) => Answer::Refused(Kind::Unsupported, what),
-        Refusal::Bound(what) => Answer::Refused(Kind::Bound, what),
-        Refusal::NotCompiled(what) => Answer::Refused(Kind::NotCompiled, what),
-        Refusal::Invalid(what) => Answer::Refused(Kind::Invalid, what),
-        other => Answer::Refused(Kind::NotCompiled, other.to_string()),
+    let (kind, mut what) = match proposals::why(bytes, reason) {
+        Refusal::Unsupported(what) => (Kind::Unsupported, what),
+        Refusal::Bound(what) => (Kind::Bound, what),
+        Refusal::NotCompiled(what) => (Kind::NotCompiled, what),
+        Refusal::Invalid(what) => (Kind::Invalid, what),
+        other => (Kind::NotCompiled, other.to_string()),
+    };
+    if what.len() > MAX_REASON {
+        what.truncate(what.floor_char_boundary(MAX_REASON));
+        what.push('…');
     }
+    Answer::Refused(kind, what)
 }
 
 /// The most memory that this process has used, in bytes. The system counts it from the start of

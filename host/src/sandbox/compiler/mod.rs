@@ -1,7 +1,8 @@
-//! Compiling in a process of its own, which is bounded in memory, time and the size of its result.
+//! Examining and compiling in a process of its own, which is bounded in memory, time and the size of
+//! its result.
 //!
-//! A compiler takes memory and time for a hostile component without end, and neither can be taken
-//! back from a thread. The host therefore starts its own program again as a [`child`], passes it
+//! Both take memory and time for a hostile component without end, and neither can be taken back from
+//! a thread. The host therefore starts its own program again as a [`child`], passes it
 //! the component and the settings of the engine over a pipe, and reads the machine code from
 //! another. The parent kills the child when it exceeds a bound, when nobody waits for its
 //! result any more, and when the host ends.
@@ -25,12 +26,23 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::engine::CodeSettings;
+use super::examine::Examination;
 use super::load_error::{MAX_COMPILE_MEMORY, Refusal};
 use crate::config::{CacheDir, CompileMemory, Config};
 use crate::failpoint;
 
 /// How long compiling one component may take.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(180);
+
+/// CPU time that examining one component may take: then the host takes about as long for it. One that
+/// is to be initialised is validated with all of its code.
+const MAX_EXAMINATION: Duration = Duration::from_secs(20);
+const MAX_EXAMINATION_WITH_CODE: Duration = Duration::from_secs(60);
+
+/// Bytes of memory that examining a component may take, and how many more for each of its bytes:
+/// the parts, copies of them in a composition, and what they are composed to.
+const EXAMINATION_MEMORY: u64 = 64 << 20;
+const EXAMINATION_MEMORY_PER_BYTE: u64 = 4;
 
 /// Bytes of machine code that a component may be compiled to.
 const MAX_CODE: u64 = 512 << 20;
@@ -41,6 +53,9 @@ const MEMORY_PER_THREAD: u64 = 64 << 20;
 
 /// What the standard library writes when an allocation fails.
 const NO_MEMORY: &str = "memory allocation of";
+
+/// What the standard library writes when a thread needs more than its stack.
+const NO_STACK: &str = "has overflowed its stack";
 
 /// Bytes of the line that precedes a component or its code on a pipe.
 const MAX_HEADER: u64 = 64 << 10;
@@ -96,15 +111,20 @@ impl Program {
         )
     }
 
-    /// A command that starts the program as a compiler with so many threads, and with no more of an
+    /// A command that starts the program for a task with so many threads, and with no more of an
     /// environment than that.
-    fn command(&self, threads: u64) -> io::Result<Command> {
+    fn command(&self, task: Task, threads: u64) -> io::Result<Command> {
         let program = self
             .0
             .as_ref()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot open /proc/self/exe: {error}")))?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         command.arg0("wasm-inetd").arg(child::COMMAND).env_clear();
+        // For operators who list processes.
+        command.arg(match task {
+            Task::Compile { .. } => "compile",
+            Task::Examine(_) => "examine",
+        });
         command.env("RAYON_NUM_THREADS", threads.to_string());
         // A signal that a terminal sends is for the host, which decides about the child.
         command.process_group(0);
@@ -183,21 +203,33 @@ impl Compiler {
 /// What the parent asks for. The bytes of the component follow.
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
-    settings: CodeSettings,
-    is_parallel: bool,
+    task: Task,
     /// The process that asks, without which the child ends.
     parent: i32,
     /// Bytes of memory that the child may have.
     memory: Option<u64>,
-    /// Bytes of the component.
-    length: u64,
+    /// Seconds of CPU time that it may take.
+    cpu_time: Option<u64>,
+    /// Bytes of each part of the component.
+    lengths: Vec<u64>,
+}
+
+/// What a child is to do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Task {
+    Compile {
+        settings: CodeSettings,
+        is_parallel: bool,
+    },
+    Examine(Examination),
 }
 
 /// What the child answers.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    /// Machine code of so many bytes follows. The child has used at most `peak` bytes of memory.
-    Compiled { length: u64, peak: u64 },
+    /// The task is done, and machine code of so many bytes follows. The child has used at most
+    /// `peak` bytes of memory.
+    Done { length: u64, peak: u64 },
     /// The component cannot be compiled.
     Refused(Kind, String),
     /// Memory was not enough.

@@ -6,16 +6,26 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use bytesize::ByteSize;
-use rustix::process::getpid;
+use rustix::process::{Signal, getpid};
 use tokio::time::timeout;
 
-use super::{Answer, Bounds, Failure, Kind, MAX_CODE, MAX_HEADER, MEMORY_PER_THREAD, NO_MEMORY, Request};
+use super::{
+    Answer, Bounds, EXAMINATION_MEMORY, EXAMINATION_MEMORY_PER_BYTE, Failure, Kind, MAX_CODE,
+    MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MEMORY_PER_THREAD, NO_MEMORY, NO_STACK, Request,
+    Task,
+};
+use crate::failpoint;
 use crate::logging::in_one_line;
 use crate::sandbox::engine::CodeSettings;
+use crate::sandbox::examine::Examination;
 use crate::sandbox::load_error::Refusal;
 use crate::threads::{self, NoThread};
+
+/// The signal of a process that has used its CPU time (SIGXCPU).
+const OUT_OF_TIME: i32 = Signal::XCPU.as_raw();
 
 /// Bytes that are read of what a child writes to standard error.
 const MAX_MESSAGE: u64 = 4 << 10;
@@ -39,22 +49,70 @@ impl Bounds {
         settings: CodeSettings,
         bytes: Arc<Vec<u8>>,
     ) -> Result<Compiled, Failure> {
-        let request = Request {
+        let is_parallel = self.threads() > 1;
+        let task = Task::Compile {
             settings,
-            is_parallel: self.threads() > 1,
+            is_parallel,
+        };
+        self.have_done(task, vec![bytes], self.memory, None).await
+    }
+
+    /// Examines the parts of a component in a child process. Returns the memory that this took, in
+    /// bytes. If the future is dropped, the child is killed.
+    ///
+    /// # Errors
+    ///
+    /// That takes more than the bounds, or the child cannot be started.
+    pub(in crate::sandbox) async fn examine(
+        &self,
+        examination: Examination,
+        parts: Vec<Arc<Vec<u8>>>,
+    ) -> Result<u64, Failure> {
+        let task = Task::Examine(examination);
+        // A process that checks components has no connections to serve meanwhile.
+        let (memory, cpu_time) = if examination.validate {
+            (self.memory, None)
+        } else {
+            let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
+            let memory = length.saturating_mul(EXAMINATION_MEMORY_PER_BYTE) + EXAMINATION_MEMORY;
+            let memory = self.memory.map_or(memory, |most| most.min(memory));
+            let time = if examination.preinit {
+                MAX_EXAMINATION_WITH_CODE
+            } else {
+                MAX_EXAMINATION
+            };
+            (Some(memory), Some(failpoint::examine_time().unwrap_or(time)))
+        };
+        let done = self.have_done(task, parts, memory, cpu_time).await?;
+        Ok(done.peak)
+    }
+
+    async fn have_done(
+        &self,
+        task: Task,
+        parts: Vec<Arc<Vec<u8>>>,
+        memory: Option<u64>,
+        cpu_time: Option<Duration>,
+    ) -> Result<Compiled, Failure> {
+        let request = Request {
+            task,
             parent: getpid().as_raw_nonzero().get(),
-            memory: self.memory,
-            length: bytes.len() as u64,
+            memory,
+            cpu_time: cpu_time.map(|time| time.as_secs()),
+            lengths: parts.iter().map(|part| part.len() as u64).collect(),
         };
         let running = Arc::new(Running::default());
         let _kill = KillOnDrop(Arc::clone(&running));
         let bounds = self.clone();
         // The system kills the child when the thread that started it ends, so this thread waits for
         // it.
-        let work = threads::run("compile", move || bounds.run(&running, &request, &bytes));
+        let work = threads::run("compile", move || bounds.run(&running, &request, &parts));
         let work = work.map_err(|NoThread(error)| Failure::Start(error))?;
         let done = match self.time {
-            Some(max) => timeout(max, work).await.map_err(|_| Refusal::CompileTime(max))?,
+            Some(max) => timeout(max, work).await.map_err(|_| match task {
+                Task::Compile { .. } => Refusal::CompileTime(max),
+                Task::Examine(_) => Refusal::ExaminationTime(max),
+            })?,
             None => work.await,
         };
         done.unwrap_or_else(|_| Err(Failure::Answer("its thread panicked".to_owned())))
@@ -67,18 +125,21 @@ impl Bounds {
         cores.min(most).max(1)
     }
 
-    fn run(&self, running: &Running, request: &Request, bytes: &[u8]) -> Result<Compiled, Failure> {
-        let mut command = self.program.command(self.threads()).map_err(Failure::Start)?;
+    fn run(&self, running: &Running, request: &Request, parts: &[Arc<Vec<u8>>]) -> Result<Compiled, Failure> {
+        let mut command = self
+            .program
+            .command(request.task, self.threads())
+            .map_err(Failure::Start)?;
         let (stdin, stdout, stderr) = running.start(&mut command).map_err(Failure::Start)?;
         // If the child does not take all of it, its answer or its end says why.
-        let _ = send(stdin, request, bytes);
+        let _ = send(stdin, request, parts);
         let max = self.memory.map_or(MAX_CODE, |memory| memory.min(MAX_CODE));
         let answer = receive(stdout, max);
         let mut message = String::new();
         let _ = stderr.take(MAX_MESSAGE).read_to_string(&mut message);
         let status = running.end();
         match answer {
-            Ok((Answer::Compiled { peak, .. }, code)) => Ok(Compiled { code, peak }),
+            Ok((Answer::Done { peak, .. }, code)) => Ok(Compiled { code, peak }),
             Ok((Answer::Refused(kind, reason), _)) => Err(match kind {
                 Kind::Invalid => Refusal::Invalid(reason),
                 Kind::Unsupported => Refusal::Unsupported(reason),
@@ -86,33 +147,41 @@ impl Bounds {
                 Kind::NotCompiled => Refusal::NotCompiled(reason),
             }
             .into()),
-            Ok((Answer::OutOfMemory, _)) => Err(self.out_of_memory().into()),
+            Ok((Answer::OutOfMemory, _)) => Err(self.out_of_memory(request).into()),
             Err(Unusable::TooLarge(found)) => Err(Refusal::CodeSize { found, max }.into()),
             Err(Unusable::Damaged(reason)) => Err(Failure::Answer(reason)),
-            Err(Unusable::Ended) => Err(self.why_ended(status, &message)),
+            Err(Unusable::Ended) => Err(self.why_ended(request, status, &message)),
         }
     }
 
-    fn out_of_memory(&self) -> Refusal {
-        match self.memory {
+    fn out_of_memory(&self, request: &Request) -> Refusal {
+        match request.memory {
+            Some(max) if request.memory != self.memory => Refusal::ExaminationMemory(max),
             Some(max) => Refusal::CompileMemory(self.setting.describe(max)),
             None => Refusal::CompilerFailed("the system gave it no more memory".to_owned()),
         }
     }
 
     /// Says why the child has ended without an answer.
-    fn why_ended(&self, status: io::Result<ExitStatus>, message: &str) -> Failure {
+    fn why_ended(&self, request: &Request, status: io::Result<ExitStatus>, message: &str) -> Failure {
         if message.contains(NO_MEMORY) {
-            return self.out_of_memory().into();
+            return self.out_of_memory(request).into();
+        }
+        if message.contains(NO_STACK) {
+            return Refusal::Bound("it is nested too deeply".to_owned()).into();
         }
         let said = message.lines().find(|line| !line.trim().is_empty());
         let said = said
             .map(|line| format!(": {}", in_one_line(line.trim())))
             .unwrap_or_default();
-        match status.map(|status| (status.signal(), status)) {
-            Ok((Some(9), _)) => Refusal::CompilerKilled.into(),
-            Ok((_, status)) => Refusal::CompilerFailed(format!("{status}{said}")).into(),
-            Err(error) => Failure::Answer(error.to_string()),
+        let status = status.map(|status| (status.signal(), status));
+        match (status, request.cpu_time) {
+            (Ok((Some(9), _)), _) => Refusal::CompilerKilled.into(),
+            (Ok((Some(OUT_OF_TIME), _)), Some(max)) => {
+                Refusal::ExaminationTime(Duration::from_secs(max)).into()
+            }
+            (Ok((_, status)), _) => Refusal::CompilerFailed(format!("{status}{said}")).into(),
+            (Err(error), _) => Failure::Answer(error.to_string()),
         }
     }
 }
@@ -127,11 +196,11 @@ enum Unusable {
     Damaged(String),
 }
 
-fn send(mut stdin: ChildStdin, request: &Request, bytes: &[u8]) -> io::Result<()> {
+fn send(mut stdin: ChildStdin, request: &Request, parts: &[Arc<Vec<u8>>]) -> io::Result<()> {
     let mut header = serde_json::to_vec(request)?;
     header.push(b'\n');
     stdin.write_all(&header)?;
-    stdin.write_all(bytes)
+    parts.iter().try_for_each(|part| stdin.write_all(part))
 }
 
 /// Reads an answer, and the code of at most `max` bytes that follows it.
@@ -150,7 +219,7 @@ fn receive(stdout: impl Read, max: u64) -> Result<(Answer, Vec<u8>), Unusable> {
     let answer = serde_json::from_slice(&header).map_err(|error| damaged(&error))?;
     let mut code = Vec::new();
     let length = match &answer {
-        Answer::Compiled { length, .. } => *length,
+        Answer::Done { length, .. } => *length,
         Answer::Refused(..) | Answer::OutOfMemory => 0,
     };
     if length > max {
@@ -229,7 +298,7 @@ mod tests {
     use super::*;
 
     fn answer(length: u64, code: &[u8]) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec(&Answer::Compiled { length, peak: 7 }).unwrap();
+        let mut bytes = serde_json::to_vec(&Answer::Done { length, peak: 7 }).unwrap();
         bytes.push(b'\n');
         bytes.extend(code);
         bytes
@@ -238,10 +307,7 @@ mod tests {
     #[test]
     fn an_answer_is_taken_whole_or_not_at_all() {
         let (taken, code) = receive(&answer(4, b"code")[..], 4).unwrap();
-        assert!(
-            matches!(taken, Answer::Compiled { length: 4, peak: 7 }),
-            "{taken:?}"
-        );
+        assert!(matches!(taken, Answer::Done { length: 4, peak: 7 }), "{taken:?}");
         assert_eq!(code, b"code");
         for damaged in [&answer(4, b"cod")[..], &answer(4, b"code!"), b"{}\n", b"\n", b"x"] {
             let received = receive(damaged, 100);
