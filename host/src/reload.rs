@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::AccessKind;
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -30,6 +31,9 @@ use crate::threads;
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The longest time after which what could not be tried is tried again.
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// How long compiling a component, and passing the gate, may take.
 const LOAD: Duration = MAX_TIME;
@@ -60,8 +64,33 @@ pub(crate) struct Reloader {
     names: FileWork,
     /// What was found to be unfit, so that it is said once.
     unfit: Option<Unfit>,
+    /// When what could not be tried is tried again.
+    retry: Option<Retry>,
     /// The files changed all the time when they were last read for a change.
     restless: bool,
+}
+
+/// When a content that could not be tried is tried again without a change.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    digest: Digest,
+    after: Instant,
+    delay: Duration,
+}
+
+impl Retry {
+    /// The next time, twice as long after `now` as the last one if that was for the same content.
+    fn next(last: Option<Self>, digest: Digest, now: Instant) -> Self {
+        let last = last.filter(|last| last.digest == digest);
+        let delay = last.map_or(LOOK, |last| (last.delay * 2).min(MAX_RETRY));
+        let after = now + delay;
+        Self { digest, after, delay }
+    }
+
+    /// Whether it is too early to try a content again.
+    fn is_early(&self, digest: Digest, now: Instant) -> bool {
+        self.digest == digest && now < self.after
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +126,7 @@ impl Reloader {
             files: FileWork::default(),
             names: FileWork::default(),
             unfit: None,
+            retry: None,
             restless: false,
         }
     }
@@ -261,6 +291,10 @@ impl Reloader {
         if self.unfit == Some(Unfit::Content(digest)) && why == Why::Changed {
             return true;
         }
+        let early = |retry: Retry| retry.is_early(digest, Instant::now());
+        if why == Why::Changed && self.retry.is_some_and(early) {
+            return false;
+        }
         let left = self.generations.left().filter(|left| left.digest == digest);
         let insists = match (&left, why) {
             (_, Why::Insisted) => true,
@@ -276,6 +310,7 @@ impl Reloader {
             self.refuse(Unfit::Content(digest), why, &error);
             return true;
         }
+        let last = self.retry.take();
         let Err(error) = self.take(content, insists).await else {
             self.unfit = None;
             return true;
@@ -285,6 +320,7 @@ impl Reloader {
         let unfit = if tried {
             Unfit::Content(digest)
         } else {
+            self.retry = Some(Retry::next(last, digest, Instant::now()));
             Unfit::Untried
         };
         self.refuse(unfit, why, &error);
@@ -394,7 +430,13 @@ fn watch<'a>(
     changed: &Arc<Notify>,
 ) -> anyhow::Result<RecommendedWatcher> {
     let changed = Arc::clone(changed);
-    let mut watcher = notify::recommended_watcher(move |_| changed.notify_one())?;
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        // The host itself opens the files to read them.
+        let opened = |event: &Event| matches!(event.kind, EventKind::Access(AccessKind::Open(_)));
+        if !event.as_ref().is_ok_and(opened) {
+            changed.notify_one();
+        }
+    })?;
     let mut watched = HashSet::new();
     for file in files {
         let target = file.canonicalize().ok();
@@ -409,4 +451,27 @@ fn watch<'a>(
         }
     }
     Ok(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_tried_is_tried_ever_more_rarely_until_it_changes() {
+        let (one, other) = ([1; 32], [2; 32]);
+        let mut now = Instant::now();
+        let mut last = None;
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            let retry = Retry::next(last, one, now);
+            assert!(retry.is_early(one, now) && !retry.is_early(other, now));
+            delays.push((retry.after - now).as_secs());
+            now = retry.after;
+            assert!(!retry.is_early(one, now));
+            last = Some(retry);
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(Retry::next(last, other, now).after, now + LOOK);
+    }
 }
