@@ -13,6 +13,10 @@ const OFFERED: WasmFeatures = WasmFeatures::WASM3
     .difference(WasmFeatures::GC_TYPES)
     .difference(WasmFeatures::EXCEPTIONS);
 
+/// What uses of [`WasmFeatures::GC_TYPES`] are called that do not need garbage collection: that
+/// feature also has the references to objects of the embedder, which are older.
+const EXTERNREF: &str = "`externref` of reference types";
+
 /// Names of proposals, as their documents have them.
 const NAMES: [(WasmFeatures, &str); 19] = [
     (WasmFeatures::GC_TYPES, "garbage collection (GC)"),
@@ -95,9 +99,13 @@ pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
         }
     }
     let used = features.difference(OFFERED);
+    let has_no_objects = || validate_with(bytes, features.difference(WasmFeatures::GC)).is_ok();
     let names: Vec<String> = used
         .iter_names()
-        .map(|(flag, feature)| name(flag, feature))
+        .map(|(flag, feature)| match feature {
+            WasmFeatures::GC_TYPES if has_no_objects() => EXTERNREF.to_owned(),
+            _ => name(flag, feature),
+        })
         .collect();
     if names.is_empty() {
         Refusal::NotCompiled(reason)
@@ -138,7 +146,11 @@ mod tests {
     fn each_proposal_is_named() {
         for (text, expected) in [
             ("(module (type (struct)))", "garbage collection (GC)"),
-            ("(module (func (param externref)))", "garbage collection (GC)"),
+            ("(module (type (array i8)))", "garbage collection (GC)"),
+            ("(module (func (param anyref)))", "garbage collection (GC)"),
+            ("(module (func (param externref)))", EXTERNREF),
+            ("(module (table 10 externref))", EXTERNREF),
+            ("(module (type (struct)) (table 10 externref))", "garbage collection (GC)"),
             ("(module (tag))", "exceptions"),
             ("(module (memory 1 (pagesize 1)))", "custom page sizes"),
             (
