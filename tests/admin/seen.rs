@@ -1,5 +1,7 @@
 //! What there is to see, and to whom it is not shown.
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 
 /// What is there of the only open connection.
@@ -362,4 +364,18 @@ fn a_page_of_another_site_sees_nothing_by_a_name_that_leads_here() {
         Some(policy),
         "a nonce is used once"
     );
+}
+
+#[test]
+fn the_digest_of_a_generation_can_be_computed_from_its_files() {
+    let read = |name: &str| Sha256::digest(fs::read(guest(name)).unwrap());
+    let (gzip, lines) = (read("gzip"), read("lines"));
+    let middleware = guest("gzip");
+    let composed = ["--middleware", middleware.to_str().unwrap()];
+    let both = Sha256::digest([gzip, lines].concat());
+    for (args, expected) in [(&[][..], lines), (&composed, both)] {
+        let (_host, admin) = looked_at("lines", args);
+        let digest = &generations(&admin)[0]["digest"];
+        assert_eq!(digest.as_str(), Some(&*format!("{expected:x}")), "{args:?}");
+    }
 }

@@ -150,7 +150,10 @@ mod tests {
             ("(module (func (param anyref)))", "garbage collection (GC)"),
             ("(module (func (param externref)))", EXTERNREF),
             ("(module (table 10 externref))", EXTERNREF),
-            ("(module (type (struct)) (table 10 externref))", "garbage collection (GC)"),
+            (
+                "(module (type (struct)) (table 10 externref))",
+                "garbage collection (GC)",
+            ),
             ("(module (tag))", "exceptions"),
             ("(module (memory 1 (pagesize 1)))", "custom page sizes"),
             (
