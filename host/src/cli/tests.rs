@@ -203,7 +203,7 @@ fn what_is_missing_or_below_zero_is_explained() {
             "set the key `record` of a service",
         ),
         (
-            &["-v", "record", "--config=s.toml", "--to", "d"],
+            &["record", "--config=s.toml", "--to", "d"],
             "set the key `record`",
         ),
         (
