@@ -201,6 +201,41 @@ fn writing_a_conversation_takes_no_further_memory() {
     assert!(more < 1024, "{more} KiB more for each of {PEERS}");
 }
 
+/// Has so many clients ask for an answer of 960 KiB at once and not read it. Returns the KiB that the
+/// host takes when all of them are gone.
+fn after_a_burst(host: &Host, clients: usize) -> u64 {
+    let before = host.entries("fd");
+    let clients: Vec<_> = (0..clients)
+        .map(|_| {
+            let client = host.connect();
+            client.send("960");
+            client
+        })
+        .collect();
+    for client in &clients {
+        // It has its answer, most of which waits in the host.
+        client.0.peek(&mut [0]).unwrap();
+    }
+    drop(clients);
+    until("all connections have ended", || host.entries("fd") == before);
+    host.memory("RssAnon")
+}
+
+/// The first burst has filled what the pool keeps.
+#[test]
+fn what_a_burst_of_large_answers_takes_is_given_back() {
+    let args = ["--max-connections", "200", "--send-buffer", "64KiB"];
+    let host = Host::serving("huge-answer", &args);
+    let first = after_a_burst(&host, 200);
+    for number in 2..=4 {
+        let kept = after_a_burst(&host, 200);
+        assert!(
+            kept < first + (40 << 10),
+            "{kept} KiB after burst {number}, and {first} KiB after the first"
+        );
+    }
+}
+
 /// A composition of a component that calls so many others at once, of which each waits for a clock
 /// with much of its stack in use.
 fn composition(parts: usize) -> String {

@@ -5,6 +5,7 @@ pub(super) mod handler;
 mod migration;
 mod session;
 mod sessions;
+mod unread;
 
 use std::fmt;
 use std::io;

@@ -8,13 +8,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::poll;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use wasmtime::Store;
 
 use super::migration;
 use super::session::{Happened, Next, Session};
-use super::{End, Fault, PATIENCE};
+use super::{End, Fault, PATIENCE, unread};
 use crate::buffer::{self, Chunk};
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
@@ -84,12 +84,13 @@ where
             return Ok(end);
         }
         let was_gone = gone.is_some();
-        if !was_gone {
-            let writing = pin!(writer.write_all(&answer.send));
+        if was_gone {
+            drop(answer.send);
+        } else {
+            let writing = pin!(unread::write_all(&mut writer, answer.send));
             let wrote = out_of_turn(writing, || offer.set(seldom(seat.offer()))).await;
             gone = wrote.err().map(|error| Failure::from(&error));
         }
-        drop(answer.send);
         if let Some(failure) = gone {
             happened = match answer.next {
                 Next::Finish if was_gone => return Ok(End::Finished),
