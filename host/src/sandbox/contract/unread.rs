@@ -23,12 +23,11 @@ const LARGE: usize = 64 << 10;
 pub(super) async fn write_all<W: AsyncWrite + Unpin>(writer: &mut W, answer: Vec<u8>) -> io::Result<()> {
     let written = poll_fn(|cx| Poll::Ready(write_at_once(writer, cx, &answer))).await?;
     let rest = answer.get(written..).unwrap_or_default();
-    match rest.len() {
-        0 => Ok(()),
-        ..LARGE => writer.write_all(rest).await,
-        // Boxed, since few answers come to it.
-        _ => Box::pin(write_later(writer, answer, written)).await,
+    if rest.len() < LARGE {
+        return writer.write_all(rest).await;
     }
+    // Boxed, since few answers come to it.
+    Box::pin(write_later(writer, answer, written)).await
 }
 
 /// Writes what `writer` takes without a wait, and returns how many bytes these are.
