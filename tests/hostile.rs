@@ -414,6 +414,7 @@ mod handles {
         let host = super::Host::with(&module, &["--max-memory", "1MiB"]);
         let client = host.connect();
         client.expect("waits");
+        client.send("!");
         client.expect_reset();
         let line = host.line("connection ended");
         assert!(line.contains("outcome=\"guest-trap\""), "{line}");

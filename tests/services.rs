@@ -443,7 +443,8 @@ fn a_check_logs_the_warnings_of_a_start() {
     for (text, words, compiled) in [
         (
             format!("{echo}{anywhere}limits = {{ max-connections = 300 }}\n"),
-            "300 connections (max-connections) need 341 file descriptors, but this process may open 200",
+            "300 connections (`limits.max-connections`) and what their guests may open need 341 file \
+             descriptors, but this process may open 200",
             false,
         ),
         (
