@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, again, field, file, guest, scratch, until};
 
@@ -204,6 +204,25 @@ fn what_cannot_be_tried_is_tried_again() {
     host.line(NEW);
     assert!(!echoes(&host));
     assert_eq!(host.log().matches("keeps serving").count(), 1, "{}", host.log());
+}
+
+#[test]
+fn what_cannot_be_tried_is_tried_ever_more_rarely() {
+    let place = Place::new("untried-again", "echo");
+    let granted = scratch("granted-never");
+    fs::create_dir_all(&granted).unwrap();
+    let dir = format!("{}::/data", granted.display());
+    let host = place.serve(&["--watch", "-v", "--dir", &dir]);
+    fs::remove_dir(&granted).unwrap();
+    place.put("lines-session");
+    host.line("keeps serving");
+    let start = Instant::now();
+    // After one second, and after two more.
+    for _ in 0..2 {
+        host.line("reload failed again");
+    }
+    let took = start.elapsed();
+    assert!(took > Duration::from_secs(2), "{took:?}");
 }
 
 #[test]
