@@ -266,8 +266,11 @@ fn a_lack_of_descriptors_and_mappings_names_the_setting() {
     };
     let (one, two) = (services(&["a"]), services(&["a", "b"]));
     let lines = |args: &[&str]| {
-        let host = Host::below_shell("ulimit -n 500", args);
-        [host.line("file descriptors"), host.line("memory mappings")]
+        let log = Host::below_shell("ulimit -n 500", args).log();
+        ["file descriptors", "memory mappings"].map(|what| {
+            let line = log.lines().find(|line| line.contains(what));
+            line.unwrap_or_else(|| panic!("{log}")).to_owned()
+        })
     };
     for (args, setting) in [
         (
