@@ -18,6 +18,7 @@ use crate::sandbox::examine::examine;
 use crate::sandbox::generation::line;
 use crate::sandbox::load_error::Refusal;
 use crate::sandbox::proposals;
+use crate::threads;
 
 /// The subcommand by which the host starts its program as a compiler. It is not for users.
 pub const COMMAND: &str = "compile-in-child";
@@ -25,8 +26,8 @@ pub const COMMAND: &str = "compile-in-child";
 /// Bytes of the stack on which components are compiled, whatever the limits of the environment are.
 const STACK: usize = 8 << 20;
 
-/// Bytes of the stack on which components are examined: half of what the host has for the same.
-const EXAMINATION_STACK: usize = 1 << 20;
+/// Bytes of the stack on which components are examined: half of what a thread of the host has.
+const EXAMINATION_STACK: usize = threads::STACK / 2;
 
 /// Reads a request from standard input, does what it asks for, and writes the answer to standard
 /// output.
