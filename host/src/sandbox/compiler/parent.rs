@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::{
     Answer, Bounds, EXAMINATION_MEMORY, EXAMINATION_MEMORY_PER_BYTE, Failure, Kind, MAX_CODE,
-    MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MEMORY_PER_THREAD, NO_MEMORY, NO_STACK, Request,
-    Task,
+    MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MAX_TIME, MEMORY_PER_THREAD, NO_MEMORY, NO_STACK,
+    Request, Task,
 };
 use crate::failpoint;
 use crate::logging::in_one_line;
@@ -108,7 +108,12 @@ impl Bounds {
         // it.
         let work = threads::run("compile", move || bounds.run(&running, &request, &parts));
         let work = work.map_err(|NoThread(error)| Failure::Start(error))?;
-        let done = match self.time {
+        let time = match task {
+            Task::Compile { .. } => self.time,
+            // Apart from the CPU time, and only where there are deadlines at all.
+            Task::Examine(_) => self.time.map(|_| MAX_TIME),
+        };
+        let done = match time {
             Some(max) => timeout(max, work).await.map_err(|_| match task {
                 Task::Compile { .. } => Refusal::CompileTime(max),
                 Task::Examine(_) => Refusal::ExaminationTime(max),
