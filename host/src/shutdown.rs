@@ -195,9 +195,11 @@ impl Signals {
         })
     }
 
-    /// What the next signal asks for.
+    /// What the next signal asks for. Of signals that have come together, a reload precedes a
+    /// rollback.
     pub async fn next(&mut self) -> Notice {
         tokio::select! {
+            biased;
             _ = self.interrupt.recv() => Notice::Stop("SIGINT"),
             _ = self.terminate.recv() => Notice::Stop("SIGTERM"),
             _ = self.changes.hangup.recv() => match &self.changes.terminal {
