@@ -152,9 +152,9 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
             let setting = max_connections(config.services.len());
             warn!(
                 "{connections} connections ({setting}) and what their guests may open need {need} \
-                 file descriptors, but this process may open {}; raise the limit (`ulimit -n {need}`, or `LimitNOFILE={need}` in \
-                 the systemd unit) or lower {setting}; connections beyond the limit wait in the \
-                 backlog",
+                 file descriptors, but this process may open {}; raise the limit (`ulimit -n \
+                 {need}`, or `LimitNOFILE={need}` in the systemd unit) or lower {setting}; \
+                 connections beyond the limit wait in the backlog",
                 if outcome.is_ok() { raised } else { soft }
             );
         }
