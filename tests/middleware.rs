@@ -378,7 +378,7 @@ fn each_side_ends_its_half_by_itself() {
         // The service first, which reads on.
         let host = behind("sink", middlewares, &["--idle-timeout", "off"]);
         let client = host.connect();
-        let heard = unpack(middlewares, &client.rest());
+        let heard = unpack(middlewares, &client.half());
         assert_eq!(heard.to_ascii_lowercase(), b"ready\n");
         let said = pack(middlewares, &[b'\n'; 1000]);
         for _ in 0..100 {
@@ -392,7 +392,7 @@ fn each_side_ends_its_half_by_itself() {
         let host = behind("lines", middlewares, &["--idle-timeout", "off"]);
         let client = host.connect();
         client.send(pack(middlewares, b"quit\n"));
-        assert_eq!(unpack(middlewares, &client.rest()), b"");
+        assert_eq!(unpack(middlewares, &client.half()), b"");
         assert_eq!(host.outcome(), "finished");
         drop(client);
     }
@@ -491,7 +491,7 @@ fn what_a_middleware_refuses_is_no_end_for_the_service() {
             let case = format!("{middlewares:?} {args:?}");
             let client = host.connect();
             if upload.contains(&"ANSWER=first") {
-                client.rest();
+                client.half();
             }
             client.send(&sent[..10]);
             client.send(&sent[10..]);
@@ -530,11 +530,11 @@ fn a_peer_that_resets_is_no_end_for_the_service() {
                 let host = behind("upload", middlewares, &args);
                 let client = host.connect();
                 if answer == "ANSWER=first" {
-                    client.rest();
+                    client.half();
                 }
                 client.send(pack(middlewares, b"upload\n"));
                 if answer == "ANSWER=between" {
-                    client.rest();
+                    client.half();
                 }
                 client.reset();
                 assert_eq!(host.outcome(), "peer-reset", "{middlewares:?} {args:?}");
