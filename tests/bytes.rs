@@ -79,7 +79,7 @@ fn a_peer_that_has_sent_fin_still_receives_everything() {
 fn a_guest_that_has_sent_fin_still_receives_everything() {
     let host = Host::serving("sink", &[]);
     let client = host.connect();
-    assert_eq!(client.rest(), b"ready\n");
+    assert_eq!(client.half(), b"ready\n");
     let bytes = noise(3, 1_000_000);
     client.send(&bytes);
     client.finish();

@@ -437,7 +437,7 @@ fn no_peer_can_make_a_series() {
                         1 => {}
                         _ => {
                             client.send("quit\n");
-                            assert_eq!(client.rest(), b"");
+                            assert_eq!(client.half(), b"");
                         }
                     }
                     client.reset();
