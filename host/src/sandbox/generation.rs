@@ -207,13 +207,17 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// The component is too large, or the engine cannot be made.
+    /// The component is too large, or the engine cannot be made. If it is not valid either, that is
+    /// the error.
     pub(super) fn engine_for(&self, content: &Content, extent: &Extent) -> Result<Engine, LoadError> {
         extent.check().map_err(|refusal| content.refused(refusal))?;
         let mut needs = self.needs(content.bytes(), extent);
         needs.inlining = self.can_inline(needs, content);
-        self.engine(needs)
-            .map_err(|error| LoadError::Sandbox(line(&error)))
+        self.engine(needs).map_err(|error| {
+            // One that exceeds a bound of the parser may need more than there can be.
+            let invalid = content.validate().err();
+            invalid.unwrap_or_else(|| LoadError::Sandbox(line(&error)))
+        })
     }
 
     /// Compiles a component, whose size is `extent`, for the engine that fits it.
