@@ -364,7 +364,7 @@ fn clients_show_who_they_are() {
 fn a_client_shows_a_bounded_number_of_certificates() {
     let clients = Authority::new("long-chain");
     let roots = clients.file();
-    let args = ["--tls-client-ca", roots.to_str().unwrap()];
+    let args = ["--tls-client-ca", roots.to_str().unwrap(), "-v"];
     let (authority, _, host) = served("long-chain-server", "echo", &args);
     let mut alice = clients.issues(&["alice"], &[]);
     let own = fs::read_to_string(&alice.certificate).unwrap();
