@@ -1,6 +1,6 @@
 //! The log: lines on standard error.
 
-mod escape;
+pub(crate) mod escape;
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,12 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat, LogLevel};
-use crate::server::READY;
 use crate::terminal::{Screen, Terminal};
-pub(crate) use escape::beginning;
 pub use escape::in_one_line;
 use escape::{EscapedFields, EscapedJson};
+
+/// The target of the log lines that say where the host listens, which are written at every log level.
+pub(crate) const READY: &str = "ready";
 
 /// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up
 /// must not hold up connections.

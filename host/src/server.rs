@@ -21,6 +21,7 @@ use crate::admission::Admission;
 use crate::config::{Config, Service};
 use crate::file::Text;
 use crate::listener::Listener;
+use crate::logging::READY;
 use crate::peer::End;
 use crate::preflight::{self, Obstacles, Purpose};
 use crate::reread::{self, Listening, Now, Plan, Runs};
@@ -523,9 +524,6 @@ pub enum Drained {
     /// It was told not to go on.
     Quit,
 }
-
-/// The target of the log lines that say where the host listens, which are written at every log level.
-pub const READY: &str = "ready";
 
 /// Waits during a drain for the second signal that asks to stop, and returns its name. The first one
 /// has begun the drain if the host was `signalled`, and otherwise changes nothing: a service manager

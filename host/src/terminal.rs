@@ -13,7 +13,7 @@ use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::{Isolation, Service as Config};
 use crate::counts::Count;
-use crate::logging::in_one_line;
+use crate::logging::escape::in_one_line;
 use crate::service::{Process, Service};
 
 /// Time between two looks.

@@ -19,7 +19,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use super::meter;
 use super::state::State;
 use crate::cost::{Cost, LastLines, Tail};
-use crate::logging::beginning;
+use crate::logging::escape::beginning;
 
 /// Bytes of a line that are logged in one piece, with characters escaped.
 const MAX_LINE: usize = 1024;

@@ -1,5 +1,6 @@
 //! The certificates that a client sends to show who it is.
 
+use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
@@ -17,9 +18,16 @@ const MAX_INTERMEDIATES: usize = 10;
 const FEW: usize = 2;
 
 /// A client has sent more certificates than the host tries.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error("the client sent {0} intermediate certificates: expected at most {MAX_INTERMEDIATES}")]
 struct TooMany(usize);
+
+/// rustls shows it like this.
+impl fmt::Debug for TooMany {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Bounds what it takes to verify the certificate of a client.
 ///

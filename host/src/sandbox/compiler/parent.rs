@@ -18,7 +18,7 @@ use super::{
     Request, Task,
 };
 use crate::failpoint;
-use crate::logging::in_one_line;
+use crate::logging::escape::in_one_line;
 use crate::sandbox::engine::CodeSettings;
 use crate::sandbox::examine::Examination;
 use crate::sandbox::load_error::Refusal;
