@@ -413,8 +413,8 @@ fn every_command_compiles_within_the_limit() {
     }
 }
 
-/// A component that imports so many functions and passes them to an inner component nearly a thousand
-/// times. The validator compares each function each time.
+/// A component that imports so many functions and passes them to an inner component nearly a
+/// thousand times. The validator compares each function each time.
 fn comparing(functions: usize) -> Vec<u8> {
     let functions: String = (0..functions)
         .map(|number| {

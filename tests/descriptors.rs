@@ -103,9 +103,9 @@ fn files_that_streams_of_wasi_0_3_keep_open_count() {
     assert_eq!(asks(&second, "files 50"), "50");
 }
 
-/// Opens 200 files, and answers with how many it has opened and the error number of the last try. For
-/// each byte it closes two, by `fd_renumber` and by `fd_close`, and opens three. It answers with the
-/// sum of the first two error numbers, and the third.
+/// Opens 200 files, and answers with how many it has opened and the error number of the last try.
+/// For each byte it closes two, by `fd_renumber` and by `fd_close`, and opens three. It answers
+/// with the sum of the first two error numbers, and the third.
 const OPENS: &str = r#"(module
     (import "wasi_snapshot_preview1" "path_open" (func $path_open
         (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))

@@ -169,8 +169,8 @@ fn streams_between_two_ends_of_the_host_are_few() {
     assert!(grown < 2048, "{grown} KiB for each of {PEERS} with 300 streams");
 }
 
-/// Conversations of 4 MiB each, of bytes that take four times as many in the file. All of them end at
-/// the same time.
+/// Conversations of 4 MiB each, of bytes that take four times as many in the file. All of them end
+/// at the same time.
 #[test]
 fn writing_a_conversation_takes_no_further_memory() {
     let dir = scratch("memory-recorded");
@@ -201,8 +201,8 @@ fn writing_a_conversation_takes_no_further_memory() {
     assert!(more < 1024, "{more} KiB more for each of {PEERS}");
 }
 
-/// Has so many clients ask for an answer of 960 KiB at once and not read it. Returns the KiB that the
-/// host takes when all of them are gone.
+/// Has so many clients ask for an answer of 960 KiB at once and not read it. Returns the KiB that
+/// the host takes when all of them are gone.
 fn after_a_burst(host: &Host, clients: usize) -> u64 {
     let before = host.entries("fd");
     let clients: Vec<_> = (0..clients)

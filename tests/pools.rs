@@ -87,8 +87,8 @@ fn sentences(log: &str) -> Vec<String> {
         .collect()
 }
 
-/// Opens as many connections as the pool is said to serve, of at most 64, and one more. Each instance
-/// of the component has so many memories. Returns how many are served.
+/// Opens as many connections as the pool is said to serve, of at most 64, and one more. Each
+/// instance of the component has so many memories. Returns how many are served.
 fn serves_as_said(component: &Path, memories: usize) -> usize {
     let component = component.to_str().unwrap();
     let limit = ["--max-connections", "64"];

@@ -90,8 +90,8 @@ pub async fn check_services(
     // A check leaves no files behind.
     let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);
     let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
-    // The pools of all services share the address space and the memory mappings, as they do when the
-    // host runs.
+    // The pools of all services share the address space and the memory mappings, as they do when
+    // the host runs.
     let (mut loaded, mut leases) = (Vec::new(), Vec::new());
     for (index, unloaded) in found.services {
         let checked = if compile {

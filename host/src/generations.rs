@@ -152,8 +152,8 @@ pub(crate) struct Generations {
 #[derive(Debug)]
 struct Past {
     last_number: u64,
-    /// All that still have connections or may get some, in the order in which they came. A connection
-    /// of a service that was replaced also keeps the last generation of that service.
+    /// All that still have connections or may get some, in the order in which they came. A
+    /// connection of a service that was replaced also keeps the last generation of that service.
     known: Vec<Weak<Serving>>,
     /// What the current one has replaced.
     previous: Option<Arc<Serving>>,

@@ -18,7 +18,8 @@ use crate::terminal::{Screen, Terminal};
 pub use escape::in_one_line;
 use escape::{EscapedFields, EscapedJson};
 
-/// The target of the log lines that say where the host listens, which are written at every log level.
+/// The target of the log lines that say where the host listens, which are written at every log
+/// level.
 pub(crate) const READY: &str = "ready";
 
 /// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up

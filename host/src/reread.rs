@@ -92,8 +92,8 @@ pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
 
 impl Files {
     /// Looks for what `service` needs, whose number is `index`. One that `stays` as it is has only
-    /// its directories looked for, and keeps what it has if they do not answer. Its later components
-    /// are compiled by `compiler` if the settings of the compiler have `changed`.
+    /// its directories looked for, and keeps what it has if they do not answer. Its later
+    /// components are compiled by `compiler` if the settings of the compiler have `changed`.
     async fn find(
         &self,
         index: usize,
@@ -111,8 +111,8 @@ impl Files {
             let mut found = Found::default();
             match sandbox {
                 Some(sandbox) => {
-                    // The reload that follows reads its component and certificates. If they cannot be
-                    // used, the service keeps the previous ones.
+                    // The reload that follows reads its component and certificates. If they cannot
+                    // be used, the service keeps the previous ones.
                     preflight::find_directories(index, &of, &mut obstacles);
                     found.sandbox = changed.then(|| Arc::new(sandbox.compiling_by(&compiler)));
                 }
@@ -335,8 +335,8 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
     })
 }
 
-/// Returns the file of the admin token if `config` and `now` name the same one. Another file requires
-/// a restart.
+/// Returns the file of the admin token if `config` and `now` name the same one. Another file
+/// requires a restart.
 fn token_to_read<'a>(config: &'a Config, now: &Config) -> Option<&'a Path> {
     let path = |config: &'a Config| config.admin.as_ref()?.token.as_deref();
     let before = now.admin.as_ref().and_then(|admin| admin.token.as_deref());

@@ -62,7 +62,8 @@ struct Server {
 /// Loads what `config` says, which comes from `file` or from flags, listens, and serves connections until told to stop; then
 /// drains.
 ///
-/// The first signal that asks to stop begins the drain, unless it has begun, and the second ends it.
+/// The first signal that asks to stop begins the drain, unless it has begun, and the second ends
+/// it.
 ///
 /// # Errors
 ///
@@ -525,9 +526,9 @@ pub enum Drained {
     Quit,
 }
 
-/// Waits during a drain for the second signal that asks to stop, and returns its name. The first one
-/// has begun the drain if the host was `signalled`, and otherwise changes nothing: a service manager
-/// sends it to a host that drains because of a request.
+/// Waits during a drain for the second signal that asks to stop, and returns its name. The first
+/// one has begun the drain if the host was `signalled`, and otherwise changes nothing: a service
+/// manager sends it to a host that drains because of a request.
 async fn second_signal(signals: &mut Signals, mut signalled: bool) -> &'static str {
     loop {
         match signals.next().await {

@@ -42,7 +42,8 @@ const fn endless(name: &'static str, text: &'static str, connections: u64, max_m
     }
 }
 
-/// A program that makes ten calls of one kind, which are as long as they can be, on each connection.
+/// A program that makes ten calls of one kind, which are as long as they can be, on each
+/// connection.
 const fn lengthy(name: &'static str, keys: &'static str, peers: Peers) -> Attack {
     Attack {
         name,

@@ -92,7 +92,8 @@ fn warn_of_exposure(address: &SocketAddr) {
     }
 }
 
-/// Logs the warnings that a start logs about the admin interface, whose address is set by `setting`.
+/// Logs the warnings that a start logs about the admin interface, whose address is set by
+/// `setting`.
 pub(crate) fn warn_of(config: &Config, setting: &str) {
     if let Address::Tcp(address) = &config.address {
         warn_of_exposure(address);

@@ -107,8 +107,8 @@ fn negative(error: &Error, words: &[OsString]) -> Option<String> {
     })
 }
 
-/// Explains `--config` for a command that takes settings by flags only. clap would advise to pass it
-/// to the guest.
+/// Explains `--config` for a command that takes settings by flags only. clap would advise to pass
+/// it to the guest.
 fn no_config(error: &Error, words: &[OsString]) -> Option<String> {
     let ContextValue::String(found) = error.get(ContextKind::InvalidArg)? else {
         return None;

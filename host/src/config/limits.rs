@@ -86,8 +86,8 @@ const FILES_PER_CONNECTION: usize = 4;
 pub const FILE_THREADS: usize = 64;
 
 impl Limits {
-    /// Files and directories that the guests of a service may hold open together, beside the granted
-    /// directories.
+    /// Files and directories that the guests of a service may hold open together, beside the
+    /// granted directories.
     pub fn max_files(&self) -> usize {
         let share = self.max_connections.get().saturating_mul(FILES_PER_CONNECTION);
         share.max(MIN_FILES)

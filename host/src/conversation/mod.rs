@@ -147,8 +147,8 @@ impl Conversation {
         self.steps.push((line, step));
     }
 
-    /// Keeps the steps for which `keeps` returns true, which may change them. Bytes of one side that
-    /// follow each other then become one step.
+    /// Keeps the steps for which `keeps` returns true, which may change them. Bytes of one side
+    /// that follow each other then become one step.
     pub fn retain(&mut self, mut keeps: impl FnMut(&mut Step) -> bool) {
         self.steps.retain_mut(|(_, step)| keeps(step));
         self.steps

@@ -1,8 +1,8 @@
 //! Patterns of values in a range, for the schema.
 //!
 //! They are made from the bounds that the parsers in `values.rs` have. A pattern bounds whole
-//! numbers with one unit exactly, and each part of a time of several units. It takes a fraction that is
-//! out of range by less than one unit, and parts of a time whose sum is out of range.
+//! numbers with one unit exactly, and each part of a time of several units. It takes a fraction
+//! that is out of range by less than one unit, and parts of a time whose sum is out of range.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

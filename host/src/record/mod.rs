@@ -28,8 +28,8 @@ pub(crate) use tape::Tape;
 /// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
 pub(crate) const MAX: usize = 16 << 20;
 
-/// Conversations that are written to one directory at the same time. Each takes a thread, of which a
-/// directory on a slow disk must not take all.
+/// Conversations that are written to one directory at the same time. Each takes a thread, of which
+/// a directory on a slow disk must not take all.
 const WRITERS: usize = 4;
 
 /// How the names of files end that are still being written.

@@ -1,7 +1,7 @@
 //! Turns of guests between their calls to the host.
 //!
-//! Compiled code checks the epoch where a function begins and in each round of a loop. Between these
-//! checks a guest can make any number of calls to the host, one after the other. So the host
+//! Compiled code checks the epoch where a function begins and in each round of a loop. Between
+//! these checks a guest can make any number of calls to the host, one after the other. So the host
 //! checks the turn, too, when one of its functions returns, for components that have a function of
 //! many calls.
 

@@ -13,8 +13,8 @@ use crate::config::{Limits, Setting};
 /// open.
 const SPARE_INSTANCES: u32 = 2;
 
-/// Stacks beyond one for each connection: a composed component can hold several while its parts wait
-/// for the host.
+/// Stacks beyond one for each connection: a composed component can hold several while its parts
+/// wait for the host.
 const SPARE_STACKS: u32 = 64;
 
 /// Stacks for each connection, however many parts its component has.
@@ -67,7 +67,8 @@ pub(super) struct NoMappings {
 }
 
 impl Pool {
-    /// A pool for so many connections, as it is made if there are address space and mappings for it.
+    /// A pool for so many connections, as it is made if there are address space and mappings for
+    /// it.
     pub(super) fn full(needs: Needs, connections: u32) -> Self {
         let instances = connections.saturating_add(SPARE_INSTANCES);
         Self::of(needs, instances, needs.room.memories_of_pool(instances))

@@ -137,8 +137,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Returns whether functions are inlined: if the component needs it, and either the compiler has
-    /// memory for that or it was done ahead.
+    /// Returns whether functions are inlined: if the component needs it, and either the compiler
+    /// has memory for that or it was done ahead.
     pub(super) fn can_inline(&self, needs: Needs, content: &Content) -> bool {
         if !needs.inlining {
             return false;

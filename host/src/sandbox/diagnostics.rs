@@ -222,7 +222,8 @@ impl Voice {
         if let Some(transcript) = &self.logged.transcript {
             transcript.add(line);
         }
-        // The line of a failed connection repeats the last lines, so these are within the bounds too.
+        // The line of a failed connection repeats the last lines, so these are within the bounds
+        // too.
         if !matches!(fate, Fate::Dropped) {
             if let (Speaker::Connection(_), Some(cost)) = (self.speaker, &self.cost) {
                 cost.says(line);

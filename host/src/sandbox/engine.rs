@@ -245,8 +245,8 @@ struct Allocated {
 }
 
 /// Makes an engine whose pool holds an instance for every connection or, where there are too few
-/// memory mappings or too little address space for that, as much of it as can be had. If no pool can
-/// be had, instances are allocated on demand.
+/// memory mappings or too little address space for that, as much of it as can be had. If no pool
+/// can be had, instances are allocated on demand.
 fn allocate(
     needs: Needs,
     limits: &Limits,

@@ -1,8 +1,9 @@
 //! What the host does with a component before it is compiled, done once for its bounds.
 //!
-//! Measuring a component, composing it and choosing its engine read a file that nobody has validated
-//! yet. Some files make each of these take time, memory or stack without end. A process that is
-//! bounded therefore does the same first, and the host reads only what that process has finished.
+//! Measuring a component, composing it and choosing its engine read a file that nobody has
+//! validated yet. Some files make each of these take time, memory or stack without end. A process
+//! that is bounded therefore does the same first, and the host reads only what that process has
+//! finished.
 
 use std::hint::black_box;
 

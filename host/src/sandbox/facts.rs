@@ -105,8 +105,8 @@ impl Sandbox {
     }
 
     /// Checks whether a component can serve here, as far as that can be told without compiling it:
-    /// by its size, and by the names of its exports and imports. Returns the memory mappings that its
-    /// pool takes, so that a check of the next service sees what is left.
+    /// by its size, and by the names of its exports and imports. Returns the memory mappings that
+    /// its pool takes, so that a check of the next service sees what is left.
     ///
     /// # Errors
     ///

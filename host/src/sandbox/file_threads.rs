@@ -19,8 +19,9 @@ use tracing::warn;
 
 use crate::config::FILE_THREADS;
 
-/// The nice value of these threads. A guest keeps many of them computing if it lists large directories,
-/// which nothing interrupts. So they have a tenth of the weight of the threads that serve connections.
+/// The nice value of these threads. A guest keeps many of them computing if it lists large
+/// directories, which nothing interrupts. So they have a tenth of the weight of the threads that
+/// serve connections.
 const NICE: i32 = 10;
 
 /// How long the granted directories may take to open before the host logs that connections wait.

@@ -114,8 +114,8 @@ impl OpenFiles {
         self.counted.push(Arc::downgrade(file));
     }
 
-    /// Counts the files again, when one may have been closed. A file that a stream kept open without
-    /// a handle counts until the instance next opens or closes a file, or ends.
+    /// Counts the files again, when one may have been closed. A file that a stream kept open
+    /// without a handle counts until the instance next opens or closes a file, or ends.
     pub(super) fn recount(&mut self) {
         self.of.drop_closed(&mut self.counted);
     }

@@ -399,8 +399,8 @@ impl Generation {
         self.engine.ticker.run(probe).await
     }
 
-    /// It serves new connections from now on, or not: then instances that connections share end with the last of these,
-    /// unless it serves new ones again before.
+    /// It serves new connections from now on, or not: then instances that connections share end
+    /// with the last of these, unless it serves new ones again before.
     pub fn set_current(&self, current: bool) {
         if let Some(instances) = &self.shared {
             instances.set_current(current);

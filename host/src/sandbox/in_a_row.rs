@@ -1,15 +1,15 @@
 //! Functions that can make many calls to the host in a row.
 //!
-//! Compiled code checks the epoch where a function begins and in each round of a loop. In between, a
-//! guest is interrupted only if the host checks its turn at each return ([`after_calls`]), which
+//! Compiled code checks the epoch where a function begins and in each round of a loop. In between,
+//! a guest is interrupted only if the host checks its turn at each return ([`after_calls`]), which
 //! costs a streams guest 4% of an answer. Few components have a function for which that matters.
 //!
 //! [`after_calls`]: super::after_calls
 
 use wasmparser::{Encoding, FunctionBody, Operator, Payload, TypeRef};
 
-/// Instructions of one function that may call the host, beyond which returns are checked. Each takes
-/// at most some milliseconds.
+/// Instructions of one function that may call the host, beyond which returns are checked. Each
+/// takes at most some milliseconds.
 const MANY: usize = 32;
 
 /// Bytes of code that are read to count them. Components with more code have such functions.
@@ -51,7 +51,8 @@ impl InARow {
         }
     }
 
-    /// Counts the instructions of a function that may call the host. Stops a little above the bound.
+    /// Counts the instructions of a function that may call the host. Stops a little above the
+    /// bound.
     fn calls(&self, body: &FunctionBody) -> usize {
         // What is not valid is refused later.
         let operators = body.get_operators_reader().into_iter().flatten();

@@ -5,8 +5,8 @@
 //! pool keeps its mappings once it was used, and a component can have many memories. Therefore each
 //! pool gets a number of mappings when it is made, and is no larger than that.
 //!
-//! The settings of a service entitle it to what an ordinary component takes. A component that
-//! takes more gets a part of what no service is entitled to, so that it leaves something for others.
+//! The settings of a service entitle it to what an ordinary component takes. A component that takes
+//! more gets a part of what no service is entitled to, so that it leaves something for others.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -49,8 +49,8 @@ fn entitled(connections: u32) -> u64 {
     u64::from(connections) * OF_CONNECTION + OF_POOL
 }
 
-/// Mappings that pools may take where a process may have `limit`. The rest is for threads, code, and
-/// the allocator.
+/// Mappings that pools may take where a process may have `limit`. The rest is for threads, code,
+/// and the allocator.
 fn of_pools(limit: u64) -> u64 {
     limit / 4 * 3
 }
@@ -73,8 +73,8 @@ impl Share {
         })
     }
 
-    /// Takes mappings for a pool that `plan` makes out on the present terms. `plan` returns the pool
-    /// and how many mappings it takes.
+    /// Takes mappings for a pool that `plan` makes out on the present terms. `plan` returns the
+    /// pool and how many mappings it takes.
     pub(super) fn take<T, E>(
         self: &Arc<Self>,
         plan: impl FnOnce(Terms) -> Result<(T, u64), E>,

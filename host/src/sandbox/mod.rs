@@ -130,8 +130,8 @@ impl Sandbox {
         })
     }
 
-    /// The same for components that are loaded from now on: `compiler` compiles and keeps them. Both
-    /// have the same engines, rights and counts, so generations of both can serve one service.
+    /// The same for components that are loaded from now on: `compiler` compiles and keeps them.
+    /// Both have the same engines, rights and counts, so generations of both can serve one service.
     pub(crate) fn compiling_by(&self, compiler: &Compiler) -> Self {
         Self {
             limits: self.limits,

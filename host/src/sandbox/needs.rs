@@ -57,8 +57,8 @@ pub(super) enum Calls {
     OnFibers,
 }
 
-/// The most memories and tables that an instance takes of the pool: powers of two, so that there are
-/// few different engines.
+/// The most memories and tables that an instance takes of the pool: powers of two, so that there
+/// are few different engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
     pub(super) memories: u32,
@@ -77,8 +77,8 @@ impl Room {
     /// Memories of a pool for `instances`.
     ///
     /// This is what all of them take together, up to `MAX_MEMORIES_OF_POOL`. For more of large
-    /// instances it is less, and enough for `LEAST_INSTANCES`, so that every component that the host
-    /// accepts can be tried and served.
+    /// instances it is less, and enough for `LEAST_INSTANCES`, so that every component that the
+    /// host accepts can be tried and served.
     pub(super) fn memories_of_pool(self, instances: u32) -> u32 {
         of_pool(self.memories, instances, MAX_MEMORIES, MAX_MEMORIES_OF_POOL)
     }

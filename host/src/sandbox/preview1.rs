@@ -18,7 +18,8 @@ const MODULE: &str = "wasi_snapshot_preview1";
 /// Buffers in one call, as in Linux (`IOV_MAX`).
 const MAX_VECTORS: i32 = 1024;
 
-/// Events that one call can wait for: each takes time and two handles for as long as the call lasts.
+/// Events that one call can wait for: each takes time and two handles for as long as the call
+/// lasts.
 const MAX_SUBSCRIPTIONS: i32 = 1024;
 
 /// Bytes of one buffer that are read or written before others have their turn.

@@ -1,9 +1,10 @@
 //! Instances that connections share.
 //!
-//! Each has a task, which owns its store. A connection sends its halves there, on leashes, and waits in its own task, where
-//! all its limits are watched. An instance is started by the first connection that finds none idle, and lives as long as
-//! its generation is current; then until its last connection is over. If the generation becomes current again before that,
-//! the instance stays. When it fails so do its connections, and the next connection starts a fresh one.
+//! Each has a task, which owns its store. A connection sends its halves there, on leashes, and
+//! waits in its own task, where all its limits are watched. An instance is started by the first
+//! connection that finds none idle, and lives as long as its generation is current; then until its
+//! last connection is over. If the generation becomes current again before that, the instance
+//! stays. When it fails so do its connections, and the next connection starts a fresh one.
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;

@@ -1,8 +1,8 @@
 //! The clock that interrupts guests.
 //!
-//! Code compiled for the sandbox looks at its engine's epoch in every loop and function. A thread of the operating
-//! system moves the epoch on (a task would be starved by the very guest that it has to interrupt), and sleeps
-//! while no guest runs.
+//! Code compiled for the sandbox looks at its engine's epoch in every loop and function. A thread
+//! of the operating system moves the epoch on (a task would be starved by the very guest that it
+//! has to interrupt), and sleeps while no guest runs.
 
 use std::cell::Cell;
 use std::fmt;

@@ -1,11 +1,11 @@
-//! Examining and compiling in a process of its own, which is bounded in memory, time and the size of
-//! its result.
+//! Examining and compiling in a process of its own, which is bounded in memory, time and the size
+//! of its result.
 //!
-//! Both take memory and time for a hostile component without end, and neither can be taken back from
-//! a thread. The host therefore starts its own program again as a [`child`], passes it
-//! the component and the settings of the engine over a pipe, and reads the machine code from
-//! another. The parent kills the child when it exceeds a bound, when nobody waits for its
-//! result any more, and when the host ends.
+//! Both take memory and time for a hostile component without end, and neither can be taken back
+//! from a thread. The host therefore starts its own program again as a [`child`], passes it the
+//! component and the settings of the engine over a pipe, and reads the machine code from another.
+//! The parent kills the child when it exceeds a bound, when nobody waits for its result any more,
+//! and when the host ends.
 
 pub mod child;
 mod memory;
@@ -34,8 +34,8 @@ use crate::failpoint;
 /// How long compiling one component may take.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(180);
 
-/// CPU time that examining one component may take: then the host takes about as long for it. One that
-/// is to be initialised is validated with all of its code.
+/// CPU time that examining one component may take: then the host takes about as long for it. One
+/// that is to be initialised is validated with all of its code.
 const MAX_EXAMINATION: Duration = Duration::from_secs(20);
 const MAX_EXAMINATION_WITH_CODE: Duration = Duration::from_secs(60);
 
