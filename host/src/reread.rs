@@ -91,8 +91,8 @@ struct Found {
 pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
 
 impl Files {
-    /// Looks for what `service` needs, whose number is `index`. One that `stays` as it is has only
-    /// its directories looked for, and keeps what it has if they do not answer. Its later
+    /// Looks for what `service` needs, whose number is `index`. If it `stays` as it is, this looks
+    /// for its directories only, and the service keeps its state if they do not answer. Its later
     /// components are compiled by `compiler` if the settings of the compiler have `changed`.
     async fn find(
         &self,
@@ -158,7 +158,7 @@ pub(crate) struct Plan {
     pub(crate) services: Vec<Planned>,
     /// Services and addresses of Unix sockets whose files were gone and are created again.
     pub(crate) recreated: Vec<(String, Address)>,
-    /// What is in the file of the admin token now, if it is the file that was read before.
+    /// The admin token in its file now, if that is the file that was read before.
     pub(crate) token: Option<Token>,
 }
 

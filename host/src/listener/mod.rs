@@ -95,8 +95,8 @@ impl Prepared<'_> {
     }
 }
 
-/// Logs the warnings that a start logs about a listener: of certificates that are not valid at the
-/// moment, and of other users who can replace its socket. Its address is set by `setting`.
+/// Logs the warnings that a start logs about a listener: that a certificate is not valid at the
+/// moment, and that other users can replace the socket. `setting` names the setting of its address.
 pub(crate) fn warn_of(config: &Listen, setting: &str) {
     let address = config.address.to_string();
     if let Address::Unix(path) = &config.address

@@ -28,8 +28,8 @@ pub(crate) use tape::Tape;
 /// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
 pub(crate) const MAX: usize = 16 << 20;
 
-/// Conversations that are written to one directory at the same time. Each takes a thread, of which
-/// a directory on a slow disk must not take all.
+/// Conversations that are written to one directory at the same time. Each takes a thread, and a
+/// directory on a slow disk must leave threads for other work.
 const WRITERS: usize = 4;
 
 /// How the names of files end that are still being written.
@@ -136,7 +136,7 @@ impl Recorder {
 }
 
 impl Directory {
-    /// Writes the file of a connection that ended with `outcome`. Its number is that of the
+    /// Writes the file of a connection that ended with `outcome`. The file has the number of the
     /// connection, as far as other files permit. The file appears whole or not at all, and replaces
     /// no other.
     ///

@@ -116,7 +116,7 @@ fn few_conversations_are_written_at_the_same_time() {
         peer_failed: false,
         guest_ended: false,
     };
-    // What is given to its only thread for files is done in order.
+    // The runtime has one thread for files, which does its work in order.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
         .build()

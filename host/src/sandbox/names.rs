@@ -41,7 +41,7 @@ pub(super) fn trace(error: &wasmtime::Error) -> String {
 }
 
 /// The first `max` bytes of a text, and an ellipsis if there is more. No more than that is made.
-fn bounded(max: usize, text: fmt::Arguments<'_>) -> String {
+pub(super) fn bounded(max: usize, text: fmt::Arguments<'_>) -> String {
     let mut bounded = Bounded {
         text: String::new(),
         max,

@@ -17,7 +17,7 @@ use crate::sandbox::engine::{CodeSettings, to_compile};
 use crate::sandbox::examine::examine;
 use crate::sandbox::generation::line;
 use crate::sandbox::load_error::Refusal;
-use crate::sandbox::proposals;
+use crate::sandbox::{names, proposals};
 use crate::threads;
 
 /// The subcommand by which the host starts its program as a compiler. It is not for users.
@@ -203,18 +203,14 @@ fn compile(settings: CodeSettings, is_parallel: bool, bytes: &[u8]) -> (Answer, 
 }
 
 fn refused(bytes: &[u8], reason: String) -> Answer {
-    let (kind, mut what) = match proposals::why(bytes, reason) {
+    let (kind, what) = match proposals::why(bytes, reason) {
         Refusal::Unsupported(what) => (Kind::Unsupported, what),
         Refusal::Bound(what) => (Kind::Bound, what),
         Refusal::NotCompiled(what) => (Kind::NotCompiled, what),
         Refusal::Invalid(what) => (Kind::Invalid, what),
         other => (Kind::NotCompiled, other.to_string()),
     };
-    if what.len() > MAX_REASON {
-        what.truncate(what.floor_char_boundary(MAX_REASON));
-        what.push('…');
-    }
-    Answer::Refused(kind, what)
+    Answer::Refused(kind, names::bounded(MAX_REASON, format_args!("{what}")))
 }
 
 /// The most memory that this process has used, in bytes. The system counts it from the start of
