@@ -830,26 +830,18 @@ fn a_listener_that_goes_lets_in_no_more_than_may_come() {
 #[test]
 fn a_hang_up_while_it_starts_is_heard_when_it_has_started() {
     let services = Services::new(
-        "early",
+        "starting",
         "cache = \"off\"\n[[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n\
          [[service]]\nname = \"lines\"\ncomponent = \"lines.wasm\"\nlisten = [\"127.0.0.1:0\"]\n",
     );
-    let mut child = command()
-        .arg("--config")
-        .arg(services.file())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stderr = child.stderr.take().unwrap();
-    let mut lines = std::io::BufReader::new(stderr).lines().map(Result::unwrap);
-    let mut wait = |text: &str| lines.find(|line| line.contains(text)).expect(text);
+    let mut host = Host::launch(command().arg("--config").arg(services.file()));
     // Another component is still to be compiled.
-    wait("serving the embedded echo guest");
-    signal(&child, HUP);
-    wait("listening on");
-    wait("services reconfigured");
-    signal(&child, TERM);
-    assert!(child.wait().unwrap().success());
+    host.line("serving the embedded echo guest");
+    host.signal(HUP);
+    host.line("listening on");
+    host.line("services reconfigured");
+    host.signal(TERM);
+    assert!(host.wait().success());
 }
 
 #[test]

@@ -108,8 +108,16 @@ pub fn words(source: &str) -> BTreeSet<String> {
     words
 }
 
-/// A directory beside the program under test that is not there yet, by a name that no other test uses.
+/// Returns the path of a directory beside the program under test that does not exist yet.
+///
+/// # Panics
+///
+/// Another test of this process uses a directory of that name: the tests run at the same time, and
+/// would replace each other's files.
 pub fn scratch(name: &str) -> PathBuf {
+    static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let is_new = TAKEN.lock().unwrap().insert(name.to_owned());
+    assert!(is_new, "two tests use the directory {name}: give one of them another name");
     let dir = guest_builder::target_dir(Path::new(HOST))
         .unwrap()
         .join("test-scratch")
