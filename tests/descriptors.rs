@@ -41,6 +41,35 @@ fn a_guest_and_its_service_hold_no_more_sockets_than_they_may() {
     }
 }
 
+/// A socket whose handle was dropped stays open as long as a stream leads from it or to it.
+#[test]
+fn streams_of_dropped_sockets_count() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let port = format!("PORT={}", address.port());
+    let address = address.to_string();
+    let args = [
+        "--allow-outbound",
+        &address,
+        "--env",
+        &port,
+        "--max-connections",
+        "10",
+    ];
+    let host = Host::serving("amass", &args);
+    let (first, second, third) = (host.connect(), host.connect(), host.connect());
+    // 16 for each connection, and two times `--max-connections` for the service.
+    assert_eq!(asks(&first, "socket-receives 100"), "16");
+    assert_eq!(asks(&second, "socket-sends 100"), "4");
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    // Streams that end make room for other sockets.
+    assert_eq!(asks(&third, "drop socket-receives 40"), "40");
+    assert_eq!(asks(&third, "drop socket-sends 40"), "40");
+    assert_eq!(asks(&third, "socket-sends 100"), "16");
+}
+
 /// A directory with a file, and the grant of it.
 fn with_file(name: &str) -> (PathBuf, String) {
     let dir = scratch(name);

@@ -1,24 +1,21 @@
 //! Bounds on the sockets that guests hold.
 
+mod streams;
+
 use std::any::Any;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
-use wasmtime::StoreContextMut;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::network::IpAddressFamily;
 use wasmtime_wasi::p2::bindings::sockets::{network, tcp_create_socket};
 use wasmtime_wasi::p2::{Network, SocketError, SocketResult, TcpSocket};
-use wasmtime_wasi::p3::bindings::sockets::types as p3;
 use wasmtime_wasi::sockets::TcpSocket as P3Socket;
 
 use super::state::State;
 use crate::config::{Limits, MAX_SOCKETS};
-
-/// The interface of WASI 0.3 that has the function below.
-const TYPES: &str = "wasi:sockets/types@0.3.0";
-const CREATE: &str = "[static]tcp-socket.create";
 
 /// The sockets that the guests of one service hold.
 #[derive(Debug)]
@@ -44,23 +41,39 @@ pub(super) struct Held {
     /// How many of the service's are counted for this instance.
     counted: usize,
     max: usize,
+    /// The streams that were taken from sockets of WASI 0.3, by the handles of the sockets.
+    streams: HashMap<u32, Streams>,
+    /// The streams of sockets that were dropped. They keep the sockets open.
+    dropped: Vec<Weak<()>>,
 }
+
+/// Stands for the streams of one socket of WASI 0.3: each of them has a copy until it ends.
+pub(super) type Streams = Arc<()>;
 
 impl Held {
     /// None yet. An instance that connections share may hold all of its service.
     pub(super) fn new(of: Arc<Sockets>, is_shared: bool) -> Self {
         let max = if is_shared { of.max } else { MAX_SOCKETS };
-        Self { of, counted: 0, max }
+        Self {
+            of,
+            counted: 0,
+            max,
+            streams: HashMap::new(),
+            dropped: Vec::new(),
+        }
     }
 
-    /// Counts the sockets in `table` again, if there were any. Nothing tells when one is dropped.
+    /// Counts the sockets again that are in `table`, or that streams keep open, if there were any.
+    /// Nothing tells when one of WASI 0.2 is dropped.
     pub(super) fn recount(&mut self, table: &mut ResourceTable) {
         if self.counted == 0 {
             return;
         }
         let is_socket = |entry: &&mut (dyn Any + Send)| entry.is::<TcpSocket>() || entry.is::<P3Socket>();
+        self.dropped.retain(|streams| streams.strong_count() > 0);
+        let now = table.iter_mut().filter(is_socket).count() + self.dropped.len();
         // Each that was created is counted.
-        let now = table.iter_mut().filter(is_socket).count().min(self.counted);
+        let now = now.min(self.counted);
         self.of.open.fetch_sub(self.counted - now, Relaxed);
         self.counted = now;
     }
@@ -71,6 +84,18 @@ impl Held {
         let added = self.counted < self.max && self.of.open.fetch_update(Relaxed, Relaxed, fits).is_ok();
         self.counted += usize::from(added);
         added
+    }
+
+    /// Notes that a stream was taken from the socket with this handle. The caller drops the result
+    /// when the stream has ended.
+    pub(super) fn takes_stream(&mut self, socket: u32) -> Streams {
+        Arc::clone(self.streams.entry(socket).or_default())
+    }
+
+    /// Notes that the guest has dropped the socket with this handle.
+    pub(super) fn drops(&mut self, socket: u32) {
+        let streams = self.streams.remove(&socket);
+        self.dropped.extend(streams.as_ref().map(Arc::downgrade));
     }
 }
 
@@ -89,22 +114,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>, concurrent: bool) -> was
     linker.allow_shadowing(true);
     tcp_create_socket::add_to_linker::<_, Bounded<'static>>(linker, |state| Bounded(state))?;
     if concurrent {
-        linker.instance(TYPES)?.func_wrap(
-            CREATE,
-            |mut store: StoreContextMut<'_, State>, (family,): (p3::IpAddressFamily,)| {
-                let state = store.data_mut();
-                if !state.may_open_socket() {
-                    let refused = p3::ErrorCode::Other(Some("too many sockets".to_owned()));
-                    return Ok((Err(refused),));
-                }
-                let mut sockets = state.socket_view();
-                let created = p3::HostTcpSocket::create(&mut sockets, family);
-                Ok((match created {
-                    Ok(socket) => Ok(socket),
-                    Err(error) => Err(p3::Host::convert_error_code(&mut sockets, error)?),
-                },))
-            },
-        )?;
+        streams::add_to_linker(linker)?;
     }
     linker.allow_shadowing(false);
     Ok(())

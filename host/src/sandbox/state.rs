@@ -9,7 +9,7 @@ use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::sockets::WasiSocketsCtxView;
+use wasmtime_wasi::sockets::{TcpSocket as P3Socket, WasiSocketsCtxView};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::after_calls;
@@ -23,7 +23,7 @@ use super::files::{self, OpenFiles, Opening};
 use super::grants::{Granted, Opened};
 use super::handles::Handles;
 use super::seat::Ending;
-use super::sockets::Held;
+use super::sockets::{Held, Streams};
 use super::ticker::Ticker;
 use crate::cost::Cost;
 
@@ -243,6 +243,19 @@ impl State {
             sockets.recount(&mut self.table);
             sockets.add()
         })
+    }
+
+    /// Notes that the guest takes a stream from a socket, if sockets are counted.
+    pub(super) fn takes_socket_stream(&mut self, socket: &Resource<P3Socket>) -> Option<Streams> {
+        let sockets = self.sockets.as_mut()?;
+        Some(sockets.takes_stream(socket.rep()))
+    }
+
+    /// Notes that the guest drops the socket with this handle.
+    pub(super) fn drops_socket(&mut self, handle: u32) {
+        if let Some(sockets) = &mut self.sockets {
+            sockets.drops(handle);
+        }
     }
 
     /// Begins to open a file; `None` if the guests of the service hold too many.

@@ -13,10 +13,12 @@ use std::task::Poll;
 use wasip2::cli::stdin::get_stdin;
 use wasip2::cli::stdout::get_stdout;
 use wasip2::clocks::monotonic_clock::subscribe_duration;
+use wasip3::cli::environment::get_environment;
 use wasip3::cli::{stderr, stdin, stdout};
 use wasip3::clocks::monotonic_clock::wait_for;
 use wasip3::filesystem::preopens::get_directories;
 use wasip3::filesystem::types::{Descriptor, DescriptorFlags, OpenFlags, PathFlags};
+use wasip3::sockets::types::{IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
 use wasip3::wit_bindgen::StreamReader;
 use wasip3::{wit_future, wit_stream};
 
@@ -124,6 +126,19 @@ async fn make(kind: &str, keeps: bool) -> bool {
             Some(file) => done(file.read_via_stream(0), keeps),
             None => return false,
         },
+        // Streams keep the socket open without its handle.
+        "socket-receives" => match connect().await {
+            Some(socket) => done(socket.receive().0, keeps),
+            None => return false,
+        },
+        "socket-sends" => match connect().await {
+            Some(socket) => {
+                let (writer, reader) = wit_stream::new::<u8>();
+                drop(socket.send(reader));
+                done(writer, keeps);
+            }
+            None => return false,
+        },
         "fifos" => begin(open("fifo".to_owned()), keeps).await,
         "paths" => begin(open("x".repeat(PATH)), keeps).await,
         "memory" => done(std::hint::black_box(vec![1_u8; 64 << 10]), keeps),
@@ -133,6 +148,18 @@ async fn make(kind: &str, keeps: bool) -> bool {
         _ => {}
     }
     true
+}
+
+/// Connects to the port of this computer that the environment variable PORT names.
+async fn connect() -> Option<TcpSocket> {
+    let port = get_environment().into_iter().find(|(name, _)| name == "PORT")?.1;
+    let address = Ipv4SocketAddress {
+        port: port.parse().ok()?,
+        address: (127, 0, 0, 1),
+    };
+    let socket = TcpSocket::create(IpAddressFamily::Ipv4).ok()?;
+    socket.connect(IpSocketAddress::Ipv4(address)).await.ok()?;
+    Some(socket)
 }
 
 /// Opens a file of the first directory.
