@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::harness::{
-    HUP, Host, NEW, Place, again, command, file, guest, refusal_of, refused, replace, scratch, until,
+    HUP, Host, NEW, Place, again, command, field, file, guest, refusal_of, refused, replace, scratch, until,
 };
 
 /// The subcommand of the processes that compile.
@@ -108,6 +108,37 @@ fn a_component_that_takes_too_much_memory_is_refused_and_the_old_one_serves() {
     place.replace(again("echo", 1));
     host.signal(HUP);
     host.line(NEW);
+}
+
+/// Each may take all the memory that is permitted.
+#[test]
+fn components_of_two_services_are_compiled_one_after_the_other() {
+    let dir = scratch("compile-turns");
+    fs::create_dir_all(&dir).unwrap();
+    let mut text = "cache = \"off\"\n".to_owned();
+    for name in ["first", "second"] {
+        fs::copy(guest("echo"), dir.join(name)).unwrap();
+        text += &format!(
+            "[[service]]\nname = \"{name}\"\ncomponent = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\nwatch = true\n"
+        );
+    }
+    let services = dir.join("services.toml");
+    fs::write(&services, text).unwrap();
+    let host = Host::with_config(&services, 2);
+    replace(&dir.join("first"), slow());
+    let compiler = compiler_of(&host);
+    replace(&dir.join("second"), again("echo", 1));
+    let line = host.line("waits until another component is compiled");
+    assert_eq!(field(&line, "service"), "second");
+    assert_eq!(compilers(host.pid()), [compiler]);
+    let killed = Command::new("kill")
+        .args(["-KILL", &compiler.to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let line = host.line("reload failed");
+    assert_eq!(field(&line, "service"), "first");
+    let line = host.line(NEW);
+    assert_eq!(field(&line, "service"), "second");
 }
 
 #[test]

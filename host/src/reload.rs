@@ -333,8 +333,11 @@ impl Reloader {
         let runtime = Handle::current();
         let name = content.name.clone();
         let config = self.config.clone();
+        // Before the deadline begins.
+        let turn = sandbox.turn(&content).await;
         let load = async move {
             let generation = sandbox.load(&content).await?;
+            drop(turn);
             pass_gate(&config, &generation, &content.name).await?;
             anyhow::Ok(generation)
         };

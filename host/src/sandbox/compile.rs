@@ -10,7 +10,7 @@ use tracing::{debug, info};
 use super::Sandbox;
 use super::cache;
 use super::code::Code;
-use super::compiler::{Failure, Place};
+use super::compiler::{Failure, Place, Turn};
 use super::content::Content;
 use super::engine::{Engine, code_settings, to_compile};
 use super::examine::Examination;
@@ -88,6 +88,27 @@ impl Sandbox {
         }
     }
 
+    /// Waits until a component may be loaded: one that has to be compiled waits until no other
+    /// component of the host is compiled. Drop the turn when the component was loaded.
+    ///
+    /// The wait is no part of the time that a load may take. It has no limit of its own, but each
+    /// load before it in the queue has.
+    pub(crate) async fn turn(&self, content: &Content) -> Option<Turn> {
+        if !self.preinit && self.is_known(content) {
+            return None;
+        }
+        let (service, name) = (self.granted.service(), &content.name);
+        let waits = || info!(service, "{name} waits until another component is compiled");
+        self.compiler.turn(waits).await
+    }
+
+    /// Returns whether the cache has code of a component, which may have to be compiled again all
+    /// the same.
+    fn is_known(&self, content: &Content) -> bool {
+        let cache = self.cache.as_ref();
+        cache.is_some_and(|cache| cache.has_any(content, self.preinit))
+    }
+
     /// Has a process that is bounded do first what the host is about to do with a component before
     /// it is compiled, unless that has happened before.
     ///
@@ -95,11 +116,7 @@ impl Sandbox {
     ///
     /// That takes more than the bounds, or the process cannot be started.
     pub(super) async fn examine(&self, content: &Content) -> Result<(), LoadError> {
-        let is_known = self
-            .cache
-            .as_ref()
-            .is_some_and(|cache| cache.has_any(content, self.preinit));
-        if is_known {
+        if self.is_known(content) {
             return Ok(());
         }
         let examination = Examination {

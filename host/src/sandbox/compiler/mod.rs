@@ -24,6 +24,7 @@ use bytesize::ByteSize;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::engine::CodeSettings;
 use super::examine::Examination;
@@ -97,25 +98,35 @@ enum MemorySetting {
 
 /// The program of this process, which can be started again even if its file is replaced.
 #[derive(Clone, Debug)]
-pub struct Program(Result<Arc<File>, Arc<io::Error>>);
+pub struct Program {
+    file: Result<Arc<File>, Arc<io::Error>>,
+    /// Has one permit, for the component that is compiled.
+    turns: Arc<Semaphore>,
+}
+
+/// Permits a component to be compiled. No other component has a turn until this one is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _permit: OwnedSemaphorePermit,
+}
 
 impl Program {
     /// Opens the program of this process. An error is reported when a component has to be compiled.
     pub fn open() -> Self {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let opened = rustix::fs::open("/proc/self/exe", flags, Mode::empty());
-        Self(
-            opened
-                .map(|program| Arc::new(File::from(program)))
-                .map_err(|error| Arc::new(error.into())),
-        )
+        let file = opened.map(|program| Arc::new(File::from(program)));
+        Self {
+            file: file.map_err(|error| Arc::new(error.into())),
+            turns: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// A command that starts the program for a task with so many threads, and with no more of an
     /// environment than that.
     fn command(&self, task: Task, threads: u64) -> io::Result<Command> {
         let program = self
-            .0
+            .file
             .as_ref()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot open /proc/self/exe: {error}")))?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
@@ -174,6 +185,26 @@ impl Compiler {
             Place::InProcess => None,
             Place::InChild(bounds) => bounds.memory,
         }
+    }
+
+    /// Waits until no other component is compiled for this host. Each compilation may take the whole
+    /// of the memory that is permitted. Calls `waits` if there is a wait. Waits are served in order.
+    ///
+    /// Returns `None` where compilations are not bounded.
+    pub(super) async fn turn(&self, waits: impl FnOnce()) -> Option<Turn> {
+        let Place::InChild(bounds) = &self.place else {
+            return None;
+        };
+        let turns = &bounds.program.turns;
+        let permit = match Arc::clone(turns).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) => {
+                waits();
+                // Fails if the semaphore is closed, which it never is.
+                Arc::clone(turns).acquire_owned().await.ok()
+            }
+        };
+        permit.map(|permit| Turn { _permit: permit })
     }
 
     /// Compiles what `config` says, which comes from the file at `file` or from flags, in a child
