@@ -11,6 +11,7 @@ mod routes;
 mod slots;
 mod token;
 mod view;
+mod watch;
 
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +38,7 @@ use crate::service::Process;
 use crate::socket::{Reader, Stream, Writer};
 use slots::{Slot, Slots};
 pub(crate) use token::{CurrentToken, Token};
+use watch::Watch;
 
 /// Descriptors that the connections to the admin interface may take.
 pub(crate) const DESCRIPTORS: usize = slots::CONNECTIONS + CLOSING;
@@ -68,6 +70,7 @@ const MODE: Mode = Mode(0o600);
 struct Admin {
     process: Arc<Process>,
     slots: Arc<Slots>,
+    watch: Watch,
     token: Option<CurrentToken>,
     /// Only who is on this machine gets here, and can be asked to name it so.
     loopback: bool,
@@ -136,6 +139,7 @@ pub(crate) fn start(
     let admin = Arc::new(Admin {
         process: Arc::clone(process),
         slots: Arc::default(),
+        watch: Watch::default(),
         token,
         loopback,
     });
@@ -160,7 +164,7 @@ async fn accept(mut listener: Listener, admin: Arc<Admin>) {
 }
 
 /// Answers the request of one connection, until a limit ends it.
-async fn serve(admin: &Admin, stream: Stream, remote: &End) {
+async fn serve(admin: &Arc<Admin>, stream: Stream, remote: &End) {
     let (reader, writer) = stream.split();
     let (inbound, outbound) = (Half::new(reader, None), Half::new(writer, None));
     let slot = admin.slots.enter(remote, outbound.traffic());
@@ -191,7 +195,7 @@ async fn serve(admin: &Admin, stream: Stream, remote: &End) {
 
 /// Answers one request. There is no second one on the same connection, which could come before the
 /// answer to the first is read.
-async fn exchange(admin: &Admin, slot: &Slot, inbound: &Half<Reader>, outbound: &Half<Writer>) {
+async fn exchange(admin: &Arc<Admin>, slot: &Slot, inbound: &Half<Reader>, outbound: &Half<Writer>) {
     let (Some(reader), Some(writer)) = (inbound.lend(), outbound.lend()) else {
         return;
     };

@@ -2,9 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::stream;
 use hyper::body::Incoming;
 use hyper::header::{
@@ -19,11 +17,9 @@ use tracing::info;
 use super::answer::{Answer, and, events, json, refused, text, whole};
 use super::exposition::Exposition;
 use super::slots::{Class, Slot};
-use super::view::{self, Before};
+use super::view;
+use super::watch::LOOK;
 use super::{Admin, CurrentToken, is_no_name, metrics, token};
-
-/// Time between two looks of the page.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The page, which takes a fresh nonce each time.
 const PAGE: &str = include_str!("page.html");
@@ -79,7 +75,7 @@ impl<'a> Route<'a> {
 
 /// Answers a request, on the connection that holds `slot`.
 pub(super) async fn answer(
-    admin: &Admin,
+    admin: &Arc<Admin>,
     slot: &Slot,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
@@ -368,18 +364,16 @@ fn page() -> Answer {
     and(page, CONTENT_SECURITY_POLICY, &policy)
 }
 
-/// What there is to see, again and again.
-fn look(admin: &Admin) -> Answer {
-    let process = Arc::clone(&admin.process);
+/// The status once a second, without end.
+fn look(admin: &Arc<Admin>) -> Answer {
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     events(stream::unfold(
-        (process, looks, Before::default()),
-        async |(process, mut looks, mut before)| {
+        (Arc::clone(admin), looks),
+        async |(admin, mut looks)| {
             looks.tick().await;
-            let status = serde_json::to_string(&view::status(&process, &mut before)).unwrap_or_default();
-            let event = Bytes::from(format!("event: status\ndata: {status}\n\n"));
-            Some((event, (process, looks, before)))
+            let event = admin.watch.event(&admin.process).await;
+            Some((event, (admin, looks)))
         },
     ))
 }

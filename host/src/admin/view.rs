@@ -198,7 +198,7 @@ fn generations_of(service: &Service) -> Vec<GenerationView> {
 }
 
 /// What has been seen of each service's first bytes, for what has come since.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Before(BTreeMap<String, Seen>);
 
 /// All that the page shows, with how long first bytes have taken since `before`.
