@@ -2,6 +2,7 @@
 
 mod tape;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::os::fd::OwnedFd;
@@ -17,12 +18,12 @@ use bytesize::ByteSize;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::connection::{AtEnd, Outcome};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
 use crate::guarded::{self, Owner};
+use crate::threads;
 pub(crate) use tape::Tape;
 
 /// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
@@ -106,36 +107,47 @@ impl Recorder {
     /// Writes the conversation of connection `number` of a service to a file, and waits until it is
     /// written.
     pub(crate) async fn keep(&self, service: &str, number: u64, tape: Tape, outcome: Outcome, at_end: AtEnd) {
-        let service = service.to_owned();
-        let directory = Arc::clone(&self.0);
         // The semaphore is never closed.
         let permit = Arc::clone(&self.0.writers).acquire_owned().await;
-        let writing = spawn_blocking(move || {
+        let (of, directory) = (service.to_owned(), Arc::clone(&self.0));
+        let writing = threads::run("record", move || {
             let _permit = permit;
-            let Some(conversation) = tape.conversation(outcome, at_end) else {
-                warn!(
-                    service,
-                    connection = number,
-                    "conversation not recorded: it takes more than {}",
-                    ByteSize::b(MAX as u64)
-                );
-                return;
-            };
-            if let Err(error) = directory.write(number, outcome.as_str(), conversation) {
-                warn!(
-                    service,
-                    connection = number,
-                    "cannot write the recorded conversation to `{}`: {error}; the conversation is lost",
-                    directory.path.display()
-                );
-            }
+            directory.keep(&of, number, tape, outcome, at_end);
         });
-        // It does not panic, and is only given up with the process.
-        let _ = writing.await;
+        match writing {
+            // It does not panic, and is only given up with the process.
+            Ok(writing) => _ = writing.await,
+            Err(error) => self.0.lost(service, number, &error),
+        }
     }
 }
 
 impl Directory {
+    /// Writes the file of a connection, or says in the log why there is none.
+    fn keep(&self, service: &str, number: u64, tape: Tape, outcome: Outcome, at_end: AtEnd) {
+        let Some(conversation) = tape.conversation(outcome, at_end) else {
+            warn!(
+                service,
+                connection = number,
+                "conversation not recorded: it takes more than {}",
+                ByteSize::b(MAX as u64)
+            );
+            return;
+        };
+        if let Err(error) = self.write(number, outcome.as_str(), conversation) {
+            self.lost(service, number, &error);
+        }
+    }
+
+    fn lost(&self, service: &str, number: u64, error: &dyn Display) {
+        warn!(
+            service,
+            connection = number,
+            "cannot write the recorded conversation to `{}`: {error}; the conversation is lost",
+            self.path.display()
+        );
+    }
+
     /// Writes the file of a connection that ended with `outcome`. The file has the number of the
     /// connection, as far as other files permit. The file appears whole or not at all, and replaces
     /// no other.
@@ -182,7 +194,8 @@ impl Directory {
         loop {
             let number = self.parts.fetch_add(1, Relaxed);
             let name = format!("{}-{number}.{PART}", process::id());
-            match openat(&*dir, &name, flags, Mode::from_raw_mode(0o666)) {
+            // What clients have sent, decrypted, is for the user of the host alone.
+            match openat(&*dir, &name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => {
                     return Ok(Part {
                         file: file.into(),

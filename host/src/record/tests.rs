@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 use std::fs;
-use std::pin::pin;
+use std::os::unix::fs::PermissionsExt as _;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -54,6 +55,11 @@ fn no_file_is_replaced_whoever_records_to_a_directory() {
     }
     let names = scratch.names();
     assert_eq!(names.len(), 12, "{names:?}");
+    for name in &names {
+        // Other users cannot read what clients have sent.
+        let mode = fs::metadata(scratch.0.join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
     let texts = names
         .iter()
         .map(|name| fs::read_to_string(scratch.0.join(name)).unwrap());
@@ -107,40 +113,35 @@ fn nothing_is_left_of_a_file_that_cannot_be_put_in_place() {
     assert!(scratch.names().is_empty());
 }
 
-#[test]
-fn few_conversations_are_written_at_the_same_time() {
+#[tokio::test]
+async fn few_conversations_are_written_at_the_same_time() {
     let scratch = Scratch::new("writers");
-    let at_end = AtEnd {
+    let at_end = || AtEnd {
         bytes_in: 5,
         peer_ended: false,
         peer_failed: false,
         guest_ended: false,
     };
-    // The runtime has one thread for files, which does its work in order.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(1)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let recorder = Recorder::new(&scratch.0).unwrap();
+    let tape = async || {
         let tape = Tape::default();
         let mut hello = tape.record(&b"hello"[..]);
         hello.read_exact(&mut [0; 5]).await.unwrap();
-        let writers = u32::try_from(WRITERS).unwrap();
-        let others = recorder.0.writers.acquire_many(writers).await.unwrap();
-        let mut keeping = pin!(recorder.keep("", 1, tape, Outcome::Drained, at_end));
-        tokio::select! {
-            biased;
-            () = &mut keeping => panic!("it did not wait for the others"),
-            done = spawn_blocking(|| ()) => done.unwrap(),
-        }
-        assert!(scratch.names().is_empty());
-        drop(others);
-        keeping.await;
-    });
-    let file = scratch.0.join("00000001.conversation");
-    let expected = "# connection 1, drained\n> \"hello\"\ncut\n";
-    assert_eq!(fs::read_to_string(file).unwrap(), expected);
+        tape
+    };
+    let recorder = Recorder::new(&scratch.0).unwrap();
+    let writers = u32::try_from(WRITERS).unwrap();
+    let others = recorder.0.writers.acquire_many(writers).await.unwrap();
+    // It waits for the others, and is given up.
+    let waiting = recorder.keep("", 1, tape().await, Outcome::Drained, at_end());
+    assert_eq!(waiting.now_or_never(), None);
+    drop(others);
+    recorder
+        .keep("", 2, tape().await, Outcome::Drained, at_end())
+        .await;
+    let name = Conversation::file_name(2);
+    let expected = "# connection 2, drained\n> \"hello\"\ncut\n";
+    assert_eq!(fs::read_to_string(scratch.0.join(&name)).unwrap(), expected);
+    assert_eq!(scratch.names(), [name].into());
 }
 
 /// The conversation of a client that sends `hello`, whose guest answers `HELLO`; the host then ends
