@@ -117,7 +117,10 @@ pub fn words(source: &str) -> BTreeSet<String> {
 pub fn scratch(name: &str) -> PathBuf {
     static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let is_new = TAKEN.lock().unwrap().insert(name.to_owned());
-    assert!(is_new, "two tests use the directory {name}: give one of them another name");
+    assert!(
+        is_new,
+        "two tests use the directory {name}: give one of them another name"
+    );
     let dir = guest_builder::target_dir(Path::new(HOST))
         .unwrap()
         .join("test-scratch")

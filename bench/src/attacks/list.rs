@@ -49,11 +49,11 @@ const fn lengthy(name: &'static str, keys: &'static str, peers: Peers) -> Attack
         name,
         guest: Guest::Built("lengthy"),
         connections: 4,
-        max_memory: 32,
+        max_memory: 64,
         keys,
         peers,
         never: &["guest-trap"],
-        bounds: bounds::memory(32),
+        bounds: bounds::memory(64),
         ..DEFAULT
     }
 }
