@@ -1,17 +1,16 @@
 //! Many services of one host, by a file that can be read again.
 
 use std::fs;
-use std::io::{BufRead as _, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::harness::{
-    Client, HOST, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, signal, until,
-    with_cache,
+    Client, HOST, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, until, with_cache,
 };
 
 /// A directory of its own for one test, with a file of services in it.
