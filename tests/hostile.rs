@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::path::PathBuf;
 
-use crate::harness::{Client, HUP, Host, Place, again, field, guest, refused, text_guest, text_module};
+use crate::harness::{Client, HUP, Host, Place, again, field, file, guest, refused, text_guest, text_module};
 
 /// `memory.rs` has what the host keeps for it.
 mod amass {
@@ -396,9 +397,62 @@ mod sleep {
 }
 
 mod recurse {
+    use super::*;
+
     #[test]
     fn ends_its_connection_and_no_other() {
-        super::fails_alone("recurse", "sessions", "");
+        fails_alone("recurse", "sessions", "");
+    }
+
+    /// A program whose allocator calls itself so many times, 32 bytes of stack each, whenever the
+    /// host calls it. The program itself calls the host at every level of its own recursion, which
+    /// never stops.
+    fn with_allocator(depth: u32) -> PathBuf {
+        let text = format!(
+            r#"(component
+              (import "wasi:random/random@0.2.0" (instance $random
+                (export "get-random-bytes" (func (param "len" u64) (result (list u8))))))
+              (core module $allocates
+                (memory (export "memory") 1)
+                (func $recurse (param i32)
+                  (if (local.get 0) (then (call $recurse (i32.sub (local.get 0) (i32.const 1))))))
+                (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+                  (call $recurse (i32.const {depth}))
+                  (i32.const 64)))
+              (core instance $allocates (instantiate $allocates))
+              (core func $bytes (canon lower (func $random "get-random-bytes")
+                (memory (core memory $allocates "memory"))
+                (realloc (core func $allocates "realloc"))))
+              (core module $runs
+                (import "host" "bytes" (func $bytes (param i64 i32)))
+                (func $recurse (param i32) (result i32)
+                  (call $bytes (i64.const 8) (i32.const 32))
+                  (i32.add (call $recurse (i32.add (local.get 0) (i32.const 1))) (i32.const 1)))
+                (func (export "run") (result i32) (call $recurse (i32.const 0))))
+              (core instance $runs (instantiate $runs
+                (with "host" (instance (export "bytes" (func $bytes))))))
+              (func $run (result (result)) (canon lift (core func $runs "run")))
+              (instance $exports (export "run" (func $run)))
+              (export "wasi:cli/run@0.2.0" (instance $exports)))"#
+        );
+        file(&format!("recurse-{depth}.wasm"), wat::parse_str(text).unwrap())
+    }
+
+    /// The allocator has a limit of its own on its part of the stack, below what the program has
+    /// used.
+    #[test]
+    fn has_its_limit_again_in_its_allocator() {
+        // The first is nearly as deep as the limit permits, so the program comes to its own limit.
+        // The second exceeds it at once.
+        for depth in [8_150, 8_300] {
+            let host = Host::with(&with_allocator(depth), &["--max-call-time", "off"]);
+            for _ in 0..2 {
+                host.connect().expect_reset();
+                let line = host.line("connection ended");
+                assert_eq!(field(&line, "outcome"), "guest-trap", "{depth}");
+                assert!(line.contains("call stack exhausted"), "{line}");
+            }
+        }
     }
 }
 

@@ -51,7 +51,11 @@ const POOL_METADATA: usize = 16 << 20;
 const WASM_STACK: usize = 256 << 10;
 
 /// Stack for a guest and the host functions that it calls, in bytes.
-const STACK: usize = 512 << 10;
+///
+/// A host function that returns a list calls the allocator of the guest, which wasmtime then lets
+/// use as much stack as the guest, below what is in use. The allocator cannot call the host. So
+/// this is enough for both, and for the host.
+const STACK: usize = 2 * WASM_STACK + (256 << 10);
 
 /// Settings of an engine that its code depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
