@@ -36,6 +36,8 @@ mod lengthy {
             ("poll-each 5100", true),
             ("zeroes 16384", false),
             ("zeroes 16385", true),
+            ("errors 16384", false),
+            ("errors 16385", true),
         ] {
             let client = host.connect();
             client.send(format!("{call}\n"));

@@ -14,7 +14,7 @@ use tracing::{debug, error, info, trace, warn};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::meter;
 use super::state::State;
@@ -23,6 +23,9 @@ use crate::logging::escape::beginning;
 
 /// Bytes of a line that are logged in one piece, with characters escaped.
 const MAX_LINE: usize = 1024;
+
+/// Bytes of these for the context that a guest gives by `wasi:logging`. The rest is for the message.
+const MAX_CONTEXT: usize = 256;
 
 /// Lines of one connection that are logged; of an instance that connections share, so many after each that has joined.
 const MAX_LINES: u32 = 1000;
@@ -351,7 +354,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
             "log",
             |mut store: StoreContextMut<'_, State>, (level, context, message): (Level, String, String)| {
                 let voice = store.data_mut().voice();
-                let (context, message) = (beginning(&context, MAX_LINE), beginning(&message, MAX_LINE));
+                let context = beginning(&context, MAX_CONTEXT);
+                let message = beginning(&message, MAX_LINE - MAX_CONTEXT);
                 let level = match &voice.logged.transcript {
                     Some(transcript) => {
                         transcript.add(&format!("{level:?} {context} {message}"));
@@ -434,6 +438,11 @@ impl Pollable for Diagnostics {
 
 impl OutputStream for Diagnostics {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > PERMIT {
+            return Err(StreamError::trap(
+                "the guest wrote more to standard error than `check-write` permitted",
+            ));
+        }
         let mut lines = self.lines();
         lines.write(&bytes);
         lines.in_turn = lines.in_turn.saturating_add(bytes.len());
@@ -445,7 +454,8 @@ impl OutputStream for Diagnostics {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(PERMIT)
+        // Who has written so much waits until others have had their turn.
+        Ok(PERMIT.saturating_sub(self.lines().in_turn))
     }
 }
 

@@ -14,6 +14,7 @@ use wasip2::clocks::monotonic_clock::{now, subscribe_duration};
 use wasip2::filesystem::preopens::get_directories;
 use wasip2::filesystem::types::PathFlags;
 use wasip2::io::poll::{Pollable, poll};
+use wasip2::io::streams::OutputStream;
 use wasip2::random::random::get_random_bytes;
 
 /// Nanoseconds for which nobody waits.
@@ -109,18 +110,27 @@ fn call(word: &str, size: usize) -> (u64, u64) {
         "errors" => {
             let (errors, bytes) = (get_stderr(), vec![b'\n'; size]);
             times(|| {
-                let _ = errors.check_write().and_then(|_| errors.write(&bytes));
+                wait_for(&errors);
+                let _ = errors.write(&bytes);
             })
         }
         "zeroes" => {
             let errors = get_stderr();
             times(|| {
+                wait_for(&errors);
                 let _ = errors.write_zeroes(size as u64);
             })
         }
         // One instruction. The slowest is the first, which touches memory that was not in use yet.
         "fill" => times(|| drop(std::hint::black_box(vec![1_u8; size]))),
         _ => (0, 0),
+    }
+}
+
+/// Waits until a stream permits to write.
+fn wait_for(stream: &OutputStream) {
+    while matches!(stream.check_write(), Ok(0)) {
+        stream.subscribe().block();
     }
 }
 
