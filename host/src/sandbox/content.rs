@@ -13,7 +13,7 @@ use super::proposals;
 use crate::whole_file;
 
 /// Bytes that a file may have.
-const MAX_FILE: u64 = 256 << 20;
+pub(super) const MAX_FILE: u64 = 256 << 20;
 
 /// The component that the host serves with when it is given none.
 pub(super) static ECHO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.wasm"));

@@ -19,7 +19,7 @@ use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
 
 use super::Sandbox;
 use super::code::Code;
-use super::content::Content;
+use super::content::{Content, MAX_FILE};
 use super::contract::Contract;
 use super::diagnostics::Speaker;
 use super::engine::Engine;
@@ -229,6 +229,7 @@ async fn store(
 struct Initialised<I> {
     store: Store<State>,
     instance: I,
+    room: Room,
     /// Why what was told of its state was not the truth.
     why_not: Option<&'static str>,
 }
@@ -240,7 +241,9 @@ const HANDLES: &str =
 const PIECES: &str = "its memory has too many separate regions of non-zero bytes";
 const NO_ROOM: &str = "its memory cannot grow by two pages";
 
-/// Stretches of bytes other than 0 that a memory may have. Each is noted by itself before those with little between become one.
+const TOO_LARGE: &str = "its memory has more bytes other than 0 than a component file may have";
+
+/// Stretches of bytes other than 0 that memories may have. Each is noted by itself before those with little between become one.
 const MAX_STRETCHES: usize = 8 << 20;
 
 impl<I> Initialised<I> {
@@ -248,6 +251,10 @@ impl<I> Initialised<I> {
         Self {
             store,
             instance,
+            room: Room {
+                bytes: MAX_FILE,
+                stretches: MAX_STRETCHES,
+            },
             why_not: None,
         }
     }
@@ -261,20 +268,38 @@ impl<I> Initialised<I> {
     }
 }
 
-/// Shows a memory to who makes the snapshot, or says why it is not shown.
-fn show(memory: &[u8], contents: impl FnOnce(&[u8])) -> Option<&'static str> {
-    let mut before = 0;
-    let begins = memory.iter().filter(|byte| {
-        let begins = before == 0 && **byte != 0;
-        before = **byte;
-        begins
-    });
-    if begins.count() <= MAX_STRETCHES {
-        contents(memory);
-        None
-    } else {
-        contents(&[]);
-        Some(PIECES)
+/// What the memories of an instance may have of bytes other than 0. The host holds these bytes three
+/// times while it makes the snapshot, and 32 bytes for each stretch.
+struct Room {
+    bytes: u64,
+    stretches: usize,
+}
+
+impl Room {
+    /// Shows a memory to `contents`, which makes the snapshot, or returns why it is not shown.
+    fn show(&mut self, memory: &[u8], contents: impl FnOnce(&[u8])) -> Option<&'static str> {
+        let (mut bytes, mut stretches) = (0, 0);
+        let mut before = 0;
+        for byte in memory {
+            bytes += u64::from(*byte != 0);
+            stretches += usize::from(before == 0 && *byte != 0);
+            before = *byte;
+        }
+        let left = self.bytes.checked_sub(bytes).ok_or(TOO_LARGE).and_then(|bytes| {
+            let stretches = self.stretches.checked_sub(stretches).ok_or(PIECES)?;
+            Ok(Self { bytes, stretches })
+        });
+        match left {
+            Ok(left) => {
+                *self = left;
+                contents(memory);
+                None
+            }
+            Err(why) => {
+                contents(&[]);
+                Some(why)
+            }
+        }
     }
 }
 
@@ -295,7 +320,7 @@ impl InstanceState for Initialised<Instance> {
     async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
         let memory = self.instance.get_memory(&mut self.store, name);
         let memory = memory.expect("a memory of this name").data(&self.store);
-        self.why_not = show(memory, contents).or(self.why_not);
+        self.why_not = self.room.show(memory, contents).or(self.why_not);
     }
 }
 
@@ -341,7 +366,7 @@ impl ComponentInstanceState for Initialised<ComponentInstance> {
             return;
         };
         let memory = list.as_le_slice(&self.store);
-        self.why_not = show(memory, contents).or(self.why_not);
+        self.why_not = self.room.show(memory, contents).or(self.why_not);
     }
 
     async fn call_func_ret_s32(&mut self, instance: &str, func: &str) -> i32 {
@@ -358,5 +383,30 @@ impl ComponentInstanceState for Initialised<ComponentInstance> {
 
     async fn call_func_ret_f64(&mut self, instance: &str, func: &str) -> u64 {
         self.number::<f64>(instance, func).await.to_bits()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memories_have_together_what_a_snapshot_may_hold() {
+        let room = || Room {
+            bytes: 4,
+            stretches: 3,
+        };
+        // Returns the bytes that were shown of each memory, and why the last one was not shown.
+        let show = |memories: &[&[u8]]| {
+            let (mut room, mut shown, mut why) = (room(), Vec::new(), None);
+            for memory in memories {
+                why = room.show(memory, |contents| shown.push(contents.len()));
+            }
+            (shown, why)
+        };
+        assert_eq!(show(&[&[0, 1, 1, 0], &[1, 0, 1]]), (vec![4, 3], None));
+        assert_eq!(show(&[&[1, 1, 1], &[1, 1]]), (vec![3, 0], Some(TOO_LARGE)));
+        assert_eq!(show(&[&[1, 0, 1, 0], &[1, 0, 1]]), (vec![4, 0], Some(PIECES)));
+        assert_eq!(show(&[&[0; 100]]), (vec![100], None));
     }
 }
