@@ -424,6 +424,28 @@ fn a_token_of_another_user_is_refused_at_the_start() {
     }
 }
 
+/// Another user could put a file of root with a known content there.
+#[test]
+fn a_token_that_others_can_replace_is_refused_at_the_start() {
+    let dir = scratch("admin-replaced");
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let token = dir.join("token");
+    let path = token.to_str().unwrap();
+    let refuses = || {
+        let refusal = refused(&["--listen", "127.0.0.1:0", "--admin", "0", "--admin-token", path]);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        for part in [path, "other users can write", "chmod go-w"] {
+            assert!(refusal.message.contains(part), "{part}: {}", refusal.message);
+        }
+    };
+    refuses();
+    assert!(!token.exists());
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    refuses();
+}
+
 #[test]
 fn a_token_is_made_for_its_owner_where_there_is_none() {
     let dir = scratch("admin-made");

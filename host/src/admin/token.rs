@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::iter;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 use tracing::info;
 
 use super::hex;
-use crate::guarded;
+use crate::guarded::{self, Owner};
+use crate::system::directory_of;
 use crate::values::MIN_TOKEN;
 
 /// Bytes that the file of a token has at most.
@@ -54,6 +56,7 @@ impl Token {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.with_context(reading)?,
         };
+        check_directories(path)?;
         let metadata = file.metadata().with_context(reading)?;
         if !metadata.is_file() {
             bail!(
@@ -97,6 +100,7 @@ impl Token {
     }
 
     fn make(path: &Path) -> anyhow::Result<Self> {
+        check_directories(path)?;
         let token = random::<BYTES>()?;
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
@@ -116,6 +120,24 @@ impl Token {
     fn is(&self, token: &str) -> bool {
         Self::of(token).0 == self.0
     }
+}
+
+/// Checks the directory of the file at `path`, and that of the file that a link leads to.
+///
+/// # Errors
+///
+/// Another user could put another file in its place, such as one of root with a known content.
+fn check_directories(path: &Path) -> anyhow::Result<()> {
+    let target = path.canonicalize().ok();
+    for path in iter::once(path).chain(target.as_deref()) {
+        if let Err(error) = guarded::check(directory_of(path), Owner::HostOrRoot) {
+            bail!(
+                "another user could replace the token file `{}`: {error}",
+                path.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The token that the host accepts, which its file replaces when it is read again.
