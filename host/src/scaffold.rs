@@ -38,11 +38,17 @@ pub enum BadName {
     /// A package that the project depends on has that name.
     #[error("`{0}` is the name of a crate that guests use; choose another name")]
     Taken(String),
+    /// Cargo refuses programs of that name.
+    #[error("`{0}` is the name of a directory that cargo builds in; choose another name")]
+    Reserved(String),
 }
 
 /// The packages that are copied into projects in Rust. Cargo refuses two packages of one name in a
 /// workspace.
 const TAKEN: [&str; 2] = ["inet-guest", "background"];
+
+/// The directories in which cargo builds. It refuses a program that is named like one of them.
+const RESERVED: [&str; 4] = ["build", "deps", "examples", "incremental"];
 
 /// The path of a module in Go, before its name. Without it, a guest named like a package of the
 /// standard library would not build.
@@ -165,7 +171,8 @@ pub fn template(language: &str, contract: Option<&str>, bare: bool) -> anyhow::R
 ///
 /// # Errors
 ///
-/// It could not be the name of a package, or belongs to one that a guest depends on.
+/// It could not be the name of a package or of a program, or belongs to a package that a guest
+/// depends on.
 pub fn name(dir: &Path) -> Result<&str, BadName> {
     let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let fits = name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -174,6 +181,9 @@ pub fn name(dir: &Path) -> Result<&str, BadName> {
         Err(BadName::Form(dir.display().to_string()))
     } else if TAKEN.contains(&name) {
         Err(BadName::Taken(name.to_owned()))
+    } else if RESERVED.contains(&name) {
+        // Templates that build no program could have it, but a name should not depend on that.
+        Err(BadName::Reserved(name.to_owned()))
     } else {
         Ok(name)
     }
@@ -278,6 +288,10 @@ mod tests {
             "a.b",
             "some/..",
             "some/inet-guest",
+            "build",
+            "deps",
+            "some/examples",
+            "incremental",
         ] {
             assert!(name(Path::new(bad)).is_err(), "{bad}");
         }
