@@ -285,6 +285,16 @@ pub(crate) const HOST_VARIABLES: [&str; 13] = [
     "SSL_TLS_SNI",
 ];
 
+/// Returns the name of the variable in a text of the form `NAME=VALUE`, if it is a name that a shell
+/// accepts and the value is not empty.
+pub(crate) fn assigned(text: &str) -> Option<&str> {
+    let (name, value) = text.split_once('=')?;
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_name = name.starts_with(|c: char| is_part(c) && !c.is_ascii_digit()) && name.chars().all(is_part);
+    let is_variable = is_name && !value.trim_start_matches('=').is_empty();
+    is_variable.then_some(name)
+}
+
 /// A variable that guests are granted.
 pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser as _;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -17,6 +18,7 @@ use crate::config::{CacheDir, Config, Names, Replay, Terms};
 use crate::logging::in_one_line;
 use crate::scaffold;
 use crate::values;
+use refused::operand;
 pub use refused::sentence;
 use service::{
     CompileFlags, ConnectionLimitFlags, GrantFlags, InstanceLimitFlags, ServiceFlags, component, ids, limits,
@@ -54,7 +56,7 @@ enum Verb {
     /// Check a component or a services file without serving
     Check {
         /// Component to check
-        #[arg(value_name = "FILE", value_parser = component())]
+        #[arg(value_name = "FILE", value_parser = component().try_map(operand))]
         file: Option<PathBuf>,
 
         /// Services file to check, instead of a component
@@ -74,7 +76,7 @@ enum Verb {
     /// Compile components into the cache, so that a later start does not
     Compile {
         /// Components to compile
-        #[arg(value_name = "FILE", value_parser = component(), required_unless_present = "config")]
+        #[arg(value_name = "FILE", value_parser = component().try_map(operand), required_unless_present = "config")]
         files: Vec<PathBuf>,
 
         /// Services file whose components are compiled, instead of FILE
@@ -148,11 +150,11 @@ enum Verb {
     /// Replay conversations repeatedly and write a CPU profile of the component
     Profile {
         /// Directory of conversations to replay
-        #[arg(value_name = "DIR", value_parser = path())]
+        #[arg(value_name = "DIR", value_parser = path().try_map(operand))]
         dir: PathBuf,
 
         /// Component to profile
-        #[arg(value_name = "FILE", value_parser = component())]
+        #[arg(value_name = "FILE", value_parser = component().try_map(operand))]
         file: PathBuf,
 
         /// File to write the profile to, for the Firefox Profiler
@@ -175,11 +177,11 @@ enum Verb {
     /// Replay conversations against a component and show the first difference
     Replay {
         /// Directory of conversations to replay
-        #[arg(value_name = "DIR", value_parser = path())]
+        #[arg(value_name = "DIR", value_parser = path().try_map(operand))]
         dir: PathBuf,
 
         /// Component to test
-        #[arg(value_name = "FILE", value_parser = component())]
+        #[arg(value_name = "FILE", value_parser = component().try_map(operand))]
         file: PathBuf,
 
         #[command(flatten)]

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Error, Parser as _};
@@ -21,6 +22,7 @@ pub fn sentence(mut error: Error, words: impl IntoIterator<Item = OsString>) -> 
     conflict(&error)
         .or_else(|| not_utf8(&error, &words))
         .or_else(|| negative(&error, &words))
+        .or_else(|| assignment(&error, &words))
         .or_else(|| no_config(&error, &words))
         .or_else(|| invalid(&error))
         .unwrap_or_else(|| rendered(&mut error))
@@ -63,7 +65,7 @@ fn invalid(error: &Error) -> Option<String> {
         return None;
     };
     let reason = error.source()?.to_string();
-    let is_secret = SECRET.contains(&name(flag).as_str()) || reason == values::NO_FILE;
+    let is_secret = SECRET.contains(&name(flag).as_str()) || [values::NO_FILE, VARIABLE].contains(&&*reason);
     let value = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) if !is_secret => format!(" '{}'", shown(value)),
         _ => String::new(),
@@ -105,6 +107,50 @@ fn negative(error: &Error, words: &[OsString]) -> Option<String> {
             "unexpected `{found}`: no flag takes a value below zero; arguments for guests come after `--`"
         )
     })
+}
+
+/// Names an argument of the form `NAME=VALUE` that no flag takes, without its value: it may be a
+/// variable that was meant for `--env`, with a secret.
+fn assignment(error: &Error, words: &[OsString]) -> Option<String> {
+    let (ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand) = error.kind() else {
+        return None;
+    };
+    let kinds = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
+    let ContextValue::String(found) = kinds.into_iter().find_map(|kind| error.get(kind))? else {
+        return None;
+    };
+    if !found.contains('=') {
+        return None;
+    }
+    // Base64 ends in `=`.
+    let found = match values::assigned(found) {
+        Some(name) => format!("unexpected argument `{name}=...` (its value is not shown)"),
+        None => "unexpected argument (not shown, since it contains `=`)".to_owned(),
+    };
+    let is_env = |word: &OsString| word == "--env" || word.to_string_lossy().starts_with("--env=");
+    let advice = if words.iter().any(is_env) {
+        "each `--env` takes one variable; repeat the flag for each"
+    } else {
+        "expected a flag; variables for guests come after `--env`, and arguments after `--`"
+    };
+    Some(format!(
+        "{found}: {advice}\n\nFor more information, try '--help'."
+    ))
+}
+
+/// What is wrong with a path in place of which a variable was given.
+const VARIABLE: &str = "no file has this name; expected a path; each `--env` takes one variable, so \
+     repeat the flag for each";
+
+/// Checks that an operand is no variable that was meant for `--env`, whose value messages would
+/// show.
+pub(super) fn operand(path: PathBuf) -> Result<PathBuf, &'static str> {
+    let is_variable = values::assigned(&path.to_string_lossy()).is_some();
+    if is_variable && !path.exists() {
+        Err(VARIABLE)
+    } else {
+        Ok(path)
+    }
 }
 
 /// Explains `--config` for a command that takes settings by flags only. clap would advise to pass

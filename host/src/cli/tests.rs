@@ -564,6 +564,10 @@ fn no_message_shows_a_secret_or_has_a_line_that_a_value_added() {
         &["--otlp", "http://user:s3cr3t@127.0.0.1:4318"],
         &["--otlp", "http://127.0.0.1:4318/?key=s3cr3t"],
         &["--otlp", "https://127.0.0.1/s3cr3t"],
+        &["--env", "A=1", "B=s3cr3t"],
+        &["B=s3cr3t"],
+        &["help", "B=s3cr3t"],
+        &["--admin", "0", "q83v/EjRWs3cr3t="],
         &["check", lines, lines],
         &["new", lines],
         &["record", "--to", pem],
@@ -582,6 +586,42 @@ fn no_message_shows_a_secret_or_has_a_line_that_a_value_added() {
             assert!(!line.starts_with("INFO"), "{args:?}: {text}");
         }
     }
+}
+
+#[test]
+fn a_variable_without_its_flag_is_named_without_its_value() {
+    for command in [
+        &[][..],
+        &["record", "--to", "d"],
+        &["config"],
+        &["check", "a.wasm"],
+        &["check"],
+        &["compile", "a.wasm"],
+        &["compile"],
+        &["replay", "talks", "a.wasm"],
+        &["replay", "talks"],
+        &["replay"],
+        &["profile", "talks"],
+    ] {
+        let message = refused(&[command, &["--env", "A=1", "DB_PASSWORD=s3cr3t"]].concat());
+        assert!(!message.contains("s3cr3t"), "{command:?}: {message}");
+        assert!(
+            message.contains("each `--env` takes one variable"),
+            "{command:?}: {message}"
+        );
+    }
+    let message = refused(&["--env", "A=1", "DB_PASSWORD=s3cr3t"]);
+    assert!(
+        message.starts_with("unexpected argument `DB_PASSWORD=...` (its value is not shown): each `--env`"),
+        "{message}"
+    );
+    let message = refused(&["DB_PASSWORD=s3cr3t"]);
+    assert!(
+        message.contains("`DB_PASSWORD=...`") && message.contains("come after `--env`"),
+        "{message}"
+    );
+    // A file of such a name is a file.
+    assert_eq!(operand("./A=1".into()), Ok("./A=1".into()));
 }
 
 #[test]
