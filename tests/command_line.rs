@@ -265,7 +265,45 @@ fn a_secret_in_place_of_its_file_is_not_shown() {
         hidden(&host.line("nothing changed"));
         assert!(!host.log().contains(secret), "{}", host.log());
     }
+    // Base64 looks like a path.
+    let secret = "q83v/EjRWs3cr3t5f4dcc3b5aa765d61d8327deb882c=";
+    let hidden = |said: &str| {
+        assert!(
+            said.contains("expected the path of a file") && !said.contains("s3cr3t"),
+            "{said}"
+        );
+    };
+    let message = refused(&["--listen", "127.0.0.1:0", "--admin", "0", "--admin-token", secret]).message;
+    assert!(
+        message.contains("cannot create the token file of `--admin-token` (not shown"),
+        "{message}"
+    );
+    hidden(&message);
+    let tls =
+        format!("{{ address = \"127.0.0.1:0\", tls = {{ certificate = \"a.pem\", key = \"{secret}\" }} }}");
+    let admin = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{secret}\"\n");
+    for text in [service(&tls), admin + &service("\"127.0.0.1:0\"")] {
+        std::fs::write(&file, &text).unwrap();
+        hidden(&refused(&["--config", path]).message);
+        hidden(&refused(&["check", "--config", path]).message);
+        std::fs::write(&file, service("\"127.0.0.1:0\"")).unwrap();
+        let host = Host::with_config(&file, 1);
+        std::fs::write(&file, &text).unwrap();
+        host.signal(crate::harness::HUP);
+        hidden(&host.line("nothing changed"));
+        assert!(!host.log().contains("s3cr3t"), "{}", host.log());
+    }
+    // The path of a missing file in a directory that exists is shown.
+    std::fs::write(&file, service(&tls.replace(secret, "./missing-key-of-the-host"))).unwrap();
+    assert!(
+        refused(&["--config", path])
+            .message
+            .contains("missing-key-of-the-host")
+    );
     // A file that exists is a file, whatever its name.
+    let secret = "5f4dcc3b5aa765d61d8327deb882cf99";
+    let tls =
+        format!("{{ address = \"127.0.0.1:0\", tls = {{ certificate = \"a.pem\", key = \"{secret}\" }} }}");
     std::fs::write(dir.join(secret), "not a key").unwrap();
     std::fs::write(&file, service(&tls)).unwrap();
     assert!(refused(&["--config", path]).message.contains(secret));

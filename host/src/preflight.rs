@@ -377,5 +377,5 @@ fn check_token(path: &Path) -> anyhow::Result<()> {
         );
     }
     is_writable(directory_of(path))
-        .with_context(|| format!("cannot create the token file `{}`", path.display()))
+        .with_context(|| format!("cannot create the token file {}", admin::named_token(path)))
 }

@@ -2,6 +2,8 @@
 
 mod address;
 
+use std::fmt;
+use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::base64;
-use crate::config::{CacheDir, CompileMemory, GrantedDir, Mode, Rate, Ratio};
+use crate::config::{CacheDir, CompileMemory, GrantedDir, Mode, Rate, Ratio, Setting};
+use crate::system::directory_of;
 pub(crate) use address::{SOCKET_PATH, address, admin_address, endpoint, network, show_address, too_long};
 
 /// What there is none of where a value is `off`.
@@ -219,16 +222,47 @@ pub(crate) const NO_FILE: &str = "no file has this name; expected the path of a 
 pub(crate) const MIN_TOKEN: usize = 16;
 
 /// Checks the path of a file that contains a secret, from `dir`. Messages show paths, so a value
-/// that may be the secret itself is refused: no file has that name, it has neither `/` nor `.`, and
-/// it is as long as a token.
+/// that may be the secret itself is refused: no file has that name, it names no directory and has no
+/// `.`, and it is as long as a token. [`hides_secret`] covers those that name a directory.
 pub(crate) fn secret_file(file: &Path, dir: &Path) -> Result<(), String> {
     path_in_one_line(file)?;
     let text = file.to_string_lossy();
-    let looks_like_path = text.contains(['/', '.']) || text.len() < MIN_TOKEN;
+    // Base64 has `/` too, and may begin or end with it.
+    let looks_like_path =
+        text.trim_matches('/').contains('/') || text.contains('.') || text.len() < MIN_TOKEN;
     if looks_like_path || dir.join(file).exists() {
         Ok(())
     } else {
         Err(NO_FILE.to_owned())
+    }
+}
+
+/// Checks whether messages must not show the path of a file that contains a secret. If neither the
+/// file nor its directory exists, the value may be the secret itself: half of all tokens in base64
+/// contain a `/`.
+pub(crate) fn hides_secret(file: &Path) -> bool {
+    fs::symlink_metadata(file).is_err() && !directory_of(file).is_dir()
+}
+
+/// The path of a file that contains a secret, as messages name it.
+pub(crate) struct SecretFile<'a> {
+    pub(crate) path: &'a Path,
+    /// The setting that names it.
+    pub(crate) setting: Setting<'a>,
+}
+
+impl fmt::Display for SecretFile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, setting } = self;
+        if hides_secret(path) {
+            write!(
+                f,
+                "of {setting} (not shown, since no such directory exists, and the value may be the secret \
+                 itself; expected the path of a file)"
+            )
+        } else {
+            write!(f, "`{}`", path.display())
+        }
     }
 }
 

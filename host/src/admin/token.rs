@@ -13,9 +13,10 @@ use sha2::{Digest as _, Sha256};
 use tracing::info;
 
 use super::hex;
+use crate::config::Setting;
 use crate::guarded::{self, Owner};
 use crate::system::directory_of;
-use crate::values::MIN_TOKEN;
+use crate::values::{MIN_TOKEN, SecretFile};
 
 /// Bytes that the file of a token has at most.
 const MAX: u64 = 4096;
@@ -35,9 +36,7 @@ impl Token {
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         match Self::read(path)? {
             Some(token) => Ok(token),
-            None => {
-                Self::make(path).with_context(|| format!("cannot create the token file `{}`", path.display()))
-            }
+            None => Self::make(path).with_context(|| format!("cannot create the token file {}", named(path))),
         }
     }
 
@@ -48,7 +47,7 @@ impl Token {
     /// It cannot be read, belongs to another user, others than its owner may read it, or it is too
     /// short.
     pub(super) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
-        let reading = || format!("cannot read the token file `{}`", path.display());
+        let reading = || format!("cannot read the token file {}", named(path));
         // A named pipe is opened without waiting for a writer, and refused below.
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NONBLOCK);
@@ -131,13 +130,16 @@ fn check_directories(path: &Path) -> anyhow::Result<()> {
     let target = path.canonicalize().ok();
     for path in iter::once(path).chain(target.as_deref()) {
         if let Err(error) = guarded::check(directory_of(path), Owner::HostOrRoot) {
-            bail!(
-                "another user could replace the token file `{}`: {error}",
-                path.display()
-            );
+            bail!("another user could replace the token file {}: {error}", named(path));
         }
     }
     Ok(())
+}
+
+/// The file of a token as messages name it.
+pub(crate) fn named(path: &Path) -> SecretFile<'_> {
+    let setting = Setting::of("admin.token");
+    SecretFile { path, setting }
 }
 
 /// The token that the host accepts, which its file replaces when it is read again.

@@ -21,7 +21,8 @@ use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
 use super::algorithm::{self, Algorithm, Use};
 use super::client_chain::Bounded;
 use super::pem::{self, Block, Content, Fault, Malformed};
-use crate::config::{Identity, Tls as Config};
+use crate::config::{Identity, Setting, Tls as Config};
+use crate::values::SecretFile;
 use crate::whole_file;
 
 /// Bytes of the largest file of certificates.
@@ -33,6 +34,17 @@ pub enum Unusable {
     /// A file cannot be read.
     #[error("cannot read `{}`: {error}", path.display())]
     Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file that should contain a key cannot be read.
+    #[error(
+        "cannot read {file}: {error}",
+        file = SecretFile { path, setting: Setting::of("listen.tls.key") }
+    )]
+    ReadKey {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -292,7 +304,11 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
 /// Reads the only private key of a file, and the line on which it begins.
 fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
     let mut found: Option<(usize, PrivateKeyDer<'static>)> = None;
-    for Block { line, content } in blocks(path)? {
+    let blocks = blocks(path).map_err(|error| match error {
+        Unusable::Read { path, error } => Unusable::ReadKey { path, error },
+        other => other,
+    })?;
+    for Block { line, content } in blocks {
         let (kind, der) = match content {
             Content::Key(kind, der) => (kind, der),
             Content::EncryptedKey => {
