@@ -56,6 +56,8 @@ fn connections_come_no_faster_than_they_may() {
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
     let log = host.log();
     assert!(!log.contains("refused"), "{log}");
+    let line = host.line("max-rate is reached");
+    assert!(line.contains(" service=\"echo\""), "{line}");
 }
 
 #[test]

@@ -216,7 +216,11 @@ fn a_field_has_one_form_in_all_lines_of_text() {
     host.line("connection ended");
     host.stop();
     let log = host.log();
-    assert!(log.contains("TLS handshake failed"), "{log}");
+    let failed = log.lines().find(|line| line.contains("TLS handshake failed"));
+    let failed = failed.unwrap_or_else(|| panic!("{log}"));
+    for field in [" service=\"", " peer=\"", " listener=\""] {
+        assert!(failed.contains(field), "{field}: {failed}");
+    }
     let field = Regex::new(r#" (\w+)=("?)"#).unwrap();
     let mut forms: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for found in field.captures_iter(&log) {

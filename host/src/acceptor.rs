@@ -69,7 +69,7 @@ impl Acceptor {
         let mut first = 0;
         loop {
             let next = async {
-                let permit = self.admission.permit().await;
+                let permit = self.admission.permit(&service.config.name).await;
                 (permit, any(&mut self.listeners, first, &service).await)
             };
             let (permit, (index, accepted)) = tokio::select! {
@@ -92,7 +92,7 @@ pub(crate) fn close(
     for listener in listeners {
         let mut waiting = listener.close(&service.config.name);
         // Whether there is room is not to depend on what else this task has done in its turn.
-        while let Some(permit) = unconstrained(admission.permit()).now_or_never()
+        while let Some(permit) = unconstrained(admission.permit(&service.config.name)).now_or_never()
             && let Some(accepted) = waiting.next()
         {
             hand_over(service, admission, permit, accepted);

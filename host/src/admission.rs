@@ -157,10 +157,11 @@ impl Admission {
         self.owed == 0 && self.permits.available_permits() == self.most
     }
 
-    /// Waits until one more connection may be accepted. Once one is, call [`Admission::count`].
+    /// Waits until one more connection of `service` may be accepted. Once one is, call
+    /// [`Admission::count`].
     ///
     /// Cancel safe: a permit that is dropped unused counts for no limit.
-    pub async fn permit(&mut self) -> Permit {
+    pub async fn permit(&mut self, service: &str) -> Permit {
         let permit = loop {
             match Arc::clone(&self.permits).acquire_owned().await {
                 Ok(permit) if self.owed == 0 => break permit,
@@ -176,7 +177,10 @@ impl Admission {
             let mut paced = false;
             while let Err(at) = bucket.without_one(*rate, Instant::now()) {
                 if !paced && !self.paced {
-                    info!("max-rate is reached; further connections wait in the backlog");
+                    info!(
+                        service,
+                        "max-rate is reached; further connections wait in the backlog"
+                    );
                 }
                 paced = true;
                 sleep_until(at).await;

@@ -199,7 +199,12 @@ impl Arrival {
             }
             Ok(Client::Unknown) => Ok(()),
             Err(refusal) => {
-                debug!(peer = self.remote.to_string(), "connection rejected: {refusal}");
+                debug!(
+                    service = service.config.name,
+                    peer = self.remote.to_string(),
+                    listener = self.entrance.name,
+                    "connection rejected: {refusal}"
+                );
                 if let Some(trace) = &mut self.trace {
                     trace.fails(refusal.to_string());
                 }
@@ -233,7 +238,12 @@ impl Arrival {
             () = service.process.cut.cancelled() => return Err((Refused::Drained, None)),
         };
         agreed.map_err(|(error, stream)| {
-            debug!(peer = self.remote.to_string(), "TLS handshake failed: {error}");
+            debug!(
+                service = service.config.name,
+                peer = self.remote.to_string(),
+                listener = self.entrance.name,
+                "TLS handshake failed: {error}"
+            );
             if let Some(trace) = &mut self.trace {
                 trace.fails(error.to_string());
             }

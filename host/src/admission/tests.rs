@@ -28,8 +28,8 @@ fn address(text: &str) -> End {
 #[tokio::test]
 async fn a_permit_that_is_dropped_lets_the_next_one_in() {
     let mut admission = admission(|limits| limits.max_connections = NonZeroUsize::MIN);
-    let first = admission.permit().await;
-    let mut second = pin!(admission.permit());
+    let first = admission.permit("a").await;
+    let mut second = pin!(admission.permit("a"));
     tokio::select! {
         biased;
         _ = second.as_mut() => panic!("two permits where there is one"),
@@ -45,7 +45,7 @@ fn limits_for_each_source_apply_to_connections_that_wait_for_their_admission() {
     // Connections that were accepted before the change hold these.
     let before = admission.sources().clone();
     let mut permits = (0..4)
-        .map(|_| admission.permit().now_or_never().unwrap())
+        .map(|_| admission.permit("a").now_or_never().unwrap())
         .collect::<Vec<_>>();
     let mut limits = Limits {
         max_connections_per_source: NonZeroUsize::new(1),
@@ -72,7 +72,7 @@ fn a_limit_that_changes_counts_the_connections_that_are_open() {
         admission.change(&limits);
     };
     let mut admission = admission(|limits| limits.max_connections = NonZeroUsize::new(3).unwrap());
-    let next = |admission: &mut Admission| admission.permit().now_or_never();
+    let next = |admission: &mut Admission| admission.permit("a").now_or_never();
     let mut open: Vec<_> = (0..3).map(|_| next(&mut admission).unwrap()).collect();
     to(&mut admission, 1);
     for _ in 0..2 {
@@ -104,7 +104,7 @@ fn what_a_source_may_have_changes_with_what_it_has() {
     let mut admission = Admission::new(&limits);
     let source = address("192.0.2.1");
     let come = |admission: &mut Admission| {
-        let permit = admission.permit().now_or_never().unwrap();
+        let permit = admission.permit("a").now_or_never().unwrap();
         admission.sources().admit(permit, &source)
     };
     let mut open = vec![come(&mut admission).unwrap()];
@@ -123,7 +123,7 @@ fn a_first_limit_for_a_source_counts_the_connections_that_are_open() {
     let mut admission = Admission::new(&limits);
     let source = address("192.0.2.1");
     let come = |admission: &mut Admission| {
-        let permit = admission.permit().now_or_never().unwrap();
+        let permit = admission.permit("a").now_or_never().unwrap();
         admission.sources().admit(permit, &source)
     };
     let mut open: Vec<_> = (0..3).map(|_| come(&mut admission).unwrap()).collect();
@@ -142,12 +142,12 @@ async fn a_rate_lets_its_number_in_at_once_and_then_evenly() {
     let mut admission = admission(|limits| limits.max_rate = Some(rate(10, Duration::from_secs(1))));
     let start = Instant::now();
     for _ in 0..10 {
-        admission.permit().await;
+        admission.permit("a").await;
         admission.count();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     for number in 1..=20 {
-        admission.permit().await;
+        admission.permit("a").await;
         admission.count();
         let expected = Duration::from_millis(100) * number;
         assert!(start.elapsed() >= expected, "{number}: {:?}", start.elapsed());
@@ -156,7 +156,7 @@ async fn a_rate_lets_its_number_in_at_once_and_then_evenly() {
     tokio::time::advance(Duration::from_secs(10)).await;
     let later = Instant::now();
     for _ in 0..10 {
-        admission.permit().await;
+        admission.permit("a").await;
         admission.count();
     }
     assert_eq!(
@@ -171,11 +171,11 @@ async fn a_permit_that_no_connection_uses_takes_nothing_of_the_rate() {
     let mut admission = admission(|limits| limits.max_rate = Some(rate(1, Duration::from_secs(3600))));
     let start = Instant::now();
     for _ in 0..10 {
-        drop(admission.permit().await);
+        drop(admission.permit("a").await);
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     admission.count();
-    admission.permit().await;
+    admission.permit("a").await;
     assert!(start.elapsed() >= Duration::from_secs(3600));
 }
 
@@ -196,14 +196,14 @@ async fn one_source_has_no_more_than_its_share_and_others_do_not_notice() {
     let (one, other) = (address("192.0.2.1"), address("192.0.2.2"));
     let mut open = Vec::new();
     for source in [&one, &one, &other, &other] {
-        let permit = admission.permit().await;
+        let permit = admission.permit("a").await;
         open.push(admission.sources().admit(permit, source).unwrap());
     }
-    let permit = admission.permit().await;
+    let permit = admission.permit("a").await;
     let refused = admission.sources().admit(permit, &one);
     assert_eq!(refused.unwrap_err(), Refused::SourceConnections);
     open.remove(0);
-    let permit = admission.permit().await;
+    let permit = admission.permit("a").await;
     open.push(admission.sources().admit(permit, &one).unwrap());
     open.clear();
     assert!(admission.sources.shares.table().sources.is_empty());
@@ -216,14 +216,14 @@ async fn one_source_comes_no_faster_than_its_rate() {
     let source = address("192.0.2.1");
     let mut outcomes = Vec::new();
     for _ in 0..5 {
-        let permit = admission.permit().await;
+        let permit = admission.permit("a").await;
         outcomes.push(admission.sources().admit(permit, &source).map(drop));
     }
     let refused = Err(Refused::SourceRate);
     assert_eq!(outcomes, [Ok(()), Ok(()), Ok(()), refused, refused]);
     tokio::time::advance(Duration::from_secs(20)).await;
     for expected in [Ok(()), refused] {
-        let permit = admission.permit().await;
+        let permit = admission.permit("a").await;
         assert_eq!(admission.sources().admit(permit, &source).map(drop), expected);
     }
 }
@@ -235,7 +235,7 @@ async fn sources_are_forgotten() {
     for round in 0..5_u8 {
         for number in 0..SOURCES {
             let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
-            let permit = admission.permit().await;
+            let permit = admission.permit("a").await;
             let source = End::Tcp(([10, round, high, low], 49152).into());
             admission.sources().admit(permit, &source).unwrap();
         }
