@@ -1,7 +1,10 @@
 //! Why a component that cannot be compiled is no damaged file: it uses proposals to WebAssembly that
 //! this host does not offer, or exceeds a bound.
 
-use wasmparser::{Validator, WasmFeatures};
+use wasmparser::{
+    CompositeInnerType, ElementItems, HeapType, Operator, Parser, Payload, RecGroup, RefType, TypeRef,
+    ValType, Validator, WasmFeatures,
+};
 
 use super::load_error::Refusal;
 
@@ -100,11 +103,14 @@ pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
     }
     let used = features.difference(OFFERED);
     let has_no_objects = || validate_with(bytes, features.difference(WasmFeatures::GC)).is_ok();
+    // Types of other proposals, such as continuations, need this feature too.
+    let is_of_others = || used != WasmFeatures::GC_TYPES && has_no_objects();
     let names: Vec<String> = used
         .iter_names()
-        .map(|(flag, feature)| match feature {
-            WasmFeatures::GC_TYPES if has_no_objects() => EXTERNREF.to_owned(),
-            _ => name(flag, feature),
+        .filter_map(|(flag, feature)| match feature {
+            WasmFeatures::GC_TYPES if has_no_objects() && has_externref(bytes) => Some(EXTERNREF.to_owned()),
+            WasmFeatures::GC_TYPES if is_of_others() => None,
+            _ => Some(name(flag, feature)),
         })
         .collect();
     if names.is_empty() {
@@ -119,6 +125,66 @@ fn name(flag: &str, feature: WasmFeatures) -> String {
         Some((_, name)) => (*name).to_owned(),
         None => flag.to_lowercase().replace('_', "-"),
     }
+}
+
+/// Checks whether `externref` occurs in a component or module.
+fn has_externref(bytes: &[u8]) -> bool {
+    let payloads = Parser::new(0).parse_all(bytes).map_while(Result::ok);
+    payloads
+        .into_iter()
+        .any(|payload| names_externref(&payload).unwrap_or(false))
+}
+
+fn names_externref(payload: &Payload<'_>) -> wasmparser::Result<bool> {
+    let is_value = |ty: &ValType| matches!(ty, ValType::Ref(ty) if *ty == RefType::EXTERNREF);
+    Ok(match payload {
+        Payload::TypeSection(section) => {
+            let groups = section.clone().into_iter().flatten();
+            groups
+                .flat_map(RecGroup::into_types)
+                .any(|ty| match ty.composite_type.inner {
+                    CompositeInnerType::Func(ty) => ty.params().iter().chain(ty.results()).any(is_value),
+                    _ => false,
+                })
+        }
+        Payload::ImportSection(section) => {
+            let imports = section.clone().into_imports().flatten();
+            imports.into_iter().any(|import| match import.ty {
+                TypeRef::Table(ty) => ty.element_type == RefType::EXTERNREF,
+                TypeRef::Global(ty) => is_value(&ty.content_type),
+                _ => false,
+            })
+        }
+        Payload::TableSection(section) => {
+            let mut tables = section.clone().into_iter().flatten();
+            tables.any(|table| table.ty.element_type == RefType::EXTERNREF)
+        }
+        Payload::GlobalSection(section) => {
+            let mut globals = section.clone().into_iter().flatten();
+            globals.any(|global| is_value(&global.ty.content_type))
+        }
+        Payload::ElementSection(section) => {
+            let mut elements = section.clone().into_iter().flatten();
+            elements.any(|element| match element.items {
+                ElementItems::Expressions(ty, _) => ty == RefType::EXTERNREF,
+                ElementItems::Functions(_) => false,
+            })
+        }
+        Payload::CodeSectionEntry(body) => {
+            let mut locals = body.get_locals_reader()?.into_iter().flatten();
+            locals.any(|(_, ty)| is_value(&ty))
+                || body
+                    .get_operators_reader()?
+                    .into_iter()
+                    .flatten()
+                    .any(|operator| match operator {
+                        Operator::RefNull { hty } => hty == HeapType::EXTERN,
+                        Operator::TypedSelect { ty } => is_value(&ty),
+                        _ => false,
+                    })
+        }
+        _ => false,
+    })
 }
 
 fn validate_with(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
@@ -153,6 +219,15 @@ mod tests {
             (
                 "(module (type (struct)) (table 10 externref))",
                 "garbage collection (GC)",
+            ),
+            (
+                "(module (table 10 externref) (memory 1 (pagesize 1)))",
+                "custom page sizes, `externref` of reference types",
+            ),
+            ("(module (func ref.null extern drop))", EXTERNREF),
+            (
+                "(module (type $f (func)) (type $c (cont $f)) (func (param (ref $c))))",
+                "stack switching",
             ),
             ("(module (tag))", "exceptions"),
             ("(module (memory 1 (pagesize 1)))", "custom page sizes"),
