@@ -15,7 +15,7 @@ use crate::values;
 /// Where connections come from. What is said here holds for every listener.
 #[derive(Debug, Args)]
 pub(super) struct ListenFlags {
-    /// Address to listen on: ADDRESS:PORT, unix:PATH or inherited:NAME; repeatable
+    /// Address to listen on: ADDRESS:PORT, unix:PATH, unix:@NAME or inherited:NAME; repeatable
     ///
     /// Port 0 picks a free port. `inherited:NAME` uses a socket that the service manager opened.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = values::address, help_heading = "Service")]

@@ -377,7 +377,7 @@ table! {
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ListenTable {
-    /// The address: `ADDRESS:PORT`, `unix:PATH` or `inherited:NAME`.
+    /// The address: `ADDRESS:PORT`, `unix:PATH`, `unix:@NAME` or `inherited:NAME`.
     pub(super) address: Word<ListenAddress>,
     /// Name of the listener, for the log and for guests. Default: its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]

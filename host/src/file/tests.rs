@@ -177,7 +177,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         (
             "[[service]]\nname = \"a\"\nlisten = [\"localhost\"]",
             "3: service[0].listen[0]: invalid value `localhost`: expected ADDRESS:PORT with a numeric \
-             address (such as 127.0.0.1:8080 or [::1]:8080), unix:PATH or inherited:NAME",
+             address (such as 127.0.0.1:8080 or [::1]:8080), unix:PATH, unix:@NAME or inherited:NAME",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = [{ adress = \"127.0.0.1:1\" }]",

@@ -24,7 +24,7 @@ const OUTBOUND: Setting<'_> = Setting::of("grants.allow-outbound");
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The file cannot be read.
-    #[error("cannot read the {role} `{}`: {error}; expected the path of a readable file", path.display())]
+    #[error("cannot read the {role} `{}`: {error}; {advice}", path.display(), advice = advice(error))]
     Read {
         /// `component` or `middleware`, as the setting is named.
         role: &'static str,
@@ -44,6 +44,20 @@ pub enum LoadError {
     /// The sandbox could not be set up, whatever the component.
     #[error("cannot set up the sandbox: {0}")]
     Sandbox(String),
+}
+
+/// What to do about a file that cannot be read: its path need not be at fault.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            "raise the limit on open files (`ulimit -n`), or lower the number of connections"
+        }
+        Some(libc::ENFILE) => {
+            "the system has too many open files; close some, or raise its limit (fs.file-max)"
+        }
+        Some(libc::ENOMEM) => "free memory, or give the host more",
+        _ => "expected the path of a readable file",
+    }
 }
 
 /// What is wrong with a component.
@@ -315,4 +329,34 @@ pub enum Refusal {
         memory = MEMORY
     )]
     Start(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_about_a_file_fits_the_error() {
+        let message = |code| {
+            let error = io::Error::from_raw_os_error(code);
+            let (role, path) = ("component", PathBuf::from("a.wasm"));
+            LoadError::Read { role, path, error }.to_string()
+        };
+        let missing = message(libc::ENOENT);
+        assert!(
+            missing.ends_with("; expected the path of a readable file"),
+            "{missing}"
+        );
+        for (code, advice) in [
+            (libc::EMFILE, "(`ulimit -n`)"),
+            (libc::ENFILE, "(fs.file-max)"),
+            (libc::ENOMEM, "free memory"),
+        ] {
+            let message = message(code);
+            assert!(
+                message.contains(advice) && !message.contains("expected the path"),
+                "{message}"
+            );
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::config::{Address, Endpoint};
 /// An address to listen at.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     let expected = "expected ADDRESS:PORT with a numeric address (such as 127.0.0.1:8080 or \
-                    [::1]:8080), unix:PATH or inherited:NAME";
+                    [::1]:8080), unix:PATH, unix:@NAME or inherited:NAME";
     address_of_a_form(text).unwrap_or_else(|| Err(expected.to_owned()))
 }
 
