@@ -110,6 +110,90 @@ fn damage_is_described_in_the_same_words_by_a_check_and_a_start() {
     }
 }
 
+/// A check of a services file links and instantiates components without their code, and says what a
+/// start says.
+#[test]
+fn what_a_surface_shows_is_refused_in_the_same_words_by_a_check_and_a_start() {
+    let program = |imports: &str, memory: &str| {
+        format!(
+            "(component {imports}
+                (core module $m {memory} (func (export \"run\") (result i32) unreachable))
+                (core instance $i (instantiate $m))
+                (func $run (result (result)) (canon lift (core func $i \"run\")))
+                (instance $run (export \"run\" (func $run)))
+                (export \"wasi:cli/run@0.2.6\" (instance $run)))"
+        )
+    };
+    let import = |module: &str, item: &str| {
+        format!(
+            "(module (import \"{module}\" {item}) (memory (export \"memory\") 1) (func (export \"_start\")))"
+        )
+    };
+    let empty = |interface: &str| format!("(component (instance $i) (export \"{interface}\" (instance $i)))");
+    let refused_by_all = [
+        "(module (func (export \"_start\") (param i32)))".to_owned(),
+        "(module (import \"wasi_snapshot_preview1\" \"sched_yield\" (func (result i32)))
+            (memory 1) (func (export \"_start\")))"
+            .to_owned(),
+        "(module (import \"wasi_snapshot_preview1\" \"sched_yield\" (func (result i32)))
+            (global (export \"memory\") i32 (i32.const 0)) (func (export \"_start\")))"
+            .to_owned(),
+        import("env", "\"f\" (func)"),
+        import("env", "\"memory\" (memory 1)"),
+        import("wasi_snapshot_preview1", "\"frobnicate\" (func)"),
+        import("wasi_snapshot_preview1", "\"fd_write\" (func (param i32))"),
+        "(module (memory (export \"memory\") 2000) (func (export \"_start\")))".to_owned(),
+        "(module (memory 1) (data (i32.const 65536) \"beyond\") (func (export \"_start\")))".to_owned(),
+        program("(import \"acme:log/sink@1.0.0\" (instance))", "")
+            .replace("(instance))", "(instance (export \"f\" (func))))"),
+        program("(import \"log\" (func (param \"x\" string)))", ""),
+        program(
+            "(import \"wasi:cli/environment@0.2.0\" (instance (export \"frob\" (func))))",
+            "",
+        ),
+        program(
+            "(import \"wasi:random/random@0.2.0\" (instance (export \"get-random-u64\" (func (result u32)))))",
+            "",
+        ),
+        program("", "(memory 2000)"),
+        program("", "").replace("(result (result))", "(result u32)"),
+        empty("inet:service/handler@0.1.0"),
+        empty("inet:service/sessions@0.1.0"),
+        empty("wasi:cli/run@0.2.6"),
+        empty("wasi:cli/run@0.3.0"),
+    ];
+    let services = |number: usize, text: &str| {
+        let component = file(&format!("surface-{number}.wasm"), wat::parse_str(text).unwrap());
+        let text =
+            format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {component:?}\n");
+        file(&format!("surface-{number}.toml"), text)
+    };
+    for (number, text) in refused_by_all.iter().enumerate() {
+        let services = services(number, text);
+        let reason = |args: &[&str]| {
+            let refusal = refused(args);
+            assert_eq!(refusal.status, Some(1), "{text}: {}", refusal.message);
+            let (_, reason) = refusal.message.split_once("service[0].component: ").unwrap();
+            reason.trim_end().to_owned()
+        };
+        let start = reason(&["--config", services.to_str().unwrap()]);
+        assert_eq!(
+            reason(&["check", "--config", services.to_str().unwrap()]),
+            start,
+            "{text}"
+        );
+    }
+    // What only the code does is not found.
+    let traps = "(module (func $f unreachable) (start $f) (func (export \"_start\")))";
+    let services = services(refused_by_all.len(), traps);
+    let mut check = with_cache(Command::new(HOST));
+    check.args(["check", "--config"]).arg(&services);
+    let checked = check.output().unwrap();
+    assert_eq!(checked.stdout, b"1 service, no errors\n", "{checked:?}");
+    let compiled = refused(&["check", "--compile", "--config", services.to_str().unwrap()]).message;
+    assert!(compiled.contains("cannot start ("), "{compiled}");
+}
+
 #[test]
 fn a_core_module_that_is_no_program() {
     for (text, why) in [

@@ -92,29 +92,30 @@ pub async fn check_services(
     let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
     // The pools of all services share the address space and the memory mappings, as they do when
     // the host runs.
-    let (mut loaded, mut leases) = (Vec::new(), Vec::new());
+    let mut loaded = Vec::new();
     for (index, unloaded) in found.services {
-        let checked = if compile {
-            let generation = unloaded.sandbox.load(&unloaded.content).await;
-            generation.map(|generation| {
+        let generation = if compile {
+            unloaded.sandbox.load(&unloaded.content).await
+        } else {
+            unloaded.sandbox.check_without_code(&unloaded.content).await
+        };
+        match generation {
+            Ok(generation) => {
                 warn_of_migration(&unloaded.config, &unloaded.source, &generation);
                 loaded.push((unloaded.config.clone(), generation));
-            })
-        } else {
-            let checked = unloaded.sandbox.check_outline(&unloaded.content).await;
-            checked.map(|lease| leases.push(lease))
-        };
-        if let Err(error) = checked {
-            let key = preflight::key_of(&unloaded.content, &error);
-            let key = format!("service[{index}].{key}");
-            obstacles.add(key, Some(&unloaded.config), error.into());
+            }
+            Err(error) => {
+                let key = preflight::key_of(&unloaded.content, &error);
+                let key = format!("service[{index}].{key}");
+                obstacles.add(key, Some(&unloaded.config), error.into());
+            }
         }
     }
     let mappings = loaded
         .iter()
         .filter_map(|(service, generation)| mappings(service, generation));
     system::check_mappings(mappings);
-    drop((loaded, leases));
+    drop(loaded);
     let listeners = || config.services.iter().flat_map(|service| &service.listen);
     listeners().for_each(|listen| listener::warn_of(listen, preflight::KEY));
     if let Some(admin) = &config.admin {

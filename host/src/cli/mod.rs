@@ -61,8 +61,8 @@ enum Verb {
 
         /// Services file to check, instead of a component
         ///
-        /// The check reads all files that a start needs. It compiles no component and binds no
-        /// address.
+        /// The check reads all files that a start needs. It links components without the code of
+        /// their functions, and binds no address.
         #[arg(long, value_name = "FILE", value_parser = path(), conflicts_with = "file", conflicts_with_all = ids::<TermFlags>())]
         config: Option<PathBuf>,
 

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::extent::check_nested;
 use super::generation::look;
+use super::hollow::hollow;
 use super::load_error::{LoadError, Refusal};
 use super::proposals;
 use crate::whole_file;
@@ -236,6 +237,18 @@ impl Content {
             } else {
                 Stage::Composed(digest)
             },
+            bytes: Arc::new(bytes),
+            ..self.renamed()
+        }
+    }
+
+    /// The same without the code of its functions, if it can be left out. A cache tells the two apart
+    /// by the digest.
+    pub(super) fn hollow(&self) -> Self {
+        let bytes = hollow(&self.bytes).unwrap_or_else(|| self.bytes.to_vec());
+        Self {
+            digest: Sha256::digest(&bytes).into(),
+            stage: Stage::AsRead,
             bytes: Arc::new(bytes),
             ..self.renamed()
         }

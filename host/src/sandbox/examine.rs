@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::compose::compose;
 use super::content::Content;
 use super::extent::{Extent, check_nested, code_size};
+use super::hollow::hollow;
 use super::needs::Needs;
 use super::outline::Outline;
 use super::preinit::instrument;
@@ -21,7 +22,7 @@ use super::preinit::instrument;
 pub(super) struct Examination {
     /// It is initialised at its load.
     pub(super) preinit: bool,
-    /// It is validated with all of its code, and not compiled.
+    /// It is validated with all of its code, and compiled without.
     pub(super) validate: bool,
 }
 
@@ -40,20 +41,23 @@ pub(super) fn examine(content: &Content, examination: Examination) {
     let service = parts.last().unwrap_or(content);
     if examination.preinit {
         match instrument(service.bytes()) {
-            Ok(instrumented) => measure(&instrumented),
+            Ok(instrumented) => measure(&instrumented, examination),
             Err(_) => return,
         }
     }
     if parts.len() == 1 {
-        measure(service.bytes());
+        measure(service.bytes(), examination);
     } else if let Ok(whole) = compose(content, service) {
-        measure(whole.bytes());
+        measure(whole.bytes(), examination);
     }
 }
 
-fn measure(bytes: &[u8]) {
+fn measure(bytes: &[u8], examination: Examination) {
     let extent = Extent::of(bytes);
     black_box(Needs::of(bytes, &extent));
     black_box(Outline::of(bytes));
     black_box(code_size(bytes));
+    if examination.validate {
+        black_box(hollow(bytes));
+    }
 }

@@ -151,6 +151,7 @@ impl Extent {
     }
 
     /// Its memories and tables.
+    #[cfg(test)]
     pub(super) fn parts(&self) -> Parts {
         Parts {
             memories: self.memories,

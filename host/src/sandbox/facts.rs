@@ -1,26 +1,16 @@
 //! What can be said of a component before it serves.
 
-use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
-
 use super::Sandbox;
-use super::capacity::{NoMappings, Pool, Shortage, connections};
+use super::capacity::Shortage;
 use super::code::Code;
-use super::compose::{compose, importer};
 use super::configuration;
 use super::content::Content;
-use super::contract::{CORE_MODULE, Contract, MIGRATION, START};
-use super::extent::Extent;
-use super::generation::find_contract;
+use super::contract::{Contract, MIGRATION};
 use super::grants::Granted;
-use super::load_error::{LoadError, Refusal};
-use super::mappings::Lease;
-use super::outline::Outline;
+use super::load_error::LoadError;
 use super::preinit::INITIALISE;
-use super::wasi;
-use crate::config::Isolation;
 
 /// What can be said of a component that can serve.
 #[derive(Clone, Debug)]
@@ -103,89 +93,6 @@ impl Sandbox {
             took,
         })
     }
-
-    /// Checks whether a component can serve here, as far as that can be told without compiling it:
-    /// by its size, and by the names of its exports and imports. Returns the memory mappings that
-    /// its pool takes, so that a check of the next service sees what is left.
-    ///
-    /// # Errors
-    ///
-    /// It cannot.
-    pub(crate) async fn check_outline(&self, content: &Content) -> Result<Lease, LoadError> {
-        self.examine_to_check(content).await?;
-        content.validate()?;
-        let parts = content.parts();
-        let service = parts.last().unwrap_or(content);
-        if self.preinit && !has(&Outline::of(service.bytes()).exports, INITIALISE) {
-            return Err(service.refused(Refusal::NoInitialiser(INITIALISE)));
-        }
-        let whole = if parts.len() > 1 {
-            Cow::Owned(compose(content, service)?)
-        } else {
-            Cow::Borrowed(content)
-        };
-        let refused = |refusal| content.refused(refusal);
-        let extent = Extent::of(whole.bytes());
-        extent.check().map_err(refused)?;
-        let outline = Outline::of(whole.bytes());
-        let contract = find_contract_of(&outline).map_err(refused)?;
-        let handler = Contract::Streams.interface();
-        if has(&outline.imports, handler) {
-            return Err(refused(Refusal::Middleware(handler)));
-        }
-        for import in &outline.imports {
-            if let Some(refusal) = wasi::not_provided(import) {
-                return Err(importer(content, &format!("`{import}`")).refused(refusal));
-            }
-        }
-        match self.isolation {
-            Isolation::Service { .. } if contract != Contract::Streams => {
-                let exports = outline.exports.iter().map(String::as_str);
-                let found = if outline.is_module {
-                    CORE_MODULE.to_owned()
-                } else {
-                    contract.found(&exports.collect::<Vec<_>>())
-                };
-                Err(refused(Refusal::NotShared {
-                    found,
-                    streams: handler,
-                }))
-            }
-            Isolation::Service { .. } | Isolation::Connection => self.check_pool(whole.bytes(), &extent),
-        }
-    }
-
-    /// Warns of a pool that is too small for `max-connections`, if the address space suffices for
-    /// the pool.
-    fn check_pool(&self, bytes: &[u8], extent: &Extent) -> Result<Lease, LoadError> {
-        let needs = self.needs(bytes, extent);
-        let planned = self.share.take(|terms| {
-            let pool = Pool::on(terms, needs, connections(&self.limits))?;
-            Ok((pool, pool.mappings(needs)))
-        });
-        let (pool, lease) = planned.map_err(|error: NoMappings| LoadError::Sandbox(error.to_string()))?;
-        let shortage = Shortage::of(needs, pool, extent.parts(), &self.limits, lease.terms());
-        if let Some(shortage) = shortage.filter(|_| self.isolation == Isolation::Connection) {
-            warn!(service = self.granted.service(), "{shortage}");
-        }
-        Ok(lease)
-    }
-}
-
-/// Finds the contract by which the host serves what has this outline.
-fn find_contract_of(outline: &Outline) -> Result<Contract, Refusal> {
-    if !outline.is_module {
-        let exports: Vec<&str> = outline.exports.iter().map(String::as_str).collect();
-        find_contract(&exports)
-    } else if has(&outline.exports, START) {
-        Ok(Contract::Cli)
-    } else {
-        Err(Refusal::NoProgram(format!("it exports no function `{START}`")))
-    }
-}
-
-fn has(names: &[String], name: &str) -> bool {
-    names.iter().any(|other| other == name)
 }
 
 /// Whether the host uses an export beside the one that the component serves by.

@@ -28,6 +28,8 @@ use super::load_error::{LoadError, Refusal};
 use super::mismatch;
 use super::names;
 use super::needs::{Calls, Needs};
+use super::outline::Outline;
+use super::preinit::INITIALISE;
 use super::profile::Profile;
 use super::seat::Neighbours;
 use super::shared::Instances;
@@ -68,16 +70,50 @@ impl Sandbox {
     ///
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
-        let refused = |refusal| match &refusal {
-            Refusal::Import(what) => importer(content, what).refused(refusal),
-            Refusal::Http(name) | Refusal::OtherWasi { found: name, .. } => {
-                importer(content, &format!("`{name}`")).refused(refusal)
-            }
-            _ => content.refused(refusal),
-        };
         let whole = self.whole(content).await?;
         let extent = Extent::of(whole.bytes());
         let (engine, code) = self.compile(&whole, &extent).await?;
+        let mut generation = self.link(content, engine, code)?;
+        let took = self.try_start(content, &mut generation, true).await?;
+        self.warn_of_slow_start(took);
+        generation.warn_of_shortage();
+        Ok(Arc::new(generation))
+    }
+
+    /// Loads a component without the code of its functions, to check whether it can serve as far as
+    /// that can be told without its code. No function of the guest runs, not even with `preinit`.
+    ///
+    /// The generation takes the same room as that of a start, so that a check of the next service
+    /// sees what is left.
+    ///
+    /// # Errors
+    ///
+    /// It cannot serve.
+    pub(crate) async fn check_without_code(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
+        self.examine_to_check(content).await?;
+        content.validate()?;
+        let parts = content.parts();
+        let service = parts.last().unwrap_or(content);
+        if self.preinit && !Outline::of(service.bytes()).has_export(INITIALISE) {
+            return Err(service.refused(Refusal::NoInitialiser(INITIALISE)));
+        }
+        let whole = if parts.len() > 1 {
+            Cow::Owned(compose(content, service)?)
+        } else {
+            Cow::Borrowed(content)
+        };
+        let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
+        let hollow = whole.hollow();
+        let code = self.compile_anew(&engine, &hollow).await?.code;
+        let mut generation = self.link(content, engine, code)?;
+        self.try_start(content, &mut generation, false).await?;
+        generation.warn_of_shortage();
+        Ok(Arc::new(generation))
+    }
+
+    /// Makes a generation of what was compiled: finds its contract, and links what it imports.
+    fn link(&self, content: &Content, engine: Engine, code: Code) -> Result<Generation, LoadError> {
+        let refused = |refusal| refused(content, refusal);
         let prepared = match &code {
             Code::Component(component) => {
                 contract_of(component).and_then(|contract| prepare(&engine, component, contract))
@@ -92,7 +128,7 @@ impl Sandbox {
         let profile = profile
             .transpose()
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
-        let mut generation = Generation {
+        Ok(Generation {
             configured: Vec::new(),
             profile,
             mappings: engine.mappings(code.required().parts.memories),
@@ -102,23 +138,29 @@ impl Sandbox {
             prepared,
             engine,
             shared,
-        };
+        })
+    }
+
+    /// Makes the first instance, and has its parts check their configuration if `calls` is set.
+    /// Returns how long that took.
+    async fn try_start(
+        &self,
+        content: &Content,
+        generation: &mut Generation,
+        calls: bool,
+    ) -> Result<Duration, LoadError> {
         let opened = generation.open_to_try().await;
         let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
         let store = generation.store(Speaker::Nobody, None, None, opened);
         let start = Instant::now();
-        match timeout(PROBE, generation.try_in(store, Some(content))).await {
+        match timeout(PROBE, generation.try_in(store, calls.then_some(content))).await {
             Ok(Ok(configured)) => generation.configured = configured?,
             // It may have some the next time.
             Ok(Err(error)) if lacks_memory(&error) => return Err(LoadError::Sandbox(line(&error))),
-            Ok(Err(error)) => return Err(refused(not_started(&error))),
-            Err(_) => return Err(refused(Refusal::Slow(PROBE))),
+            Ok(Err(error)) => return Err(refused(content, not_started(&error))),
+            Err(_) => return Err(refused(content, Refusal::Slow(PROBE))),
         }
-        self.warn_of_slow_start(start.elapsed());
-        if let Some(shortage) = generation.shortage() {
-            warn!(service = generation.service(), "{shortage}");
-        }
-        Ok(Arc::new(generation))
+        Ok(start.elapsed())
     }
 
     /// What is compiled of `content`: its service, initialised if need be, and then composed with its middlewares.
@@ -300,6 +342,12 @@ impl Generation {
         }
     }
 
+    fn warn_of_shortage(&self) {
+        if let Some(shortage) = self.shortage() {
+            warn!(service = self.service(), "{shortage}");
+        }
+    }
+
     /// Memory mappings that its connections take while their instances live.
     pub fn mappings(&self) -> Mappings {
         self.mappings
@@ -465,6 +513,17 @@ pub(super) fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
+/// Says what is wrong with `content`, or with the part of it that has the import in question.
+fn refused(content: &Content, refusal: Refusal) -> LoadError {
+    match &refusal {
+        Refusal::Import(what) => importer(content, what).refused(refusal),
+        Refusal::Http(name) | Refusal::OtherWasi { found: name, .. } => {
+            importer(content, &format!("`{name}`")).refused(refusal)
+        }
+        _ => content.refused(refusal),
+    }
+}
+
 /// Finds the contract that a component exports.
 pub(super) fn contract_of(component: &Component) -> Result<Contract, Refusal> {
     let engine = component.engine();
@@ -474,7 +533,7 @@ pub(super) fn contract_of(component: &Component) -> Result<Contract, Refusal> {
 }
 
 /// Finds the contract among the names that a component exports.
-pub(super) fn find_contract(exports: &[&str]) -> Result<Contract, Refusal> {
+fn find_contract(exports: &[&str]) -> Result<Contract, Refusal> {
     if let Some(contract) = Contract::ALL
         .into_iter()
         .find(|contract| contract.export(exports).is_some())

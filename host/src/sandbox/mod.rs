@@ -25,6 +25,7 @@ mod files;
 mod generation;
 mod grants;
 mod handles;
+mod hollow;
 mod in_a_row;
 mod leash;
 mod load_error;

@@ -30,6 +30,11 @@ impl Outline {
         outline
     }
 
+    /// Returns whether it exports something by this name, which is a function in a module.
+    pub(super) fn has_export(&self, name: &str) -> bool {
+        self.exports.iter().any(|export| export == name)
+    }
+
     fn see(&mut self, payload: &Payload<'_>) {
         match payload {
             Payload::ComponentExportSection(section) => {

@@ -31,7 +31,7 @@ pub(in crate::sandbox) enum Command {
 }
 
 /// The function that runs a module.
-pub(in crate::sandbox) const START: &str = "_start";
+const START: &str = "_start";
 
 /// The memory of a module.
 const MEMORY: &str = "memory";

@@ -37,7 +37,6 @@ use crate::config::Setting;
 use crate::half::{Failure, Half, Lent};
 use crate::peer::Peer;
 use command::Command;
-pub(super) use command::START;
 pub(super) use migration::INTERFACE as MIGRATION;
 use session::Sessions;
 
