@@ -47,10 +47,7 @@ impl Authority {
     fn new(name: &str) -> Self {
         let dir = scratch(&format!("tls-{name}"));
         fs::create_dir_all(&dir).unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = of(&[(DnType::CommonName, name)]);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let issuer = issuer(name);
         fs::write(dir.join("ca.pem"), issuer.pem()).unwrap();
         Self { dir, issuer }
     }
@@ -87,6 +84,14 @@ impl Authority {
             versions: rustls::ALL_VERSIONS,
         }
     }
+}
+
+/// Creates a certificate that can issue others, with a key of its own.
+fn issuer(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = of(&[(DnType::CommonName, name)]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 fn of(subject: &[(DnType, &str)]) -> DistinguishedName {
@@ -368,10 +373,10 @@ fn a_client_shows_a_bounded_number_of_certificates() {
     let (authority, _, host) = served("long-chain-server", "echo", &args);
     let mut alice = clients.issues(&["alice"], &[]);
     let own = fs::read_to_string(&alice.certificate).unwrap();
-    let issuer = fs::read_to_string(&roots).unwrap();
+    let issuer_pem = fs::read_to_string(&roots).unwrap();
     alice.certificate.set_extension("chain");
     for (count, served) in [(2, true), (10, true), (11, false)] {
-        replace(&alice.certificate, own.clone() + &issuer.repeat(count));
+        replace(&alice.certificate, own.clone() + &issuer_pem.repeat(count));
         let client = ClientBuilder {
             identity: Some(alice.clone()),
             ..authority.client()
@@ -384,6 +389,18 @@ fn a_client_shows_a_bounded_number_of_certificates() {
             assert!(log.contains("11 intermediate certificates"), "{log}");
         }
     }
+    // Another certificate with the name of the authority.
+    replace(
+        &alice.certificate,
+        own + &issuer_pem + &issuer("long-chain").pem(),
+    );
+    let client = ClientBuilder {
+        identity: Some(alice),
+        ..authority.client()
+    };
+    assert_eq!(alert(&client, &host), AlertDescription::CertificateUnknown);
+    let log = host.log();
+    assert!(log.contains("certificates with the same subject"), "{log}");
 }
 
 /// The alert with which a host refuses a client.
