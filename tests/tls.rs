@@ -20,7 +20,7 @@ use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, St
 
 use crate::harness::tools;
 use crate::harness::{
-    CONT, Client, DEADLINE, Done, HUP, Host, field, guest, noise, refused, replace, scratch, until,
+    CONT, Client, DEADLINE, Done, HUP, Host, field, file, guest, noise, refused, replace, scratch, until,
 };
 
 /// An authority with a directory for what it issues.
@@ -403,14 +403,71 @@ fn a_client_shows_a_bounded_number_of_certificates() {
     assert!(log.contains("certificates with the same subject"), "{log}");
 }
 
+/// Clients that connect at the same time.
+const CROWD: usize = 32;
+
+#[test]
+fn a_crowd_with_certificates_of_one_subject_takes_no_threads() {
+    let name = "one-subject";
+    let clients = Authority::new(name);
+    let impostor = Authority {
+        dir: clients.dir.clone(),
+        issuer: issuer(name),
+    };
+    let mut mallory = impostor.issues(&["mallory"], &[]);
+    let mut chain = fs::read_to_string(&mallory.certificate).unwrap();
+    // Each of them could be the issuer of each other.
+    chain.extend((0..10).map(|_| issuer(name).pem()));
+    mallory.certificate.set_extension("chain");
+    replace(&mallory.certificate, chain);
+    let authority = Authority::new("one-subject-server");
+    let issued = authority.issues(&["localhost"], &[]);
+    let [certificate, key] = issued.files();
+    let config = format!(
+        "[[service]]\nname = \"encrypted\"\nlisten = [{{ address = \"127.0.0.1:0\", tls = {{ \
+         certificate = \"{certificate}\", key = \"{key}\", client-ca = \"{}\" }} }}]\n\
+         [[service]]\nname = \"plain\"\nlisten = [\"127.0.0.1:0\"]\n",
+        clients.file().display()
+    );
+    let host = Host::with_config(&file("one-subject.toml", config), 2);
+    let [encrypted, plain] = [0, 1].map(|listener| host.addresses()[listener]);
+    Client::connect(plain).unwrap().echo("hello\n");
+    let threads = host.entries("task");
+    let client = ClientBuilder {
+        identity: Some(mallory),
+        ..authority.client()
+    };
+    thread::scope(|scope| {
+        let crowd = [(); CROWD].map(|()| {
+            scope.spawn(|| alert_of(client.over(Client::connect(encrypted).unwrap().0, "localhost")))
+        });
+        Client::connect(plain).unwrap().echo("hello\n");
+        for refused in crowd {
+            assert_eq!(refused.join().unwrap(), AlertDescription::CertificateUnknown);
+        }
+    });
+    let now = host.entries("task");
+    // Other work of the host may have started a few.
+    assert!(now <= threads + 3, "{threads} threads became {now}");
+    Client::connect(plain).unwrap().echo("hello\n");
+    for _ in 0..CROWD {
+        host.line("reason=\"tls-handshake\"");
+    }
+}
+
 /// The alert with which a host refuses a client.
 fn alert(client: &ClientBuilder, host: &Host) -> AlertDescription {
+    let alert = alert_of(client.connects(host));
+    host.line("reason=\"tls-handshake\"");
+    alert
+}
+
+/// Reads the alert with which a host refuses a client that has tried to connect.
+fn alert_of(connected: io::Result<TlsClient>) -> AlertDescription {
     // A client of TLS 1.3 finishes its handshake before the host can refuse its certificate.
-    let error = client
-        .connects(host)
+    let error = connected
         .and_then(|mut client| client.read_to_end(&mut Vec::new()))
         .unwrap_err();
-    host.line("reason=\"tls-handshake\"");
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     match cause {
         Some(rustls::Error::AlertReceived(alert)) => *alert,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use host::config::{Identity, Tls};
 use host::socket::Stream;
-use host::tls::Server;
+use host::tls::{Server, Turns};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
@@ -115,7 +115,7 @@ pub fn run(bytes: &[u8]) {
 /// Agrees with a client, and reads what it says until it ends in good order.
 async fn serve(server: &Server, stream: UnixStream) -> io::Result<Vec<u8>> {
     let (mut reader, mut writer, _) = server
-        .handshake(Stream::Unix(stream))
+        .handshake(Stream::Unix(stream), &Turns::new(1))
         .await
         .map_err(|(error, _)| error)?;
     let mut heard = Vec::new();

@@ -231,7 +231,8 @@ impl Arrival {
         stream: Stream,
         service: &Service,
     ) -> Result<(tls::Reader, tls::Writer, peer::Tls), (Refused, Option<Stream>)> {
-        let agreeing = timeout_at(after(self.at, tls.timeout()), tls.handshake(stream));
+        let handshake = tls.handshake(stream, &service.process.handshakes);
+        let agreeing = timeout_at(after(self.at, tls.timeout()), handshake);
         let agreed = tokio::select! {
             biased;
             agreed = agreeing => agreed.map_err(|_| (Refused::TlsTimeout, None))?,

@@ -24,6 +24,7 @@ use crate::roster::{Open, Roster};
 use crate::sandbox::{Generation, Sandbox, Source};
 use crate::system::Mappings;
 use crate::telemetry::Telemetry;
+use crate::tls;
 
 /// What the connections of all services share.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(crate) struct Process {
     pub(crate) panics: AtomicU64,
     /// Connections that are left are closed.
     pub(crate) cut: CancellationToken,
+    /// Turns of TLS handshakes.
+    pub(crate) handshakes: tls::Turns,
     last_connection: AtomicU64,
 }
 
@@ -64,6 +67,7 @@ impl Process {
             connections: TaskTracker::new(),
             panics: AtomicU64::new(0),
             cut: CancellationToken::new(),
+            handshakes: tls::Turns::of_runtime(),
             last_connection: AtomicU64::new(0),
         }
     }

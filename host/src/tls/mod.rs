@@ -5,6 +5,7 @@ mod client_chain;
 mod identity;
 mod pem;
 mod stream;
+mod turns;
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -21,6 +22,7 @@ pub use identity::Unusable;
 pub(crate) use identity::faults;
 pub use pem::Fault;
 pub use stream::{Reader, Writer};
+pub use turns::Turns;
 
 use crate::config::Tls as Config;
 use crate::file_work::{FileWork, NotDone, READ};
@@ -123,7 +125,7 @@ impl Server {
         self.config.timeout
     }
 
-    /// Agrees with the peer on how the connection is encrypted.
+    /// Agrees with the peer on how the connection is encrypted, while it has one of the `turns`.
     ///
     /// # Errors
     ///
@@ -132,10 +134,12 @@ impl Server {
     pub async fn handshake(
         &self,
         stream: Stream,
+        turns: &Turns,
     ) -> Result<(Reader, Writer, peer::Tls), (io::Error, Stream)> {
         let acceptor = TlsAcceptor::from(self.current.load_full());
         let accept = acceptor.accept(Transport::new(stream)).into_fallible();
-        let stream = accept
+        let stream = turns
+            .take(accept)
             .await
             .map_err(|(error, transport)| (error, transport.into_stream()))?;
         let said = said(stream.get_ref().1);

@@ -75,7 +75,8 @@ async fn connect(
     let (near, far) = UnixStream::pair().unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
-    let (client, served) = tokio::join!(connecting, server.handshake(Stream::Unix(near)));
+    let turns = Turns::new(1);
+    let (client, served) = tokio::join!(connecting, server.handshake(Stream::Unix(near), &turns));
     (client, served.map_err(|(error, _)| error))
 }
 
@@ -177,7 +178,8 @@ async fn a_peer_may_reset_after_its_last_message_of_the_handshake() {
         let address = listener.local_addr().unwrap();
         let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (far, near) = (far.unwrap(), near.unwrap().0);
-        let mut served = std::pin::pin!(server.handshake(Stream::Tcp(near)));
+        let turns = Turns::new(1);
+        let mut served = std::pin::pin!(server.handshake(Stream::Tcp(near), &turns));
         loop {
             let mut bytes = Vec::new();
             while client.wants_write() {
