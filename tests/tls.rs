@@ -753,6 +753,47 @@ fn a_peer_that_breaks_tls_is_told_from_one_that_vanishes() {
     assert_eq!(field(&line, "bytes_in"), "12005", "{line}");
 }
 
+/// Sends `updates` of the keys and then `content`, and reads the answer of an echo guest if it
+/// should be `answered`.
+fn update_keys(client: &mut TlsClient, updates: u32, content: &[u8], answered: bool) -> io::Result<()> {
+    for _ in 0..updates {
+        client.conn.refresh_traffic_keys().unwrap();
+    }
+    client.write_all(content)?;
+    if answered {
+        let mut answer = vec![0; content.len()];
+        client.read_exact(&mut answer)?;
+        assert!(answer == content);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_sends_records_without_content_is_ended() {
+    let (authority, _, host) = served("updates", "echo", &[]);
+    let connects = || {
+        let client = ClientBuilder {
+            versions: NEWER,
+            ..authority.client()
+        };
+        client.connects(&host).unwrap()
+    };
+    // rustls refuses more than 32 updates in a row. The host ends the connection while the client sends.
+    let mut client = connects();
+    let _ = (0..200).try_for_each(|_| update_keys(&mut client, 30, b"x", false));
+    let line = host.line("connection ended");
+    assert_eq!(field(&line, "outcome"), "peer-lost", "{line}");
+    assert_eq!(field(&line, "reason"), "Protocol", "{line}");
+    // As many updates between content are not too many.
+    let mut client = connects();
+    for _ in 0..100 {
+        update_keys(&mut client, 30, &[b'x'; 100], true).unwrap();
+    }
+    finish(&mut client);
+    assert_eq!(rest(&mut client), "");
+    assert_eq!(host.outcome(), "finished");
+}
+
 #[test]
 fn a_peer_that_sends_an_alert_resets() {
     let (authority, _, host) = served("aborts", "echo", &[]);

@@ -4,6 +4,7 @@ mod algorithm;
 mod client_chain;
 mod identity;
 mod pem;
+mod records;
 mod stream;
 mod turns;
 

@@ -11,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio_rustls::server::TlsStream;
 
+use super::records::Records;
 use crate::socket::{Stream, Taken};
 
-/// The socket under TLS. During the handshake it delays failures until what the peer has sent is
-/// processed.
+/// The socket under TLS. It counts the records that arrive. During the handshake it delays failures
+/// until what the peer has sent is processed.
 ///
 /// A peer may reset the connection right after its last message of the handshake. tokio-rustls
 /// reads and writes on after that message, so the handshake would fail although it is complete.
@@ -25,6 +26,7 @@ pub(super) struct Transport {
     /// The first failure, which has not been returned yet.
     failure: Option<io::Error>,
     taken: Taken,
+    records: Records,
 }
 
 impl Transport {
@@ -34,7 +36,14 @@ impl Transport {
             is_handshaking: true,
             failure: None,
             taken: Taken::default(),
+            records: Records::default(),
         }
+    }
+
+    /// Ends the handshake.
+    fn begin(&mut self) {
+        self.is_handshaking = false;
+        self.records.forget();
     }
 
     /// Returns the socket.
@@ -86,8 +95,23 @@ impl AsyncRead for Transport {
         {
             return Poll::Ready(Err(failure));
         }
+        if !this.is_handshaking {
+            // In a handshake, rustls bounds what a peer may send.
+            let checked = this.records.check();
+            checked.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        }
+        if this.records.is_turn_over() {
+            this.records.begin_turn();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let Self { stream, taken, .. } = &mut *this;
+        let before = buffer.filled().len();
         let polled = taken.read(buffer, |buffer| Pin::new(stream).poll_read(cx, buffer));
+        if polled.is_pending() {
+            this.records.begin_turn();
+        }
+        this.records.arrive(&buffer.filled()[before..]);
         this.delay(polled).unwrap_or_else(|| {
             // An incomplete handshake reads again, and then fails.
             cx.waker().wake_by_ref();
@@ -127,7 +151,7 @@ impl AsyncWrite for Transport {
 
 /// Splits a connection into its halves. They must be used as one connection, as those of any [`Stream`].
 pub(super) fn split(mut stream: TlsStream<Transport>) -> (Reader, Writer) {
-    stream.get_mut().0.is_handshaking = false;
+    stream.get_mut().0.begin();
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             stream,
@@ -192,9 +216,14 @@ impl AsyncRead for Reader {
     ) -> Poll<io::Result<()>> {
         let State { stream, failure, .. } = &mut *self.0.state();
         if failure.is_none() {
+            let before = buffer.filled().len();
             let read = ready!(Pin::new(&mut *stream).poll_read(cx, buffer));
             match read {
-                Ok(()) => return Poll::Ready(Ok(())),
+                Ok(()) => {
+                    let count = buffer.filled().len() - before;
+                    stream.get_mut().0.records.content(count);
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) => *failure = Some(by_peer(error)),
             }
         }

@@ -1,13 +1,17 @@
 use std::fs;
+use std::future::poll_fn;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::Poll;
 
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::task::yield_now;
 use tokio_rustls::TlsConnector;
 
 use super::*;
@@ -253,6 +257,46 @@ async fn content_before_a_broken_record_is_read_first() {
         assert_eq!(content, b"hello");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
+}
+
+/// Writes rounds of 30 updates of the keys and a byte of content.
+async fn write_updates(client: &mut Client, rounds: usize) {
+    for _ in 0..rounds {
+        for _ in 0..30 {
+            client.get_mut().1.refresh_traffic_keys().unwrap();
+        }
+        write_with(client, b"x", b"").await;
+    }
+}
+
+#[tokio::test]
+async fn records_without_content_give_others_their_turn_until_there_are_too_many() {
+    let dir = Dir::new("updates");
+    let (one, root) = identity(&dir.0, &["one.example"]);
+    let (client, served) = connect(&server(vec![one]), &[&root], "one.example").await;
+    let (mut client, (mut reader, _writer, _)) = (client.unwrap(), served.unwrap());
+    write_updates(&mut client, 30).await;
+    let (mut content, mut pauses) = (0, 0);
+    while content < 30 {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        match poll_fn(|cx| Poll::Ready(Pin::new(&mut reader).poll_read(cx, &mut buffer))).await {
+            Poll::Ready(read) => {
+                read.unwrap();
+                content += buffer.filled().len();
+            }
+            Poll::Pending => {
+                pauses += 1;
+                yield_now().await;
+            }
+        }
+    }
+    // The runtime may take a turn to find that the socket is readable.
+    assert!(pauses > 3, "{pauses}");
+    write_updates(&mut client, 30).await;
+    let error = reader.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(error.to_string().contains("records more than"), "{error}");
 }
 
 #[tokio::test]
