@@ -130,7 +130,10 @@ fn check_directories(path: &Path) -> anyhow::Result<()> {
     let target = path.canonicalize().ok();
     for path in iter::once(path).chain(target.as_deref()) {
         if let Err(error) = guarded::check(directory_of(path), Owner::HostOrRoot) {
-            bail!("another user could replace the token file {}: {error}", named(path));
+            bail!(
+                "another user could replace the token file {}: {error}",
+                named(path)
+            );
         }
     }
     Ok(())
