@@ -239,10 +239,9 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path, flag)?;
     warn_of_others(&path, flag);
-    // Nobody can connect before it listens, by when it is theirs to whom it is to be. A link in the
-    // place of the socket is not followed.
+    // Nobody can connect before it listens, by when it is theirs to whom it is to be.
     if let Some((user, group)) = owner {
-        lchown(&path, user, group).with_context(|| {
+        file.0.set_owner(user, group).with_context(|| {
             format!(
                 "cannot set the owner of the socket to `{}`",
                 options.owner.as_deref().unwrap_or_default()
@@ -443,24 +442,45 @@ impl FileIdentity {
         Self::of(&self.path).is_ok_and(|now| now == *self)
     }
 
+    /// Opens the file for [`FileIdentity::set_mode`] and [`FileIdentity::set_owner`].
+    ///
+    /// # Errors
+    ///
+    /// Another file has taken its place.
+    #[cfg(target_os = "linux")]
+    fn open(&self) -> io::Result<fs::File> {
+        use rustix::fs::{CWD, OFlags};
+
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(CWD, &self.path, flags, rustix::fs::Mode::empty())?;
+        let opened = fs::File::from(opened);
+        let metadata = opened.metadata()?;
+        if (metadata.dev(), metadata.ino()) != (self.device, self.inode) {
+            return Err(io::Error::other("another file has taken the place of the socket"));
+        }
+        Ok(opened)
+    }
+
+    /// Sets the owner of this file, and of no other that has taken its place.
+    #[cfg(target_os = "linux")]
+    fn set_owner(&self, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
+        use rustix::fs::{AtFlags, Gid, Uid, chownat};
+
+        let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));
+        Ok(chownat(self.open()?, "", user, group, AtFlags::EMPTY_PATH)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn set_owner(&self, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
+        lchown(&self.path, user, group)
+    }
+
     /// Sets the mode of this file, and of no other that has taken its place.
     #[cfg(target_os = "linux")]
     fn set_mode(&self, mode: u32) -> io::Result<()> {
         use std::os::fd::AsRawFd as _;
 
-        use rustix::fs::{CWD, OFlags};
-
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = fs::File::from(rustix::fs::openat(
-            CWD,
-            &self.path,
-            flags,
-            rustix::fs::Mode::empty(),
-        )?);
-        let metadata = opened.metadata()?;
-        if (metadata.dev(), metadata.ino()) != (self.device, self.inode) {
-            return Err(io::Error::other("another file has taken the place of the socket"));
-        }
+        let opened = self.open()?;
         // A descriptor of this kind has no fchmod(2) before Linux 6.6.
         let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
         fs::set_permissions(link, fs::Permissions::from_mode(mode))
