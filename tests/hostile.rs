@@ -519,6 +519,35 @@ mod brittle {
     }
 }
 
+/// A guest that fails at the end of a client which has sent nothing. Others are served.
+#[test]
+fn a_client_that_sends_nothing_opens_no_breaker() {
+    let module = wat::parse_str(
+        r#"(module
+          (import "wasi_snapshot_preview1" "fd_read"
+            (func $read (param i32 i32 i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "fd_write"
+            (func $write (param i32 i32 i32 i32) (result i32)))
+          (memory (export "memory") 1)
+          (func (export "_start")
+            (i32.store (i32.const 0) (i32.const 16))
+            (i32.store (i32.const 4) (i32.const 100))
+            (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+            (if (i32.eqz (i32.load (i32.const 8))) (then (unreachable)))
+            (i32.store (i32.const 4) (i32.load (i32.const 8)))
+            (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#,
+    );
+    let host = Host::with(&file("fails-at-an-end.wasm", module.unwrap()), &[]);
+    for _ in 0..10 {
+        let silent = host.connect();
+        silent.finish();
+        silent.expect_reset();
+        assert_eq!(host.outcome(), "guest-trap");
+    }
+    host.connect().echo("served");
+    assert!(!host.log().contains("breaker open"), "{}", host.log());
+}
+
 mod tables {
     use super::*;
 

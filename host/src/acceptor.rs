@@ -282,7 +282,7 @@ fn serve_one(
             Ok(report) => {
                 log(&service, &peer, &place, &report);
                 if report.counts {
-                    place.ended(report.outcome.is_the_guests_fault(), report.bytes_in);
+                    place.ended(report.outcome.is_the_guests_fault(), report.has_heard_peer());
                 }
             }
             // The hook for panics has said what happened.

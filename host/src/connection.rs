@@ -145,6 +145,18 @@ pub struct Report {
     pub at_end: AtEnd,
 }
 
+impl Report {
+    /// Returns whether bytes or an end came from the peer before the guest ended.
+    pub(crate) fn has_heard_peer(&self) -> bool {
+        let AtEnd {
+            peer_ended,
+            peer_failed,
+            ..
+        } = self.at_end;
+        self.bytes_in > 0 || peer_ended || peer_failed
+    }
+}
+
 /// What had passed on a connection when its guest ended, or was ended. What the host reads and
 /// writes to close the connection comes after it.
 #[derive(Clone, Copy, Debug)]

@@ -108,10 +108,11 @@ impl Place {
         }
     }
 
-    /// The connection has ended: the guest has failed, or not, after so many bytes came from the peer.
-    pub(crate) fn ended(&self, failed: bool, bytes_in: u64) {
+    /// Notes that the connection has ended, because the guest has `failed` or not. `heard` says
+    /// whether bytes or an end came from the peer.
+    pub(crate) fn ended(&self, failed: bool, heard: bool) {
         // A guest that has heard its peer may have failed at what that said.
-        if failed && !self.started.load(Relaxed) && bytes_in == 0 {
+        if failed && !self.started.load(Relaxed) && !heard {
             self.attempt.failed();
         }
         self.generations

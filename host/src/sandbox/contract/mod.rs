@@ -18,9 +18,9 @@ use pin_project_lite::pin_project;
 use rustix::io::Errno;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Instance, InstancePre};
+use wasmtime::{PoolConcurrencyLimitError, Store};
 
 use super::configuration;
 use super::file_threads::on;
@@ -211,7 +211,8 @@ impl Fault {
         !matches!(self, Self::Shared { counts: false, .. }) && !self.is_of_system()
     }
 
-    /// Whether the system had no memory or no memory mapping for the instance.
+    /// Whether the system had no memory or no memory mapping for the instance, or the pool no room
+    /// for one more.
     pub fn is_of_system(&self) -> bool {
         match self {
             Self::Start(error) | Self::Trap(error) => lacks_memory(error),
@@ -231,7 +232,7 @@ impl Fault {
     }
 }
 
-/// Whether something failed since the system had no memory for it.
+/// Whether something failed since the system had no memory for it, or the pool no room.
 pub(super) fn lacks_memory(error: &wasmtime::Error) -> bool {
     let mut causes = error.chain();
     let lacks = |cause: &(dyn std::error::Error + 'static)| {
@@ -239,7 +240,11 @@ pub(super) fn lacks_memory(error: &wasmtime::Error) -> bool {
         of_io.or_else(|| cause.downcast_ref().map(|errno: &Errno| errno.raw_os_error()))
             == Some(Errno::NOMEM.raw_os_error())
     };
-    error.is::<wasmtime::OutOfMemory>() || causes.any(lacks)
+    let has_no_room = |cause: &(dyn std::error::Error + 'static)| cause.is::<PoolConcurrencyLimitError>();
+    error.is::<wasmtime::OutOfMemory>()
+        || error.is::<PoolConcurrencyLimitError>()
+        || error.chain().any(has_no_room)
+        || causes.any(lacks)
 }
 
 /// Holds a call of a guest to `max`, as [`Meter`] does. `fault` makes a fault of its failure.
