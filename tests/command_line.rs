@@ -231,6 +231,32 @@ fn it_listens_where_it_was_told_to() {
     }
 }
 
+/// Variables of the environment often have the URL of a database.
+#[test]
+fn a_url_in_place_of_a_destination_is_not_shown() {
+    let dir = crate::harness::scratch("url-for-destination");
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("services.toml");
+    for url in ["postgres://user:s3cr3t@db:5432", "user:s3cr3t@db:5432"] {
+        let by_flag = refused(&["--listen", "127.0.0.1:0", "--allow-outbound", url]);
+        let text = format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n\
+             grants = {{ allow-outbound = [\"{url}\"] }}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let by_key = refused(&["--config", file.to_str().unwrap()]);
+        for refusal in [by_flag, by_key] {
+            assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+            assert!(
+                refusal.message.contains("expected HOST:PORT"),
+                "{}",
+                refusal.message
+            );
+            assert!(!refusal.message.contains("s3cr3t"), "{}", refusal.message);
+        }
+    }
+}
+
 #[test]
 fn a_secret_in_place_of_its_file_is_not_shown() {
     let secret = "5f4dcc3b5aa765d61d8327deb882cf99";

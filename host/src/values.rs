@@ -218,6 +218,15 @@ pub(crate) const NO_FILE: &str = "no file has this name; expected the path of a 
      secret, not the secret itself; write the secret to a file, and start the path of a file in the same \
      directory with `./`";
 
+/// What is wrong with a value in place of which a URL may have been given, with its password.
+pub(crate) const URL: &str = "it has a `/` or `@` and may be a URL with a password; expected HOST:PORT, \
+     such as 192.0.2.7:5432 or [2001:db8::7]:5432";
+
+/// Checks whether messages must not show a value that was refused with this `reason`.
+pub(crate) fn hides_value(reason: &str) -> bool {
+    [NO_FILE, URL].contains(&reason)
+}
+
 /// Characters that a token has at least.
 pub(crate) const MIN_TOKEN: usize = 16;
 
@@ -413,6 +422,10 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
 }
 
 pub(crate) fn destination(text: &str) -> Result<String, String> {
+    // No name of a host has these. A URL may have a password, which messages must not show.
+    if text.contains(['/', '@']) {
+        return Err(URL.to_owned());
+    }
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && number(port).is_some_and(|port: u16| port > 0) => {
             Ok(text.to_owned())
@@ -483,8 +496,10 @@ pub(crate) fn count(text: &str) -> Result<Option<NonZeroUsize>, String> {
     if text == OFF {
         return Ok(None);
     }
-    let count = number(text).ok_or_else(|| "expected a number above zero, or `off`".to_owned())?;
-    Ok(Some(count))
+    number(text)
+        .filter(|count: &NonZeroUsize| count.get() <= MAX_CONNECTIONS)
+        .map(Some)
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_CONNECTIONS}, or `off`"))
 }
 
 pub(crate) fn rate(text: &str) -> Result<Option<Rate>, String> {

@@ -65,7 +65,8 @@ fn invalid(error: &Error) -> Option<String> {
         return None;
     };
     let reason = error.source()?.to_string();
-    let is_secret = SECRET.contains(&name(flag).as_str()) || [values::NO_FILE, VARIABLE].contains(&&*reason);
+    let is_secret =
+        SECRET.contains(&name(flag).as_str()) || values::hides_value(&reason) || reason == VARIABLE;
     let value = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) if !is_secret => format!(" '{}'", shown(value)),
         _ => String::new(),

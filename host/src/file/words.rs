@@ -67,7 +67,7 @@ impl<K: Kind> Visitor<'_> for Reader<K> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Word<K>, E> {
         K::parse(text).map(Word).map_err(|expected| {
-            if K::IS_SECRET || values::is_content(text) {
+            if K::IS_SECRET || values::is_content(text) || values::hides_value(&expected) {
                 E::custom(format_args!("invalid value: {expected}"))
             } else {
                 E::custom(format_args!("invalid value `{text}`: {expected}"))
@@ -215,7 +215,7 @@ kinds! {
     /// A number of connections.
     Connections: NonZeroUsize = values::connections, ToString::to_string, "1024", whole(&ranges::number(1..=MAX_CONNECTIONS)), 1.0 to MAX_CONNECTIONS as f64;
     /// A number of connections that may be none.
-    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", or_off_pattern(&ranges::number(1..=usize::MAX as u64)), 1.0 to f64::INFINITY;
+    Count: Option<NonZeroUsize> = values::count, |count| or_off(count.as_ref(), ToString::to_string), "100", or_off_pattern(&ranges::number(1..=MAX_CONNECTIONS)), 1.0 to MAX_CONNECTIONS as f64;
     /// Connections in a time.
     MaxRate: Option<Rate> = values::rate, |rate| or_off(rate.as_ref(), show_rate), "100/s", or_off_pattern(&format!("{}(/[smh])?", ranges::number(1..=MAX_RATE))), 1.0 to MAX_RATE as f64;
     /// Instances that connections share.
