@@ -15,8 +15,9 @@ use crate::conversation::{Client, Conversation, Guest, Step};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tape(Arc<Mutex<Kept>>);
 
-/// Bytes of a step beside its text: the step, and the least that the allocator gives to a text.
-pub(super) const STEP: usize = size_of::<(usize, Step)>() + 16;
+/// Bytes of a step beside its text: the step in a list that doubles as it grows, and the least that
+/// the allocator takes for a text.
+pub(super) const STEP: usize = 2 * size_of::<(usize, Step)>() + 32;
 
 #[derive(Debug, Default)]
 struct Kept {
