@@ -113,7 +113,7 @@ fn the_longest_time_for_a_header_is_a_long_time() {
 
 #[test]
 fn what_is_no_header_is_refused() {
-    let host = Host::serving("echo", &FROM_HERE);
+    let host = Host::serving("echo", &[&FROM_HERE[..], &["-v"]].concat());
     let too_long = [&V2[..14], b"\xff\xff"].concat();
     let long_line = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 200]].concat();
     for bytes in [
@@ -131,6 +131,19 @@ fn what_is_no_header_is_refused() {
     client.finish();
     client.expect_reset();
     host.line("reason=\"proxy-header\"");
+    let log = host.log();
+    let rejected: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("connection rejected: "))
+        .collect();
+    assert!(rejected.len() > 6, "{log}");
+    let listener = format!(" listener=\"{}\"", host.address());
+    for line in rejected {
+        assert!(
+            line.contains(" service=\"echo\"") && line.contains(&listener),
+            "{line}"
+        );
+    }
 }
 
 #[test]

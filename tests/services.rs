@@ -707,10 +707,13 @@ fn a_first_limit_for_a_source_counts_the_connections_that_are_open() {
 
 #[test]
 fn a_service_that_comes_back_counts_the_connections_that_it_left_open() {
-    for limit in ["max-connections = 2", "max-connections-per-source = 2"] {
+    for (name, limit) in [
+        ("comes-back", "max-connections = 2"),
+        ("comes-back-by-source", "max-connections-per-source = 2"),
+    ] {
         let other = "[[service]]\nname = \"other\"\nlisten = [\"127.0.0.1:0\"]\n";
         let limited = format!("{}{other}", echo(&format!("{ANYWHERE}\nlimits = {{ {limit} }}")));
-        let services = Services::new("comes-back", &limited);
+        let services = Services::new(name, &limited);
         let host = Host::with_config(&services.file(), 2);
         let open: Vec<_> = (0..2).map(|_| host.connect()).collect();
         for client in &open {

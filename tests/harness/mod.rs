@@ -7,7 +7,7 @@ pub mod http;
 pub mod lines;
 pub mod tools;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -115,12 +115,16 @@ pub fn words(source: &str) -> BTreeSet<String> {
 /// Another test of this process uses a directory of that name: the tests run at the same time, and
 /// would replace each other's files.
 pub fn scratch(name: &str) -> PathBuf {
-    static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let is_new = TAKEN.lock().unwrap().insert(name.to_owned());
-    assert!(
-        is_new,
+    static TAKEN: Mutex<BTreeMap<String, Option<String>>> = Mutex::new(BTreeMap::new());
+    // The thread of a test has its name.
+    let test = thread::current().name().map(str::to_owned);
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let of = taken.entry(name.to_owned()).or_insert_with(|| test.clone());
+    assert_eq!(
+        *of, test,
         "two tests use the directory {name}: give one of them another name"
     );
+    drop(taken);
     let dir = guest_builder::target_dir(Path::new(HOST))
         .unwrap()
         .join("test-scratch")

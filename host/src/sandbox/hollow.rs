@@ -20,7 +20,7 @@ const HEADER: usize = 8;
 
 /// How deep components may be nested in each other. Each level is copied once more for the one
 /// around it.
-const MAX_DEPTH: u32 = 100;
+const MAX_DEPTH: u32 = 50;
 
 /// A function without locals that traps: its length, no locals, `unreachable` and `end`.
 const TRAP: [u8; 4] = [3, 0, 0x00, 0x0b];
@@ -141,8 +141,8 @@ mod tests {
             let text = format!("{}{}", "(component ".repeat(depth), ")".repeat(depth));
             hollow(&wat::parse_str(text).unwrap())
         };
-        assert!(nested(101).is_some());
-        assert_eq!(nested(102), None);
+        assert!(nested(51).is_some());
+        assert_eq!(nested(52), None);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Server {
         self.config.timeout
     }
 
-    /// Agrees with the peer on how the connection is encrypted, while it has one of the `turns`.
+    /// Agrees with the peer on how the connection is encrypted. Computes only with one of `turns`.
     ///
     /// # Errors
     ///
