@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -472,7 +472,7 @@ impl FileIdentity {
 
     #[cfg(not(target_os = "linux"))]
     fn set_owner(&self, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
-        lchown(&self.path, user, group)
+        std::os::unix::fs::lchown(&self.path, user, group)
     }
 
     /// Sets the mode of this file, and of no other that has taken its place.
