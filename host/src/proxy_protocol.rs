@@ -186,7 +186,8 @@ pub fn parse(header: &[u8]) -> Result<Client, Refusal> {
             return Err(Refusal::Port);
         }
         let parsed = v1::Header::try_from(header).map_err(Refusal::V1)?;
-        if parsed.header.len() != header.len() {
+        // The parser of the library accepts a space in the place of the carriage return.
+        if parsed.header.len() != header.len() || !header.ends_with(END) {
             return Err(Refusal::Malformed);
         }
         return Ok(match parsed.addresses {
@@ -347,6 +348,15 @@ mod tests {
             // The other end stays open.
             let refused = read(&mut { near }).await.unwrap_err();
             assert!(!matches!(refused, Refusal::Lost(_)), "{bytes:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_line_ends_with_both_of_its_characters() {
+        let line = "PROXY TCP4 20.10.0.85 255.255.24.43 21577 21770";
+        assert!(parse(format!("{line}\r\n").as_bytes()).is_ok());
+        for end in [" \n", "\n", "\r", ""] {
+            assert!(parse(format!("{line}{end}").as_bytes()).is_err(), "{end:?}");
         }
     }
 }
