@@ -121,7 +121,8 @@ impl Token {
     }
 }
 
-/// Checks the directory of the file at `path`, and that of the file that a link leads to.
+/// Checks the directory of the file at `path`. If the file is a link, checks the directory of its
+/// target too.
 ///
 /// # Errors
 ///

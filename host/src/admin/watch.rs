@@ -12,8 +12,8 @@ use crate::service::Process;
 /// Time between two events of a reader.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// How long an event is that of every reader. A bit less than [`LOOK`], so that a reader whose
-/// timer is early gets no event twice.
+/// How long readers share an event. It is shorter than [`LOOK`], so that a reader whose timer is
+/// early gets no event twice.
 const SHARED: Duration = Duration::from_millis(900);
 
 /// The last event. Making one takes time for each open connection, and readers may be many.
@@ -29,8 +29,8 @@ struct Last {
 }
 
 impl Watch {
-    /// Returns an event with the present status, or that of less than a second ago if another
-    /// reader has had it made.
+    /// Returns the event of another reader if it is less than [`SHARED`] old, and otherwise makes one
+    /// with the present status.
     pub(super) async fn event(&self, process: &Process) -> Bytes {
         let mut last = self.0.lock().await;
         let now = Instant::now();

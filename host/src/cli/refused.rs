@@ -139,7 +139,7 @@ fn assignment(error: &Error, words: &[OsString]) -> Option<String> {
     ))
 }
 
-/// What is wrong with a path in place of which a variable was given.
+/// Says that a variable was given where a path is expected.
 const VARIABLE: &str = "no file has this name; expected a path; each `--env` takes one variable, so \
      repeat the flag for each";
 

@@ -239,7 +239,7 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path, flag)?;
     warn_of_others(&path, flag);
-    // Nobody can connect before it listens, by when it is theirs to whom it is to be.
+    // No client can connect before the socket listens. By then it has its owner and its mode.
     if let Some((user, group)) = owner {
         file.0.set_owner(user, group).with_context(|| {
             format!(

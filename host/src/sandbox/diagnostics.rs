@@ -24,7 +24,8 @@ use crate::logging::escape::beginning;
 /// Bytes of a line that are logged in one piece, with characters escaped.
 const MAX_LINE: usize = 1024;
 
-/// Bytes of these for the context that a guest gives by `wasi:logging`. The rest is for the message.
+/// Bytes of [`MAX_LINE`] for the context that a guest gives to `wasi:logging`. The message has the
+/// rest.
 const MAX_CONTEXT: usize = 256;
 
 /// Lines of one connection that are logged; of an instance that connections share, so many after each that has joined.
@@ -454,7 +455,7 @@ impl OutputStream for Diagnostics {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        // Who has written so much waits until others have had their turn.
+        // A guest that has written as much as this waits until others have had their turn.
         Ok(PERMIT.saturating_sub(self.lines().in_turn))
     }
 }

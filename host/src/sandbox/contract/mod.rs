@@ -240,11 +240,7 @@ pub(super) fn lacks_memory(error: &wasmtime::Error) -> bool {
         of_io.or_else(|| cause.downcast_ref().map(|errno: &Errno| errno.raw_os_error()))
             == Some(Errno::NOMEM.raw_os_error())
     };
-    let has_no_room = |cause: &(dyn std::error::Error + 'static)| cause.is::<PoolConcurrencyLimitError>();
-    error.is::<wasmtime::OutOfMemory>()
-        || error.is::<PoolConcurrencyLimitError>()
-        || error.chain().any(has_no_room)
-        || causes.any(lacks)
+    error.is::<wasmtime::OutOfMemory>() || error.is::<PoolConcurrencyLimitError>() || causes.any(lacks)
 }
 
 /// Holds a call of a guest to `max`, as [`Meter`] does. `fault` makes a fault of its failure.
