@@ -276,21 +276,26 @@ fn a_secret_in_place_of_its_file_is_not_shown() {
     std::fs::create_dir_all(&dir).unwrap();
     let file = dir.join("services.toml");
     let service = |more: &str| format!("[[service]]\nname = \"a\"\nlisten = [{more}]\n");
-    let tls =
-        format!("{{ address = \"127.0.0.1:0\", tls = {{ certificate = \"a.pem\", key = \"{secret}\" }} }}");
-    let admin = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{secret}\"\n");
     let path = file.to_str().unwrap();
-    for text in [service(&tls), admin + &service("\"127.0.0.1:0\"")] {
-        std::fs::write(&file, &text).unwrap();
-        hidden(&refused(&["--config", path]).message);
-        hidden(&refused(&["check", "--config", path]).message);
-        std::fs::write(&file, service("\"127.0.0.1:0\"")).unwrap();
-        let host = Host::with_config(&file, 1);
-        std::fs::write(&file, &text).unwrap();
-        host.signal(crate::harness::HUP);
-        hidden(&host.line("nothing changed"));
-        assert!(!host.log().contains(secret), "{}", host.log());
-    }
+    let tls = |key: &str| {
+        format!("{{ address = \"127.0.0.1:0\", tls = {{ certificate = \"a.pem\", key = \"{key}\" }} }}")
+    };
+    // The secret in a services file, of which `part` must not be shown.
+    let is_hidden_in_file = |secret: &str, part: &str, hidden: &dyn Fn(&str)| {
+        let admin = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{secret}\"\n");
+        for text in [service(&tls(secret)), admin + &service("\"127.0.0.1:0\"")] {
+            std::fs::write(&file, &text).unwrap();
+            hidden(&refused(&["--config", path]).message);
+            hidden(&refused(&["check", "--config", path]).message);
+            std::fs::write(&file, service("\"127.0.0.1:0\"")).unwrap();
+            let host = Host::with_config(&file, 1);
+            std::fs::write(&file, &text).unwrap();
+            host.signal(crate::harness::HUP);
+            hidden(&host.line("nothing changed"));
+            assert!(!host.log().contains(part), "{}", host.log());
+        }
+    };
+    is_hidden_in_file(secret, secret, &hidden);
     // Base64 looks like a path.
     let secret = "q83v/EjRWs3cr3t5f4dcc3b5aa765d61d8327deb882c=";
     let hidden = |said: &str| {
@@ -305,22 +310,9 @@ fn a_secret_in_place_of_its_file_is_not_shown() {
         "{message}"
     );
     hidden(&message);
-    let tls =
-        format!("{{ address = \"127.0.0.1:0\", tls = {{ certificate = \"a.pem\", key = \"{secret}\" }} }}");
-    let admin = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{secret}\"\n");
-    for text in [service(&tls), admin + &service("\"127.0.0.1:0\"")] {
-        std::fs::write(&file, &text).unwrap();
-        hidden(&refused(&["--config", path]).message);
-        hidden(&refused(&["check", "--config", path]).message);
-        std::fs::write(&file, service("\"127.0.0.1:0\"")).unwrap();
-        let host = Host::with_config(&file, 1);
-        std::fs::write(&file, &text).unwrap();
-        host.signal(crate::harness::HUP);
-        hidden(&host.line("nothing changed"));
-        assert!(!host.log().contains("s3cr3t"), "{}", host.log());
-    }
+    is_hidden_in_file(secret, "s3cr3t", &hidden);
     // The path of a missing file in a directory that exists is shown.
-    std::fs::write(&file, service(&tls.replace(secret, "./missing-key-of-the-host"))).unwrap();
+    std::fs::write(&file, service(&tls("./missing-key-of-the-host"))).unwrap();
     assert!(
         refused(&["--config", path])
             .message
