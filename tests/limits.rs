@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -251,10 +251,8 @@ fn a_guest_that_has_used_its_time_is_interrupted() {
     spinning_ends("`--max-cpu-time`", &limits);
 }
 
-/// A module that asks for random bytes so many times, in one function without a loop, and writes
-/// a line before and after that.
-fn straight(calls: usize) -> PathBuf {
-    let call = "(drop (call $random (i32.const 0) (i32.const 65536)))\n";
+/// A module that asks for random bytes by `calls`, and writes a line before and after that.
+fn random(name: &str, calls: &str) -> PathBuf {
     let text = format!(
         r#"(module
             (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
@@ -264,22 +262,52 @@ fn straight(calls: usize) -> PathBuf {
             (data (i32.const 65536) "\10\00\01\00\05\00\00\00        line\n")
             (func $say
                 (drop (call $write (i32.const 1) (i32.const 65536) (i32.const 1) (i32.const 65544))))
-            (func (export "_start") (call $say) {} (call $say)))"#,
-        call.repeat(calls)
+            {calls}
+            (func (export "_start") (call $say) (call $calls) (call $say)))"#
     );
-    file(&format!("straight-{calls}.wasm"), wat::parse_str(text).unwrap())
+    file(&format!("random-{name}.wasm"), wat::parse_str(text).unwrap())
+}
+
+const RANDOM: &str = "(drop (call $random (i32.const 0) (i32.const 65536)))\n";
+
+/// A module that does so in one function without a loop.
+fn in_a_row(calls: usize) -> PathBuf {
+    let code = RANDOM.repeat(calls);
+    random(&format!("in-a-row-{calls}"), &format!("(func $calls {code})"))
+}
+
+/// A module that does so in each frame of a recursion, once the frames above have returned.
+fn in_returns(frames: usize, calls: usize) -> PathBuf {
+    let calls = RANDOM.repeat(calls);
+    let text = format!(
+        "(func $calls (call $recurse (i32.const {frames})))
+        (func $recurse (param $frames i32)
+            (if (local.get $frames)
+                (then (call $recurse (i32.sub (local.get $frames) (i32.const 1)))))
+            {calls})"
+    );
+    random(&format!("in-returns-{frames}"), &text)
 }
 
 #[test]
 fn a_guest_is_interrupted_between_calls_that_follow_each_other() {
-    let host = Host::with(&straight(30), &[]);
+    interrupted_in_its_calls(&in_a_row(30), &in_a_row(20_000));
+}
+
+#[test]
+fn a_guest_is_interrupted_while_the_frames_of_a_recursion_return() {
+    interrupted_in_its_calls(&in_returns(2, 10), &in_returns(2000, 10));
+}
+
+/// Serves `short`, and ends `long` in time.
+fn interrupted_in_its_calls(short: &Path, long: &Path) {
+    let host = Host::with(short, &[]);
     let client = host.connect();
     client.expect("line\nline\n");
     client.finish();
     assert_eq!(host.outcome(), "finished");
 
-    let long = straight(20_000);
-    let host = Host::with(&long, &["--threads", "1", "--max-cpu-time", "200ms"]);
+    let host = Host::with(long, &["--threads", "1", "--max-cpu-time", "200ms"]);
     let before = host.processor_time();
     let client = host.connect();
     client.expect("line\n");
@@ -290,7 +318,7 @@ fn a_guest_is_interrupted_between_calls_that_follow_each_other() {
     assert!(used < Duration::from_secs(1), "{used:?}");
 
     // The only thread hears the signal meanwhile.
-    let mut host = Host::with(&long, &["--threads", "1", "--drain-timeout", "100ms"]);
+    let mut host = Host::with(long, &["--threads", "1", "--drain-timeout", "100ms"]);
     let client = host.connect();
     client.expect("line\n");
     assert!(host.stop().success());

@@ -4,6 +4,7 @@ use wasmparser::Parser;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
+use super::checkpoints::with_checkpoints;
 use super::extent::Parts;
 
 /// Something compiled.
@@ -20,10 +21,11 @@ impl Code {
     ///
     /// It is not a valid one.
     pub(super) fn compile(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Self> {
-        if Parser::is_core_wasm(bytes) {
-            Module::from_binary(engine, bytes).map(Self::Module)
+        let bytes = checked(bytes)?;
+        if Parser::is_core_wasm(&bytes) {
+            Module::from_binary(engine, &bytes).map(Self::Module)
         } else {
-            Component::from_binary(engine, bytes).map(Self::Component)
+            Component::from_binary(engine, &bytes).map(Self::Component)
         }
     }
 
@@ -62,6 +64,26 @@ impl Code {
             },
         )
     }
+}
+
+/// Compiles a component or a module to the bytes that [`Code::serialize`] returns.
+///
+/// # Errors
+///
+/// It is not a valid one.
+pub(super) fn precompile(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Vec<u8>> {
+    let bytes = checked(bytes)?;
+    if Parser::is_core_wasm(&bytes) {
+        engine.precompile_module(&bytes)
+    } else {
+        engine.precompile_component(&bytes)
+    }
+}
+
+/// Returns what is compiled in place of `bytes`: the same with checks of the epoch.
+fn checked(bytes: &[u8]) -> wasmtime::Result<Vec<u8>> {
+    with_checkpoints(bytes)?
+        .ok_or_else(|| wasmtime::Error::msg("components are nested too deep in each other"))
 }
 
 /// Bytes in a page of a memory, in which its size is given.

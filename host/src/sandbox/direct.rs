@@ -24,7 +24,7 @@ use tokio::task::block_in_place;
 use wasmtime::{Store, UpdateDeadline};
 
 use super::contract::{CpuLimit, Fault};
-use super::meter::{self, Passed, TICK, thread_time};
+use super::meter::{Passed, TICK, thread_time};
 use super::seat::Ending;
 use super::state::State;
 use super::ticker::Ticker;
@@ -172,22 +172,6 @@ impl Direct {
         }
         Some(Ok(UpdateDeadline::Continue(1)))
     }
-}
-
-/// A guest goes on after the end of its turn, on a fiber that cannot be put aside at this point.
-///
-/// # Errors
-///
-/// Its thread has run it for `max` in this turn.
-pub(super) fn goes_on(max: Option<Duration>) -> wasmtime::Result<()> {
-    let used = thread_time().saturating_sub(meter::turn_began());
-    if max.is_some_and(|max| used >= max) {
-        return Err(CpuLimit::Call(Passed::Processor).into());
-    }
-    if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
-        hand_on();
-    }
-    Ok(())
 }
 
 /// Offers the other tasks of this thread, and its turn to wait for I/O and timers, to other threads

@@ -224,11 +224,6 @@ impl Engine {
         self.needs.concurrency
     }
 
-    /// How its guests are called, if returns from the host are to be checked.
-    pub(super) fn checks_returns(&self) -> Option<Calls> {
-        self.needs.checks_returns.then_some(self.needs.calls)
-    }
-
     /// Whether the pool has room for fewer instances of `parts` than there may be connections.
     pub(super) fn shortage(&self, parts: Parts) -> Option<Shortage> {
         Shortage::of(self.needs, self.pool?, parts, &self.limits, self.lease.terms())

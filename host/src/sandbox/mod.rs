@@ -3,9 +3,9 @@
 //! A [`Sandbox`] is what all connections share. It loads a component into a [`Generation`], which then serves
 //! connections, each with an instance of its own or, where that is asked for, several with one.
 
-mod after_calls;
 mod cache;
 mod capacity;
+mod checkpoints;
 mod clock;
 mod code;
 mod compile;
@@ -26,7 +26,6 @@ mod generation;
 mod grants;
 mod handles;
 mod hollow;
-mod in_a_row;
 mod leash;
 mod load_error;
 mod mappings;
@@ -41,6 +40,7 @@ mod preview1;
 mod profile;
 mod proposals;
 mod pulse;
+mod rewrite;
 mod seat;
 mod serve;
 mod shared;

@@ -5,7 +5,6 @@ use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload, Valida
 
 use super::contract::{Contract, MIGRATION};
 use super::extent::{Extent, MAX_PARTS, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
-use super::in_a_row::InARow;
 use super::wasi::Release;
 
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
@@ -127,14 +126,12 @@ pub(super) struct Needs {
     pub(super) room: Room,
     pub(super) table_size: TableSize,
     pub(super) calls: Calls,
-    /// Whether the turn of a guest is checked at each return from the host.
-    pub(super) checks_returns: bool,
 }
 
 impl Needs {
     /// What a component needs of its engine: concurrency, if its contract needs it or if it is
     /// valid only with it, images that are mapped, if it begins with much data, room for its
-    /// `extent`, stacks for its calls, and checks at returns, if it can make many calls in a row.
+    /// `extent`, and stacks for its calls.
     ///
     /// For a component that is not valid either way, it does not matter which engine refuses it.
     pub(super) fn of(bytes: &[u8], extent: &Extent) -> Self {
@@ -143,11 +140,9 @@ impl Needs {
         let mut concurrency = Concurrency::Without;
         let mut data = 0;
         let mut surface = Surface::default();
-        let mut in_a_row = InARow::default();
         for payload in Parser::new(0).parse_all(bytes) {
             let Ok(payload) = payload else { break };
             surface.see(&payload);
-            in_a_row.see(&payload);
             if let Payload::DataSection(section) = &payload {
                 data += section.range().len();
             }
@@ -178,7 +173,6 @@ impl Needs {
             } else {
                 Calls::OnFibers
             },
-            checks_returns: in_a_row.is_found(),
         }
     }
 }

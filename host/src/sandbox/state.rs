@@ -12,10 +12,9 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::sockets::{TcpSocket as P3Socket, WasiSocketsCtxView};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
-use super::after_calls;
 use super::contract::handler::ends::Ends;
 use super::diagnostics::{Diagnostics, Logged, Speaker, Voice};
-use super::direct::{self, Direct, Stack, Stacks};
+use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
 use super::file_threads::FileThreads;
@@ -49,8 +48,6 @@ pub(super) struct State {
     memory: Memory,
     /// `None` where calls are made on fibers.
     direct: Option<Direct>,
-    /// The tick at which a call to the host last returned after the end of a turn.
-    checked: u64,
     /// Where there are fewer stacks than connections.
     stacks: Option<Arc<Stacks>>,
     stack: Option<Stack>,
@@ -116,7 +113,6 @@ impl State {
                 cost: cost.cloned(),
             },
             direct: None,
-            checked: 0,
             stacks: engine.stacks.clone(),
             stack: None,
             files,
@@ -129,9 +125,6 @@ impl State {
         }
         store.set_hostcall_fuel(handles.call_bytes);
         store.epoch_deadline_callback(|mut store| store.data_mut().interrupt());
-        if let Some(calls) = engine.checks_returns() {
-            after_calls::check(&mut store, calls);
-        }
         store.set_epoch_deadline(1);
         store
     }
@@ -157,30 +150,6 @@ impl State {
             self.stack = stacks.take();
         }
         self.stack.is_some() || self.stacks.is_none()
-    }
-
-    /// Whether the turn of the guest is over, so that it has to let others run.
-    pub(super) fn turn_is_over(&self) -> bool {
-        self.ticker.turn_is_over()
-    }
-
-    /// A call to the host returns to a guest that may have been called directly. At the end of the
-    /// turn, other threads run what else this one has to do.
-    ///
-    /// # Errors
-    ///
-    /// The call of the guest has taken too long, or its connection is to end.
-    pub(super) fn returns_to_guest(&mut self) -> wasmtime::Result<()> {
-        let now = self.ticker.now();
-        if !self.turn_is_over() || self.checked == now {
-            return Ok(());
-        }
-        self.checked = now;
-        let Self { direct, ticker, .. } = self;
-        match direct.as_mut().and_then(|direct| direct.interrupt(ticker)) {
-            Some(interrupted) => interrupted.map(drop),
-            None => direct::goes_on(self.max_call_time),
-        }
     }
 
     fn interrupt(&mut self) -> wasmtime::Result<UpdateDeadline> {

@@ -9,9 +9,9 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, getppid, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
 };
-use wasmparser::Parser;
 
 use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request, Task, memory};
+use crate::sandbox::code::precompile;
 use crate::sandbox::content::Content;
 use crate::sandbox::engine::{CodeSettings, to_compile};
 use crate::sandbox::examine::examine;
@@ -185,14 +185,7 @@ fn content(parts: Vec<Vec<u8>>) -> Content {
 
 fn compile(settings: CodeSettings, is_parallel: bool, bytes: &[u8]) -> (Answer, Vec<u8>) {
     let engine = to_compile(settings, is_parallel);
-    let compiled = engine.and_then(|engine| {
-        if Parser::is_core_wasm(bytes) {
-            engine.precompile_module(bytes)
-        } else {
-            engine.precompile_component(bytes)
-        }
-    });
-    match compiled {
+    match engine.and_then(|engine| precompile(&engine, bytes)) {
         Ok(code) => {
             let (length, peak) = (code.len() as u64, peak());
             (Answer::Done { length, peak }, code)
