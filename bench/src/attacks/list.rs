@@ -123,6 +123,7 @@ pub(super) const ALL: &[Attack] = &[
     endless("write-65-mb", include_str!("guests/large-stdout.wat"), 2, 64),
     endless("log-65-mb", include_str!("guests/large-stderr.wat"), 2, 64),
     endless("fill-1-gib", include_str!("guests/fill.wat"), 1, 1024),
+    endless("calls-in-returns", include_str!("guests/returns.wat"), 2, 1),
     // Guests whose calls to the host keep a thread.
     lengthy("poll-list", "", |stage| peers::ask(stage, b"poll 9000\n")),
     lengthy("poll-each", "", |stage| peers::ask(stage, b"poll-each 4900\n")),
