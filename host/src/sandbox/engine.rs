@@ -17,7 +17,7 @@ use super::extent::{MAX_PARTS, Parts};
 use super::files;
 use super::grants::Granted;
 use super::mappings::{Lease, Share};
-use super::needs::{Calls, Concurrency, Images, Needs};
+use super::needs::{Calls, Concurrency, HandleTables, Images, Needs};
 use super::never_waits;
 use super::preview1;
 use super::sockets;
@@ -217,6 +217,11 @@ impl Engine {
             most_tables: pool.tables.into(),
             kept_bytes: metrics.unused_memory_bytes_resident() as u64,
         })
+    }
+
+    /// How many tables of handles an instance has.
+    pub(super) fn handle_tables(&self) -> HandleTables {
+        self.needs.handle_tables
     }
 
     /// Whether its guests may use the concurrency of the component model.

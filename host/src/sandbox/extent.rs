@@ -12,7 +12,8 @@ use wasmparser::{
 
 use super::load_error::Refusal;
 
-/// Core instances, memories and tables that an instance of a component may consist of, of each.
+/// Component instances, core instances, memories and tables that an instance of a component may
+/// consist of, of each.
 pub(super) const MAX_PARTS: u32 = 1000;
 
 /// Elements of one table, in the smallest class of pools and in the largest.
@@ -77,6 +78,8 @@ pub(super) struct Parts {
 /// The size of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Extent {
+    /// Instances of components, itself included. Each has a table of handles.
+    pub(super) component_instances: u32,
     pub(super) core_instances: u32,
     pub(super) memories: u32,
     pub(super) tables: u32,
@@ -127,7 +130,8 @@ impl Extent {
         let parts = u64::from(MAX_PARTS);
         let concurrent = if self.calls_concurrently { self.callable } else { 0 };
         for (what, found, max) in [
-            ("core instances", u64::from(self.core_instances), parts),
+            ("component instances", self.component_instances.into(), parts),
+            ("core instances", self.core_instances.into(), parts),
             ("memories", self.memories.into(), parts),
             ("tables", self.tables.into(), parts),
             (
@@ -162,6 +166,7 @@ impl Extent {
     /// Adds an instance that is part of this one.
     fn add(&mut self, part: &Self) {
         let Self {
+            component_instances,
             core_instances,
             memories,
             tables,
@@ -175,6 +180,7 @@ impl Extent {
         } = part;
         self.callable = self.callable.saturating_add(*callable);
         self.calls_concurrently |= *calls_concurrently;
+        self.component_instances = self.component_instances.saturating_add(*component_instances);
         self.core_instances = self.core_instances.saturating_add(*core_instances);
         self.memories = self.memories.saturating_add(*memories);
         self.tables = self.tables.saturating_add(*tables);
@@ -188,6 +194,7 @@ impl Extent {
     /// Takes the larger of each number. Neither has instances of unknown modules.
     fn or_larger(&self, other: &Self) -> Self {
         Self {
+            component_instances: self.component_instances.max(other.component_instances),
             core_instances: self.core_instances.max(other.core_instances),
             memories: self.memories.max(other.memories),
             tables: self.tables.max(other.tables),
@@ -339,6 +346,8 @@ impl Levels {
                 if is_module {
                     level.extent.core_instances = 1;
                     level.extent.metadata = METADATA_OF_INSTANCE;
+                } else {
+                    level.extent.component_instances = 1;
                 }
                 self.levels.push(level);
             }
@@ -511,6 +520,8 @@ mod tests {
             (instance (instantiate $d)))");
         let counts = (extent.core_instances, extent.memories, extent.tables);
         assert_eq!(counts, (6, 6, 6));
+        // The whole, an instance of `$c`, and two of `$d` with one of `$c` in each.
+        assert_eq!(extent.component_instances, 6);
         assert_eq!(extent.table_elements, 7);
     }
 
@@ -562,10 +573,30 @@ mod tests {
         assert!(matches!(
             refusal,
             Refusal::TooLarge {
-                what: "core instances",
+                what: "component instances",
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn components_without_a_module_count() {
+        let text = |each: &str| {
+            let each = each.repeat(10);
+            format!(
+                "(component
+                    (component $one)
+                    (component $ten (alias outer 1 $one (component $c)) {each})
+                    (component $hundred (alias outer 1 $ten (component $c)) {each})
+                    (component $c (alias outer 1 $hundred (component $c)) {each})
+                    (instance (instantiate $c)))"
+            )
+        };
+        let extent = of(&text("(instance (instantiate $c))"));
+        assert_eq!(extent.component_instances, 1 + 1 + 10 + 100 + 1000);
+        let refusal = extent.check().unwrap_err().to_string();
+        assert!(refusal.contains("1112 component instances"), "{refusal}");
+        assert!(of(&text("")).check().is_ok());
     }
 
     #[test]

@@ -6,13 +6,16 @@
 //! A call of WASI 0.3 that waits for a file keeps its path as well. So a guest that may have files
 //! passes less in one call, and holds fewer handles.
 
-use super::needs::Concurrency;
+use super::needs::{Concurrency, HandleTables};
 
 /// Handles of one instance, however much memory it may have. With one more, it traps.
 const MAX: usize = 10_000;
 
 /// Handles of one instance, however little memory it may have.
 const MIN: usize = 256;
+
+/// Handles of one instance, however many tables of handles it has.
+const MIN_OF_MANY_TABLES: usize = 64;
 
 /// Bytes of `--max-memory` for each handle.
 const SHARE: usize = 4 << 10;
@@ -66,8 +69,15 @@ pub(super) struct Handles {
 
 impl Handles {
     /// The bounds of an instance with `max_memory` bytes. `share` is the number of connections that
-    /// may share it, or 0. `granted` says whether it may have files or sockets.
-    pub(super) fn of(max_memory: usize, share: usize, granted: bool, concurrency: Concurrency) -> Self {
+    /// may share it, or 0. `granted` says whether it may have files or sockets. With more `tables`
+    /// it has fewer handles, so that all tables together stay as large.
+    pub(super) fn of(
+        max_memory: usize,
+        share: usize,
+        granted: bool,
+        concurrency: Concurrency,
+        tables: HandleTables,
+    ) -> Self {
         let more = share.saturating_mul(PER_CONNECTION);
         let own = (max_memory / SHARE).clamp(MIN, MAX);
         let confined = granted && concurrency == Concurrency::With;
@@ -82,8 +92,9 @@ impl Handles {
             all.saturating_mul(ENTRIES)
         };
         let of_wasi = if granted { MAX_GRANTED } else { all };
+        let in_tables = (all.saturating_add(more) / tables.times()).max(MIN_OF_MANY_TABLES);
         Self {
-            all: all.saturating_add(more),
+            all: in_tables,
             of_wasi: of_wasi.saturating_add(more),
             concurrent: entries
                 .saturating_add(more.saturating_mul(ENTRIES))
@@ -97,9 +108,11 @@ impl Handles {
 mod tests {
     use super::*;
 
+    const FEW: HandleTables = HandleTables::FEW;
+
     #[test]
     fn a_guest_with_less_memory_holds_fewer() {
-        let all = |max_memory| Handles::of(max_memory, 0, false, Concurrency::With).all;
+        let all = |max_memory| Handles::of(max_memory, 0, false, Concurrency::With, FEW).all;
         assert_eq!(all(64 << 20), 10_000);
         assert_eq!(all(usize::MAX), 10_000);
         assert_eq!(all(4 << 20), 1024);
@@ -112,7 +125,7 @@ mod tests {
 
     #[test]
     fn calls_that_wait_for_files_keep_little() {
-        let of = |concurrency| Handles::of(64 << 20, 0, true, concurrency);
+        let of = |concurrency| Handles::of(64 << 20, 0, true, concurrency, FEW);
         let plain = of(Concurrency::Without);
         assert_eq!((plain.all, plain.of_wasi), (10_000, 256));
         let concurrent = of(Concurrency::With);
@@ -123,7 +136,26 @@ mod tests {
 
     #[test]
     fn connections_of_a_shared_instance_bring_handles_of_their_own() {
-        let handles = Handles::of(1 << 20, 100, true, Concurrency::With);
+        let handles = Handles::of(1 << 20, 100, true, Concurrency::With, FEW);
         assert_eq!((handles.all, handles.of_wasi), (256 + 1600, 256 + 1600));
+    }
+
+    #[test]
+    fn all_tables_of_handles_together_stay_small() {
+        // Measured: bytes of a table for each handle that it had at a time.
+        let slot = 20;
+        for component_instances in 0..=1000 {
+            let tables = HandleTables::of(component_instances);
+            for max_memory in [1 << 20, 4 << 20, 64 << 20] {
+                let all = Handles::of(max_memory, 0, false, Concurrency::Without, tables).all;
+                assert!(all * component_instances as usize * slot < 2 << 20);
+                let few = component_instances <= 8;
+                assert_eq!(
+                    few,
+                    all == (max_memory / SHARE).clamp(MIN, MAX),
+                    "{component_instances}"
+                );
+            }
+        }
     }
 }

@@ -116,6 +116,32 @@ impl TableSize {
     }
 }
 
+/// Tables of handles in one instance, relative to those of most guests: a power of two, so that there
+/// are few different engines.
+///
+/// Each component instance has such a table, which never shrinks. A guest could therefore fill one
+/// table after another, and hold few handles at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HandleTables(u32);
+
+impl HandleTables {
+    /// Those of most guests.
+    #[cfg(test)]
+    pub(super) const FEW: Self = Self(1);
+
+    /// Component instances of most guests, at most.
+    const MOST: u32 = 8;
+
+    pub(super) fn of(component_instances: u32) -> Self {
+        let times = component_instances.div_ceil(Self::MOST).max(1);
+        Self(times.checked_next_power_of_two().unwrap_or(times))
+    }
+
+    pub(super) fn times(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// What a component needs of its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Needs {
@@ -125,6 +151,7 @@ pub(super) struct Needs {
     pub(super) inlining: bool,
     pub(super) room: Room,
     pub(super) table_size: TableSize,
+    pub(super) handle_tables: HandleTables,
     pub(super) calls: Calls,
 }
 
@@ -168,6 +195,7 @@ impl Needs {
             inlining: images == Images::Mapped && !cfg!(debug_assertions),
             room: Room::of(extent),
             table_size: TableSize::of(extent),
+            handle_tables: HandleTables::of(extent.component_instances),
             calls: if concurrency == Concurrency::Without {
                 surface.calls()
             } else {

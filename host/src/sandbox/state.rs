@@ -85,6 +85,7 @@ impl State {
             share,
             granted.has_dirs() || granted.has_outbound(),
             engine.concurrency(),
+            engine.handle_tables(),
         );
         let mut table = ResourceTable::new();
         table.set_max_capacity(handles.of_wasi);
