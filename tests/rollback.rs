@@ -179,6 +179,37 @@ fn one_client_cannot_have_a_generation_rolled_back_that_serves_others() {
     serve(&host, [2, 9]);
 }
 
+/// A program that writes without end, and traps when it cannot.
+const WRITER: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "_start")
+        (i32.store (i32.const 0) (i32.const 1024))
+        (i32.store (i32.const 4) (i32.const 1024))
+        (loop $again
+            (br_if $again (i32.eqz (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
+        unreachable))"#;
+
+#[test]
+fn clients_that_reset_their_connections_cannot_have_a_generation_rolled_back() {
+    let place = Place::new("rollback-resets", "echo");
+    let host = place.serve(&[]);
+    serve(&host, 2..=4);
+    place.replace(wat::parse_str(WRITER).unwrap());
+    host.signal(HUP);
+    host.line(NEW);
+    for source in 2..=9 {
+        let client = Client::from([127, 0, 0, source], host.address());
+        client.expect([0; 100]);
+        client.reset();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "guest-trap", "{line}");
+        // The fault of the guest alone would be a warning.
+        assert!(line.contains(" INFO "), "{line}");
+    }
+    assert!(!host.log().contains("rolled back to"), "{}", host.log());
+}
+
 #[test]
 fn a_bug_that_the_previous_generation_has_too_is_no_reason_to_roll_back() {
     let place = Place::new("rollback-same-bug", "moody");

@@ -282,7 +282,7 @@ fn serve_one(
             Ok(report) => {
                 log(&service, &peer, &place, &report);
                 if report.counts {
-                    place.ended(report.outcome.is_the_guests_fault(), report.has_heard_peer());
+                    place.ended(report.is_the_guests_fault(), report.has_heard_peer());
                 }
             }
             // The hook for panics has said what happened.
@@ -403,7 +403,7 @@ fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {
             )
         };
     }
-    if report.outcome.is_the_guests_fault() {
+    if report.is_the_guests_fault() {
         let stderr = cost.and_then(Cost::last_lines);
         log!(warn, stderr = stderr.as_deref());
     } else {

@@ -146,6 +146,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// Returns whether the guest failed of itself. A trap after the peer reset the connection is
+    /// none: programs commonly end by a panic when they cannot write, as by `println!` of Rust.
+    pub(crate) fn is_the_guests_fault(&self) -> bool {
+        let by_peer = self.outcome == Outcome::GuestTrap && self.at_end.peer_failed;
+        self.outcome.is_the_guests_fault() && !by_peer
+    }
+
     /// Returns whether bytes or an end came from the peer before the guest ended.
     pub(crate) fn has_heard_peer(&self) -> bool {
         let AtEnd {
