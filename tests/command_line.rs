@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::harness::{Client, Host, command, guest, refusal_of, refused};
 
@@ -63,6 +63,26 @@ fn shells_complete_and_the_manual_has_a_page_for_each_command() {
         assert!(
             script.contains(mark) && script.contains("max-connections"),
             "{shell}: {script}"
+        );
+    }
+    // Bash completes the flags of subcommands.
+    let (_, script) = output(&["completions", "bash"]);
+    for (words, expected) in [
+        ("wasm-inetd --gate-", "--gate-patience"),
+        ("wasm-inetd check --comp", "--compile"),
+        ("wasm-inetd new --la", "--lang"),
+    ] {
+        let last = words.rsplit(' ').next().unwrap();
+        let script = format!(
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            _wasm__inetd wasm-inetd {last} \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[@]}}\""
+        );
+        let bash = Command::new("bash").args(["-c", &script]).output().unwrap();
+        let completed = String::from_utf8_lossy(&bash.stdout);
+        assert!(
+            completed.split_whitespace().any(|flag| flag == expected),
+            "{words}: {completed} {}",
+            String::from_utf8_lossy(&bash.stderr)
         );
     }
     for command in [

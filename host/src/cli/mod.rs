@@ -508,7 +508,10 @@ pub fn completions(shell: Shell) -> String {
     let name = command.get_name().to_owned();
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
+    let text = String::from_utf8_lossy(&text);
+    // clap_complete 4.6 spells a program with a hyphen in two ways, so that bash would complete no
+    // subcommand (https://github.com/clap-rs/clap/issues/6421).
+    text.replace("wasm__subcmd__inetd", "wasm__inetd")
 }
 
 /// The page of the manual about the command of a name, or about the program, in the language of man(7); `None` if there is no such
