@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::admin::{admin_of, pool_used};
-use crate::harness::{Client, HOST, HUP, Host, field, file, guest, scratch, until};
+use crate::harness::{Client, HOST, HUP, Host, Place, field, file, guest, scratch, until};
 
 /// A program that waits for an hour, as a component of so many core instances with a memory each.
 fn waiting(memories: usize) -> PathBuf {
@@ -271,4 +271,46 @@ fn a_check_that_compiles_nothing_says_the_same() {
     let [quick, whole] = [&["--config", config][..], &["--compile", "--config", config]]
         .map(|args| sentences(&check("true", args).1));
     assert!(quick.len() == 1 && quick == whole, "{quick:?} {whole:?}");
+}
+
+#[test]
+fn a_full_pool_says_nothing_of_a_new_component() {
+    // As many as a module may have.
+    const MEMORIES: usize = 100;
+    let place = Place::new("pools-full", "lines");
+    let first = fs::read(module(MEMORIES)).unwrap();
+    // The same with another digest.
+    let second = [&first[..], &[0, 2, 1, b'x']].concat();
+    place.replace(&first);
+    let host = place.serve(&["--watch", "--admin", "0", "--max-connections", "400"]);
+    let admin = admin_of(&host);
+    let said = sentences(&host.log());
+    let served = said[0].split_once("so the pool serves ").unwrap().1;
+    let served: usize = served.split(' ').next().unwrap().parse().unwrap();
+    let fill = || -> Vec<_> {
+        let clients = (0..served).map(|_| host.connect()).collect();
+        until("the pool is full", || {
+            pool_used(&admin, "memories") == (MEMORIES * served) as f64
+        });
+        clients
+    };
+    let clients = fill();
+    place.replace(&second);
+    let failed = host.line("reload failed");
+    assert!(failed.contains("fill the pool"), "{failed}");
+    // The watch tries again without a change.
+    drop(clients);
+    host.line("component reloaded");
+    let _clients = fill();
+    // Enough for a rollback, if they counted.
+    for _ in 0..10 {
+        host.refuses();
+        let ended = host.line("connection ended");
+        assert_eq!(field(&ended, "outcome"), "start-failed");
+    }
+    let log = host.log();
+    assert!(
+        !log.contains("rolled back") && !log.contains("breaker open"),
+        "{log}"
+    );
 }

@@ -316,7 +316,11 @@ impl Reloader {
             return true;
         };
         // What the host lacks now it may have soon, without another change.
-        let tried = !matches!(error.downcast_ref(), Some(LoadError::Sandbox(_)));
+        let host_lacks = matches!(
+            error.downcast_ref(),
+            Some(LoadError::Sandbox(_) | LoadError::Full(_))
+        );
+        let tried = !host_lacks;
         let unfit = if tried {
             Unfit::Content(digest)
         } else {
@@ -419,7 +423,14 @@ pub(crate) async fn pass_gate(
     };
     let conversations = read_gate(gate)?;
     let passed = replay(generation, &rules, &conversations, |_| ()).await;
-    passed.map_err(|difference| anyhow!("{name} does not pass the gate: {}", difference.in_one_line()))
+    passed.map_err(|difference| {
+        let said = difference.in_one_line();
+        if difference.is_of_system {
+            LoadError::Sandbox(format!("no instance for the gate: {said}")).into()
+        } else {
+            anyhow!("{name} does not pass the gate: {said}")
+        }
+    })
 }
 
 /// What the files of `source` are told by; `None` if one of them is not there.

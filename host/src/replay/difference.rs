@@ -31,6 +31,8 @@ pub struct Difference {
     pub found: Vec<String>,
     /// Why the guest failed, if it did.
     pub reason: Option<String>,
+    /// The guest failed since the host had no memory or no room for its instance.
+    pub is_of_system: bool,
     /// The last lines that the guest wrote to standard error or logged.
     pub output: Vec<String>,
 }

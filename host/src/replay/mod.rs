@@ -187,6 +187,8 @@ async fn one(
             expected,
             found,
             reason: report.reason,
+            // No other connection shares its instance.
+            is_of_system: !report.counts,
             output: stage.transcript.lines(),
         },
     )
@@ -205,6 +207,7 @@ fn too_long(file: &Path, conversation: &Conversation) -> Option<Difference> {
             "a pause of at most {max}, since this component is replayed in real time"
         )],
         reason: None,
+        is_of_system: false,
         output: Vec::new(),
     })
 }

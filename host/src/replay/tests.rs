@@ -264,6 +264,7 @@ fn a_difference_is_shown_with_what_the_guest_wrote() {
         expected: "< \"one\\n\"".to_owned(),
         found: vec!["< \"on\"".to_owned(), "< trap".to_owned()],
         reason: Some("wasm `unreachable` instruction executed".to_owned()),
+        is_of_system: false,
         output: vec!["panicked at src/lib.rs:3:5:".to_owned(), "no".to_owned()],
     };
     assert_eq!(

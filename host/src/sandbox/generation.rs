@@ -6,7 +6,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
@@ -18,7 +18,7 @@ use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::{Content, Digest};
-use super::contract::{self, Contract, OtherTypes, Prepared, lacks_memory};
+use super::contract::{self, Contract, OtherTypes, Prepared, lacks_memory, pool_is_full};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::extent::{Extent, check_nested};
@@ -44,6 +44,11 @@ const OLD_PREVIEW: &str = "wasi_unstable";
 
 /// How long making the first instance may take.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// How long the first instance waits for room in a pool that connections fill, and how often it
+/// looks.
+const FULL: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// One loaded component, ready to serve connections. It never changes.
 pub struct Generation {
@@ -149,18 +154,26 @@ impl Sandbox {
         generation: &mut Generation,
         calls: bool,
     ) -> Result<Duration, LoadError> {
-        let opened = generation.open_to_try().await;
-        let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
-        let store = generation.store(Speaker::Nobody, None, None, opened);
-        let start = Instant::now();
-        match timeout(PROBE, generation.try_in(store, calls.then_some(content))).await {
-            Ok(Ok(configured)) => generation.configured = configured?,
-            // It may have some the next time.
-            Ok(Err(error)) if lacks_memory(&error) => return Err(LoadError::Sandbox(line(&error))),
-            Ok(Err(error)) => return Err(refused(content, not_started(&error))),
-            Err(_) => return Err(refused(content, Refusal::Slow(PROBE))),
+        let deadline = Instant::now() + FULL;
+        loop {
+            let opened = generation.open_to_try().await;
+            let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
+            let store = generation.store(Speaker::Nobody, None, None, opened);
+            let start = Instant::now();
+            match timeout(PROBE, generation.try_in(store, calls.then_some(content))).await {
+                Ok(Ok(configured)) => {
+                    generation.configured = configured?;
+                    return Ok(start.elapsed());
+                }
+                // Whoever fills it, the component does not.
+                Ok(Err(error)) if pool_is_full(&error) && Instant::now() < deadline => sleep(AGAIN).await,
+                Ok(Err(error)) if pool_is_full(&error) => return Err(LoadError::Full(line(&error))),
+                // It may have some the next time.
+                Ok(Err(error)) if lacks_memory(&error) => return Err(LoadError::Sandbox(line(&error))),
+                Ok(Err(error)) => return Err(refused(content, not_started(&error))),
+                Err(_) => return Err(refused(content, Refusal::Slow(PROBE))),
+            }
         }
-        Ok(start.elapsed())
     }
 
     /// What is compiled of `content`: its service, initialised if need be, and then composed with its middlewares.

@@ -17,6 +17,7 @@ const COMPONENT: Setting<'_> = Setting::of("component");
 const MIDDLEWARE: Setting<'_> = Setting::of("middleware");
 const PREINIT: Setting<'_> = Setting::of("preinit");
 const MEMORY: Setting<'_> = Setting::of("limits.max-memory");
+const CONNECTIONS: Setting<'_> = Setting::of("limits.max-connections");
 const OUTBOUND: Setting<'_> = Setting::of("grants.allow-outbound");
 
 /// Why a component cannot serve: one sentence that names the file, what was found, what was expected, and what
@@ -44,6 +45,12 @@ pub enum LoadError {
     /// The sandbox could not be set up, whatever the component.
     #[error("cannot set up the sandbox: {0}")]
     Sandbox(String),
+    /// Connections leave no room in the pool for an instance, whatever the component.
+    #[error(
+        "cannot try the component while instances of open connections fill the pool ({0}): reload again when \
+         some have ended, or lower {CONNECTIONS} to what the warning about the pool says"
+    )]
+    Full(String),
 }
 
 /// What to do about a file that cannot be read: its path need not be at fault.

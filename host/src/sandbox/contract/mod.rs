@@ -240,7 +240,12 @@ pub(super) fn lacks_memory(error: &wasmtime::Error) -> bool {
         of_io.or_else(|| cause.downcast_ref().map(|errno: &Errno| errno.raw_os_error()))
             == Some(Errno::NOMEM.raw_os_error())
     };
-    error.is::<wasmtime::OutOfMemory>() || error.is::<PoolConcurrencyLimitError>() || causes.any(lacks)
+    error.is::<wasmtime::OutOfMemory>() || pool_is_full(error) || causes.any(lacks)
+}
+
+/// Whether something failed since instances take all room of the pool.
+pub(super) fn pool_is_full(error: &wasmtime::Error) -> bool {
+    error.is::<PoolConcurrencyLimitError>()
 }
 
 /// Holds a call of a guest to `max`, as [`Meter`] does. `fault` makes a fault of its failure.
