@@ -239,6 +239,11 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path, flag)?;
     warn_of_others(&path, flag);
+    if owner.is_some() || options.mode.is_some() {
+        file.0
+            .check_is_own()
+            .context("cannot set the owner or the mode of the socket")?;
+    }
     // No client can connect before the socket listens. By then it has its owner and its mode.
     if let Some((user, group)) = owner {
         file.0.set_owner(user, group).with_context(|| {
@@ -442,6 +447,30 @@ impl FileIdentity {
         Self::of(&self.path).is_ok_and(|now| now == *self)
     }
 
+    /// Checks that the file is a socket of the user of this process.
+    ///
+    /// The system does not say which file a socket is bound to: fstat(2) describes the socket. So the
+    /// file is looked up by its path, and a user who may rename files there can have put another one
+    /// in its place by then. After this check, that can only be another socket of this process's user.
+    ///
+    /// # Errors
+    ///
+    /// Another file is there.
+    #[cfg(target_os = "linux")]
+    fn check_is_own(&self) -> io::Result<()> {
+        let metadata = self.open()?.metadata()?;
+        if metadata.file_type().is_socket() && metadata.uid() == geteuid().as_raw() {
+            Ok(())
+        } else {
+            Err(io::Error::other("another file has taken the place of the socket"))
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn check_is_own(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Opens the file for [`FileIdentity::set_mode`] and [`FileIdentity::set_owner`].
     ///
     /// # Errors
@@ -566,4 +595,24 @@ fn check_owner((user, group): Owner) -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn check_owner(_: Owner) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_own_socket_gets_another_owner_or_mode() {
+        let dir = std::env::temp_dir().join(format!("wasm-inetd-own-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (socket, file) = (dir.join("socket"), dir.join("file"));
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        fs::write(&file, "").unwrap();
+        FileIdentity::of(&socket).unwrap().check_is_own().unwrap();
+        assert!(FileIdentity::of(&file).unwrap().check_is_own().is_err());
+        let replaced = FileIdentity::of(&socket).unwrap();
+        fs::rename(&file, &socket).unwrap();
+        assert!(replaced.check_is_own().is_err());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }
