@@ -1,6 +1,7 @@
 //! The process that examines or compiles one component and ends.
 
 use std::fs;
+use std::hint;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::process::ExitCode;
 use std::thread;
@@ -10,7 +11,7 @@ use rustix::process::{
     set_parent_process_death_signal, setrlimit,
 };
 
-use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, Request, Task, memory};
+use super::{Answer, Kind, MAX_HEADER, NO_MEMORY, NO_THREAD, Request, Task, memory};
 use crate::sandbox::code::precompile;
 use crate::sandbox::content::Content;
 use crate::sandbox::engine::{CodeSettings, to_compile};
@@ -35,13 +36,13 @@ const EXAMINATION_STACK: usize = threads::STACK / 2;
 /// It is the whole program, and runs before it has other threads.
 pub fn run() -> ExitCode {
     match prepare().and_then(|request| {
-        let thread = thread::Builder::new().stack_size(match request.task {
+        let stack = match request.task {
             Task::Compile { .. } => STACK,
             Task::Examine(_) => EXAMINATION_STACK,
-        });
+        };
+        let thread = thread::Builder::new().stack_size(stack);
         let thread = thread.spawn(move || serve(&request));
-        // The system reports too little memory for its stack as a lack of threads.
-        let thread = thread.map_err(|_| io::Error::other(format!("{NO_MEMORY} a stack failed")))?;
+        let thread = thread.map_err(|error| why_no_thread(stack, &error))?;
         // The panic has been written to standard error.
         thread
             .join()
@@ -52,6 +53,19 @@ pub fn run() -> ExitCode {
             let _ = writeln!(io::stderr(), "{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says why a thread with a stack of so many bytes could not be started. The system reports too little
+/// memory for the stack as a lack of threads.
+fn why_no_thread(stack: usize, error: &io::Error) -> io::Error {
+    let mut memory = Vec::<u8>::new();
+    let reserved = memory.try_reserve_exact(stack);
+    // Otherwise the compiler may leave out what is not used.
+    hint::black_box(&memory);
+    match reserved {
+        Ok(()) => io::Error::other(format!("{} ({error})", NO_THREAD[0])),
+        Err(_) => io::Error::other(format!("{NO_MEMORY} a stack failed")),
     }
 }
 

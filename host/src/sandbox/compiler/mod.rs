@@ -55,6 +55,13 @@ const MEMORY_PER_THREAD: u64 = 64 << 20;
 /// What the standard library writes when an allocation fails.
 const NO_MEMORY: &str = "memory allocation of";
 
+/// What standard error of the child contains if it could not start a thread: a line of its own, or
+/// of rayon.
+const NO_THREAD: [&str; 2] = [
+    "no further thread",
+    "The global thread pool has not been initialized",
+];
+
 /// What the standard library writes when a thread needs more than its stack.
 const NO_STACK: &str = "has overflowed its stack";
 
@@ -283,8 +290,9 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// The child could not be started.
     #[error(
-        "cannot start the process that compiles components ({0}): allow the host to start processes, mount \
-         /proc, or compile ahead with `wasm-inetd compile` into the cache that the host uses"
+        "cannot start the process that compiles components ({0}): allow the host to start processes and their \
+         threads (`ulimit -u`, `TasksMax=`), mount /proc, or compile ahead with `wasm-inetd compile` into the \
+         cache that the host uses"
     )]
     Start(io::Error),
     /// The child has not answered as it should.

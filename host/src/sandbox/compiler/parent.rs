@@ -9,13 +9,14 @@ use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use rustix::io::Errno;
 use rustix::process::{Signal, getpid};
 use tokio::time::timeout;
 
 use super::{
     Answer, Bounds, EXAMINATION_MEMORY, EXAMINATION_MEMORY_PER_BYTE, Failure, Kind, MAX_CODE,
     MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MAX_TIME, MEMORY_PER_THREAD, NO_MEMORY, NO_STACK,
-    Request, Task,
+    NO_THREAD, Request, Task,
 };
 use crate::failpoint;
 use crate::logging::escape::in_one_line;
@@ -169,6 +170,9 @@ impl Bounds {
 
     /// Says why the child has ended without an answer.
     fn why_ended(&self, request: &Request, status: io::Result<ExitStatus>, message: &str) -> Failure {
+        if NO_THREAD.iter().any(|text| message.contains(text)) {
+            return Failure::Start(Errno::AGAIN.into());
+        }
         if message.contains(NO_MEMORY) {
             return self.out_of_memory(request).into();
         }
