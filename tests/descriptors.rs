@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::harness::{Client, HOST, Host, field, file, guest, refused, scratch, with_cache};
+use crate::harness::{Client, HOST, Host, field, file, guest, refusal_of, refused, scratch, with_cache};
 
 fn asks(client: &Client, what: &str) -> String {
     client.send(format!("{what}\n"));
@@ -353,4 +353,23 @@ fn directories_of_the_kernel_are_not_granted() {
             );
         }
     }
+}
+
+#[test]
+fn a_start_with_too_few_descriptors_says_so_or_raises_the_limit() {
+    let start = |limit: &str| {
+        let mut command = with_cache(Command::new("sh"));
+        let script = format!("ulimit {limit} && exec \"$0\" --listen 127.0.0.1:0");
+        command.args(["-c", &script, HOST]);
+        command
+    };
+    for limit in ["-n 6", "-n 8", "-n 12"] {
+        let refusal = refusal_of(&mut start(limit));
+        assert_eq!(refusal.status, Some(1), "{limit}: {}", refusal.message);
+        let advice = "raise the limit (`ulimit -n`, or `LimitNOFILE=` in the systemd unit)";
+        assert!(refusal.message.contains(advice), "{limit}: {}", refusal.message);
+        assert!(!refusal.message.contains("panic"), "{limit}: {}", refusal.message);
+    }
+    let host = Host::spawn(&mut start("-S -n 8"), &["--listen"]);
+    host.connect().echo("hello");
 }

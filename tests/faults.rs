@@ -176,11 +176,17 @@ fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
 /// Returns a command that runs `program` as a user that is held to the limit on threads. The
 /// superuser is not.
 fn without_privileges(program: &str) -> Command {
+    as_user(65534, program)
+}
+
+/// Returns a command that runs `program` as the user of this number, if this one is the superuser.
+fn as_user(number: u32, program: &str) -> Command {
     if !rustix::process::geteuid().is_root() {
         return with_cache(Command::new(program));
     }
+    let user = [format!("--reuid={number}"), format!("--regid={number}")];
     let mut setpriv = with_cache(Command::new("setpriv"));
-    setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]);
+    setpriv.args(user).args(["--clear-groups", program]);
     setpriv
 }
 
@@ -221,6 +227,140 @@ fn a_reload_without_a_thread_fails_and_ends_nothing() {
         host.signal(HUP);
         host.line(done);
     }
+}
+
+/// A host that can start no further thread until this is dropped.
+struct Threadless {
+    host: Host,
+    before: String,
+}
+
+impl Threadless {
+    fn serving(name: &str, args: &[&str]) -> Self {
+        let component = guest(name);
+        let common = [
+            "--listen",
+            "127.0.0.1:0",
+            "--component",
+            component.to_str().unwrap(),
+        ];
+        let host = Host::spawn(without_privileges(HOST).args(common).args(args), &["--listen"]);
+        let before = getrlimit(Resource::Nproc).current;
+        let before = before.map_or("unlimited".to_owned(), |max| max.to_string());
+        limit_threads(&host, "1");
+        Self { host, before }
+    }
+
+    /// Lifts the limit again.
+    fn recover(self) -> Host {
+        limit_threads(&self.host, &self.before);
+        assert!(!self.host.log().contains("panic"), "{}", self.host.log());
+        self.host
+    }
+}
+
+#[test]
+fn a_start_without_threads_says_so() {
+    // The limit counts all processes of a user, so each start has a user of its own. The process
+    // itself is the first thread, and the last number lacks the clock of the sandbox.
+    let most = match rustix::process::geteuid().is_root() {
+        true => 7,
+        false => 1,
+    };
+    for max in 1..=most {
+        let mut command = as_user(64_000 + max, "prlimit");
+        command.args([&format!("--nproc={max}"), HOST, "--threads", "4"]);
+        command.args(["--cache", "off", "--listen", "127.0.0.1:0"]);
+        let refusal = refusal_of(&mut command);
+        assert_eq!(refusal.status, Some(1), "{max}: {}", refusal.message);
+        let advice = "raise the limit (`ulimit -u`, or `TasksMax=` in the systemd unit)";
+        assert!(refusal.message.contains(advice), "{max}: {}", refusal.message);
+        assert!(!refusal.message.contains("panic"), "{max}: {}", refusal.message);
+    }
+}
+
+#[test]
+fn files_are_polled_without_a_thread_to_watch_them() {
+    const USER: u32 = 64_100;
+    // The limit counts all processes of a user, so this needs one who has no others.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let place = Place::new("threadless-watch", "lines");
+    let component = place.file();
+    let component = component.to_str().unwrap();
+    let cache = place.0.join("cache");
+    fs::create_dir_all(&cache).unwrap();
+    std::os::unix::fs::chown(&cache, Some(USER), Some(USER)).unwrap();
+    let cache = ["--cache", cache.to_str().unwrap()];
+    let mut compile = as_user(USER, HOST);
+    compile.arg("compile").args(cache).arg(component);
+    assert!(compile.status().unwrap().success());
+    // The host has 5 threads. One more looks up the directories, and another one watches them.
+    for (threads, is_watched) in [(5, false), (6, false), (7, true)] {
+        let mut command = as_user(USER, "prlimit");
+        command.args([
+            &format!("--nproc={threads}"),
+            HOST,
+            "--threads",
+            "1",
+            "--watch",
+            "-v",
+        ]);
+        command
+            .args(cache)
+            .args(["--component", component, "--listen", "127.0.0.1:0"]);
+        let host = Host::spawn(&mut command, &["--listen"]);
+        if !is_watched {
+            let warning = "cannot watch the component files";
+            until(warning, || host.log().contains(warning));
+        }
+        host.connect().echo("hello\n");
+        assert!(!host.log().contains("ERROR"), "{threads}: {}", host.log());
+    }
+}
+
+#[test]
+fn guests_use_files_without_a_further_thread() {
+    // More than there are threads for files.
+    const CONNECTIONS: usize = 70;
+    let dir = scratch("threadless-files");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("note"), "a note").unwrap();
+    let grant = format!("{}::/data", dir.display());
+    let threadless = Threadless::serving("errands", &["--dir", &grant]);
+    let reads = |host: &Host| {
+        let clients: Vec<_> = (0..CONNECTIONS).map(|_| host.connect()).collect();
+        for client in &clients {
+            client.send("read /data/note\n");
+        }
+        for client in &clients {
+            assert_eq!(client.line(), "a note");
+        }
+    };
+    reads(&threadless.host);
+    reads(&threadless.recover());
+}
+
+#[test]
+fn long_calls_without_a_further_thread_end_at_their_limit() {
+    let threadless = Threadless::serving("spin", &["--threads", "2", "--max-call-time", "1s"]);
+    // More of them than there are threads to replace theirs.
+    let spinning: Vec<_> = (0..6).map(|_| threadless.host.connect()).collect();
+    for client in &spinning {
+        client.echo("hello");
+    }
+    for client in &spinning {
+        client.send("!");
+    }
+    let other = threadless.host.connect();
+    other.echo("hello");
+    for _ in &spinning {
+        assert_eq!(threadless.host.outcome(), "cpu-limit");
+    }
+    other.echo("and again");
+    let host = threadless.recover();
+    host.connect().echo("and later");
 }
 
 #[test]

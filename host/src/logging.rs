@@ -2,7 +2,9 @@
 
 pub(crate) mod escape;
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::level_filters::LevelFilter;
@@ -28,6 +30,20 @@ const QUEUE: usize = 8192;
 
 /// Set when the runtime is about to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Set while this thread runs what may panic.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` of a library that panics if the system gives the host no further thread. Returns
+/// `None` if it panics, which is logged at debug only.
+pub(crate) fn expect_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
+    EXPECTED.set(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    EXPECTED.set(false);
+    done.ok()
+}
 
 /// Logs panics at debug from now on. Work on blocking threads that is given up with the runtime, such
 /// as a gate, panics in tokio when it next uses a timer.
@@ -92,10 +108,10 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
         .with(lines)
         .try_init()?;
     // Written directly, it could wait for standard error.
-    std::panic::set_hook(Box::new(|panic| {
+    panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(tracing::field::display);
         let message = panic.payload_as_str().unwrap_or("(no message)");
-        if ENDING.load(Ordering::Relaxed) {
+        if ENDING.load(Ordering::Relaxed) || EXPECTED.get() {
             debug!(location, "panic: {message}");
         } else {
             error!(location, "panic: {message}");

@@ -4,7 +4,8 @@
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
-use std::process::ExitCode;
+use std::panic;
+use std::process::{self, ExitCode};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use clap::Parser;
 use host::check::{check, check_services};
 use host::cli::{Cli, Command, Given};
 use host::compile::{compile, tasks_of_files, tasks_of_services};
-use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes, name_settings_as_flags};
+use host::config::{
+    At, CacheDir, Config, Log, LogFormat, LogLevel, Setting, clashes, name_settings_as_flags,
+};
 use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
@@ -23,8 +26,9 @@ use host::replay::Replayer;
 use host::sandbox::Program;
 use host::sandbox::compiler::child;
 use host::server::Drained;
+use host::system::provide_descriptors;
 use host::terminal::{Progress, Terminal};
-use host::threads::STACK;
+use host::threads::{KEPT, STACK, spare};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
@@ -71,6 +75,10 @@ fn main() -> ExitCode {
         Some((config, _)) => (config.threads.get(), config.log),
         None => (1, log_of(&command)),
     };
+    if let Err(sentence) = provide_descriptors() {
+        return refuse(FAILURE, [sentence]);
+    }
+    end_at_panics(threads);
     let runtime = runtime(threads);
     let log = logging::start(log);
     let outcome = match (runtime, &log) {
@@ -81,7 +89,7 @@ fn main() -> ExitCode {
             runtime.shutdown_timeout(LAST);
             outcome
         }
-        (Err(error), _) => Err(error).context("cannot start the async runtime"),
+        (Err(error), _) => Err(error),
         (_, Err(error)) => Err(anyhow!("cannot set up logging: {error}")),
     };
     match outcome {
@@ -228,16 +236,53 @@ fn check_stack_size() -> Result<(), String> {
     }
 }
 
-/// The threads that serve connections.
-fn runtime(threads: usize) -> io::Result<Runtime> {
+/// Ends the process at the next panic, with a sentence about its threads, until the log takes over.
+///
+/// Where a thread cannot be started, the runtime and the log panic, and the runtime then waits for
+/// its other threads for ever.
+fn end_at_panics(threads: usize) {
+    panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or("(no message)");
+        refuse(FAILURE, [too_few_threads(threads, message)]);
+        process::exit(FAILURE.into());
+    }));
+}
+
+/// Says that the threads that serve connections, or those beside them, cannot be started.
+fn too_few_threads(threads: usize, error: impl Display) -> String {
+    let fewer = match threads {
+        1 => String::new(),
+        _ => format!(", or lower {} from {threads}", Setting::of("threads")),
+    };
+    format!(
+        "cannot start the threads of the host ({error}): expected a system that lets it have {} threads or \
+         more; raise the limit (`ulimit -u`, or `TasksMax=` in the systemd unit){fewer}",
+        threads + BESIDE,
+    )
+}
+
+/// Threads that the host has beside those that serve connections: the first one, the one that
+/// writes the log, a spare one, the clock, and one for work that waits.
+const BESIDE: usize = 5;
+
+/// The threads that serve connections, and a spare one, by which a thread in a long call is
+/// replaced.
+fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     let started = AtomicUsize::new(0);
-    runtime::Builder::new_multi_thread()
+    let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(threads)
+        // Long direct calls need twice as many. Other long calls share the rest.
+        .max_blocking_threads(threads.saturating_mul(4))
+        .thread_keep_alive(KEPT)
         // Whatever RUST_MIN_STACK is.
         .thread_stack_size(STACK)
         .thread_name_fn(move || format!("worker-{}", started.fetch_add(1, Relaxed)))
         .enable_all()
         .build()
+        .context("cannot start the async runtime")?;
+    let spare = runtime.block_on(spare());
+    spare.map_err(|error| anyhow!(too_few_threads(threads, error)))?;
+    Ok(runtime)
 }
 
 /// Does what is asked, with this configuration if it is to serve.

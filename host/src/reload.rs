@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
 use notify::event::AccessKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -21,12 +23,13 @@ use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::Generations;
 use crate::guarded::{self, Owner};
+use crate::logging::expect_panic;
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Sandbox, Source};
 use crate::service::{ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
-use crate::threads;
+use crate::threads::{self, NoThread};
 
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
@@ -443,15 +446,30 @@ fn watch<'a>(
     files: impl Iterator<Item = &'a Path>,
     changed: &Arc<Notify>,
 ) -> anyhow::Result<RecommendedWatcher> {
+    let directories = directories(files)?;
     let changed = Arc::clone(changed);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+    let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         // The host itself opens the files to read them.
         let opened = |event: &Event| matches!(event.kind, EventKind::Access(AccessKind::Open(_)));
         if !event.as_ref().is_ok_and(opened) {
             changed.notify_one();
         }
     })?;
-    let mut watched = HashSet::new();
+    // If the system has given the watcher no thread, each use of it panics, and so does its drop.
+    let mut watcher = ManuallyDrop::new(watcher);
+    let watched = expect_panic(|| {
+        let mut directories = directories.iter();
+        directories.try_for_each(|directory| watcher.watch(directory, RecursiveMode::NonRecursive))
+    });
+    let watched = watched.ok_or_else(|| NoThread(Errno::AGAIN.into()))?;
+    let watcher = ManuallyDrop::into_inner(watcher);
+    watched?;
+    Ok(watcher)
+}
+
+/// The directories of `files`, and of those that they stand for, at least one.
+fn directories<'a>(files: impl Iterator<Item = &'a Path>) -> anyhow::Result<HashSet<PathBuf>> {
+    let mut directories = HashSet::new();
     for file in files {
         let target = file.canonicalize().ok();
         for path in [Some(file), target.as_deref()].into_iter().flatten() {
@@ -459,12 +477,10 @@ fn watch<'a>(
             let directory = directory
                 .canonicalize()
                 .with_context(|| format!("`{}`", directory.display()))?;
-            if watched.insert(directory.clone()) {
-                watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-            }
+            directories.insert(directory);
         }
     }
-    Ok(watcher)
+    Ok(directories)
 }
 
 #[cfg(test)]

@@ -204,7 +204,7 @@ impl Server {
         // They are no reason to end, whatever is being loaded.
         let changes = Changes::new().context("cannot install the signal handlers")?;
         system::raise_descriptors(&config, admin::DESCRIPTORS);
-        let telemetry = config.otlp.as_ref().map(Telemetry::start);
+        let telemetry = config.otlp.as_ref().map(Telemetry::start).transpose()?;
         // Metrics are of connections that are open too.
         let observed = watched || config.admin.is_some() || telemetry.is_some();
         let process = Arc::new(Process::new(observed, telemetry));

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
@@ -13,6 +14,9 @@ use crate::config::{Config, FILE_THREADS, Setting};
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
+
+/// Descriptors that the runtime and the signals need, without which libraries panic at the start.
+const FIRST: usize = 16;
 
 /// Descriptors for the threads on which the guests of a service use files: those of their runtime,
 /// and two that each thread may have open while it works, as for a file that it renames.
@@ -105,6 +109,39 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
             limit.saturating_sub(fixed) / most
         );
     }
+}
+
+/// Checks that there are descriptors for the runtime and the signals, and raises the limit for them
+/// if it may.
+///
+/// # Errors
+///
+/// There are too few, as the sentence says.
+pub fn provide_descriptors() -> Result<(), String> {
+    let are_there = || -> io::Result<()> {
+        let opened: io::Result<Vec<_>> = (0..FIRST).map(|_| fs::File::open("/dev/null")).collect();
+        opened.map(drop)
+    };
+    let limit = getrlimit(Resource::Nofile);
+    let is_none_left = |error: &io::Error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+    match are_there() {
+        Err(error) if is_none_left(&error) => {}
+        // Another error is about that file.
+        _ => return Ok(()),
+    }
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    let raised = Rlimit {
+        current: limit.current.map(|soft| soft.max(wanted)),
+        maximum: limit.maximum,
+    };
+    let raised = setrlimit(Resource::Nofile, raised).map_err(io::Error::from);
+    raised.and_then(|()| are_there()).map_err(|error| {
+        let limit = limit.current.unwrap_or_default();
+        format!(
+            "cannot start with so few file descriptors ({error}): this process may open {limit}, and expected \
+             {DESCRIPTORS} or more; raise the limit (`ulimit -n`, or `LimitNOFILE=` in the systemd unit)"
+        )
+    })
 }
 
 /// Raises this process's limit on descriptors, as far as it may, to the need of the services and of

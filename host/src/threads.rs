@@ -1,14 +1,18 @@
 //! Threads for work that waits for files, processes or guests.
 //!
-//! The runtime has threads for such work too. If the system gives the process no further thread,
-//! however, the runtime panics, or lets the work wait for a thread that may never be free.
+//! A runtime has threads for such work too. If the system gives the process no further thread,
+//! however, the runtime panics if it has none of them, and lets the work wait for one if it has
+//! any. So each runtime starts with a [`spare`] one, which it keeps for [`KEPT`].
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use rustix::io::Errno;
 use thiserror::Error;
+use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -16,10 +20,34 @@ use tokio::sync::oneshot;
 /// with.
 pub const STACK: usize = 2 << 20;
 
+/// How long runtimes keep threads that have nothing to do: as long as the process lives. A runtime
+/// that let its only thread go could get no other when it needs one.
+pub const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// Starts the first thread for work that waits of the current runtime, which has to keep it.
+///
+/// # Errors
+///
+/// There is no thread. The runtime cannot be used for such work.
+pub async fn spare() -> io::Result<()> {
+    // The runtime reports a lack of threads to work on its output, and panics with all other work.
+    let started = tokio::io::stdout().write(&[]).await;
+    started.map(drop).map_err(|_| Errno::AGAIN.into())
+}
+
 /// The system gives the process no further thread.
 #[derive(Debug, Error)]
-#[error("the system gives the host no further thread: {0}")]
+#[error(
+    "the system gives the host no further thread ({0}): raise the limit (`ulimit -u`, or `TasksMax=` in the \
+     systemd unit)"
+)]
 pub(crate) struct NoThread(pub(crate) io::Error);
+
+impl From<NoThread> for io::Error {
+    fn from(error: NoThread) -> Self {
+        Self::new(error.0.kind(), error)
+    }
+}
 
 /// The work has panicked. The hook for panics has said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -41,15 +69,23 @@ pub(crate) fn run<T: Send + 'static>(
 ) -> Result<Work<T>, NoThread> {
     let runtime = Handle::current();
     let (sender, result) = oneshot::channel();
-    let thread = thread::Builder::new().name(name.to_owned());
-    // Whatever RUST_MIN_STACK is.
-    let thread = thread.stack_size(STACK);
-    let started = thread.spawn(move || {
+    let started = start(name, move || {
         let _current = runtime.enter();
         // Fails if nobody waits any more.
         let _ = sender.send(work());
     });
-    started.map(|_| Work(result)).map_err(NoThread)
+    started.map(|_| Work(result))
+}
+
+/// Starts a thread of this name, which ends after `work`.
+///
+/// # Errors
+///
+/// There is no thread.
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NoThread> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    // Whatever RUST_MIN_STACK is.
+    thread.stack_size(STACK).spawn(work).map_err(NoThread)
 }
 
 impl<T> Future for Work<T> {

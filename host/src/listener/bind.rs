@@ -449,9 +449,10 @@ impl FileIdentity {
 
     /// Checks that the file is a socket of the user of this process.
     ///
-    /// The system does not say which file a socket is bound to: fstat(2) describes the socket. So the
-    /// file is looked up by its path, and a user who may rename files there can have put another one
-    /// in its place by then. After this check, that can only be another socket of this process's user.
+    /// The system does not say which file a socket is bound to: fstat(2) describes the socket. So
+    /// the file is looked up by its path, and a user who may rename files there can have put
+    /// another one in its place by then. After this check, that can only be another socket of this
+    /// process's user.
     ///
     /// # Errors
     ///

@@ -69,6 +69,8 @@ impl Drop for Stack {
 
 /// What a store keeps whose guest may be called directly.
 pub(super) struct Direct {
+    /// The runtime whose threads make calls.
+    runtime: Handle,
     /// Long calls beyond which none is begun.
     max_long: usize,
     max_call_time: Duration,
@@ -120,6 +122,7 @@ impl Direct {
         (runtime.runtime_flavor() == RuntimeFlavor::MultiThread).then(|| Self {
             // Besides, each thread of the runtime may be in a call that becomes long.
             max_long: runtime.metrics().num_workers(),
+            runtime,
             max_call_time,
             ending,
             aside: 0,
@@ -168,21 +171,24 @@ impl Direct {
             // Other threads that wait for this processor run first, as on a fiber.
             thread::yield_now();
         } else {
-            long.handed_on = hand_on();
+            long.handed_on = hand_on(&self.runtime);
         }
         Some(Ok(UpdateDeadline::Continue(1)))
     }
 }
 
 /// Offers the other tasks of this thread, and its turn to wait for I/O and timers, to other threads
-/// of the runtime. Returns false if none has begun to work within [`HAND_ON`], as on a busy machine.
+/// of `runtime`, to which it belongs. Returns false if none has begun to work within [`HAND_ON`],
+/// as on a busy machine, or where the system gives the host no further thread.
 ///
 /// A task that runs elsewhere is the evidence: a thread that has run it goes on to the tasks that wait,
 /// and waits for I/O and timers when there are none.
-fn hand_on() -> bool {
+fn hand_on(runtime: &Handle) -> bool {
+    // In a call that uses files, the runtime for them is current, which would lend its threads.
+    let _current = runtime.enter();
     let (ran, others_work) = mpsc::sync_channel(1);
     block_in_place(|| {
-        tokio::spawn(async move { ran.send(()) });
+        runtime.spawn(async move { ran.send(()) });
         others_work.recv_timeout(HAND_ON).is_ok()
     })
 }
@@ -256,10 +262,11 @@ mod tests {
         let (ran, other) = mpsc::channel();
         let long = runtime.spawn(async move {
             tokio::spawn(async move { ran.send(()) });
-            assert!(!hand_on(), "there is no other thread");
+            let host = Handle::current();
+            assert!(!hand_on(&host), "there is no other thread");
             assert!(other.try_recv().is_err(), "nobody runs the other task");
             release.send(()).unwrap();
-            while !hand_on() {}
+            while !hand_on(&host) {}
             // This thread does nothing for the runtime any more.
             other.recv().unwrap();
         });

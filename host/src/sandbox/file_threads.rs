@@ -12,12 +12,14 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use crate::config::FILE_THREADS;
+use crate::threads::{self, KEPT, NoThread, STACK, spare};
 
 /// The nice value of these threads. A guest keeps many of them computing if it lists large
 /// directories, which nothing interrupts. So they have a tenth of the weight of the threads that
@@ -31,51 +33,65 @@ const SLOW: Duration = Duration::from_secs(1);
 ///
 /// wasmtime-wasi hands each operation on a file to the blocking threads of the current runtime. A
 /// file that hangs, such as a named pipe or one on a lost mount, keeps its thread. On the runtime
-/// of the host, such files would take the threads by which the host reloads components of all
-/// services. A service with granted directories therefore has a runtime of its own, which [`on`]
-/// makes current.
+/// of the host, such files would take the threads that replace those in long calls. A service with
+/// granted directories therefore has a runtime of its own, which [`on`] makes current.
+///
+/// Its threads stay once they are started. If the system gives the host no further thread, work
+/// waits for one of them.
 #[derive(Debug)]
 pub(super) struct FileThreads {
-    /// Present until this is dropped.
-    runtime: Option<Runtime>,
+    runtime: Handle,
+    /// The runtime that serves connections, if this one was started within it.
+    host: Option<Handle>,
     /// Turns for the work of the host itself, so that no more of it is queued than there are
     /// threads.
     turns: Arc<Semaphore>,
     /// The log says that connections wait.
     slow: AtomicBool,
+    /// Ends the runtime.
+    _end: DropGuard,
 }
 
 impl FileThreads {
-    /// Starts the runtime. It begins with one thread, for timers and sockets of guests.
+    /// Starts the runtime. It begins with one thread for timers and sockets of guests, and one for
+    /// files.
     ///
     /// # Errors
     ///
-    /// The thread cannot be started, or there are no descriptors left.
+    /// A thread cannot be started, or there are no descriptors left.
     pub(super) fn start() -> io::Result<Arc<Self>> {
-        let is_for_files = Arc::new(AtomicBool::new(false));
-        let thread_is_for_files = Arc::clone(&is_for_files);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
+        let runtime = Builder::new_current_thread()
             .max_blocking_threads(FILE_THREADS)
+            .thread_keep_alive(KEPT)
+            .thread_stack_size(STACK)
             .thread_name("files")
-            .on_thread_start(move || {
-                if thread_is_for_files.load(Relaxed) {
-                    // Lowering it is always permitted.
-                    let _ = setpriority_process(Some(gettid()), NICE);
-                }
+            .on_thread_start(|| {
+                // Lowering it is always permitted.
+                let _ = setpriority_process(Some(gettid()), NICE);
             })
             .enable_all()
             .build()?;
-        // Threads that start after the first one are for files.
-        let (runs, first) = mpsc::sync_channel(1);
-        runtime.spawn(async move { runs.send(()) });
-        first.recv().map_err(io::Error::other)?;
-        is_for_files.store(true, Relaxed);
+        let handle = runtime.handle().clone();
+        let end = CancellationToken::new();
+        let ends = end.clone();
+        let (tell, has_started) = mpsc::sync_channel(1);
+        // A runtime that has to start this thread itself panics if it cannot.
+        threads::start("files", move || {
+            run_until(runtime, &ends, |started| tell.send(started));
+        })?;
+        has_started.recv().map_err(io::Error::other)?.map_err(NoThread)?;
         Ok(Arc::new(Self {
-            runtime: Some(runtime),
+            runtime: handle,
+            host: Handle::try_current().ok(),
             turns: Arc::new(Semaphore::new(FILE_THREADS)),
             slow: AtomicBool::new(false),
+            _end: end.drop_guard(),
         }))
+    }
+
+    /// The runtime that serves connections.
+    pub(super) fn host(&self) -> Option<&Handle> {
+        self.host.as_ref()
     }
 
     /// Opens what a guest of `service` needs before it starts. While files of other guests keep all
@@ -93,8 +109,9 @@ impl FileThreads {
                     warn!(
                         service,
                         "the granted directories have not opened for {SLOW:?}: a directory does not answer, \
-                         or files of guests keep all {FILE_THREADS} threads of the service busy, such as named \
-                         pipes; new connections of the service wait"
+                         or files of guests, such as named pipes, keep all {FILE_THREADS} threads of the \
+                         service busy, or as many as the system gives the host; new connections of the service \
+                         wait"
                     );
                 }
                 opened.await
@@ -107,8 +124,7 @@ impl FileThreads {
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         // It is never closed.
         let turn = Arc::clone(&self.turns).acquire_owned().await;
-        let runtime = self.runtime.as_ref().expect("it is there until the drop");
-        let working = runtime.spawn_blocking(move || {
+        let working = self.runtime.spawn_blocking(move || {
             let _turn = turn;
             work()
         });
@@ -119,13 +135,20 @@ impl FileThreads {
     }
 }
 
-impl Drop for FileThreads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Files that hang are not waited for.
-            runtime.shutdown_background();
-        }
-    }
+/// Runs the tasks of `runtime` in this thread until `end`, and tells whether it has a thread for
+/// files.
+fn run_until<E>(
+    runtime: Runtime,
+    end: &CancellationToken,
+    tell: impl FnOnce(io::Result<()>) -> Result<(), E>,
+) {
+    runtime.block_on(async {
+        // Fails if nobody waits any more.
+        let _ = tell(spare().await);
+        end.cancelled().await;
+    });
+    // Files that hang are not waited for.
+    runtime.shutdown_background();
 }
 
 /// Runs `guest`, whose files are used on `threads`, if there are any.
@@ -147,8 +170,7 @@ impl<F: Future> Future for On<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let runtime = this.threads.as_ref().and_then(|threads| threads.runtime.as_ref());
-        let _current = runtime.map(Runtime::enter);
+        let _current = this.threads.as_ref().map(|threads| threads.runtime.enter());
         this.guest.poll(cx)
     }
 }

@@ -19,6 +19,7 @@ use wasmtime::{EngineWeak, UpdateDeadline};
 
 use super::meter::{self, TICK, thread_time};
 use crate::cost::Cost;
+use crate::threads;
 
 thread_local! {
     /// The tick at which the turn that this thread is in began.
@@ -69,7 +70,7 @@ impl Ticker {
             thread: OnceLock::new(),
         });
         let weak = Arc::downgrade(&ticker);
-        let handle = thread::Builder::new().name("ticker".into()).spawn(move || {
+        let handle = threads::start("ticker", move || {
             let mut quiet = 0;
             while let Some(ticker) = weak.upgrade() {
                 ticker.tick();

@@ -17,13 +17,15 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
+use rustix::io::Errno;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::info;
 
 use crate::admin::measures::Measure;
 use crate::config::Otlp as Config;
-use crate::threads;
+use crate::logging::expect_panic;
+use crate::threads::{self, NoThread};
 use collector::{Collector, Signal};
 use environment::{milliseconds, variable};
 pub(crate) use spans::{Ended, Trace};
@@ -57,22 +59,27 @@ pub(crate) struct Telemetry {
 impl Telemetry {
     /// Tells what `config` says.
     ///
+    /// # Errors
+    ///
+    /// There is no thread for it.
+    ///
     /// # Panics
     ///
     /// Outside of a runtime.
-    pub(crate) fn start(config: &Config) -> Self {
+    pub(crate) fn start(config: &Config) -> Result<Self, NoThread> {
         let collector = Arc::new(Collector::new(&config.endpoint));
         let resource = resource();
+        let exporter = spans::Exporter::new(Arc::clone(&collector));
+        let processor = BatchSpanProcessor::builder(exporter).with_batch_config(environment::batches());
+        // It starts a thread, or panics.
+        let processor = expect_panic(|| processor.build());
+        let processor = processor.ok_or_else(|| NoThread(Errno::AGAIN.into()))?;
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
                 config.sample.get(),
             ))))
-            .with_span_processor(
-                BatchSpanProcessor::builder(spans::Exporter::new(Arc::clone(&collector)))
-                    .with_batch_config(environment::batches())
-                    .build(),
-            )
+            .with_span_processor(processor)
             .build();
         info!(
             sample = config.sample.get(),
@@ -80,7 +87,7 @@ impl Telemetry {
             "sending traces and metrics to http://{}",
             config.endpoint.authority()
         );
-        Self {
+        Ok(Self {
             tracer: provider.tracer(NAME),
             collector,
             provider,
@@ -88,7 +95,7 @@ impl Telemetry {
             metrics: environment::exports_metrics(),
             interval: milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(INTERVAL),
             started: SystemTime::now(),
-        }
+        })
     }
 
     /// Sends what `read` finds, again and again, until it is aborted; `None` where the environment has it that no metrics are sent.

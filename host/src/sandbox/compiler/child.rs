@@ -56,8 +56,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Says why a thread with a stack of so many bytes could not be started. The system reports too little
-/// memory for the stack as a lack of threads.
+/// Says why a thread with a stack of so many bytes could not be started. The system reports too
+/// little memory for the stack as a lack of threads.
 fn why_no_thread(stack: usize, error: &io::Error) -> io::Error {
     let mut memory = Vec::<u8>::new();
     let reserved = memory.try_reserve_exact(stack);
