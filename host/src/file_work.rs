@@ -34,8 +34,8 @@ pub(crate) struct FileWork {
 pub(crate) enum NotDone {
     /// It, or the piece before it, has not returned in time.
     #[error(
-        "took longer than {0:?}: the file system may not answer; the host tries again when the call has \
-         returned"
+        "took longer than {0:?}: the file system may not answer; the host does not try again before the \
+         call has returned"
     )]
     Late(Duration),
     /// It panicked.

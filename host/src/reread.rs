@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::admin::{self, Token};
+use crate::admin;
 use crate::config::{Access, Address, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
@@ -158,8 +158,6 @@ pub(crate) struct Plan {
     pub(crate) services: Vec<Planned>,
     /// Services and addresses of Unix sockets whose files were gone and are created again.
     pub(crate) recreated: Vec<(String, Address)>,
-    /// The admin token in its file now, if that is the file that was read before.
-    pub(crate) token: Option<Token>,
 }
 
 impl Plan {
@@ -304,9 +302,6 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         };
         loaded.push((one, sandbox));
     }
-    // Creates a file that is missing.
-    let token = token_to_read(&config, &now.config).map(Token::load).transpose();
-    let token = token.map_err(|error| Obstacles::only(Some(&file), "admin.token".to_owned(), None, error))?;
     // Only when nothing else can fail, so that nobody is let in by a listener that is given up.
     let mut services = Vec::new();
     for (index, ((loaded, sandbox), prepared)) in loaded.into_iter().zip(prepared).enumerate() {
@@ -331,16 +326,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         config,
         services,
         recreated,
-        token,
     })
-}
-
-/// Returns the file of the admin token if `config` and `now` name the same one. Another file
-/// requires a restart.
-fn token_to_read<'a>(config: &'a Config, now: &Config) -> Option<&'a Path> {
-    let path = |config: &'a Config| config.admin.as_ref()?.token.as_deref();
-    let before = now.admin.as_ref().and_then(|admin| admin.token.as_deref());
-    path(config).filter(|path| before == Some(path))
 }
 
 /// Prepares the listeners of each service of `config`: keeps those that are there, and looks for

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::{self, Acceptor};
-use crate::admin::{self, CurrentToken, Token, measures};
+use crate::admin::{self, CurrentToken, measures};
 use crate::admission::Admission;
 use crate::config::{Config, Service};
 use crate::file::Text;
@@ -40,6 +40,13 @@ const CUT: Duration = Duration::from_secs(1);
 
 /// How long it may take to prepare a change of the services.
 const PLAN: Duration = Duration::from_secs(600);
+
+/// A request for a change of the services, by SIGHUP.
+#[derive(Debug)]
+struct Request {
+    /// Loads the admin token again, if there is one.
+    token: Option<JoinHandle<()>>,
+}
 
 /// The services that run.
 struct Server {
@@ -113,7 +120,7 @@ impl Server {
     async fn run(&mut self, file: Option<PathBuf>, signals: &mut Signals) -> anyhow::Result<Drained> {
         // A plan is made while all goes on, one at a time.
         let mut planning: Option<JoinHandle<anyhow::Result<Plan>>> = None;
-        let mut again = false;
+        let mut again = None;
         let process = Arc::clone(&self.process);
         // Whether a signal that asks to stop begins the drain.
         let signalled = loop {
@@ -137,12 +144,12 @@ impl Server {
                         info!("stop requested: the terminal of the host was closed");
                         break false;
                     }
-                    (Notice::Reload, Some(_)) if planning.is_some() => again = true,
-                    (Notice::Reload, Some(file)) => planning = Some(self.plan(file)),
+                    (Notice::Reload, Some(_)) if planning.is_some() => again = Some(self.request()),
+                    (Notice::Reload, Some(file)) => planning = Some(self.plan(file, self.request())),
                     (Notice::Reload, None) => {
                         service_manager::reloading();
+                        self.request();
                         self.running.iter().for_each(Running::reload);
-                        self.reload_token();
                         self.ready();
                     }
                     (Notice::GoBack, _) => self.go_back(),
@@ -157,7 +164,8 @@ impl Server {
                         Err(error) => warn!("reconfiguration failed: {error:#}; nothing changed"),
                     }
                     self.ready();
-                    planning = file.as_ref().filter(|_| mem::take(&mut again)).map(|file| self.plan(file));
+                    let request = file.as_ref().zip(again.take());
+                    planning = request.map(|(file, request)| self.plan(file, request));
                 }
                 () = self.failed() => bail!(
                     "an accept loop failed and the host stops; earlier log lines show the cause"
@@ -214,9 +222,9 @@ impl Server {
         if preflight::check_admin(&config, admin_listen, &mut obstacles)
             && let Some(admin) = &config.admin
         {
-            let token = admin.token.as_deref().map(Token::load).transpose();
+            let token = admin.token.as_deref().map(CurrentToken::load).transpose();
             if let Some(token) = obstacles.note("admin.token", None, token) {
-                current_token = token.map(CurrentToken::new);
+                current_token = token;
                 let token = current_token.clone();
                 obstacles.note(
                     "admin.listen",
@@ -286,7 +294,8 @@ impl Server {
         let _ = select_all(acceptors).await;
     }
 
-    fn plan(&self, file: &Path) -> JoinHandle<anyhow::Result<Plan>> {
+    /// Makes the plan that `request` asks for, from what `file` says.
+    fn plan(&self, file: &Path, request: Request) -> JoinHandle<anyhow::Result<Plan>> {
         service_manager::reloading();
         let file = file.to_owned();
         let now = Now {
@@ -304,12 +313,16 @@ impl Server {
         // Compiling takes a thread for as long as it takes.
         let given_up = CancellationToken::new();
         let ended = given_up.clone().drop_guard();
-        let planning = threads::run("plan", move || {
-            let plan = reread::plan(&file, &now, &files, &program);
-            let plan = runtime.block_on(given_up.run_until_cancelled(plan));
-            plan.unwrap_or_else(|| bail!("it was given up"))
-        });
         tokio::spawn(async move {
+            if let Some(token) = request.token {
+                // The plan checks the file, which may be missing until it is loaded.
+                let _ = token.await;
+            }
+            let planning = threads::run("plan", move || {
+                let plan = reread::plan(&file, &now, &files, &program);
+                let plan = runtime.block_on(given_up.run_until_cancelled(plan));
+                plan.unwrap_or_else(|| bail!("it was given up"))
+            });
             let planned = timeout(PLAN, planning?).await;
             drop(ended);
             planned.with_context(|| format!("it took longer than {PLAN:?}"))??
@@ -322,17 +335,11 @@ impl Server {
         service_manager::ready(self.running.len(), listeners);
     }
 
-    /// Reads the file of the admin token again.
-    fn reload_token(&self) {
-        let path = self.config.admin.as_ref().and_then(|admin| admin.token.clone());
-        if let (Some(path), Some(current)) = (path, self.token.clone()) {
-            let reading = threads::run("token", move || match Token::load(&path) {
-                Ok(token) => current.replace(token),
-                Err(error) => warn!("{error:#}; the previous admin token stays in use"),
-            });
-            if let Err(error) = reading {
-                warn!("cannot read the token file: {error}; the previous admin token stays in use");
-            }
+    /// Starts what SIGHUP does first, whatever the services file says: loads the admin token again.
+    fn request(&self) -> Request {
+        let token = self.token.clone();
+        Request {
+            token: token.map(|token| tokio::spawn(async move { token.reload().await })),
         }
     }
 
@@ -485,9 +492,6 @@ impl Server {
         }
         self.config = config;
         self.show();
-        if let (Some(current), Some(token)) = (&self.token, plan.token) {
-            current.replace(token);
-        }
         info!(services = self.running.len(), "services reconfigured");
         Ok(())
     }

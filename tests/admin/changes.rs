@@ -377,6 +377,34 @@ fn sighup_takes_the_token_that_the_file_has_then() {
 }
 
 #[test]
+fn sighup_takes_the_token_whatever_the_services_file_says() {
+    let token = Token::new("rotated-alone");
+    let services = format!(
+        "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{}\"\n\
+         [[service]]\nname = \"echo\"\nlisten = [\"127.0.0.1:0\"]\n",
+        token.path()
+    );
+    let path = file("admin-rotated-alone.toml", &services);
+    let host = Host::with_config(&path, 1);
+    let admin = admin_of(&host);
+    let status = |token: &str| {
+        let request = admin.request("POST", "/services/echo/reload");
+        request.bearing(token).answer().status
+    };
+    for (number, text) in ["no TOML", "[[service]]\nname = \"echo\"\n", ""].into_iter().enumerate() {
+        let leaked = fs::read_to_string(&token.path).unwrap();
+        let new = format!("token-number-{number}-of-the-test");
+        fs::write(&token.path, &new).unwrap();
+        fs::write(&path, text).unwrap();
+        host.signal(HUP);
+        host.line("admin token has changed");
+        host.line("reconfiguration failed");
+        // The embedded guest has no file.
+        assert_eq!((status(&new), status(&leaked)), (409, 401), "{text}");
+    }
+}
+
+#[test]
 fn a_token_that_others_can_read_is_refused_at_the_start() {
     for mode in [0o644, 0o640, 0o602] {
         let token = Token::new("open");

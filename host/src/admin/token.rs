@@ -10,10 +10,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
-use tracing::info;
+use tokio::sync::Mutex;
+use tracing::{info, warn};
 
 use super::hex;
 use crate::config::Setting;
+use crate::file_work::{FileWork, READ};
 use crate::guarded::{self, Owner};
 use crate::system::directory_of;
 use crate::values::{MIN_TOKEN, SecretFile};
@@ -148,23 +150,49 @@ pub(crate) fn named(path: &Path) -> SecretFile<'_> {
 
 /// The token that the host accepts, which its file replaces when it is read again.
 #[derive(Clone, Debug)]
-pub(crate) struct CurrentToken(Arc<ArcSwap<Token>>);
+pub(crate) struct CurrentToken {
+    path: Arc<Path>,
+    current: Arc<ArcSwap<Token>>,
+    /// Locked while the file is read, so that the last read decides which token is accepted.
+    files: Arc<Mutex<FileWork>>,
+}
 
 impl CurrentToken {
-    pub(crate) fn new(token: Token) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(token)))
+    /// Loads the token in the file at `path`, as [`Token::load`] does.
+    ///
+    /// # Errors
+    ///
+    /// The token cannot be loaded.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            path: path.into(),
+            current: Arc::new(ArcSwap::from_pointee(Token::load(path)?)),
+            files: Arc::default(),
+        })
     }
 
-    /// Accepts `token` from now on, and no longer the previous one.
-    pub(crate) fn replace(&self, token: Token) {
-        if self.0.swap(Arc::new(token)).0 != self.0.load().0 {
+    /// Loads the token again, and accepts no other from then on. If the file cannot be used, the
+    /// previous token stays in use, and the log gives the reason.
+    pub(crate) async fn reload(&self) {
+        let mut files = self.files.lock().await;
+        let path = Arc::clone(&self.path);
+        let error = match files.run(READ, move || Token::load(&path)).await {
+            Ok(Ok(token)) => return self.replace(token),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(error) => format!("reading the token file {} {error}", named(&self.path)),
+        };
+        warn!("{error}; the previous admin token stays in use");
+    }
+
+    fn replace(&self, token: Token) {
+        if self.current.swap(Arc::new(token)).0 != self.current.load().0 {
             info!("the admin token has changed; the previous one is no longer accepted");
         }
     }
 
     /// Whether `token` is this one.
     pub(super) fn is(&self, token: &str) -> bool {
-        self.0.load().is(token)
+        self.current.load().is(token)
     }
 }
 
