@@ -23,14 +23,14 @@ fn pipe_at(path: &Path) {
 
 /// A link to the standard input of the process that follows it. If that is a pipe, reading it waits
 /// for bytes, and so hangs as a file on a lost mount does.
-fn hang(path: &Path) {
+pub fn hang(path: &Path) {
     let link = path.with_extension("link");
     symlink("/dev/stdin", &link).unwrap();
     fs::rename(link, path).unwrap();
 }
 
 /// Starts a host whose standard input is a pipe, and returns the other end of the pipe.
-fn with_pipe(command: &mut Command) -> (Host, io::PipeWriter) {
+pub fn with_pipe(command: &mut Command) -> (Host, io::PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
     let mut host = Host::reading(command, reader);
     host.listens(1);

@@ -1,10 +1,11 @@
 //! Rollbacks where settings change with the component, and where generations drain.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 
-use crate::harness::{Client, HUP, Host, NEW, Place, USR2, again, field, guest, replace, scratch};
+use crate::disks::{hang, with_pipe};
+use crate::harness::{Client, HUP, Host, NEW, Place, USR2, again, command, field, guest, replace, scratch};
 
 /// A services file with one service, in a directory of its own.
 struct Service(std::path::PathBuf);
@@ -30,6 +31,19 @@ impl Service {
     fn serve(&self) -> Host {
         Host::with_config(&self.0.join("services.toml"), 1)
     }
+
+    /// Serves, and returns the other end of the pipe that is the standard input of the host.
+    fn serve_with_pipe(&self) -> (Host, io::PipeWriter) {
+        with_pipe(command().arg("--config").arg(self.0.join("services.toml")))
+    }
+}
+
+/// Has a host read this component from the pipe. A pipe holds less, so the host has begun to read
+/// it when this returns. The host has read it when the pipe is dropped.
+fn put_in(pipe: &mut io::PipeWriter, component: &str) {
+    let bytes = fs::read(guest(component)).unwrap();
+    assert!(bytes.len() > 64 << 10, "{component} is too small");
+    pipe.write_all(&bytes).unwrap();
 }
 
 /// Has the guest `moody` fail a connection of `127.0.0.SOURCE`.
@@ -274,4 +288,71 @@ fn an_operator_can_insist_by_the_services_file() {
         assert_eq!(host.outcome(), "guest-trap");
     }
     assert_eq!(host.log().matches("rolled back to").count(), 1, "{}", host.log());
+}
+
+#[test]
+fn a_rollback_gives_up_a_reload_whose_file_is_read() {
+    let place = Place::new("rollback-overtakes", "echo");
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--component"]);
+    let (host, mut pipe) = with_pipe(command.arg(place.file()));
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line(NEW);
+    hang(&place.file());
+    host.signal(HUP);
+    put_in(&mut pipe, "upper");
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    drop(pipe);
+    let line = host.line("reload given up");
+    assert_eq!(field(&line, "generation"), "1");
+    host.connect().echo("hello");
+    // A request after the rollback is carried out.
+    place.put("upper");
+    host.signal(HUP);
+    assert_eq!(field(&host.line(NEW), "generation"), "3");
+}
+
+#[test]
+fn a_rollback_gives_up_a_reload_whose_gate_takes_time() {
+    let place = Place::new("rollback-overtakes-gate", "echo");
+    let gate = place.0.join("gate");
+    fs::create_dir_all(&gate).unwrap();
+    // Without the end of its line, the new component answers nothing.
+    fs::write(gate.join("hello.conversation"), "> \"hello\"\n< \"hello\"\n").unwrap();
+    let host = place.serve(&["-v", "--gate", gate.to_str().unwrap(), "--gate-patience", "1h"]);
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line("loading ");
+    host.signal(USR2);
+    // The gate alone would end later, as `took longer`.
+    host.line("reload given up");
+    host.connect().echo("hello");
+}
+
+#[test]
+fn a_rollback_gives_up_a_reconfiguration() {
+    let service = Service::new("overtakes", "echo", "");
+    let (host, mut pipe) = service.serve_with_pipe();
+    service.put("lines-session", "");
+    host.signal(HUP);
+    host.line(NEW);
+    service.put("upper", "drain-generations = \"1h\"\n");
+    hang(&service.0.join("guest.wasm"));
+    host.signal(HUP);
+    put_in(&mut pipe, "upper");
+    // This one waits for the first.
+    host.signal(HUP);
+    host.signal(USR2);
+    host.line("reconfiguration given up");
+    host.line("rolled back to the previous generation");
+    drop(pipe);
+    host.connect().echo("hello");
+    // The next line about a change is of a request after the rollback.
+    service.put("upper", "drain-generations = \"2h\"\n");
+    host.signal(HUP);
+    let line = host.line_of(&["service changed", "reconfiguration failed", NEW]);
+    assert_eq!(field(&line, "generation"), "3", "{line}");
+    host.line("services reconfigured");
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use thiserror::Error;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -133,6 +134,8 @@ pub(crate) struct Generations {
     current: ArcSwap<Serving>,
     /// Locked when the current generation changes, and never for a connection.
     past: Mutex<Past>,
+    /// When an operator last requested a rollback. Changes while `past` is locked.
+    rollback_requested: watch::Sender<Option<Instant>>,
     /// How long the connections of a generation may go on when another has replaced it.
     drain: Option<Duration>,
     max_connections: u64,
@@ -159,6 +162,17 @@ struct Past {
     previous: Option<Arc<Serving>>,
     /// The content that was rolled back, until another component is loaded.
     left: Option<Left>,
+}
+
+/// Why a generation that was loaded does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Overtaken {
+    /// An operator has requested a rollback since the reload was requested.
+    #[error("a rollback was requested meanwhile")]
+    ByRequest,
+    /// The host has rolled back the same content while it was loaded again.
+    #[error("the host rolled back the same content meanwhile")]
+    ByRollback,
 }
 
 /// Content that was rolled back.
@@ -227,6 +241,11 @@ impl Past {
     }
 }
 
+/// Returns whether something was `requested` at the time of `since` or later.
+fn is_since(requested: Option<Instant>, since: Instant) -> bool {
+    requested.is_some_and(|requested| requested >= since)
+}
+
 /// Returns whether instances have the same rights and limits in two services. The other settings
 /// hold for a connection, whatever its generation.
 fn runs_alike(one: &Service, other: &Service) -> bool {
@@ -271,6 +290,7 @@ impl Generations {
         past.know(&first);
         Self {
             past: Mutex::new(past),
+            rollback_requested: watch::Sender::new(None),
             current: ArcSwap::new(first),
             service: service.name.clone(),
             drain: service.drain_generations,
@@ -374,10 +394,39 @@ impl Generations {
         own.map(|serving| serving.tally.open()).sum::<u64>() < self.max_connections
     }
 
-    /// Gives new connections `generation` from now on. If an operator has `insisted` on it, it is
-    /// not rolled back automatically.
-    pub(crate) fn replace(&self, generation: Arc<Generation>, insisted: bool) {
+    /// Returns whether an operator has requested a rollback at the time of `since` or later.
+    pub(crate) fn is_rollback_requested(&self, since: Instant) -> bool {
+        is_since(*self.rollback_requested.borrow(), since)
+    }
+
+    /// Waits until an operator requests a rollback, or returns at once if one did at the time of
+    /// `since` or later.
+    pub(crate) async fn rollback_requested(&self, since: Instant) {
+        let mut requested = self.rollback_requested.subscribe();
+        // The sender lives as long as this.
+        let _ = requested.wait_for(|&requested| is_since(requested, since)).await;
+    }
+
+    /// Gives new connections `generation` from now on, which was requested at the time of `asked`.
+    /// If an operator has `insisted` on it, it is not rolled back automatically.
+    ///
+    /// # Errors
+    ///
+    /// A rollback has overtaken it.
+    pub(crate) fn replace(
+        &self,
+        generation: Arc<Generation>,
+        insisted: bool,
+        asked: Instant,
+    ) -> Result<(), Overtaken> {
         let mut past = self.past();
+        if self.is_rollback_requested(asked) {
+            return Err(Overtaken::ByRequest);
+        }
+        let is_left = |left: &Left| left.digest == *generation.digest();
+        if past.left.as_ref().is_some_and(is_left) && !insisted {
+            return Err(Overtaken::ByRollback);
+        }
         past.last_number += 1;
         let next = Serving::new(
             &self.service,
@@ -403,9 +452,11 @@ impl Generations {
         past.left = None;
         drop(past);
         self.report_staying(&self.current());
+        Ok(())
     }
 
-    /// Gives new connections what they got before the last change, and says whether there is such. Its content is not taken again.
+    /// Gives new connections what they got before the last change, and says whether there is such.
+    /// The content that is left is not taken again, and reloads requested so far are given up.
     pub(crate) fn go_back(&self, reason: &str) -> bool {
         self.go_back_from(None, reason)
     }
@@ -414,8 +465,10 @@ impl Generations {
     fn go_back_from(&self, from: Option<u64>, reason: &str) -> bool {
         let mut past = self.past();
         let current = self.current();
-        if from.is_some_and(|from| from != current.number) {
-            return false;
+        match from {
+            Some(from) if from != current.number => return false,
+            Some(_) => {}
+            None => drop(self.rollback_requested.send_replace(Some(Instant::now()))),
         }
         let Some(previous) = past.previous.take() else {
             warn!(

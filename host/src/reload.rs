@@ -21,12 +21,12 @@ use tracing::{debug, info, warn};
 use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
-use crate::generations::Generations;
+use crate::generations::{Generations, Overtaken};
 use crate::guarded::{self, Owner};
 use crate::logging::expect_panic;
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Sandbox, Source};
-use crate::service::{ReloadRequests, warn_of_migration};
+use crate::service::{ReloadRequest, ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
 use crate::threads::{self, NoThread};
@@ -77,17 +77,24 @@ pub(crate) struct Reloader {
 #[derive(Clone, Copy, Debug)]
 struct Retry {
     digest: Digest,
+    /// When the content was first asked for, or noticed.
+    asked: Instant,
     after: Instant,
     delay: Duration,
 }
 
 impl Retry {
     /// The next time, twice as long after `now` as the last one if that was for the same content.
-    fn next(last: Option<Self>, digest: Digest, now: Instant) -> Self {
+    /// It was `asked` for then.
+    fn next(last: Option<Self>, digest: Digest, asked: Instant, now: Instant) -> Self {
         let last = last.filter(|last| last.digest == digest);
         let delay = last.map_or(LOOK, |last| (last.delay * 2).min(MAX_RETRY));
-        let after = now + delay;
-        Self { digest, after, delay }
+        Self {
+            digest,
+            asked,
+            after: now + delay,
+            delay,
+        }
     }
 
     /// Whether it is too early to try a content again.
@@ -105,7 +112,10 @@ enum Unfit {
     Content(Digest),
 }
 
-/// Why the file is looked at.
+/// Why the files are looked at, and since when.
+type Reason = (Why, Instant);
+
+/// Why the files are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
     Changed,
@@ -151,21 +161,21 @@ impl Reloader {
         // It may have changed since it was read at the start.
         let mut seen = None;
         loop {
-            let mut why = tokio::select! {
+            let mut reason = tokio::select! {
                 biased;
-                why = asked(&requests) => why,
-                () = changed.notified(), if self.config.watch => Why::Changed,
-                () = sleep(LOOK), if self.config.watch => Why::Changed,
+                reason = asked(&requests) => reason,
+                () = changed.notified(), if self.config.watch => (Why::Changed, Instant::now()),
+                () = sleep(LOOK), if self.config.watch => (Why::Changed, Instant::now()),
             };
-            if why != Why::Changed {
+            if reason.0 != Why::Changed {
                 self.resolve().await;
             }
             let mut read = None;
-            if why == Why::Changed {
+            if reason.0 == Why::Changed {
                 // Who asks does not wait for files that settle or are read for the watch.
                 tokio::select! {
                     biased;
-                    asked = asked(&requests) => why = asked,
+                    asked = asked(&requests) => reason = asked,
                     changed = self.read_changed(seen.as_ref()) => match changed {
                         Some(changed) => read = Some(changed),
                         None => continue,
@@ -178,7 +188,7 @@ impl Reloader {
                 None => self.read().await,
             };
             // What could not be read or tried now may be so soon, without another change.
-            seen = self.load(read, why).await;
+            seen = self.load(read, reason).await;
         }
     }
 
@@ -253,10 +263,10 @@ impl Reloader {
     }
 
     /// Loads what was read. Returns what the files were told by if they could be read and tried.
-    async fn load(&mut self, read: Read, why: Why) -> Option<Stamps> {
+    async fn load(&mut self, read: Read, reason: Reason) -> Option<Stamps> {
         let (kind, error) = match read {
             Ok((stamps, Ok(content))) => {
-                return if self.consider(content, why).await {
+                return if self.consider(content, reason).await {
                     stamps
                 } else {
                     None
@@ -272,12 +282,13 @@ impl Reloader {
             ),
             Err(error) => (io::ErrorKind::Other, anyhow!("reading {} {error}", self.source)),
         };
-        self.refuse(Unfit::Unreadable(kind), why, &error);
+        self.refuse(Unfit::Unreadable(kind), reason.0, &error);
         None
     }
 
-    /// Has the component serve, if it is another than before and can, and says whether it could be tried.
-    async fn consider(&mut self, content: Content, why: Why) -> bool {
+    /// Has the component serve, if it is another than before and can. Returns whether it could be
+    /// tried, or need not be.
+    async fn consider(&mut self, content: Content, (why, asked): Reason) -> bool {
         let digest = content.digest;
         // One that is initialised may come to something else now.
         let again = self.config.preinit && why != Why::Changed;
@@ -294,9 +305,17 @@ impl Reloader {
         if self.unfit == Some(Unfit::Content(digest)) && why == Why::Changed {
             return true;
         }
-        let early = |retry: Retry| retry.is_early(digest, Instant::now());
-        if why == Why::Changed && self.retry.is_some_and(early) {
+        let retry = self
+            .retry
+            .filter(|retry| retry.digest == digest && why == Why::Changed);
+        if retry.is_some_and(|retry| retry.is_early(digest, Instant::now())) {
             return false;
+        }
+        // A rollback gives up all further tries too.
+        let asked = retry.map_or(asked, |retry| retry.asked);
+        if self.generations.is_rollback_requested(asked) {
+            self.give_up(&content.name);
+            return true;
         }
         let left = self.generations.left().filter(|left| left.digest == digest);
         let insists = match (&left, why) {
@@ -314,10 +333,22 @@ impl Reloader {
             return true;
         }
         let last = self.retry.take();
-        let Err(error) = self.take(content, insists).await else {
+        let name = content.name.clone();
+        debug!(service = self.config.name, "loading {name}");
+        let generations = Arc::clone(&self.generations);
+        let taken = tokio::select! {
+            biased;
+            () = generations.rollback_requested(asked) => Err(Overtaken::ByRequest.into()),
+            taken = self.take(content, insists, asked) => taken,
+        };
+        let Err(error) = taken else {
             self.unfit = None;
             return true;
         };
+        if error.downcast_ref() == Some(&Overtaken::ByRequest) {
+            self.give_up(&name);
+            return true;
+        }
         // What the host lacks now it may have soon, without another change.
         let host_lacks = matches!(
             error.downcast_ref(),
@@ -327,15 +358,16 @@ impl Reloader {
         let unfit = if tried {
             Unfit::Content(digest)
         } else {
-            self.retry = Some(Retry::next(last, digest, Instant::now()));
+            self.retry = Some(Retry::next(last, digest, asked, Instant::now()));
             Unfit::Untried
         };
         self.refuse(unfit, why, &error);
         tried
     }
 
-    /// Compiles a component away from the threads that serve, and has it serve.
-    async fn take(&self, content: Content, insisted: bool) -> anyhow::Result<()> {
+    /// Compiles a component away from the threads that serve, and has it serve. That was `asked` for
+    /// then.
+    async fn take(&self, content: Content, insisted: bool, asked: Instant) -> anyhow::Result<()> {
         let sandbox = self.sandbox.load_full();
         let runtime = Handle::current();
         let name = content.name.clone();
@@ -366,8 +398,19 @@ impl Reloader {
             system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
         }
         warn_of_migration(&self.config, &self.source, &generation);
-        self.generations.replace(generation, insisted);
-        Ok(())
+        Ok(self.generations.replace(generation, insisted, asked)?)
+    }
+
+    /// Says that a rollback has overtaken the load of the component called `name`.
+    fn give_up(&mut self, name: &str) {
+        self.retry = None;
+        let (service, generation) = (&self.config.name, self.generations.current().number);
+        warn!(
+            service,
+            generation,
+            "reload given up: a rollback was requested meanwhile; the current generation keeps serving; \
+             request the reload again to load {name}"
+        );
     }
 
     /// Says, once for each content, that it is not taken.
@@ -388,13 +431,9 @@ impl Reloader {
 }
 
 /// Waits until somebody asks for the component to be loaded again.
-async fn asked(requests: &ReloadRequests) -> Why {
-    requests.asked().await;
-    if requests.takes_insistence() {
-        Why::Insisted
-    } else {
-        Why::Asked
-    }
+async fn asked(requests: &ReloadRequests) -> Reason {
+    let ReloadRequest { asked, insists } = requests.next().await;
+    (if insists { Why::Insisted } else { Why::Asked }, asked)
 }
 
 /// Reads the conversations of a gate, which decide which components serve.
@@ -494,7 +533,7 @@ mod tests {
         let mut last = None;
         let mut delays = Vec::new();
         for _ in 0..8 {
-            let retry = Retry::next(last, one, now);
+            let retry = Retry::next(last, one, now, now);
             assert!(retry.is_early(one, now) && !retry.is_early(other, now));
             delays.push((retry.after - now).as_secs());
             now = retry.after;
@@ -502,6 +541,6 @@ mod tests {
             last = Some(retry);
         }
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(Retry::next(last, other, now).after, now + LOOK);
+        assert_eq!(Retry::next(last, other, now, now).after, now + LOOK);
     }
 }

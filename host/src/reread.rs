@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::admin;
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_secs(10);
 /// What runs when a plan is made.
 #[derive(Debug)]
 pub(crate) struct Now {
+    /// When the plan was requested.
+    pub(crate) asked: Instant,
     pub(crate) config: Config,
     /// The services, in the order of `config`.
     pub(crate) services: Vec<Runs>,
@@ -152,6 +154,8 @@ impl Files {
 /// What is to become of the services.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// When it was requested.
+    pub(crate) asked: Instant,
     /// What the file says.
     pub(crate) config: Config,
     /// What is to become of each service that it names.
@@ -323,6 +327,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         });
     }
     Ok(Plan {
+        asked: now.asked,
         config,
         services,
         recreated,

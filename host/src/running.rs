@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -13,7 +14,7 @@ use crate::generations::Generations;
 use crate::listener::{Entrance, Listener};
 use crate::reload::Reloader;
 use crate::sandbox::Sandbox;
-use crate::service::{Loaded, Process, ReloadRequests, Service};
+use crate::service::{Loaded, Process, ReloadRequest, ReloadRequests, Service};
 
 /// A service with the tasks that run it.
 pub(crate) struct Running {
@@ -80,8 +81,9 @@ impl Running {
         }
     }
 
-    /// Loads the component again, if it is in a file, and reads certificates again.
-    pub(crate) fn reload(&self) {
+    /// Loads the component again, if it is in a file, and reads certificates again. That was `asked`
+    /// for then.
+    pub(crate) fn reload(&self, asked: Instant) {
         for entrance in &self.entrances {
             entrance.reread();
             if !entrance.is_reachable() {
@@ -93,13 +95,14 @@ impl Running {
                 );
             }
         }
-        self.reload_component();
+        self.reload_component(asked);
     }
 
-    /// Loads the component again, if it is in a file.
-    pub(crate) fn reload_component(&self) {
+    /// Loads the component again, if it is in a file. That was `asked` for then.
+    pub(crate) fn reload_component(&self, asked: Instant) {
         if let Some(reload) = &self.service.reload {
-            reload.ask();
+            let insists = false;
+            reload.ask(ReloadRequest { asked, insists });
         } else {
             info!(
                 service = self.service.config.name,

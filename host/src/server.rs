@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use futures_util::future::select_all;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -20,6 +20,7 @@ use crate::admin::{self, CurrentToken, measures};
 use crate::admission::Admission;
 use crate::config::{Config, Service};
 use crate::file::Text;
+use crate::generations::Overtaken;
 use crate::listener::Listener;
 use crate::logging::READY;
 use crate::peer::End;
@@ -44,6 +45,7 @@ const PLAN: Duration = Duration::from_secs(600);
 /// A request for a change of the services, by SIGHUP.
 #[derive(Debug)]
 struct Request {
+    asked: Instant,
     /// Loads the admin token again, if there is one.
     token: Option<JoinHandle<()>>,
 }
@@ -148,11 +150,23 @@ impl Server {
                     (Notice::Reload, Some(file)) => planning = Some(self.plan(file, self.request())),
                     (Notice::Reload, None) => {
                         service_manager::reloading();
-                        self.request();
-                        self.running.iter().for_each(Running::reload);
+                        let Request { asked, .. } = self.request();
+                        self.running.iter().for_each(|running| running.reload(asked));
                         self.ready();
                     }
-                    (Notice::GoBack, _) => self.go_back(),
+                    (Notice::GoBack, _) => {
+                        // Of a reload and a rollback, the one that was requested last counts.
+                        again = None;
+                        if let Some(planning) = planning.take() {
+                            planning.abort();
+                            warn!(
+                                "reconfiguration given up: SIGUSR2 requested a rollback meanwhile; nothing \
+                                 changed; send SIGHUP again to apply the services file"
+                            );
+                            self.ready();
+                        }
+                        self.go_back();
+                    }
                 },
                 () = process.drain.notified() => {
                     service_manager::stopping(process.connections.len());
@@ -299,6 +313,7 @@ impl Server {
         service_manager::reloading();
         let file = file.to_owned();
         let now = Now {
+            asked: request.asked,
             config: self.config.clone(),
             services: self.running.iter().map(Runs::of).collect(),
         };
@@ -339,6 +354,7 @@ impl Server {
     fn request(&self) -> Request {
         let token = self.token.clone();
         Request {
+            asked: Instant::now(),
             token: token.map(|token| tokio::spawn(async move { token.reload().await })),
         }
     }
@@ -349,12 +365,18 @@ impl Server {
         }
     }
 
-    /// Checks that no component of `plan` was rolled back since the planning began.
+    /// Checks that no rollback was requested since `plan` was, and that no component of it was rolled
+    /// back since the planning began.
     ///
     /// # Errors
     ///
-    /// One was. To carry the plan out would bring it back.
+    /// One was. To carry the plan out would undo the rollback.
     fn still_holds(&self, plan: Plan) -> anyhow::Result<Plan> {
+        let mut services = self.running.iter().map(|running| &running.service);
+        let overtaken = services.find(|service| service.generations.is_rollback_requested(plan.asked));
+        if let Some(service) = overtaken {
+            bail!("service `{}`: {}", service.config.name, Overtaken::ByRequest);
+        }
         for (service, planned) in plan.config.services.iter().zip(&plan.services) {
             // An operator who insists knows of a rollback.
             let loaded = planned.loaded.as_ref().filter(|loaded| !loaded.insisted);
@@ -366,10 +388,7 @@ impl Server {
                 && left.is_some_and(|left| Some(left.digest) == digest)
             {
                 running.counts().rejected.one_more();
-                bail!(
-                    "service `{}`: its component was rolled back meanwhile",
-                    service.name
-                );
+                bail!("service `{}`: {}", service.name, Overtaken::ByRollback);
             }
         }
         Ok(plan)
@@ -442,7 +461,7 @@ impl Server {
                         running.load_by(sandbox);
                     }
                     // Listeners that stay have been told to read their certificates.
-                    running.reload_component();
+                    running.reload_component(plan.asked);
                     running
                 }
                 (Some(loaded), old) => {
@@ -461,7 +480,7 @@ impl Server {
                                 .is_some_and(|requests| requests.is_new())
                             {
                                 // The file may have changed since it was read for this change.
-                                running.reload_component();
+                                running.reload_component(Instant::now());
                             }
                             old.service.generations.succeed(&running.service.generations);
                             old.end();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -174,35 +174,48 @@ pub(crate) fn warn_of_migration(config: &Config, source: &Source, generation: &G
     }
 }
 
+/// A request to load the component of a service again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReloadRequest {
+    /// When it was made. A rollback that is requested later gives it up.
+    pub(crate) asked: Instant,
+    /// The component is loaded also if it was rolled back.
+    pub(crate) insists: bool,
+}
+
 /// Requests to load the component of a service again.
 #[derive(Debug, Default)]
 pub(crate) struct ReloadRequests {
     asked: Notify,
     is_new: AtomicBool,
-    insists: AtomicBool,
+    /// What was asked for since the last call of [`next`](Self::next).
+    waiting: Mutex<Option<ReloadRequest>>,
 }
 
 impl ReloadRequests {
     /// Asks for the component to be loaded again.
-    pub(crate) fn ask(&self) {
+    pub(crate) fn ask(&self, mut request: ReloadRequest) {
+        let mut waiting = self.waiting();
+        request.insists |= waiting.is_some_and(|waiting| waiting.insists);
+        *waiting = Some(request);
+        drop(waiting);
         self.is_new.store(true, Relaxed);
         self.asked.notify_one();
     }
 
-    /// Asks for the component to be loaded again, also if it was rolled back.
-    pub(crate) fn insist(&self) {
-        self.insists.store(true, Relaxed);
-        self.ask();
+    /// Waits until somebody asks, and returns the last request.
+    pub(crate) async fn next(&self) -> ReloadRequest {
+        loop {
+            self.asked.notified().await;
+            if let Some(request) = self.waiting().take() {
+                return request;
+            }
+        }
     }
 
-    /// Returns whether a request since the last call of this function insisted.
-    pub(crate) fn takes_insistence(&self) -> bool {
-        self.insists.swap(false, Relaxed)
-    }
-
-    /// Waits until somebody asks.
-    pub(crate) async fn asked(&self) {
-        self.asked.notified().await;
+    fn waiting(&self) -> MutexGuard<'_, Option<ReloadRequest>> {
+        // Nothing can panic while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets that there were requests so far.

@@ -196,7 +196,7 @@ impl Signals {
     }
 
     /// What the next signal asks for. Of signals that have come together, a reload precedes a
-    /// rollback.
+    /// rollback, which gives it up: the safer of the two counts.
     pub async fn next(&mut self) -> Notice {
         tokio::select! {
             biased;

@@ -391,7 +391,10 @@ fn sighup_takes_the_token_whatever_the_services_file_says() {
         let request = admin.request("POST", "/services/echo/reload");
         request.bearing(token).answer().status
     };
-    for (number, text) in ["no TOML", "[[service]]\nname = \"echo\"\n", ""].into_iter().enumerate() {
+    for (number, text) in ["no TOML", "[[service]]\nname = \"echo\"\n", ""]
+        .into_iter()
+        .enumerate()
+    {
         let leaked = fs::read_to_string(&token.path).unwrap();
         let new = format!("token-number-{number}-of-the-test");
         fs::write(&token.path, &new).unwrap();

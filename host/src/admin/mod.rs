@@ -82,7 +82,7 @@ struct Admin {
 ///
 /// It cannot be used.
 pub(crate) fn has_token(path: &Path) -> anyhow::Result<bool> {
-    Ok(Token::read(path)?.is_some())
+    Ok(token::Token::read(path)?.is_some())
 }
 
 /// Warns of an address that other machines can reach.

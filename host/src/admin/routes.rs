@@ -20,6 +20,7 @@ use super::slots::{Class, Slot};
 use super::view;
 use super::watch::LOOK;
 use super::{Admin, CurrentToken, is_no_name, metrics, token};
+use crate::service::ReloadRequest;
 
 /// The page, which takes a fresh nonce each time.
 const PAGE: &str = include_str!("page.html");
@@ -308,11 +309,8 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
             }
             Some((service, Some(reload))) => {
                 info!(service, force, "reload requested");
-                if force {
-                    reload.insist();
-                } else {
-                    reload.ask();
-                }
+                let (asked, insists) = (Instant::now(), force);
+                reload.ask(ReloadRequest { asked, insists });
                 done("reloading")
             }
         },
