@@ -356,3 +356,39 @@ fn a_rollback_gives_up_a_reconfiguration() {
     assert_eq!(field(&line, "generation"), "3", "{line}");
     host.line("services reconfigured");
 }
+
+#[test]
+fn a_request_before_the_refusal_does_not_insist() {
+    let service = Service::new("insist-early", "echo", "");
+    let token = service.0.join("token");
+    let put = |component: &str, more: &str| {
+        service.put(component, more);
+        let file = service.0.join("services.toml");
+        let services = fs::read_to_string(&file).unwrap();
+        let admin = "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"token\"\n";
+        replace(&file, format!("{admin}{services}"));
+    };
+    put("echo", "");
+    let (host, mut pipe) = service.serve_with_pipe();
+    put("moody", "");
+    host.signal(HUP);
+    host.line(NEW);
+    fail(host.address(), 5);
+    host.line("rolled back to the previous generation");
+    put("moody", "drain-generations = \"1h\"\n");
+    let component = service.0.join("guest.wasm");
+    hang(&component);
+    host.signal(HUP);
+    put_in(&mut pipe, "moody");
+    replace(&component, fs::read(guest("moody")).unwrap());
+    // This line shows that the host has received the second signal before it refuses the first.
+    fs::write(&token, "another-token-of-the-test\n").unwrap();
+    host.signal(HUP);
+    host.line("admin token has changed");
+    drop(pipe);
+    host.line("reconfiguration failed");
+    host.line("reconfiguration failed");
+    host.connect().echo("hello");
+    host.signal(HUP);
+    host.line("services reconfigured");
+}

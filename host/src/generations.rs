@@ -175,19 +175,35 @@ pub(crate) enum Overtaken {
     ByRollback,
 }
 
+/// How long after a refusal a request insists. Signals that something sends regularly, such as
+/// SIGHUP after the renewal of a certificate, have to come without effect.
+pub(crate) const INSIST: Duration = Duration::from_secs(600);
+
 /// Content that was rolled back.
 #[derive(Clone, Debug)]
 pub(crate) struct Left {
     pub(crate) digest: Digest,
-    /// A request to load it again was refused.
-    refused: Arc<AtomicBool>,
+    /// When a request to load it again was last refused.
+    refused: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Left {
-    /// Refuses the first request of an operator to load the content again. Returns true for later
-    /// ones: the operator insists.
-    pub(crate) fn is_insisted_upon(&self) -> bool {
-        self.refused.swap(true, Relaxed)
+    fn new(digest: Digest) -> Self {
+        let refused = Arc::default();
+        Self { digest, refused }
+    }
+
+    /// Decides whether an operator insists on the content by a request that was `asked` for then.
+    /// The operator does if the request comes after the refusal of another, and soon. Otherwise the
+    /// request is refused `now`.
+    pub(crate) fn is_insisted_upon(&self, asked: Instant, now: Instant) -> bool {
+        // Nothing can panic while it is held.
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let insists = refused.is_some_and(|refused| asked > refused && asked - refused <= INSIST);
+        if !insists {
+            *refused = Some(now);
+        }
+        insists
     }
 }
 
@@ -479,10 +495,7 @@ impl Generations {
             );
             return false;
         };
-        past.left = Some(Left {
-            digest: *current.generation.digest(),
-            refused: Arc::default(),
-        });
+        past.left = Some(Left::new(*current.generation.digest()));
         // Its open connections continue, unless they are closed already.
         previous.restored.cancel();
         let cut = if previous.cut.is_cancelled() {
@@ -659,5 +672,25 @@ impl Generations {
     fn past(&self) -> MutexGuard<'_, Past> {
         // Nothing can panic while it is held.
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_request_soon_after_a_refusal_insists() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let left = Left::new([0; 32]);
+        assert!(!left.is_insisted_upon(at(0), at(2)));
+        // It was made before anybody could know of the refusal.
+        assert!(!left.is_insisted_upon(at(1), at(3)));
+        assert!(left.is_insisted_upon(at(4), at(4)));
+        // Such as one of every day.
+        let late = 3 + INSIST.as_secs() + 1;
+        assert!(!left.is_insisted_upon(at(late), at(late)));
+        assert!(left.is_insisted_upon(at(late + 1), at(late + 1)));
     }
 }

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::config::{Isolation, Service as Config};
 use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
-use crate::generations::{Generations, Overtaken};
+use crate::generations::{Generations, INSIST, Overtaken};
 use crate::guarded::{self, Owner};
 use crate::logging::expect_panic;
 use crate::replay::{Rules, replay};
@@ -320,14 +320,15 @@ impl Reloader {
         let left = self.generations.left().filter(|left| left.digest == digest);
         let insists = match (&left, why) {
             (_, Why::Insisted) => true,
-            (Some(left), Why::Asked) => left.is_insisted_upon(),
+            (Some(left), Why::Asked) => left.is_insisted_upon(asked, Instant::now()),
             _ => false,
         };
         if left.is_some() && !insists {
             let error = anyhow!(
                 "{} was rolled back and is not loaded again until it changes; to load it nevertheless, \
-                 request the reload again",
-                content.name
+                 request the reload again within {}",
+                content.name,
+                humantime::format_duration(INSIST)
             );
             self.refuse(Unfit::Content(digest), why, &error);
             return true;

@@ -17,7 +17,7 @@ use crate::admin;
 use crate::config::{Access, Address, Admin, Config, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
-use crate::generations::Left;
+use crate::generations::{INSIST, Left};
 use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
 use crate::reload::{pass_gate, time_to_load};
@@ -256,14 +256,15 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         let digest = found.unloaded.as_ref().map(|unloaded| unloaded.content.digest);
         let left = runs.and_then(|(_, runs)| runs.left.as_ref());
         let left = left.filter(|left| Some(left.digest) == digest);
-        let insists = left.map(|left| left.is_insisted_upon());
+        let insists = left.map(|left| left.is_insisted_upon(now.asked, Instant::now()));
         if let Some(found) = &mut found.unloaded {
             found.insisted = insists == Some(true);
         }
         if insists == Some(false) {
             let error = anyhow!(
                 "the component was rolled back, and its file has not changed since; replace the file, \
-                 choose another, or send SIGHUP again to load it nevertheless"
+                 choose another, or send SIGHUP again within {} to load it nevertheless",
+                humantime::format_duration(INSIST)
             );
             obstacles.add(format!("service[{index}].component"), Some(service), error);
         }
