@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::harness::{
-    HUP, Host, NEW, Place, again, command, field, file, guest, refusal_of, refused, replace, scratch, until,
+    HOST, HUP, Host, NEW, Place, again, command, field, file, guest, refusal_of, refused, replace, scratch,
+    until,
 };
 
 /// The subcommand of the processes that compile.
@@ -139,6 +140,28 @@ fn components_of_two_services_are_compiled_one_after_the_other() {
     assert_eq!(field(&line, "service"), "first");
     let line = host.line(NEW);
     assert_eq!(field(&line, "service"), "second");
+}
+
+#[test]
+fn a_limit_of_the_process_is_named_that_stops_the_compiler() {
+    let cache = scratch("compile-ulimit");
+    // Enough for the host, and too little for the compiler or for its threads.
+    for limit in ["20000", "10000"] {
+        let mut limited = Command::new("sh");
+        let script = format!("ulimit -d {limit} && exec \"$0\" \"$@\"");
+        limited.args([
+            "-c",
+            &script,
+            HOST,
+            "compile",
+            "--max-compile-memory",
+            "1GiB",
+            "--cache",
+        ]);
+        let message = refusal_of(limited.arg(&cache).arg(guest("gzip"))).message;
+        assert!(message.contains("`ulimit -d`"), "{limit}: {message}");
+        assert!(!message.contains("--max-compile-memory"), "{limit}: {message}");
+    }
 }
 
 #[test]

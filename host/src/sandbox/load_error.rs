@@ -55,16 +55,21 @@ pub enum LoadError {
 
 /// What to do about a file that cannot be read: its path need not be at fault.
 fn advice(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EMFILE) => {
-            "raise the limit on open files (`ulimit -n`), or lower the number of connections"
+    resource_advice(error).unwrap_or("expected the path of a readable file")
+}
+
+/// What to do about an error that means a lack of something, whatever the host was about to do.
+pub(super) fn resource_advice(error: &io::Error) -> Option<&'static str> {
+    Some(match error.raw_os_error()? {
+        libc::EMFILE => "raise the limit on open files (`ulimit -n`), or lower the number of connections",
+        libc::ENFILE => "the system has too many open files; close some, or raise its limit (fs.file-max)",
+        libc::ENOMEM => "free memory, or give the host more",
+        libc::EAGAIN => {
+            "the system gives the host no further thread or process; raise the limit (`ulimit -u`, or \
+             `TasksMax=` in the systemd unit)"
         }
-        Some(libc::ENFILE) => {
-            "the system has too many open files; close some, or raise its limit (fs.file-max)"
-        }
-        Some(libc::ENOMEM) => "free memory, or give the host more",
-        _ => "expected the path of a readable file",
-    }
+        _ => return None,
+    })
 }
 
 /// What is wrong with a component.
@@ -118,6 +123,14 @@ pub enum Refusal {
          ahead with `wasm-inetd compile` where there is more memory, or build a smaller component"
     )]
     CompileMemory(String),
+    /// Memory ran out while it was examined or compiled, and these limits of the process are lower
+    /// than what that may take.
+    #[error(
+        "cannot be examined or compiled, since memory ran out, most likely because of a limit of this process \
+         ({0}): raise the limit, compile the component ahead with `wasm-inetd compile` where there is none, \
+         or build a smaller component"
+    )]
+    ProcessMemory(String),
     /// Compiling it takes longer than it may.
     #[error(
         "takes longer than {0:?} to compile: compile it ahead with `wasm-inetd compile`, which has no time limit, \
@@ -358,6 +371,7 @@ mod tests {
             (libc::EMFILE, "(`ulimit -n`)"),
             (libc::ENFILE, "(fs.file-max)"),
             (libc::ENOMEM, "free memory"),
+            (libc::EAGAIN, "(`ulimit -u`"),
         ] {
             let message = message(code);
             assert!(

@@ -64,7 +64,7 @@ fn why_no_thread(stack: usize, error: &io::Error) -> io::Error {
     // Otherwise the compiler may leave out what is not used.
     hint::black_box(&memory);
     match reserved {
-        Ok(()) => io::Error::other(format!("{} ({error})", NO_THREAD[0])),
+        Ok(()) => io::Error::other(format!("{NO_THREAD} ({error})")),
         Err(_) => io::Error::other(format!("{NO_MEMORY} a stack failed")),
     }
 }

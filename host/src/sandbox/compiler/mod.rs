@@ -28,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::engine::CodeSettings;
 use super::examine::Examination;
-use super::load_error::{MAX_COMPILE_MEMORY, Refusal};
+use super::load_error::{MAX_COMPILE_MEMORY, Refusal, resource_advice};
 use crate::config::{CacheDir, CompileMemory, Config};
 use crate::failpoint;
 
@@ -55,15 +55,17 @@ const MEMORY_PER_THREAD: u64 = 64 << 20;
 /// What the standard library writes when an allocation fails.
 const NO_MEMORY: &str = "memory allocation of";
 
-/// What standard error of the child contains if it could not start a thread: a line of its own, or
-/// of rayon.
-const NO_THREAD: [&str; 2] = [
-    "no further thread",
-    "The global thread pool has not been initialized",
-];
-
 /// What the standard library writes when a thread needs more than its stack.
 const NO_STACK: &str = "has overflowed its stack";
+
+/// What the child writes when it gets no thread.
+const NO_THREAD: &str = "the system gives no further thread";
+
+/// What rayon writes when it gets no thread, or no memory for the stack of one.
+const NO_POOL: [&str; 2] = [
+    "The global thread pool has not been initialized",
+    "ThreadPoolBuildError",
+];
 
 /// Bytes of the line that precedes a component or its code on a pipe.
 const MAX_HEADER: u64 = 64 << 10;
@@ -290,9 +292,9 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// The child could not be started.
     #[error(
-        "cannot start the process that compiles components ({0}): allow the host to start processes and their \
-         threads (`ulimit -u`, `TasksMax=`), mount /proc, or compile ahead with `wasm-inetd compile` into the \
-         cache that the host uses"
+        "cannot start the process that compiles components ({0}): {advice}, or compile ahead with \
+         `wasm-inetd compile` into the cache that the host uses",
+        advice = resource_advice(.0).unwrap_or("allow the host to start processes, mount /proc")
     )]
     Start(io::Error),
     /// The child has not answered as it should.

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use rustix::io::Errno;
-use rustix::process::{Signal, getpid};
+use rustix::process::{Resource, Signal, getpid, getrlimit};
 use tokio::time::timeout;
 
 use super::{
     Answer, Bounds, EXAMINATION_MEMORY, EXAMINATION_MEMORY_PER_BYTE, Failure, Kind, MAX_CODE,
-    MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MAX_TIME, MEMORY_PER_THREAD, NO_MEMORY, NO_STACK,
-    NO_THREAD, Request, Task,
+    MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MAX_TIME, MEMORY_PER_THREAD, NO_MEMORY, NO_POOL,
+    NO_STACK, NO_THREAD, Request, Task,
 };
 use crate::failpoint;
 use crate::logging::escape::in_one_line;
@@ -161,6 +161,12 @@ impl Bounds {
     }
 
     fn out_of_memory(&self, request: &Request) -> Refusal {
+        // The child has the limits of this process, too.
+        let own = |resource| getrlimit(resource).current;
+        let own = own_limits(request.memory, own(Resource::Data), own(Resource::As));
+        if let Some(limits) = own {
+            return Refusal::ProcessMemory(limits);
+        }
         match request.memory {
             Some(max) if request.memory != self.memory => Refusal::ExaminationMemory(max),
             Some(max) => Refusal::CompileMemory(self.setting.describe(max)),
@@ -170,7 +176,7 @@ impl Bounds {
 
     /// Says why the child has ended without an answer.
     fn why_ended(&self, request: &Request, status: io::Result<ExitStatus>, message: &str) -> Failure {
-        if NO_THREAD.iter().any(|text| message.contains(text)) {
+        if message.contains(NO_THREAD) {
             return Failure::Start(Errno::AGAIN.into());
         }
         if message.contains(NO_MEMORY) {
@@ -178,6 +184,12 @@ impl Bounds {
         }
         if message.contains(NO_STACK) {
             return Refusal::Bound("it is nested too deeply".to_owned()).into();
+        }
+        if NO_POOL.iter().any(|sign| message.contains(sign)) {
+            return match self.out_of_memory(request) {
+                limited @ Refusal::ProcessMemory(_) => limited.into(),
+                _ => Failure::Start(Errno::AGAIN.into()),
+            };
         }
         let said = message.lines().find(|line| !line.trim().is_empty());
         let said = said
@@ -193,6 +205,26 @@ impl Bounds {
             (Err(error), _) => Failure::Answer(error.to_string()),
         }
     }
+}
+
+/// Address space that a child may take beside the memory that it uses: its program, and what
+/// allocators and stacks reserve.
+const ADDRESS_SPACE: u64 = 1 << 30;
+
+/// Describes which limits of this process, on data and on address space, can have kept a child from
+/// the use of as much `memory` as it may have. Returns `None` if none can.
+fn own_limits(memory: Option<u64>, data: Option<u64>, space: Option<u64>) -> Option<String> {
+    let describe = |limit: Option<u64>, most: u64, what, command, unit| {
+        let limit = limit.filter(|limit| *limit < most)?;
+        let size = ByteSize::b(limit).display().iec();
+        Some(format!("{what}: {size}, `{command}` or {unit}="))
+    };
+    let memory = memory.unwrap_or(u64::MAX);
+    let data = describe(data, memory, "data", "ulimit -d", "LimitDATA");
+    let most = memory.saturating_add(ADDRESS_SPACE);
+    let space = describe(space, most, "address space", "ulimit -v", "LimitAS");
+    let limits: Vec<_> = data.into_iter().chain(space).collect();
+    (!limits.is_empty()).then(|| limits.join("; "))
 }
 
 /// Why an answer cannot be used.
@@ -323,6 +355,37 @@ mod tests {
             assert!(matches!(received, Err(Unusable::Damaged(_))), "{received:?}");
         }
         assert!(matches!(receive(&b""[..], 100), Err(Unusable::Ended)));
+    }
+
+    #[test]
+    fn the_limits_of_this_process_are_named_if_they_are_lower() {
+        const MIB: u64 = 1 << 20;
+        for (memory, data, space, expected) in [
+            (Some(64 * MIB), None, None, None),
+            (Some(64 * MIB), Some(64 * MIB), Some(8192 * MIB), None),
+            (
+                Some(64 * MIB),
+                Some(63 * MIB),
+                Some(8192 * MIB),
+                Some("data: 63.0 MiB, `ulimit -d` or LimitDATA="),
+            ),
+            (
+                Some(8192 * MIB),
+                None,
+                Some(8192 * MIB),
+                Some("address space: 8.0 GiB, `ulimit -v` or LimitAS="),
+            ),
+            (
+                None,
+                Some(MIB),
+                Some(MIB),
+                Some(
+                    "data: 1.0 MiB, `ulimit -d` or LimitDATA=; address space: 1.0 MiB, `ulimit -v` or LimitAS=",
+                ),
+            ),
+        ] {
+            assert_eq!(own_limits(memory, data, space).as_deref(), expected, "{memory:?}");
+        }
     }
 
     #[test]
