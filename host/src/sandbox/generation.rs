@@ -18,7 +18,7 @@ use super::code::Code;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::{Content, Digest};
-use super::contract::{self, Contract, OtherTypes, Prepared, lacks_memory, pool_is_full};
+use super::contract::{self, Contract, OtherTypes, Prepared, lacks_resources, pool_is_full};
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::extent::{Extent, check_nested};
@@ -169,7 +169,7 @@ impl Sandbox {
                 Ok(Err(error)) if pool_is_full(&error) && Instant::now() < deadline => sleep(AGAIN).await,
                 Ok(Err(error)) if pool_is_full(&error) => return Err(LoadError::Full(line(&error))),
                 // It may have some the next time.
-                Ok(Err(error)) if lacks_memory(&error) => return Err(LoadError::Sandbox(line(&error))),
+                Ok(Err(error)) if lacks_resources(&error) => return Err(LoadError::Sandbox(line(&error))),
                 Ok(Err(error)) => return Err(refused(content, not_started(&error))),
                 Err(_) => return Err(refused(content, Refusal::Slow(PROBE))),
             }

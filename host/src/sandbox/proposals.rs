@@ -102,14 +102,20 @@ pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
         }
     }
     let used = features.difference(OFFERED);
-    let has_no_objects = || validate_with(bytes, features.difference(WasmFeatures::GC)).is_ok();
-    // Types of other proposals, such as continuations, need this feature too.
-    let is_of_others = || used != WasmFeatures::GC_TYPES && has_no_objects();
+    let needs_no_gc = || validate_with(bytes, features.difference(WasmFeatures::GC)).is_ok();
     let names: Vec<String> = used
         .iter_names()
         .filter_map(|(flag, feature)| match feature {
-            WasmFeatures::GC_TYPES if has_no_objects() && has_externref(bytes) => Some(EXTERNREF.to_owned()),
-            WasmFeatures::GC_TYPES if is_of_others() => None,
+            WasmFeatures::GC_TYPES if needs_no_gc() => {
+                if has_externref(bytes) {
+                    Some(EXTERNREF.to_owned())
+                } else if used == WasmFeatures::GC_TYPES {
+                    Some(name(flag, feature))
+                } else {
+                    // Types of other proposals, such as continuations, need this feature too.
+                    None
+                }
+            }
             _ => Some(name(flag, feature)),
         })
         .collect();

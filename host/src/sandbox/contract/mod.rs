@@ -215,7 +215,7 @@ impl Fault {
     /// for one more.
     pub fn is_of_system(&self) -> bool {
         match self {
-            Self::Start(error) | Self::Trap(error) => lacks_memory(error),
+            Self::Start(error) | Self::Trap(error) => lacks_resources(error),
             Self::Shared { fault, .. } => fault.is_of_system(),
             Self::Grant(_) | Self::Cpu(_) => false,
         }
@@ -233,7 +233,7 @@ impl Fault {
 }
 
 /// Whether something failed since the system had no memory for it, or the pool no room.
-pub(super) fn lacks_memory(error: &wasmtime::Error) -> bool {
+pub(super) fn lacks_resources(error: &wasmtime::Error) -> bool {
     let mut causes = error.chain();
     let lacks = |cause: &(dyn std::error::Error + 'static)| {
         let of_io = cause.downcast_ref().and_then(io::Error::raw_os_error);
