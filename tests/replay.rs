@@ -676,3 +676,27 @@ fn a_session_without_clocks_has_the_clock_of_the_conversation() {
         "{said}"
     );
 }
+
+#[test]
+fn a_guest_may_answer_a_large_text_before_it_has_read_it() {
+    let text = "x".repeat(17 << 20);
+    let dir = written(
+        "large-text",
+        &format!("> \"{text}\"\n< \"{text}\"\n> end\n< end\n"),
+    );
+    let (status, said) = replay(&dir, &guest("echo"));
+    assert_eq!(status, Some(0), "{said}");
+    // The guest may not send without end what the conversation does not have.
+    fs::write(
+        dir.join("1.conversation"),
+        format!("> \"{text}\"\n< \"x\"\n> end\n< end\n"),
+    )
+    .unwrap();
+    let (status, said) = replay(&dir, &guest("echo"));
+    assert_eq!(status, Some(1), "{said}");
+    assert!(
+        said.contains("it sends 16.0 MiB more than the conversation has")
+            && !said.contains("nothing is read"),
+        "{said}"
+    );
+}

@@ -30,6 +30,7 @@ const WORDS: &[&str] = &[
     "# ",
     " ",
     "\r\n",
+    "\r",
 ];
 
 #[derive(Debug)]
@@ -99,16 +100,16 @@ pub fn run(bytes: &[u8]) {
             Ok(read) => {
                 let without_lines = unnumbered(read.clone());
                 assert_eq!(again(&read), without_lines, "{text:?}");
-                let count = text.lines().count();
-                let lines: Vec<_> = read.steps.iter().map(|(line, _)| *line).collect();
-                assert!(lines.is_sorted() && lines.iter().all(|line| (1..=count).contains(line)));
+                let count = lines(&text).count();
+                let numbers: Vec<_> = read.steps.iter().map(|(line, _)| *line).collect();
+                assert!(numbers.is_sorted() && numbers.iter().all(|line| (1..=count).contains(line)));
             }
             Err(ParseError::Empty) => {
                 let is_empty = |line: &str| trim(line).is_empty() || trim(line).starts_with('#');
-                assert!(text.lines().all(is_empty), "{text:?}");
+                assert!(lines(&text).all(is_empty), "{text:?}");
             }
             Err(ParseError::Line { line, problem }) => {
-                let named = text.lines().nth(line - 1);
+                let named = lines(&text).nth(line - 1);
                 assert!(
                     named.is_some_and(|line| !trim(line).is_empty()),
                     "{text:?}: {problem}"
@@ -116,6 +117,11 @@ pub fn run(bytes: &[u8]) {
             }
         },
     }
+}
+
+/// The lines of a text, each without its end.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line))
 }
 
 /// Removes the space that a line may begin and end with.

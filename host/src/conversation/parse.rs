@@ -55,6 +55,9 @@ pub enum Problem {
     /// A break is not between two texts of the client.
     #[error("`> break` has to stand between two lines in which the client sends bytes")]
     Break,
+    /// A carriage return stands where no other character can.
+    #[error("the line has a carriage return within it; end lines with LF or CRLF")]
+    Return,
     /// The step cannot come after an earlier one.
     #[error("`{step}` cannot follow `{earlier}` in line {line}: {reason}")]
     After {
@@ -87,14 +90,15 @@ impl Conversation {
         let mut conversation = Self::default();
         let mut order = Order::default();
         let misplaced = |(line, problem)| ParseError::Line { line, problem };
-        for (index, text) in text.lines().enumerate() {
+        for (index, text) in text.split('\n').enumerate() {
             let line = index + 1;
-            let text = text.trim_matches(SPACE);
+            // The last line of a file with CRLF may have lost its LF.
+            let text = text.strip_suffix('\r').unwrap_or(text).trim_matches(SPACE);
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
             let refused = |problem| ParseError::Line { line, problem };
-            let step = step(text).map_err(refused)?;
+            let step = step(text).map_err(|problem| refused(with_return(problem, text)))?;
             order.next(line, &step).map_err(misplaced)?;
             conversation.add(line, step);
         }
@@ -103,6 +107,15 @@ impl Conversation {
             return Err(ParseError::Empty);
         }
         Ok(conversation)
+    }
+}
+
+/// Names a carriage return in a line that has this problem. Nobody sees it in an editor.
+fn with_return(problem: Problem, line: &str) -> Problem {
+    if line.contains('\r') {
+        Problem::Return
+    } else {
+        problem
     }
 }
 

@@ -196,3 +196,24 @@ fn a_pipe_is_refused_without_being_opened() {
     );
     assert_eq!(format!("{error:#}"), expected);
 }
+
+#[test]
+fn a_line_ends_with_or_without_a_carriage_return() {
+    let expected = Conversation::parse("> \"a\"\n> end\n< end\n").unwrap();
+    for text in [
+        "> \"a\"\r\n> end\r\n< end\r\n",
+        "> \"a\"\r\n> end\r\n< end\r",
+        "> \"a\"\n> end\r\n< end \r",
+        "> \"a\"\n> end\n< end\n\r",
+    ] {
+        assert_eq!(Conversation::parse(text).as_ref(), Ok(&expected), "{text:?}");
+    }
+    for (text, line) in [
+        ("> end\r\r\n", 1),
+        ("> end\n< end\r\r", 2),
+        ("> end\r< end\r", 1),
+        ("> end\n\r< end\n", 2),
+    ] {
+        assert_eq!(problem(text), (line, Problem::Return), "{text:?}");
+    }
+}

@@ -147,7 +147,8 @@ async fn one(
         transcript: Transcript::default(),
         time: time.clone(),
     };
-    let (player, reader, writer) = Player::new(rules.patience, time.clone());
+    let (mut player, reader, writer) = Player::new(rules.patience, time.clone());
+    player.make_room_for(conversation);
     let inbound = Half::new(reader, rules.limits.max_bytes_in);
     let outbound = Half::new(writer, rules.limits.max_bytes_out);
     let (over, done) = (CancellationToken::new(), CancellationToken::new());

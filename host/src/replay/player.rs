@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use bytesize::ByteSize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 use super::clock::{Late, Time};
 use super::difference;
 use crate::buffer;
-use crate::conversation::{Client, Guest, Step};
+use crate::conversation::{Client, Conversation, Guest, Step};
 use crate::record;
 
 /// Bytes of the guest that wait for the client at most.
@@ -47,6 +48,8 @@ pub(super) struct Player {
     output: Option<DuplexStream>,
     /// Bytes that the guest has sent and no step has had yet.
     heard: Vec<u8>,
+    /// Bytes of the guest that can wait: more than all texts of the guest have.
+    most: usize,
     /// The guest's half has ended.
     ended: bool,
     /// How long the guest may take for a step.
@@ -72,11 +75,17 @@ impl Player {
             reset,
             output: Some(far),
             heard: Vec::new(),
+            most: record::MAX,
             ended: false,
             patience,
             time,
         };
         (player, chunks, near)
+    }
+
+    /// Makes room for all that the guest sends in a conversation, beside what it may send too much.
+    pub(super) fn make_room_for(&mut self, conversation: &Conversation) {
+        self.most = self.most.saturating_add(bytes_of_guest(conversation));
     }
 
     /// Whether the guest's half has ended, or the connection.
@@ -94,7 +103,14 @@ impl Player {
             Step::Client(Client::Sends(bytes)) => {
                 let time = self.time.clone();
                 let sent = time.within(self.patience, self.send(bytes)).await;
-                sent.map_err(|_| self.mismatch(step, Some("nothing is read")))
+                match sent {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(Mismatch {
+                        expected: difference::expected(step, 0),
+                        found: vec![difference::sends(&self.heard, 0), too_much()],
+                    }),
+                    Err(_) => Err(self.mismatch(step, Some("nothing is read"))),
+                }
             }
             // Each step that sends bytes sends chunks of its own.
             Step::Client(Client::Break) | Step::Cut => Ok(()),
@@ -205,10 +221,10 @@ impl Player {
     }
 
     /// Sends bytes, and hears what the guest sends meanwhile. A guest that has stopped reading lets
-    /// it return early.
-    async fn send(&mut self, bytes: &[u8]) {
+    /// it return early. Returns false if the guest sends more meanwhile than it ever may.
+    async fn send(&mut self, bytes: &[u8]) -> bool {
         let Some(input) = self.input.clone() else {
-            return;
+            return true;
         };
         for chunk in bytes.chunks(buffer::SIZE) {
             loop {
@@ -220,12 +236,18 @@ impl Player {
                             room.send(Bytes::copy_from_slice(chunk));
                             break;
                         }
-                        Err(_) => return,
+                        Err(_) => return true,
                     },
-                    () = self.hear(), if self.hears() => {}
+                    () = self.hear(), if self.hears() => {
+                        // From here on it would wait for the client, and read nothing.
+                        if !self.ended && !self.hears() {
+                            return false;
+                        }
+                    }
                 }
             }
         }
+        true
     }
 
     /// Does nothing for a time, but hears what the guest sends.
@@ -282,7 +304,7 @@ impl Player {
     /// Whether the guest may send something that no step waits for yet. It may not send without
     /// end.
     fn hears(&self) -> bool {
-        !self.ended && self.heard.len() < record::MAX
+        !self.ended && self.heard.len() < self.most
     }
 
     /// Waits for more bytes of the guest, or for its end.
@@ -296,6 +318,22 @@ impl Player {
             None => pending().await,
         }
     }
+}
+
+/// Returns how many bytes the guest sends in a conversation.
+fn bytes_of_guest(conversation: &Conversation) -> usize {
+    let steps = conversation.steps.iter();
+    let lengths = steps.filter_map(|(_, step)| match step {
+        Step::Guest(Guest::Sends(bytes)) => Some(bytes.len()),
+        _ => None,
+    });
+    lengths.sum()
+}
+
+/// Says that a guest sends too much while the client still sends.
+fn too_much() -> String {
+    let more = ByteSize::b(record::MAX as u64).display().iec();
+    format!("it sends {more} more than the conversation has before it reads the whole text")
 }
 
 /// What the client sends, as the guest reads it: a read returns bytes of one chunk at most.
