@@ -316,6 +316,20 @@ fn a_secret_in_place_of_its_file_is_not_shown() {
         }
     };
     is_hidden_in_file(secret, secret, &hidden);
+    // A JWT has dots, as names of files have.
+    let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzM2NyM3QifQ.s3cr3tAZ09-_s3cr3t";
+    let hidden_jwt = |said: &str| assert!(said.contains(expected) && !said.contains("s3cr3t"), "{said}");
+    for flag in [
+        ["--admin", "0", "--admin-token", jwt],
+        ["--tls-certificate", "a", "--tls-key", jwt],
+    ] {
+        hidden_jwt(&refused(&[&["--listen", "127.0.0.1:0"], &flag[..]].concat()).message);
+    }
+    is_hidden_in_file(jwt, "s3cr3t", &hidden_jwt);
+    assert!(
+        !std::path::Path::new(jwt).exists(),
+        "no file has the token as its name"
+    );
     // Base64 looks like a path.
     let secret = "q83v/EjRWs3cr3t5f4dcc3b5aa765d61d8327deb882c=";
     let hidden = |said: &str| {

@@ -230,15 +230,20 @@ pub(crate) fn hides_value(reason: &str) -> bool {
 /// Characters that a token has at least.
 pub(crate) const MIN_TOKEN: usize = 16;
 
+/// What the names of files with secrets end in. Other names with a `.` may be tokens: those of JSON
+/// (JWT) have two.
+const SECRET_FILES: [&str; 5] = [".token", ".key", ".pem", ".secret", ".txt"];
+
 /// Checks the path of a file that contains a secret, from `dir`. Messages show paths, so a value
-/// that may be the secret itself is refused: no file has that name, it names no directory and has no
-/// `.`, and it is as long as a token. [`hides_secret`] covers those that name a directory.
+/// that may be the secret itself is refused: no file has that name, it names no directory, does not
+/// end as such files do, and is as long as a token. [`hides_secret`] covers those that name a
+/// directory.
 pub(crate) fn secret_file(file: &Path, dir: &Path) -> Result<(), String> {
     path_in_one_line(file)?;
     let text = file.to_string_lossy();
     // Base64 has `/` too, and may begin or end with it.
-    let looks_like_path =
-        text.trim_matches('/').contains('/') || text.contains('.') || text.len() < MIN_TOKEN;
+    let has_ending = SECRET_FILES.iter().any(|ending| text.ends_with(ending));
+    let looks_like_path = text.trim_matches('/').contains('/') || has_ending || text.len() < MIN_TOKEN;
     if looks_like_path || dir.join(file).exists() {
         Ok(())
     } else {
