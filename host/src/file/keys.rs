@@ -232,6 +232,9 @@ table! {
 /// What the schema matches paths of components with: they are no references to other places.
 const FILE: &str = "^(?![A-Za-z0-9]*://)[\\s\\S]";
 
+/// What the schema matches texts with that guests receive as C strings.
+const WITHOUT_NUL: &str = "^[^\\x00]*$";
+
 /// What the schema says of keys that require others.
 fn required(key: &str, value: Value, keys: &[&str]) -> Value {
     let any: Vec<_> = keys.iter().map(|key| json!({ "required": [key] })).collect();
@@ -281,6 +284,7 @@ pub(super) struct ServiceTable {
     pub(super) middleware: Vec<PathBuf>,
     /// Arguments for guests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("items" = { "type": "string", "pattern": WITHOUT_NUL }))]
     pub(super) args: Vec<String>,
     /// Directory of conversations that a new component must pass before it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -332,7 +336,8 @@ table! {
     /// Resources that guests may use besides their connection.
     GrantsTable {
         /// Environment variables for guests.
-        #[schemars(extend("propertyNames" = { "pattern": "^[^=]+$", "not": { "enum": HOST_VARIABLES } }))]
+        #[schemars(extend("additionalProperties" = { "type": "string", "pattern": WITHOUT_NUL }))]
+        #[schemars(extend("propertyNames" = { "pattern": "^[^=\\x00]+$", "not": { "enum": HOST_VARIABLES } }))]
         env: BTreeMap<String, String>,
         /// Directories for guests: `HOST::GUEST`, or `HOST::GUEST:rw` if they may write.
         dirs: Vec<Word<Directory>>,

@@ -52,16 +52,93 @@ macro_rules! ipv4 {
     };
 }
 
+/// A group of an address of IPv6.
+macro_rules! group {
+    () => {
+        "[0-9a-fA-F]{1,4}"
+    };
+}
+
+/// Up to so many groups of an address of IPv6, or none.
+macro_rules! groups {
+    ($most:literal) => {
+        concat!("((", group!(), ":){0,", $most, "}", group!(), ")?")
+    };
+}
+
+/// The last 32 bits of an address of IPv6.
+macro_rules! low {
+    () => {
+        concat!("(", group!(), ":", group!(), "|", ipv4!(), ")")
+    };
+}
+
+/// An address of IPv6 (RFC 3986, section 3.2.2).
+macro_rules! ipv6 {
+    () => {
+        concat!(
+            "((",
+            group!(),
+            ":){6}",
+            low!(),
+            "|::(",
+            group!(),
+            ":){5}",
+            low!(),
+            "|(",
+            group!(),
+            ")?::(",
+            group!(),
+            ":){4}",
+            low!(),
+            "|",
+            groups!(1),
+            "::(",
+            group!(),
+            ":){3}",
+            low!(),
+            "|",
+            groups!(2),
+            "::(",
+            group!(),
+            ":){2}",
+            low!(),
+            "|",
+            groups!(3),
+            "::",
+            group!(),
+            ":",
+            low!(),
+            "|",
+            groups!(4),
+            "::",
+            low!(),
+            "|",
+            groups!(5),
+            "::",
+            group!(),
+            "|",
+            groups!(6),
+            "::)"
+        )
+    };
+}
+
 /// A numeric address of IPv4 or IPv6 with a port, which is neither multicast nor broadcast. A
-/// link-local one has an interface.
+/// link-local one has an interface, and no other.
 macro_rules! tcp {
     () => {
         concat!(
             r"(?!(22[4-9]|23[0-9])\.|255\.255\.255\.255:|\[[fF]{2}[0-9a-fA-F]{2}:|",
+            r"\[::[fF]{4}:((22[4-9]|23[0-9])\.|255\.255\.255\.255\]|[eE][0-9a-fA-F]{3}:)|",
             r"\[[fF][eE][89abAB][0-9a-fA-F]:[^%\]]*\])",
             "(",
             ipv4!(),
-            r"|\[[0-9a-fA-F:.]+(%[^\]]+)?\]):",
+            r"|\[",
+            ipv6!(),
+            r"\]|\[(?=[fF][eE][89abAB][0-9a-fA-F]:)",
+            ipv6!(),
+            r"%[^\]]+\]):",
             any_port!(),
         )
     };
@@ -85,12 +162,13 @@ pub(super) const COLLECTOR: &str = whole!(
     port!(),
     r")?(/[^?#\s]*)?"
 );
-pub(super) const IPV6_NETWORK: &str = "(?=[^/]*:)[0-9a-fA-F:.]+(/0*(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?";
+pub(super) const IPV6_NETWORK: &str = concat!(ipv6!(), "(/0*(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?");
 pub(super) const OCTET: &str = octet!();
 pub(super) const ANY_TIME: &str = time!();
 pub(super) const MODE: &str = whole!("0*[0-7]{1,3}");
 pub(super) const OWNER: &str = whole!("[^:]+(:[^:]+)?|:[^:]+");
 pub(super) const PROTOCOL: &str = whole!(r"[\s\S]{1,255}");
 pub(super) const NAME: &str = whole!("[A-Za-z0-9_.-]{1,64}");
-pub(super) const DIRECTORY: &str = r"^((?!::).)+::(?!r[wo](:|$))(?!(.*/)?\.\.(/|:|$))[^:]+(:r[wo])?$";
-pub(super) const DESTINATION: &str = whole!(".+:", port!());
+pub(super) const DIRECTORY: &str =
+    r"^((?!::)[^\x00])+::(?!r[wo](:|$))(?!([^:]*/)?\.\.(/|:|$))[^:\x00]+(:r[wo])?$";
+pub(super) const DESTINATION: &str = whole!("[^/@]+:", port!());
