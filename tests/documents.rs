@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use markdown::Document;
+use regex::Regex;
 
 use crate::harness::tools::{TOOLS, tool};
 use crate::harness::{command, scratch, words};
@@ -396,6 +397,70 @@ fn sources(room: &str) -> Vec<String> {
     let sources = read(&guest_builder::workspace().join("host/src").join(room));
     assert!(!sources.is_empty(), "{room}");
     sources
+}
+
+/// The log lines in a source: what stands in the parentheses of their macros.
+fn log_lines(source: &str) -> Vec<String> {
+    // Tests log too.
+    let source = source.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
+    let begins = Regex::new(r"\b(error|warn|info|debug|trace)!\(").unwrap();
+    let lines = begins.find_iter(source).map(|found| {
+        let rest = &source[found.end()..];
+        let mut depth = 1;
+        let end = rest.find(|c: char| {
+            depth += match c {
+                '(' => 1,
+                ')' => -1,
+                _ => 0,
+            };
+            depth == 0
+        });
+        rest[..end.unwrap()].to_owned()
+    });
+    lines.collect()
+}
+
+/// With several services, an operator has to know which one a line is about.
+#[test]
+fn lines_of_the_log_name_their_service() {
+    // Lines about the whole process, and about a path that nothing else has.
+    let of_process = [
+        "guests wrote more than",
+        "cannot cache compiled components",
+        "cannot use the key of the cache",
+        "replacing a stale socket",
+        "cannot remove the socket",
+        "changing {} requires a restart",
+    ];
+    let mut found = 0;
+    for room in [
+        "acceptor.rs",
+        "admission.rs",
+        "arrival.rs",
+        "breaker.rs",
+        "connection.rs",
+        "generations.rs",
+        "listener",
+        "place.rs",
+        "record",
+        "reload.rs",
+        "replay",
+        "reread.rs",
+        "running.rs",
+        "sandbox",
+        "service.rs",
+        "socket.rs",
+        "tls",
+    ] {
+        for source in sources(room) {
+            for line in log_lines(&source) {
+                found += 1;
+                let is_exempt = of_process.iter().any(|message| line.contains(message));
+                assert!(line.contains("service") || is_exempt, "{room}: {line}");
+            }
+        }
+    }
+    assert!(found > 50, "{found}");
 }
 
 #[test]

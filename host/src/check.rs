@@ -114,10 +114,13 @@ pub async fn check_services(
     let mappings = loaded
         .iter()
         .filter_map(|(service, generation)| mappings(service, generation));
-    system::check_mappings(mappings);
+    system::check_mappings(None, mappings);
     drop(loaded);
     let listeners = || config.services.iter().flat_map(|service| &service.listen);
-    listeners().for_each(|listen| listener::warn_of(listen, preflight::KEY));
+    for service in &config.services {
+        let warn = |listen| listener::warn_of(listen, preflight::KEY, Some(&service.name));
+        service.listen.iter().for_each(warn);
+    }
     if let Some(admin) = &config.admin {
         admin::warn_of(admin, preflight::ADMIN_KEY);
     }

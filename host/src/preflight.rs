@@ -170,7 +170,7 @@ pub(crate) fn check_admin(config: &Config, setting: &'static str, obstacles: &mu
     let token = admin.token.as_deref();
     let token = token.is_none_or(|token| obstacles.note("admin.token", None, check_token(token)).is_some());
     let listen = Listen::at(admin.address.clone());
-    let prepared = Listener::prepare(&listen, setting).map(drop);
+    let prepared = Listener::prepare(&listen, setting, None).map(drop);
     obstacles.note("admin.listen", None, prepared).is_some() && token
 }
 
@@ -329,13 +329,14 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
 /// by the numbers of its service and of itself.
 pub(crate) fn find_listener<'a>(
     (index, number): (usize, usize),
-    service: &Service,
+    service: &'a Service,
     listen: &'a Listen,
     purpose: Purpose,
     obstacles: &mut Obstacles,
 ) -> Option<Prepared<'a>> {
     let key = format!("service[{index}].listen[{number}]");
-    let prepared = (!purpose.leaves_out(listen)).then(|| Listener::prepare(listen, purpose.setting()));
+    let prepare = || Listener::prepare(listen, purpose.setting(), Some(&service.name));
+    let prepared = (!purpose.leaves_out(listen)).then(prepare);
     match prepared {
         Some(Ok(prepared)) => return Some(prepared),
         Some(Err(error)) => add_faults(&key, service, listen, error, obstacles),

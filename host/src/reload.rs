@@ -396,7 +396,8 @@ impl Reloader {
             None => bail!("loading {name} was given up"),
         };
         if self.config.isolation == Isolation::Connection {
-            system::check_mappings([(self.config.limits.max_connections, generation.mappings())]);
+            let mappings = (self.config.limits.max_connections, generation.mappings());
+            system::check_mappings(Some(&self.config.name), [mappings]);
         }
         warn_of_migration(&self.config, &self.source, &generation);
         Ok(self.generations.replace(generation, insisted, asked)?)

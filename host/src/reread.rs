@@ -376,7 +376,7 @@ fn prepare<'a>(
                     listen.address
                 );
             }
-            match entrance(of, place).changed(before, listen) {
+            match entrance(of, place).changed(before, listen, &service.name) {
                 Ok(entrance) => listeners.push(Listening::Kept(of, place, Arc::new(entrance))),
                 Err(error) => preflight::add_faults(&key, service, listen, error, obstacles),
             }

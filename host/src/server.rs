@@ -259,7 +259,7 @@ impl Server {
                 Obstacles::only(file, format!("service[{index}].{key}"), Some(service), error)
             })?);
         }
-        system::check_mappings(loaded.iter().filter_map(Loaded::mappings));
+        system::check_mappings(None, loaded.iter().filter_map(Loaded::mappings));
         let mut acceptors = Vec::new();
         for (index, (service, prepared)) in config.services.iter().zip(found.listeners).enumerate() {
             let listeners = prepared.into_iter().enumerate().map(|(number, prepared)| {

@@ -13,7 +13,6 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
-use tracing::debug;
 
 use crate::tls;
 
@@ -61,10 +60,9 @@ impl Stream {
 /// Has the close of a socket be a reset. Sockets of the file system know none: their peer finds the end, or a reset where
 /// bytes of its own were not read.
 fn to_be_reset(socket: &TcpStream) {
-    // With no time to linger close(2) drops what is unsent and sends RST.
-    if let Err(error) = SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
-        debug!(%error, "cannot reset the connection; it is closed instead");
-    }
+    // With no time to linger close(2) drops what is unsent and sends RST. This fails for no open
+    // socket of TCP.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 impl AsyncRead for Stream {

@@ -83,9 +83,9 @@ pub struct Mappings {
     pub most: u64,
 }
 
-/// Warns where the limit on mappings does not suffice for services that have so many connections each, of which each takes
-/// so many mappings.
-pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings)>) {
+/// Warns where the limit on mappings does not suffice for services that have so many connections
+/// each, of which each takes so many mappings. `service` names the service if there is only one.
+pub fn check_mappings(service: Option<&str>, services: impl IntoIterator<Item = (NonZeroUsize, Mappings)>) {
     let (mut connections, mut fixed, mut need, mut most) = (0_u64, MAPPINGS, 0_u64, 1);
     let mut of = 0;
     for (count, mappings) in services {
@@ -103,6 +103,7 @@ pub fn check_mappings(services: impl IntoIterator<Item = (NonZeroUsize, Mappings
     {
         let setting = max_connections(of);
         warn!(
+            service,
             "{connections} connections ({setting}) can need {need} memory mappings, but the \
              system allows {limit} per process; raise the limit with \
              `sysctl -w vm.max_map_count={need}`, or lower {setting} to {}",

@@ -55,6 +55,7 @@ fn certificates_are_read_again_when_their_service_changes_and_lines_have_the_new
         host.signal(HUP);
         let line = host.line("certificates reloaded");
         assert_eq!(field(&line, "listener"), name, "{line}");
+        assert_eq!(field(&line, "service"), "s", "{line}");
     }
 }
 

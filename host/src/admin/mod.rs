@@ -101,7 +101,7 @@ pub(crate) fn warn_of(config: &Config, setting: &str) {
     if let Address::Tcp(address) = &config.address {
         warn_of_exposure(address);
     }
-    listener::warn_of(&Listen::at(config.address.clone()), setting);
+    listener::warn_of(&Listen::at(config.address.clone()), setting, None);
 }
 
 /// Listens as `config` says, and answers until the runtime ends. The address was chosen by `flag`.
@@ -123,7 +123,7 @@ pub(crate) fn start(
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);
     }
-    let listener = Listener::prepare(&listen, flag)?.bind()?;
+    let listener = Listener::prepare(&listen, flag, None)?.bind()?;
     let local = listener.local();
     let loopback = match &local {
         End::Tcp(address) => address.ip().is_loopback(),

@@ -53,7 +53,8 @@ impl Hold {
     }
 }
 
-/// Binds the address of `config`, or takes the socket in `leased`, and listens there. Another address could be chosen by `flag`.
+/// Binds the address of `config`, or takes the socket in `leased`, and listens there for `service`.
+/// Another address could be chosen by `flag`.
 ///
 /// # Errors
 ///
@@ -63,23 +64,26 @@ pub(super) fn bind(
     owner: Option<Owner>,
     leased: Option<Leased>,
     flag: &str,
+    service: Option<&str>,
 ) -> anyhow::Result<Bound> {
     let options = &config.socket;
     match &config.address {
         Address::Tcp(address) => {
             let (socket, local) =
-                tcp(*address, options).map_err(|error| refused(&error, &config.address, flag))?;
+                tcp(*address, options, service).map_err(|error| refused(&error, &config.address, flag))?;
             Ok(Bound {
                 socket: super::Socket::Tcp(socket, local),
                 hold: Hold::Nothing,
             })
         }
-        Address::Unix(path) => unix(path, options, owner, flag).map_err(|error| match error.downcast() {
-            Ok(Unbound(error)) => refused(&error, &config.address, flag),
-            Err(error) => error.context(format!("cannot listen on {}", config.address)),
-        }),
+        Address::Unix(path) => {
+            unix(path, options, owner, (flag, service)).map_err(|error| match error.downcast() {
+                Ok(Unbound(error)) => refused(&error, &config.address, flag),
+                Err(error) => error.context(format!("cannot listen on {}", config.address)),
+            })
+        }
         Address::Abstract(name) => {
-            let socket = abstract_socket(name, options);
+            let socket = abstract_socket(name, options, service);
             let socket = socket.map_err(|error| refused(&error, &config.address, flag))?;
             Ok(Bound {
                 socket: super::Socket::Unix(socket, format!("@{name}").into()),
@@ -89,7 +93,7 @@ pub(super) fn bind(
         Address::Inherited(name) => {
             let leased = leased.map_or_else(|| inherited::lease(name), Ok);
             leased
-                .and_then(|leased| inherited(leased, options))
+                .and_then(|leased| inherited(leased, options, service))
                 .with_context(|| format!("cannot listen on {}", config.address))
         }
     }
@@ -184,14 +188,18 @@ fn is_inherited(own: &Address) -> String {
     format!("the host has inherited this address as {own}: serve that socket")
 }
 
-fn tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<(TcpListener, SocketAddr)> {
+fn tcp(
+    address: SocketAddr,
+    options: &SocketOptions,
+    service: Option<&str>,
+) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the last connections of the previous process to be forgotten.
     socket.set_reuse_address(true)?;
     if let (SocketAddr::V6(_), Some(dual_stack)) = (address, options.dual_stack) {
         socket.set_only_v6(!dual_stack)?;
     }
-    set(&socket, options)?;
+    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(backlog(options))?;
@@ -202,7 +210,7 @@ fn tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<(TcpListener,
 
 /// Sets what the sockets of connections take over from the one that listens. The size of the receive buffer has to be known
 /// before the first connection comes, since its handshake says how the window is scaled (RFC 7323, section 2.2).
-fn set(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
+fn set(socket: &Socket, options: &SocketOptions, service: Option<&str>) -> io::Result<()> {
     if let Some(size) = options.receive_buffer {
         socket.set_recv_buffer_size(size)?;
     }
@@ -217,16 +225,16 @@ fn set(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
         let keepalive = TcpKeepalive::new().with_time(time).with_interval(time);
         socket.set_tcp_keepalive(&keepalive)?;
     }
-    bound_unsent(socket);
+    bound_unsent(socket, service);
     Ok(())
 }
 
 /// Makes writes go on as soon as the peer has acknowledged some bytes. By default a socket becomes writable only when a third of its
 /// send buffer is free, which can be megabytes, and a slow peer would seem to take nothing until then.
-fn bound_unsent(socket: &Socket) {
+fn bound_unsent(socket: &Socket, service: Option<&str>) {
     #[cfg(target_os = "linux")]
     if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
-        debug!(%error, "cannot set TCP_NOTSENT_LOWAT; `write-timeout` may reset slow peers");
+        debug!(service, %error, "cannot set TCP_NOTSENT_LOWAT; `write-timeout` may reset slow peers");
     }
 }
 
@@ -234,11 +242,16 @@ fn backlog(options: &SocketOptions) -> i32 {
     i32::try_from(options.backlog).unwrap_or(i32::MAX)
 }
 
-fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) -> anyhow::Result<Bound> {
+fn unix(
+    path: &Path,
+    options: &SocketOptions,
+    owner: Option<Owner>,
+    (flag, service): (&str, Option<&str>),
+) -> anyhow::Result<Bound> {
     // The directory that the process is in may be another one when the file is removed.
     let path = std::path::absolute(path)?;
     let (socket, file) = unix_socket(&path, flag)?;
-    warn_of_others(&path, flag);
+    warn_of_others(&path, flag, service);
     if owner.is_some() || options.mode.is_some() {
         file.0
             .check_is_own()
@@ -258,7 +271,7 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
             .set_mode(mode)
             .with_context(|| format!("cannot set the mode of the socket to {mode:04o}"))?;
     }
-    set(&socket, options)?;
+    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     socket.listen(backlog(options))?;
     let socket = UnixListener::from_std(socket.into())?;
@@ -269,9 +282,10 @@ fn unix(path: &Path, options: &SocketOptions, owner: Option<Owner>, flag: &str) 
 }
 
 /// Warns that other users can replace the socket at `path`.
-pub(super) fn warn_of_others(path: &Path, flag: &str) {
+pub(super) fn warn_of_others(path: &Path, flag: &str, service: Option<&str>) {
     if let Err(error) = guarded::check(directory_of(path), guarded::Owner::Anybody) {
         warn!(
+            service,
             "another user could put a socket in the place of `{}`: {error}, or choose another directory \
              with {flag}",
             path.display()
@@ -280,8 +294,12 @@ pub(super) fn warn_of_others(path: &Path, flag: &str) {
 }
 
 /// Takes over a socket that listens already. Its backlog is that with which it was opened.
-fn inherited(Leased { socket, lease }: Leased, options: &SocketOptions) -> anyhow::Result<Bound> {
-    set(&socket, options)?;
+fn inherited(
+    Leased { socket, lease }: Leased,
+    options: &SocketOptions,
+    service: Option<&str>,
+) -> anyhow::Result<Bound> {
+    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     let socket = if socket.domain()? == Domain::UNIX {
         let socket = std::os::unix::net::UnixListener::from(socket);
@@ -379,11 +397,11 @@ fn unix_socket(path: &Path, flag: &str) -> anyhow::Result<(Socket, SocketFile)> 
 }
 
 /// A listening socket with a name and no file.
-fn abstract_socket(name: &str, options: &SocketOptions) -> io::Result<UnixListener> {
+fn abstract_socket(name: &str, options: &SocketOptions, service: Option<&str>) -> io::Result<UnixListener> {
     // Such a name begins with a NUL byte (unix(7)).
     let address = SockAddr::unix(format!("\0{name}"))?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    set(&socket, options)?;
+    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address)?;
     socket.listen(backlog(options))?;

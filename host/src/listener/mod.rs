@@ -54,6 +54,8 @@ pub struct Prepared<'a> {
     inherited: Option<Leased>,
     /// The flag or key by which another address could be chosen.
     setting: &'static str,
+    /// The service that it is for, if it is for one.
+    service: Option<&'a str>,
 }
 
 impl Prepared<'_> {
@@ -78,7 +80,13 @@ impl Prepared<'_> {
     ///
     /// Outside of a runtime.
     pub fn bind(self) -> anyhow::Result<Listener> {
-        let bound = bind::bind(self.config, self.owner, self.inherited, self.setting)?;
+        let bound = bind::bind(
+            self.config,
+            self.owner,
+            self.inherited,
+            self.setting,
+            self.service,
+        )?;
         let local = Local {
             address: bound.socket.local().to_string(),
             has_networks: matches!(bound.socket, Socket::Tcp(..)),
@@ -86,7 +94,7 @@ impl Prepared<'_> {
         };
         Ok(Listener {
             socket: bound.socket,
-            entrance: Arc::new(Entrance::made(self.config, local, self.tls)),
+            entrance: Arc::new(Entrance::made(self.config, local, self.tls, self.service)),
             pause: None,
             hold: bound.hold,
             #[cfg(test)]
@@ -95,17 +103,21 @@ impl Prepared<'_> {
     }
 }
 
-/// Logs the warnings that a start logs about a listener: that a certificate is not valid at the
-/// moment, and that other users can replace the socket. `setting` names the setting of its address.
-pub(crate) fn warn_of(config: &Listen, setting: &str) {
+/// Logs the warnings that a start logs about a listener of a service: that a certificate is not
+/// valid at the moment, and that other users can replace the socket. `setting` names the setting of
+/// its address.
+pub(crate) fn warn_of(config: &Listen, setting: &str, service: Option<&str>) {
     let address = config.address.to_string();
     if let Address::Unix(path) = &config.address
         && let Ok(path) = std::path::absolute(path)
     {
-        bind::warn_of_others(&path, setting);
+        bind::warn_of_others(&path, setting, service);
     }
     if let Some(Ok(tls)) = config.tls.as_ref().map(tls::Loaded::new) {
-        tls.report(config.name.as_deref().unwrap_or(&address));
+        tls.report(&tls::Label {
+            service: service.map(str::to_owned),
+            listener: config.name.clone().unwrap_or(address),
+        });
     }
 }
 
@@ -144,6 +156,8 @@ enum Socket {
 pub struct Entrance {
     /// What guests are told as the listener's name.
     pub name: String,
+    /// The service that it belongs to, if it belongs to one.
+    service: Option<String>,
     /// Where it listens.
     local: Local,
     /// Answers go out at once.
@@ -176,19 +190,19 @@ impl Entrance {
         self.local.file.as_ref().is_none_or(FileIdentity::is_in_place)
     }
 
-    /// The same as `config` says, which has the same address as `before`.
+    /// The same as `config` says for `service`, which has the same address as `before`.
     ///
     /// # Errors
     ///
     /// TLS cannot be served as it says, or there is no such owner.
-    pub fn changed(&self, before: &Listen, config: &Listen) -> anyhow::Result<Self> {
+    pub fn changed(&self, before: &Listen, config: &Listen, service: &str) -> anyhow::Result<Self> {
         bind::owner(&config.socket).with_context(|| format!("cannot listen on {}", config.address))?;
         if before.tls == config.tls {
             let tls = self.tls.clone();
-            return Ok(Self::new(config, self.local.clone(), tls));
+            return Ok(Self::new(config, self.local.clone(), tls, Some(service)));
         }
         let tls = Self::loaded(config, &self.local.address)?;
-        Ok(Self::made(config, self.local.clone(), tls))
+        Ok(Self::made(config, self.local.clone(), tls, Some(service)))
     }
 
     /// What `config` takes for TLS at `place`, if that is asked for.
@@ -197,14 +211,23 @@ impl Entrance {
         loaded.with_context(|| format!("cannot serve TLS on {place}"))
     }
 
-    fn made(config: &Listen, local: Local, tls: Option<tls::Loaded>) -> Self {
-        let name = config.name.as_deref().unwrap_or(&local.address);
-        let tls = tls.map(|tls| tls.serve(name));
-        Self::new(config, local, tls)
+    fn made(config: &Listen, local: Local, tls: Option<tls::Loaded>, service: Option<&str>) -> Self {
+        let mut made = Self::new(config, local, None, service);
+        made.tls = tls.map(|tls| tls.serve(made.label()));
+        made
     }
 
-    fn new(config: &Listen, local: Local, tls: Option<Arc<tls::Server>>) -> Self {
+    /// What the log calls the listener.
+    fn label(&self) -> tls::Label {
+        tls::Label {
+            service: self.service.clone(),
+            listener: self.name.clone(),
+        }
+    }
+
+    fn new(config: &Listen, local: Local, tls: Option<Arc<tls::Server>>, service: Option<&str>) -> Self {
         Self {
+            service: service.map(str::to_owned),
             name: config.name.clone().unwrap_or_else(|| local.address.clone()),
             local,
             nodelay: config.socket.nodelay,
@@ -219,7 +242,12 @@ impl Entrance {
             && self.nodelay
             && let Err(error) = stream.set_nodelay(true)
         {
-            debug!(%error, "cannot set TCP_NODELAY; answers may be delayed");
+            debug!(
+                service = self.service,
+                listener = self.name,
+                %error,
+                "cannot set TCP_NODELAY; answers may be delayed"
+            );
         }
         Accepted {
             stream,
@@ -260,14 +288,19 @@ enum Remedy {
 }
 
 impl Listener {
-    /// Looks for all that a listener takes, short of binding its address, so that no other listens before that is known. Another
-    /// address could be chosen by `setting`, a flag or a key.
+    /// Looks for all that a listener of a service takes, short of binding its address, so that no
+    /// other listens before that is known. Another address could be chosen by `setting`, a flag or a
+    /// key.
     ///
     /// # Errors
     ///
     /// Certificates or keys cannot be used, there is no such owner, the file of a socket cannot be
     /// created, or no such socket was inherited.
-    pub fn prepare<'a>(config: &'a Listen, setting: &'static str) -> anyhow::Result<Prepared<'a>> {
+    pub fn prepare<'a>(
+        config: &'a Listen,
+        setting: &'static str,
+        service: Option<&'a str>,
+    ) -> anyhow::Result<Prepared<'a>> {
         let listening = || format!("cannot listen on {}", config.address);
         Ok(Prepared {
             config,
@@ -282,6 +315,7 @@ impl Listener {
                 Address::Tcp(_) | Address::Abstract(_) => None,
             },
             setting,
+            service,
         })
     }
 
@@ -295,7 +329,7 @@ impl Listener {
     ///
     /// Outside of a runtime.
     pub fn bind(config: &Listen) -> anyhow::Result<Self> {
-        Self::prepare(config, "--listen")?.bind()
+        Self::prepare(config, "--listen", None)?.bind()
     }
 
     /// Where it listens, with the port that was picked.
@@ -314,7 +348,7 @@ impl Listener {
         if let (Some(before), Some(tls)) = (&self.entrance.tls, &entrance.tls)
             && Arc::ptr_eq(before, tls)
         {
-            tls.rename(&entrance.name);
+            tls.rename(entrance.label());
             tls.reread();
         }
         self.entrance = entrance;

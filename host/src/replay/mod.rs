@@ -168,6 +168,7 @@ async fn one(
     // In this order, so that what ends the connection is seen before the client goes.
     let (report, played) = tokio::join!(biased; served, played);
     debug!(
+        service = generation.service(),
         // Quoted, so that a file name cannot imitate other fields.
         file = &*file.to_string_lossy(),
         connection = number,

@@ -152,11 +152,11 @@ impl Cache {
     }
 
     /// The code of a component or module, if it is there.
-    pub(super) fn get(&self, engine: &Engine, content: &Content) -> Option<Code> {
+    pub(super) fn get(&self, engine: &Engine, content: &Content, service: Option<&str>) -> Option<Code> {
         let name = name(engine, content);
         self.find(engine, &name, content).unwrap_or_else(|error| {
             let path = self.path.join(&name);
-            debug!(path = %path.display(), %error, "cannot use the cache entry; compiling again");
+            debug!(service, path = %path.display(), %error, "cannot use the cache entry; compiling again");
             None
         })
     }
@@ -203,7 +203,7 @@ impl Cache {
                 content.name,
                 path.display()
             ),
-            Err(error) => debug!(path = %path.display(), %error, "cannot write the cache entry"),
+            Err(error) => debug!(service, path = %path.display(), %error, "cannot write the cache entry"),
             Ok(()) => {}
         }
         kept.map(|()| path)
@@ -486,7 +486,7 @@ mod tests {
     /// Takes content out of the cache, or compiles it and puts it there. Tells whether it was
     /// compiled.
     fn code(cache: &Cache, engine: &Engine, content: &Content) -> wasmtime::Result<bool> {
-        if cache.get(engine, content).is_some() {
+        if cache.get(engine, content, None).is_some() {
             return Ok(false);
         }
         let code = Code::compile(engine, content.bytes())?.serialize()?;

@@ -70,7 +70,10 @@ impl Sandbox {
         };
         let whole = self.whole(content).await?;
         let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
-        if cache.get(engine.engine(), &whole).is_some() {
+        if cache
+            .get(engine.engine(), &whole, self.granted.service())
+            .is_some()
+        {
             return Ok(Ahead {
                 entry: cache.entry(engine.engine(), &whole),
                 compiled: None,

@@ -291,7 +291,7 @@ impl Sandbox {
         let kept = self
             .cache
             .as_ref()
-            .and_then(|cache| cache.get(engine.engine(), content));
+            .and_then(|cache| cache.get(engine.engine(), content, self.granted.service()));
         let compiled = kept.is_none();
         let code = match kept {
             Some(code) => code,

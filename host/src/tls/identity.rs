@@ -13,7 +13,6 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiC
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
-use tracing::debug;
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
@@ -523,12 +522,11 @@ fn is_for(identity: &CertifiedKey, name: &ServerName<'_>) -> bool {
 }
 
 /// Whom a certificate stands for, as text by RFC 4514.
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
-    match x509_cert::Certificate::from_der(certificate) {
-        Ok(certificate) => Some(certificate.tbs_certificate().subject().to_string()),
-        Err(error) => {
-            debug!(%error, "cannot read the subject of a client certificate");
-            None
-        }
-    }
+///
+/// # Errors
+///
+/// The certificate has another form.
+pub(super) fn subject(certificate: &CertificateDer<'_>) -> x509_cert::der::Result<String> {
+    let certificate = x509_cert::Certificate::from_der(certificate)?;
+    Ok(certificate.tbs_certificate().subject().to_string())
 }

@@ -36,14 +36,21 @@ use stream::Transport;
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What the log calls a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    /// The service that it belongs to, if it belongs to one.
+    pub(crate) service: Option<String>,
+    pub(crate) listener: String,
+}
+
 /// The side of TLS that a listener is.
 #[derive(Debug)]
 pub struct Server {
     config: Config,
     /// What new connections begin with.
     current: ArcSwap<ServerConfig>,
-    /// The name of its listener, for the log.
-    listener: ArcSwap<String>,
+    label: ArcSwap<Label>,
     asked: Arc<Notify>,
 }
 
@@ -72,8 +79,8 @@ impl Loaded {
     }
 
     /// Logs how many certificates were read, and warns of those that are not valid at the moment.
-    pub(crate) fn report(&self, listener: &str) {
-        report(&self.read.files, listener);
+    pub(crate) fn report(&self, label: &Label) {
+        report(&self.read.files, label);
     }
 
     /// Serves with it, and reads it again when it changes, for as long as what is returned is there.
@@ -81,12 +88,12 @@ impl Loaded {
     /// # Panics
     ///
     /// Outside of a runtime.
-    pub(crate) fn serve(self, listener: &str) -> Arc<Server> {
-        self.report(listener);
+    pub(crate) fn serve(self, label: Label) -> Arc<Server> {
+        self.report(&label);
         let server = Arc::new(Server {
             current: ArcSwap::from_pointee(self.read.server),
             config: self.config,
-            listener: ArcSwap::from_pointee(listener.to_owned()),
+            label: ArcSwap::from_pointee(label),
             asked: Arc::new(Notify::new()),
         });
         let asked = Arc::clone(&server.asked);
@@ -106,7 +113,10 @@ impl Server {
     ///
     /// Outside of a runtime.
     pub fn new(config: &Config, listener: &str) -> Result<Arc<Self>, Unusable> {
-        Ok(Loaded::new(config)?.serve(listener))
+        Ok(Loaded::new(config)?.serve(Label {
+            service: None,
+            listener: listener.to_owned(),
+        }))
     }
 
     /// Has the files read again, whether they have changed or not.
@@ -114,10 +124,10 @@ impl Server {
         self.asked.notify_one();
     }
 
-    /// Changes the name of its listener in the lines of the log that follow.
-    pub(crate) fn rename(&self, listener: &str) {
-        if self.listener.load().as_str() != listener {
-            self.listener.store(Arc::new(listener.to_owned()));
+    /// Changes what the lines of the log that follow call its listener.
+    pub(crate) fn rename(&self, label: Label) {
+        if **self.label.load() != label {
+            self.label.store(Arc::new(label));
         }
     }
 
@@ -143,26 +153,34 @@ impl Server {
             .take(accept)
             .await
             .map_err(|(error, transport)| (error, transport.into_stream()))?;
-        let said = said(stream.get_ref().1);
+        let said = said(stream.get_ref().1, &self.label.load());
         let (reader, writer) = stream::split(stream);
         Ok((reader, writer, said))
     }
 }
 
 /// Logs how many certificates were read, and which of them are not valid at the moment.
-fn report(files: &[CertificateFile], listener: &str) {
+fn report(files: &[CertificateFile], label: &Label) {
+    let Label { service, listener } = label;
     for file in files {
         let path = file.path.display();
-        debug!(listener, file = %path, certificates = file.count, "certificates read");
+        debug!(service, listener, file = %path, certificates = file.count, "certificates read");
         for warning in &file.warnings {
-            warn!(listener, "{warning}");
+            warn!(service, listener, "{warning}");
         }
     }
 }
 
 /// What TLS says of a connection.
-fn said(connection: &ServerConnection) -> peer::Tls {
+fn said(connection: &ServerConnection, label: &Label) -> peer::Tls {
     let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    let subject = certificate.and_then(|certificate| {
+        let Label { service, listener } = label;
+        let subject = identity::subject(certificate).inspect_err(|error| {
+            debug!(service, listener, %error, "cannot read the subject of a client certificate");
+        });
+        subject.ok()
+    });
     peer::Tls {
         version: match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -173,7 +191,7 @@ fn said(connection: &ServerConnection) -> peer::Tls {
         protocol: connection
             .alpn_protocol()
             .map(|name| String::from_utf8_lossy(name).into_owned()),
-        subject: certificate.and_then(|certificate| identity::subject(certificate)),
+        subject,
     }
 }
 
@@ -252,15 +270,15 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
             // Files that somebody asks to read are complete.
             None => (false, read(&mut files, &server.config).await),
         };
-        let listener = server.listener.load();
-        let listener = listener.as_str();
+        let label = server.label.load();
+        let Label { service, listener } = &**label;
         let error = match read {
             Ok((stamps, Ok(read))) => {
                 seen = stamps;
                 failure = None;
                 server.current.store(Arc::new(read.server));
-                info!(listener, "certificates reloaded");
-                report(&read.files, listener);
+                info!(service, listener, "certificates reloaded");
+                report(&read.files, &label);
                 continue;
             }
             Ok((stamps, Err(error))) => {
@@ -271,8 +289,8 @@ async fn watch(server: Weak<Server>, asked: Arc<Notify>, mut seen: Vec<Option<St
         };
         if !is_retry || failure.as_ref() != Some(&error) {
             warn!(
-                listener,
-                "certificate reload failed: {error}; the previous certificates stay in use"
+                service,
+                listener, "certificate reload failed: {error}; the previous certificates stay in use"
             );
         }
         failure = Some(error);
