@@ -374,14 +374,14 @@ fn errors_of_accept_are_survived() {
     ) {
         return;
     }
-    for (error, waits) in [
-        ("EMFILE", true),
-        ("ENFILE", true),
-        ("ENOBUFS", true),
-        ("ENOMEM", true),
-        ("ECONNABORTED", false),
-        ("EINTR", false),
-        ("EPROTO", false),
+    for (error, waits, cause) in [
+        ("EMFILE", true, "ulimit -n"),
+        ("ENFILE", true, "fs.file-max"),
+        ("ENOBUFS", true, "no memory"),
+        ("ENOMEM", true, "no memory"),
+        ("ECONNABORTED", false, "ulimit -n"),
+        ("EINTR", false, "ulimit -n"),
+        ("EPROTO", false, "ulimit -n"),
     ] {
         // The first five calls of each thread fail, with a connection waiting all the while.
         let strace = format!(
@@ -395,6 +395,8 @@ fn errors_of_accept_are_survived() {
         }
         let log = host.log();
         for (line, times) in [
+            (cause, waits),
+            ("ulimit -n", error == "EMFILE"),
             ("cannot accept", waits),
             ("accepting connections again", waits),
             ("WARN", waits),

@@ -409,9 +409,8 @@ impl Listener {
                                     service,
                                     listener = self.name(),
                                     %error,
-                                    "cannot accept connections at the moment; they wait in the \
-                                     backlog (the limit on open files, `ulimit -n`, may be too low \
-                                     for max-connections)"
+                                    "cannot accept connections at the moment; they wait in the backlog{}",
+                                    cause(&error)
                                 );
                             }
                             let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
@@ -535,6 +534,16 @@ fn unix(stream: UnixStream, path: &Path) -> io::Result<(Stream, End, End)> {
         End::Process(process),
         End::Path(path.to_owned()),
     ))
+}
+
+/// Says in parentheses what an accept lacks that failed with `error`, if that is known.
+fn cause(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => " (the limit on open files, `ulimit -n`, may be too low for max-connections)",
+        Some(libc::ENFILE) => " (the system has too many open files; see fs.file-max)",
+        Some(libc::ENOBUFS | libc::ENOMEM) => " (the system has no memory for sockets; see net.ipv4.tcp_mem)",
+        _ => "",
+    }
 }
 
 /// What to do about `error`, by the kinds that accept(2) lists for Linux.
