@@ -449,16 +449,33 @@ pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
 const YEAR: u64 = 31_557_600;
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    any_duration(text)?.ok_or_else(|| format!("the time is too long; expected at most {}y", u64::MAX / YEAR))
+    any_duration(text)?.ok_or_else(|| {
+        if is_too_fine(text) {
+            "the time has parts of a nanosecond; expected whole nanoseconds".to_owned()
+        } else {
+            format!("the time is too long; expected at most {}y", u64::MAX / YEAR)
+        }
+    })
 }
 
-/// Parses a time; `None` is one that is too long for the host.
+/// Parses a time; `None` is one that is too long or too fine for the host.
 fn any_duration(text: &str) -> Result<Option<Duration>, String> {
     match humantime::parse_duration(text) {
         Ok(time) => Ok(Some(time)),
         Err(humantime::DurationError::NumberOverflow) => Ok(None),
         Err(_) => Err("expected a number with a unit, such as 500ms, 30s or 5m".to_owned()),
     }
+}
+
+/// Checks whether a time fails only for its digits after the point, for which the library has the
+/// same error as for a time that is too long.
+fn is_too_fine(text: &str) -> bool {
+    let mut is_whole = true;
+    let whole = text.chars().filter(|c| {
+        is_whole = *c != '.' && (is_whole || !c.is_ascii_digit());
+        is_whole
+    });
+    humantime::parse_duration(&whole.collect::<String>()).is_ok()
 }
 
 pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {

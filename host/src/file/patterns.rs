@@ -130,7 +130,8 @@ macro_rules! tcp {
     () => {
         concat!(
             r"(?!(22[4-9]|23[0-9])\.|255\.255\.255\.255:|\[[fF]{2}[0-9a-fA-F]{2}:|",
-            r"\[::[fF]{4}:((22[4-9]|23[0-9])\.|255\.255\.255\.255\]|[eE][0-9a-fA-F]{3}:)|",
+            r"\[[0:]*:[fF]{4}:((22[4-9]|23[0-9])\.[0-9.]+|255\.255\.255\.255|",
+            r"[eE][0-9a-fA-F]{3}:[0-9a-fA-F]{1,4}|[fF]{4}:[fF]{4})\]|",
             r"\[[fF][eE][89abAB][0-9a-fA-F]:[^%\]]*\])",
             "(",
             ipv4!(),
@@ -158,9 +159,11 @@ pub(super) const SAMPLE: &str = whole!(r"0*(1(\.0*)?|\.[0-9]+|0\.?|0\.[0-9]+)");
 pub(super) const LISTEN: &str = whole!(socket!(), r"|unix:@[^\n\x00]{1,107}|inherited:[^\n]+|", tcp!());
 pub(super) const ADMIN: &str = whole!(any_port!(), "|", socket!(), "|", tcp!());
 pub(super) const COLLECTOR: &str = whole!(
-    r"(?!.*/v1/(traces|metrics)/*$)[hH][tT]{2}[pP]://(\[[0-9a-fA-F:.]+\]|[^/?#@:\[\]\s]+)(:",
+    r"(?!.*/v1/(traces|metrics)/*$)[hH][tT]{2}[pP]://(\[",
+    ipv6!(),
+    r"\]|[A-Za-z0-9!$&'()*+,.;=_~-]+)(:",
     port!(),
-    r")?(/[^?#\s]*)?"
+    r")?(/[^?#\s<>`]*)?"
 );
 pub(super) const IPV6_NETWORK: &str = concat!(ipv6!(), "(/0*(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?");
 pub(super) const OCTET: &str = octet!();

@@ -646,6 +646,19 @@ fn the_schema_has_the_ranges_of_the_host() {
                 "{ endpoint = \"http://a\", sample = \"1e-1\" }",
             ),
             ("{ endpoint = \"http://a\" }", "{ endpoint = \"http://a?b\" }"),
+            ("{ endpoint = \"http://[::1]\" }", "{ endpoint = \"http://[x]\" }"),
+            (
+                "{ endpoint = \"http://[::]:1\" }",
+                "{ endpoint = \"http://[:::]\" }",
+            ),
+            (
+                "{ endpoint = \"http://a_b!\" }",
+                "{ endpoint = \"http://a%20b\" }",
+            ),
+            (
+                "{ endpoint = \"http://a/{b}\" }",
+                "{ endpoint = \"http://a/<b>\" }",
+            ),
         ],
     );
     of_service("component", &[("\"a\"", "\"\""), ("\"a:b/c\"", "\"oci://a\"")]);
@@ -770,6 +783,9 @@ fn the_schema_has_the_ranges_of_the_host() {
         ("[1:2:3:4:5:6:7:8]:1", "[1:2:3:4:5:6:7:8:9]:1"),
         ("[::ffff:127.0.0.1]:1", "[::ffff:224.0.0.1]:1"),
         ("[::ffff:7f00:1]:1", "[::ffff:e000:1]:1"),
+        ("[0::ffff:127.0.0.1]:1", "[0:0:0:0:0:ffff:224.0.0.1]:1"),
+        ("[::ffff:ffff:fffe]:1", "[::ffff:ffff:ffff]:1"),
+        ("[::ffff:e000:1:2]:1", "[0::ffff:efff:1]:1"),
         ("[::]:1", "[:::]:1"),
         ("[::1]:1", "[127.0.0.1]:1"),
         ("127.0.0.1:1", "127.0.0.256:1"),

@@ -168,6 +168,9 @@ pub(crate) fn endpoint(text: &str) -> Result<Endpoint, String> {
                 .to_owned(),
         );
     }
+    if bare.is_some_and(|host| host.parse::<Ipv6Addr>().is_err()) {
+        return Err(refused());
+    }
     let odd =
         url.scheme_str() != Some("http") || url.query().is_some() || text.contains('#') || host.is_empty();
     // A port that does not fit is none to the library.
