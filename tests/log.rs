@@ -429,6 +429,71 @@ fn guests_log_by_levels_of_their_own_within_the_same_bounds() {
 }
 
 #[test]
+fn guests_of_one_service_take_no_lines_of_another() {
+    let herald = crate::harness::guest("herald");
+    let service = |name| {
+        format!("[[service]]\nname = \"{name}\"\ncomponent = {herald:?}\nlisten = [\"127.0.0.1:0\"]\n")
+    };
+    let config = file("log-shares.toml", service("loud") + &service("calm"));
+    let mut host = Host::with_config(&config, 2);
+    let [loud, calm] = [0, 1].map(|listener| host.addresses()[listener]);
+    let many: Vec<_> = (0..8).map(|_| Client::connect(loud).unwrap()).collect();
+    let one = Client::connect(calm).unwrap();
+    one.echo("0\n");
+    for client in &many {
+        client.send("1000\n");
+    }
+    for client in &many {
+        client.expect("1000\n");
+    }
+    one.echo("500\n");
+    until("the log says what was left out", || {
+        Client::connect(loud).unwrap().echo("1\n");
+        host.log().contains("lines were not logged")
+    });
+    host.stop();
+    let log = host.log();
+    let of = |service: &str, text: &str| {
+        let of = format!("service=\"{service}\"");
+        log.lines()
+            .filter(|line| line.contains(&of) && line.contains(text))
+            .count()
+    };
+    assert_eq!(of("calm", "guest log"), 500);
+    assert_eq!(of("calm", "lines were not logged"), 0);
+    assert!(of("loud", "lines were not logged") > 0);
+}
+
+#[test]
+fn guests_leave_room_in_the_log_for_lines_of_the_host() {
+    let mut child = crate::harness::command()
+        .args(["--listen", "127.0.0.1:0", "--component"])
+        .arg(crate::harness::guest("herald"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
+    let address = listens_at(&mut reader);
+    // More than the queue holds, at no more than may be logged in a second.
+    let start = std::time::Instant::now();
+    let mut connections = 0;
+    while start.elapsed() < std::time::Duration::from_secs(4) {
+        let client = Client::connect(address).unwrap();
+        client.echo("999\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        connections += 1;
+    }
+    crate::harness::signal(&child, crate::harness::TERM);
+    let mut log = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
+    child.wait().unwrap();
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(count("connection ended"), connections);
+    assert!(count("guest log") > 4000, "{}", count("guest log"));
+}
+
+#[test]
 fn quiet_leaves_where_it_listens_and_what_is_wrong() {
     for flag in ["-q", "-qq"] {
         let mut host = Host::serving("echo", &[flag]);
@@ -492,18 +557,23 @@ fn log_that_is_not_read(then: impl FnOnce(std::io::BufReader<std::process::Child
         .spawn()
         .unwrap();
     let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    let address = loop {
-        line.clear();
-        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
-        if let Some((_, address)) = line.split_once("listening on ") {
-            break crate::harness::first_word(address).parse().unwrap();
-        }
-    };
+    let address = listens_at(&mut reader);
     then(reader);
     for _ in 0..2000 {
         crate::harness::Client::connect(address).unwrap().echo("hello");
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Reads the log up to the line that says where the host listens.
+fn listens_at(log: &mut impl std::io::BufRead) -> std::net::SocketAddr {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "the log ended");
+        if let Some((_, address)) = line.split_once("listening on ") {
+            return crate::harness::first_word(address).parse().unwrap();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The log: lines on standard error.
 
 pub(crate) mod escape;
+pub(crate) mod queue;
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal};
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{debug, error};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -19,14 +20,11 @@ use crate::config::{Log, LogFormat, LogLevel};
 use crate::terminal::{Screen, Terminal};
 pub use escape::in_one_line;
 use escape::{EscapedFields, EscapedJson};
+use queue::Queue;
 
 /// The target of the log lines that say where the host listens, which are written at every log
 /// level.
 pub(crate) const READY: &str = "ready";
-
-/// Lines that wait for standard error to take them. Beyond it lines are dropped: a reader that does not keep up
-/// must not hold up connections.
-const QUEUE: usize = 8192;
 
 /// Set when the runtime is about to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
@@ -65,11 +63,7 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(QUEUE)
-        .thread_name("log")
-        .finish(Screen::new(io::stderr()));
+    let (writer, guard) = Queue::new(Screen::new(io::stderr()));
     let terminal = io::stderr().is_terminal();
     let shown = terminal && log.format == LogFormat::Text && log.level >= LogLevel::Info;
     let shown = shown.then(|| Terminal::new(writer.clone()));

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::{Isolation, Service as Config};
 use crate::counts::Count;
 use crate::logging::escape::in_one_line;
+use crate::logging::queue::Queue;
 use crate::service::{Process, Service};
 
 /// Time between two looks.
@@ -62,10 +62,10 @@ impl<W: Write> Write for Screen<W> {
 
 /// A terminal, as the host shows itself there.
 #[derive(Clone, Debug)]
-pub struct Terminal(NonBlocking);
+pub struct Terminal(Queue);
 
 impl Terminal {
-    pub(crate) fn new(log: NonBlocking) -> Self {
+    pub(crate) fn new(log: Queue) -> Self {
         Self(log)
     }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
@@ -16,6 +15,7 @@ use wasmtime::component::{ComponentType, Lift, Linker};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
+use super::log_share::Share;
 use super::meter;
 use super::state::State;
 use crate::cost::{Cost, LastLines, Tail};
@@ -30,10 +30,6 @@ const MAX_CONTEXT: usize = 256;
 
 /// Lines of one connection that are logged; of an instance that connections share, so many after each that has joined.
 const MAX_LINES: u32 = 1000;
-
-/// Lines of all guests together that are logged in a second.
-const MAX_RATE: u32 = 4000;
-const SECOND: Duration = Duration::from_secs(1);
 
 /// Bytes that a guest may write at once. They can be as many lines, of which each takes time.
 const PERMIT: usize = 16 << 10;
@@ -123,6 +119,8 @@ impl Transcript {
 pub(super) struct Voice {
     pub(super) speaker: Speaker,
     pub(super) service: Option<Arc<str>>,
+    /// What the guests of the service may log.
+    pub(super) share: Arc<Share>,
     pub(super) logged: Logged,
     /// Keeps the last lines of standard error.
     pub(super) cost: Option<Arc<Cost>>,
@@ -215,7 +213,7 @@ enum Fate {
     Logged(Option<u64>, Option<u64>),
     /// It is only kept among the last lines.
     Kept,
-    /// All guests together have logged as much in this second as they may.
+    /// The guests of the service have logged as much in this second as they may.
     Dropped,
 }
 
@@ -269,55 +267,11 @@ impl Voice {
             );
             return Fate::Kept;
         }
-        if PACE.one_more(Instant::now()) {
+        if self.share.one_more() {
             Fate::Logged(connection, instance)
         } else {
             Fate::Dropped
         }
-    }
-}
-
-/// How many lines all guests together have logged in this second, whatever service they are of: the log is one.
-static PACE: Pace = Pace::new();
-
-struct Pace(Mutex<Second>);
-
-/// A second, and the lines that came in it.
-struct Second {
-    start: Option<Instant>,
-    lines: u32,
-}
-
-impl Pace {
-    const fn new() -> Self {
-        Self(Mutex::new(Second {
-            start: None,
-            lines: 0,
-        }))
-    }
-
-    /// Whether one more line may be logged. Once in a second it is told how many were not.
-    fn one_more(&self, now: Instant) -> bool {
-        // Nothing can panic while it is held.
-        let mut second = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if second
-            .start
-            .is_none_or(|start| now.saturating_duration_since(start) >= SECOND)
-        {
-            let left_out = second.lines.saturating_sub(MAX_RATE);
-            *second = Second {
-                start: Some(now),
-                lines: 0,
-            };
-            if left_out > 0 {
-                warn!(
-                    "guests wrote more than {MAX_RATE} lines in a second; {left_out} lines were \
-                     not logged"
-                );
-            }
-        }
-        second.lines = second.lines.saturating_add(1);
-        second.lines <= MAX_RATE
     }
 }
 

@@ -14,6 +14,7 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 use super::clock::ProcessClock;
 use super::file_threads::FileThreads;
 use super::files::Files;
+use super::log_share::Share;
 use super::sockets::Sockets;
 use crate::config::{GrantedDir, Grants, Limits};
 use crate::system::refuse_kernel_directory;
@@ -30,6 +31,8 @@ pub(super) type Opened = Option<Box<WasiCtxBuilder>>;
 pub(super) struct Granted {
     /// The name of the service, for the lines that guests log. `None` if there is no service.
     pub(super) service: Option<Arc<str>>,
+    /// What the guests of the service may log.
+    pub(super) share: Arc<Share>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     dirs: Vec<GrantedDir>,
@@ -59,6 +62,7 @@ impl Granted {
         let outbound = addresses(&grants.outbound)?;
         Ok(Self {
             service: None,
+            share: Share::of(None),
             args: grants.args.clone(),
             env: grants.env.clone(),
             dirs: grants.dirs.clone(),
@@ -72,8 +76,10 @@ impl Granted {
 
     /// The same for the service of this name.
     pub(super) fn of_service(&self, name: &str) -> Self {
+        let name = name.into();
         Self {
-            service: Some(name.into()),
+            share: Share::of(Some(&name)),
+            service: Some(name),
             ..self.clone()
         }
     }

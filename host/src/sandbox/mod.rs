@@ -28,6 +28,7 @@ mod handles;
 mod hollow;
 mod leash;
 mod load_error;
+mod log_share;
 mod mappings;
 mod meter;
 mod mismatch;

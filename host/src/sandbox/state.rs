@@ -314,6 +314,7 @@ impl State {
         Voice {
             speaker: self.speaker,
             service: self.granted.service.clone(),
+            share: Arc::clone(&self.granted.share),
             logged: self.logged(),
             cost: self.memory.cost.clone(),
         }

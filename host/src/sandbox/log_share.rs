@@ -1,0 +1,214 @@
+//! Shares of the log: how many lines the guests of each service may log in a second.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::logging::queue::is_crowded;
+
+/// Lines of all guests together that are logged in a second.
+const MAX_RATE: u32 = 4000;
+
+/// Lines of [`MAX_RATE`] that any service may use. The services have equal shares of the rest.
+const COMMON: u32 = MAX_RATE / 2;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The bounds for the guests of this process. It has one log.
+static PACE: Pace = Pace::new();
+
+/// The share of one service in the log.
+///
+/// There is one for all sandboxes of the same service, so that a reload does not change what the
+/// guests may log.
+#[derive(Debug)]
+pub(super) struct Share {
+    /// `None` for guests of no service.
+    service: Option<Arc<str>>,
+    /// Lines that came in this second. It changes under the lock of the pace only.
+    lines: AtomicU32,
+    /// Those of them that were not logged.
+    left_out: AtomicU32,
+}
+
+impl Share {
+    /// Returns the share of a service.
+    pub(super) fn of(service: Option<&Arc<str>>) -> Arc<Self> {
+        PACE.share(service)
+    }
+
+    /// Counts a line, and returns whether it may be logged.
+    pub(super) fn one_more(&self) -> bool {
+        PACE.one_more(self, Instant::now(), is_crowded())
+    }
+
+    /// Begins another second, and logs how many lines were left out in the last one.
+    fn renew(&self) {
+        self.lines.store(0, Relaxed);
+        let left_out = self.left_out.swap(0, Relaxed);
+        if left_out > 0 {
+            warn!(
+                service = self.service.as_deref(),
+                "guests wrote more lines in a second than the log takes from their service; \
+                 {left_out} lines were not logged"
+            );
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.renew();
+    }
+}
+
+/// The lines that all services have logged in a second.
+struct Pace(Mutex<Second>);
+
+struct Second {
+    start: Option<Instant>,
+    /// Lines that exceeded the share of their service and were logged.
+    common: u32,
+    shares: Vec<Weak<Share>>,
+}
+
+impl Pace {
+    const fn new() -> Self {
+        Self(Mutex::new(Second {
+            start: None,
+            common: 0,
+            shares: Vec::new(),
+        }))
+    }
+
+    fn share(&self, service: Option<&Arc<str>>) -> Arc<Share> {
+        let mut second = self.second();
+        second.shares.retain(|share| share.strong_count() > 0);
+        let known = second.shares.iter().filter_map(Weak::upgrade);
+        let same = |share: &Arc<Share>| share.service.as_ref() == service;
+        if let Some(share) = known.into_iter().find(same) {
+            return share;
+        }
+        let share = Arc::new(Share {
+            service: service.cloned(),
+            lines: AtomicU32::new(0),
+            left_out: AtomicU32::new(0),
+        });
+        second.shares.push(Arc::downgrade(&share));
+        share
+    }
+
+    /// Counts a line, and returns whether it may be logged. In a log that is crowded it may not.
+    fn one_more(&self, share: &Share, now: Instant, is_crowded: bool) -> bool {
+        let mut second = self.second();
+        if second.is_over(now) {
+            second.renew(now);
+        }
+        let lines = share.lines.load(Relaxed).saturating_add(1);
+        share.lines.store(lines, Relaxed);
+        let logs = !is_crowded && (lines <= second.each() || second.takes_common());
+        if !logs {
+            share.left_out.fetch_add(1, Relaxed);
+        }
+        logs
+    }
+
+    fn second(&self) -> MutexGuard<'_, Second> {
+        // Nothing can panic while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Second {
+    fn is_over(&self, now: Instant) -> bool {
+        self.start
+            .is_none_or(|start| now.saturating_duration_since(start) >= SECOND)
+    }
+
+    fn renew(&mut self, now: Instant) {
+        self.start = Some(now);
+        self.common = 0;
+        self.shares.retain(|share| {
+            let share = share.upgrade();
+            if let Some(share) = &share {
+                share.renew();
+            }
+            share.is_some()
+        });
+    }
+
+    /// Returns the lines that no other service can take from a service.
+    fn each(&self) -> u32 {
+        let services = u32::try_from(self.shares.len().max(1)).unwrap_or(u32::MAX);
+        ((MAX_RATE - COMMON) / services).max(1)
+    }
+
+    /// Takes one of the lines that any service may use, if there is one.
+    fn takes_common(&mut self) -> bool {
+        let takes = self.common < COMMON;
+        self.common += u32::from(takes);
+        takes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes a pace with the shares of so many services.
+    fn services(count: usize) -> (Pace, Vec<Arc<Share>>) {
+        let pace = Pace::new();
+        let shares = (0..count)
+            .map(|number| pace.share(Some(&number.to_string().into())))
+            .collect();
+        (pace, shares)
+    }
+
+    /// Returns how many of so many lines are logged.
+    fn logged(pace: &Pace, share: &Share, now: Instant, lines: u32) -> u32 {
+        (0..lines)
+            .map(|_| u32::from(pace.one_more(share, now, false)))
+            .sum()
+    }
+
+    #[test]
+    fn one_service_takes_no_lines_of_another() {
+        let (pace, shares) = services(4);
+        let now = Instant::now();
+        assert_eq!(logged(&pace, &shares[0], now, 100_000), 500 + COMMON);
+        for share in &shares[1..] {
+            assert_eq!(logged(&pace, share, now, 100_000), 500);
+        }
+        let later = now + SECOND;
+        assert_eq!(logged(&pace, &shares[3], later, 100_000), 500 + COMMON);
+        assert_eq!(logged(&pace, &shares[0], later, 100_000), 500);
+    }
+
+    #[test]
+    fn a_service_alone_may_use_the_whole_rate() {
+        let (pace, shares) = services(1);
+        assert_eq!(logged(&pace, &shares[0], Instant::now(), 100_000), MAX_RATE);
+    }
+
+    #[test]
+    fn sandboxes_of_a_service_have_one_share() {
+        let (pace, shares) = services(2);
+        let again = pace.share(Some(&"0".into()));
+        assert!(Arc::ptr_eq(&again, &shares[0]));
+        drop((again, shares));
+        let (pace, alone) = (&pace, pace.share(None));
+        assert_eq!(logged(pace, &alone, Instant::now(), 100_000), MAX_RATE);
+    }
+
+    #[test]
+    fn a_crowded_log_takes_no_lines_of_guests() {
+        let (pace, shares) = services(1);
+        let now = Instant::now();
+        assert!(!pace.one_more(&shares[0], now, true));
+        assert_eq!(shares[0].left_out.load(Relaxed), 1);
+        assert!(pace.one_more(&shares[0], now, false));
+    }
+}
