@@ -479,6 +479,49 @@ fn connections_one_after_another_leave_nothing_in_their_instance() {
 }
 
 #[test]
+fn connections_that_end_before_the_guest_takes_them_leave_nothing() {
+    // The guest raises its back-pressure for each connection.
+    let limits = ["--first-byte-timeout", "200ms", "--max-connections", "500"];
+    let host = sharing("moody", &[&limits[..], &["--env", "MOOD=close", "-qq"]].concat());
+    let first = host.connect();
+    first.echo("hello\n");
+    let rounds = |count| {
+        for _ in 0..count {
+            let clients: Vec<_> = (0..499).map(|_| host.connect()).collect();
+            first.echo("reopen\n");
+            for client in clients {
+                let _ = (&client.0).read_to_end(&mut Vec::new());
+            }
+        }
+    };
+    rounds(2);
+    let memory = host.memory("VmRSS");
+    rounds(4);
+    let grown = host.memory("VmRSS").saturating_sub(memory);
+    assert!(grown < 4096, "{grown} KiB more for nothing");
+    first.echo("reopen\n");
+    let next = host.connect();
+    assert_eq!(answer(&next, "count"), "8");
+    assert_eq!(answer(&next, "open"), "2");
+}
+
+#[test]
+fn connections_wait_until_the_guest_lowers_its_back_pressure() {
+    let host = sharing("moody", &[]);
+    let (first, other) = (host.connect(), host.connect());
+    for client in [&first, &other] {
+        client.echo("hello\n");
+    }
+    first.echo("close\n");
+    other.echo("still here\n");
+    let second = host.connect();
+    second.send("count\n");
+    assert!(second.hears_nothing());
+    first.echo("reopen\n");
+    assert_eq!(second.line(), "3");
+}
+
+#[test]
 fn what_cannot_be_shared_is_refused_in_a_sentence() {
     let module = wat::parse_str("(module (memory (export \"memory\") 1) (func (export \"_start\")))");
     let module = file("shared-module.wasm", module.unwrap());

@@ -24,6 +24,10 @@ const LEAVING: usize = 64;
 /// Turns of a guest that a connection waits at most for others to leave its instance.
 const TURNS: u32 = 16;
 
+/// Calls from which a guest has not returned although their connections are over, at most. The host
+/// cannot take a call back, and each keeps up to 9 KiB.
+const CALLS_LEFT: usize = 1024;
+
 /// The pulse of one instance.
 #[derive(Debug)]
 pub(super) struct Pulse {
@@ -34,6 +38,9 @@ pub(super) struct Pulse {
     /// Halves that the guest has, of connections that are open and of others that it has not let go.
     pub(super) halves: AtomicUsize,
     max_halves: usize,
+    /// Calls from which the guest has not returned.
+    calls: Arc<AtomicUsize>,
+    max_calls: usize,
     /// How often the task of the instance has polled the store.
     turns: AtomicU32,
 }
@@ -47,6 +54,9 @@ impl Pulse {
             last: AtomicU64::new(ticker.now()),
             halves: AtomicUsize::new(0),
             max_halves: max_connections.saturating_add(LEAVING).saturating_mul(2),
+            calls: Arc::default(),
+            // All connections can end at once, before the guest has its turn.
+            max_calls: max_connections.saturating_mul(2).saturating_add(CALLS_LEFT),
             turns: AtomicU32::new(0),
         }
     }
@@ -76,6 +86,23 @@ impl Pulse {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Counts a call until the value is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The guest has not returned from too many.
+    pub(super) fn call(&self) -> wasmtime::Result<Call> {
+        let calls = self.calls.load(Relaxed);
+        if calls >= self.max_calls {
+            wasmtime::bail!(
+                "the guest has not returned from {calls} calls of `handle`, most of them for connections \
+                 that are over"
+            );
+        }
+        self.calls.fetch_add(1, Relaxed);
+        Ok(Call(Arc::clone(&self.calls)))
     }
 
     /// Runs `future`, which the store has to poll each time that it can turn to something else.
@@ -144,6 +171,16 @@ impl Pulse {
     }
 }
 
+/// A call from which the guest has not returned.
+#[derive(Debug)]
+pub(super) struct Call(Arc<AtomicUsize>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::pending;
@@ -155,6 +192,16 @@ mod tests {
 
     fn pulse() -> Pulse {
         Pulse::new(&Ticker::start(Duration::from_millis(2)).unwrap(), 1)
+    }
+
+    #[tokio::test]
+    async fn calls_from_which_a_guest_does_not_return_are_few() {
+        let pulse = pulse();
+        let mut calls: Vec<_> = (0..CALLS_LEFT + 2).map(|_| pulse.call().unwrap()).collect();
+        let error = pulse.call().unwrap_err().to_string();
+        assert!(error.contains("not returned from 1026 calls"), "{error}");
+        calls.pop();
+        assert!(pulse.call().is_ok());
     }
 
     const MAX: Duration = Duration::from_secs(1);

@@ -3,9 +3,9 @@
 //! `trap` traps, `spin` loops for ever, `sleep` waits for ever in a call to the host, `count`
 //! counts the connections that the instance has had, `open` those that have not ended, `take KIB`
 //! takes memory, `say` writes to standard error, `mutter` does so without a line break, `reset`
-//! resets the connection, `haunt` has it loop for ever when the peer is done. Whatever else is
-//! given back. With `MOOD` in the environment it does that to every connection before it hears
-//! anything.
+//! resets the connection, `close` and `reopen` raise and lower the back-pressure, `haunt` has it
+//! loop for ever when the peer is done. Whatever else is given back. With `MOOD` in the environment
+//! it does that to every connection before it hears anything.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -71,6 +71,8 @@ fn obey(order: &str) -> Result<Option<Vec<u8>>, ErrorCode> {
         }
         "say" => eprintln!("as it was told"),
         "mutter" => eprint!("without an end"),
+        "close" => wit_bindgen::backpressure_inc(),
+        "reopen" => wit_bindgen::backpressure_dec(),
         "reset" => return Err(ErrorCode::Refused),
         "count" => return Ok(Some(format!("{}\n", COUNT.get()).into())),
         "open" => return Ok(Some(format!("{}\n", OPEN.get()).into())),

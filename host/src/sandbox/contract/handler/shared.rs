@@ -1,12 +1,14 @@
 //! The same for an instance that connections share: each is a call of `handle` beside the others.
 
-use std::future::pending;
+use std::collections::VecDeque;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
-use wasmtime::component::{Accessor, AccessorTask, StreamReader};
+use wasmtime::component::{Accessor, AccessorTask, Func, Instance, StreamReader};
 use wasmtime::{AsContextMut, Store};
 
 use super::ends::{Ends, Heard};
@@ -16,9 +18,9 @@ use crate::bindings::service::inet::service::types;
 use crate::bindings::service::{Service, ServicePre};
 use crate::half::Half;
 use crate::peer::Peer;
-use crate::sandbox::contract::{CpuLimit, Fault, Served, within};
+use crate::sandbox::contract::{Contract, CpuLimit, Fault, Served, within};
 use crate::sandbox::leash::{Leash, Link, Outlet, leash};
-use crate::sandbox::pulse::Pulse;
+use crate::sandbox::pulse::{Call, Pulse};
 use crate::sandbox::state::State;
 
 /// A connection on its way into an instance.
@@ -30,6 +32,13 @@ pub(in crate::sandbox) struct Arrival {
     ends: Arc<Ends>,
     outbound_ended: oneshot::Sender<HalfEnd>,
     returned: oneshot::Sender<Returned>,
+}
+
+impl Arrival {
+    /// Returns whether the connection has ended.
+    fn is_over(&self) -> bool {
+        self.returned.is_closed()
+    }
 }
 
 type Reader = Box<dyn AsyncRead + Unpin + Send>;
@@ -53,20 +62,32 @@ pub(in crate::sandbox) async fn run(
     pre: &ServicePre<State>,
     store: &mut Store<State>,
     pulse: &Pulse,
-    mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
 ) -> Result<(), Fault> {
     let max = store.data().max_call_time();
-    let service = within(max, pre.instantiate_async(&mut *store), Fault::Start).await?;
-    let service = Arc::new(service);
+    let instantiated = pre.instance_pre().instantiate_async(&mut *store);
+    let instance = within(max, instantiated, Fault::Start).await?;
+    let service = Arc::new(Service::new(&mut *store, &instance).map_err(Fault::Start)?);
+    let handle = handle_of(&instance, store).map_err(Fault::Start)?;
+    let mut waiting = Waiting::new(arrivals);
     let running = store.run_concurrent(async |accessor| {
         accessor.spawn(Never)?;
         pulse
             .beat(async {
-                while let Some(arrival) = arrivals.recv().await {
+                while let Some(arrival) = waiting.next(accessor, handle).await {
                     pulse.room().await;
+                    let call = pulse.call()?;
                     accessor.with(|mut store| store.as_context_mut().data_mut().joined());
                     let service = Arc::clone(&service);
-                    accessor.spawn(Visit { service, arrival })?;
+                    let (called, is_called) = oneshot::channel();
+                    accessor.spawn(Visit {
+                        service,
+                        arrival,
+                        call,
+                        called,
+                    })?;
+                    // The guest may raise its back-pressure in this call, before the next one.
+                    let _ = is_called.await;
                 }
                 Ok(())
             })
@@ -78,15 +99,72 @@ pub(in crate::sandbox) async fn run(
     }
 }
 
+/// Returns the function `handle` of an instance.
+fn handle_of(instance: &Instance, store: &mut Store<State>) -> wasmtime::Result<Func> {
+    let interface = instance.get_export_index(&mut *store, None, Contract::Streams.interface());
+    interface
+        .and_then(|interface| instance.get_export_index(&mut *store, Some(&interface), "handle"))
+        .and_then(|handle| instance.get_func(&mut *store, handle))
+        .ok_or_else(|| wasmtime::format_err!("the instance has no `handle`"))
+}
+
+/// Connections that the guest has not been called for.
+///
+/// A guest can raise its back-pressure, so that its calls wait. A call that was made cannot be taken
+/// back, and would stay in the store after the end of its connection. So it is made only when the
+/// guest is ready for it.
+struct Waiting {
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    /// At most as many as were open when the last one came.
+    queue: VecDeque<Arrival>,
+}
+
+impl Waiting {
+    fn new(arrivals: mpsc::UnboundedReceiver<Arrival>) -> Self {
+        Self {
+            arrivals,
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Waits for a connection for which the guest is ready. Returns `None` if no more can come.
+    async fn next(&mut self, accessor: &Accessor<State>, handle: Func) -> Option<Arrival> {
+        loop {
+            let is_ready = poll_fn(|cx| accessor.poll_ready_for_concurrent_call(handle, cx));
+            tokio::select! {
+                biased;
+                () = is_ready, if !self.queue.is_empty() => return self.queue.pop_front(),
+                arrival = self.arrivals.recv() => {
+                    self.queue.retain(|waiting| !waiting.is_over());
+                    // Without senders, the connections in the queue are over as well.
+                    self.queue.push_back(arrival?);
+                }
+            }
+        }
+    }
+}
+
 /// One connection, in its instance.
 struct Visit {
     service: Arc<Service>,
     arrival: Arrival,
+    call: Call,
+    /// Is told, or dropped, when the guest has been called.
+    called: oneshot::Sender<()>,
 }
 
 impl AccessorTask<State> for Visit {
     async fn run(self, accessor: &Accessor<State>) -> wasmtime::Result<()> {
-        let Self { service, arrival } = self;
+        let Self {
+            service,
+            arrival,
+            call,
+            called,
+        } = self;
+        if arrival.is_over() {
+            // It was over before its turn came.
+            return Ok(());
+        }
         let Arrival {
             peer,
             reader,
@@ -96,10 +174,6 @@ impl AccessorTask<State> for Visit {
             outbound_ended,
             returned,
         } = arrival;
-        if returned.is_closed() {
-            // It was over before its turn came.
-            return Ok(());
-        }
         link.take();
         let (inbound_ended, inbound_end) = oneshot::channel();
         let inbound_end = Heard::by_host(&ends, inbound_end);
@@ -116,7 +190,14 @@ impl AccessorTask<State> for Visit {
         let handler = service.inet_service_handler();
         let connection = peer.connection;
         accessor.with(|mut store| store.as_context_mut().data_mut().handles(connection, &ends));
-        let (stream, end) = handler.call_handle(accessor, peer, stream, end).await?;
+        let mut handling = pin!(handler.call_handle(accessor, peer, stream, end));
+        let first = poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await;
+        let _ = called.send(());
+        let (stream, end) = match first {
+            Poll::Ready(handled) => handled?,
+            Poll::Pending => handling.await?,
+        };
+        drop(call);
         let what = accessor.with(|mut store| {
             store.as_context_mut().data_mut().has_handled(connection);
             let stream = stream.try_into_stream_any(&mut store)?;
