@@ -14,6 +14,9 @@ use crate::peer::{ClientKey, End};
 /// Sources that are kept before those are looked for that need not be.
 const SOURCES: usize = 1024;
 
+/// Sources without a connection that are kept, for what they have used of their rate.
+const MAX_IDLE: usize = 1 << 16;
+
 /// Why a connection is refused, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -236,8 +239,7 @@ impl Sources {
     fn share(&self, source: ClientKey, now: Instant) -> Result<Share, Refused> {
         let mut table = self.shares.table();
         if table.sources.len() >= table.sweep {
-            table.sources.retain(|_, has| !has.is_nothing(now));
-            table.sweep = SOURCES.max(2 * table.sources.len());
+            table.sweep(now);
         }
         let (max, rate) = (table.max, table.rate);
         let has = table.sources.entry(source).or_default();
@@ -309,6 +311,25 @@ struct Table {
     sources: HashMap<ClientKey, Has>,
     /// Grown to this, it is looked through for sources that need not be kept.
     sweep: usize,
+}
+
+impl Table {
+    /// Forgets the sources that need not be kept. If too many are left, forgets those that have used
+    /// least of their rate.
+    fn sweep(&mut self, now: Instant) {
+        self.sources.retain(|_, has| !has.is_nothing(now));
+        let idle = self.sources.values().filter(|has| has.open == 0);
+        let mut full: Vec<_> = idle.map(|has| has.bucket.full).collect();
+        if full.len() > MAX_IDLE / 2 {
+            let middle = full.len() / 2;
+            let (_, until, _) = full.select_nth_unstable(middle);
+            self.sources
+                .retain(|_, has| has.open > 0 || has.bucket.full > *until);
+        }
+        let kept = self.sources.len();
+        let open = self.sources.values().filter(|has| has.open > 0).count();
+        self.sweep = SOURCES.max(2 * kept).min(open + MAX_IDLE);
+    }
 }
 
 /// What one source has.

@@ -245,6 +245,39 @@ async fn sources_are_forgotten() {
     assert!(kept <= SOURCES + 1, "{kept}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn sources_that_have_used_their_rate_are_bounded() {
+    let rate = rate(10, Duration::from_secs(3600));
+    let admission = admission(|limits| limits.max_rate_per_source = Some(rate));
+    let sources = admission.sources();
+    let network = |number: usize| {
+        let bits = (0x2001_0db8_u128 << 96) + ((number as u128) << 64);
+        ClientKey::Address(std::net::Ipv6Addr::from_bits(bits).into())
+    };
+    // One has an open connection, and one has used its rate.
+    let open = sources.share(network(0), Instant::now()).unwrap();
+    for _ in 0..10 {
+        sources.share(network(1), Instant::now()).unwrap();
+    }
+    for number in 2..5 * MAX_IDLE {
+        if number % 1000 == 0 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        sources.share(network(number), Instant::now()).unwrap();
+        let kept = sources.shares.table().sources.len();
+        assert!(kept <= 1 + MAX_IDLE, "{kept}");
+    }
+    assert!(sources.shares.table().sources.contains_key(&network(0)));
+    let refused = sources.share(network(1), Instant::now());
+    assert_eq!(refused.err(), Some(Refused::SourceRate));
+    drop(open);
+    let table = sources.shares.table();
+    // A table of the standard library grows to the next power of two above 8/7 of its entries.
+    let entry = size_of::<(ClientKey, Has)>() + 1;
+    let bytes = table.sources.capacity() * 8 / 7 * entry;
+    assert!(bytes <= 8 << 20, "{bytes}");
+}
+
 #[test]
 fn a_source_is_an_address_or_a_prefix_or_a_user() {
     let same = |one, other| ClientKey::of(&address(one)) == ClientKey::of(&address(other));
