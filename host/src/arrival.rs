@@ -231,7 +231,7 @@ impl Arrival {
         stream: Stream,
         service: &Service,
     ) -> Result<(tls::Reader, tls::Writer, peer::Tls), (Refused, Option<Stream>)> {
-        let handshake = tls.handshake(stream, &service.process.handshakes);
+        let handshake = tls.handshake(stream, &service.handshakes);
         let agreeing = timeout_at(after(self.at, tls.timeout()), handshake);
         let agreed = tokio::select! {
             biased;

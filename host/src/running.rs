@@ -55,6 +55,7 @@ impl Running {
         let changes = source.files().next().is_some();
         let service = Arc::new(Service {
             access: ArcSwap::from_pointee(config.access.clone()),
+            handshakes: process.handshakes.of_service(),
             generations: Arc::new(generations),
             recorder,
             reload: changes.then(|| Arc::clone(&reload)),

@@ -48,7 +48,7 @@ pub(crate) struct Process {
     pub(crate) panics: AtomicU64,
     /// Connections that are left are closed.
     pub(crate) cut: CancellationToken,
-    /// Turns of TLS handshakes.
+    /// Turns of TLS handshakes, of which each service has its own share.
     pub(crate) handshakes: tls::Turns,
     last_connection: AtomicU64,
 }
@@ -235,6 +235,8 @@ pub(crate) struct Service {
     pub(crate) config: Config,
     /// Whose connections may come in: what is in force, whatever `config` says.
     pub(crate) access: ArcSwap<Access>,
+    /// Turns of TLS handshakes.
+    pub(crate) handshakes: tls::Turns,
     pub(crate) generations: Arc<Generations>,
     pub(crate) recorder: Option<Recorder>,
     /// Asks for its component to be loaded again; `None` where that is in no file.
