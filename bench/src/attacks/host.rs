@@ -188,6 +188,7 @@ impl Said {
             "connection ended" => text("outcome"),
             "connection refused" => text("reason"),
             "component reloaded" => "reloaded",
+            _ if message.starts_with("reload failed") => "reload failed",
             _ if message.starts_with("breaker open") => "breaker open",
             _ if message.contains("panic") => "host-panic",
             _ => return,

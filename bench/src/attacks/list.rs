@@ -1,7 +1,7 @@
 //! Every attack.
 
 use super::bounds;
-use super::{Attack, Guest, Peers, peers};
+use super::{Attack, Guest, Peers, encrypted, peers};
 
 /// What attacks have in common. It is an attack that does nothing.
 const DEFAULT: Attack = Attack {
@@ -198,6 +198,14 @@ pub(super) const ALL: &[Attack] = &[
         expect: &["guest-trap", "breaker open"],
         ..DEFAULT
     },
+    Attack {
+        name: "recurse-in-allocator",
+        guest: Guest::Module(include_str!("guests/recurse-allocator.wat")),
+        connections: 8,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["guest-trap"],
+        ..DEFAULT
+    },
     // Clients.
     Attack {
         name: "read-no-answers",
@@ -244,6 +252,23 @@ pub(super) const ALL: &[Attack] = &[
         ..DEFAULT
     },
     Attack {
+        name: "tls-client-certificates",
+        connections: 32,
+        listen: ", tls = { certificate = \"{dir}/tls.pem\", key = \"{dir}/tls.key\", \
+                 client-ca = \"{dir}/authority.pem\" }",
+        peers: encrypted::show_certificates,
+        expect: &["finished"],
+        ..DEFAULT
+    },
+    Attack {
+        name: "tls-key-updates",
+        connections: 16,
+        listen: ", tls = { certificate = \"{dir}/tls.pem\", key = \"{dir}/tls.key\" }",
+        peers: encrypted::change_keys,
+        expect: &["peer-lost"],
+        ..DEFAULT
+    },
+    Attack {
         name: "hold-admin-port",
         connections: 300,
         host: "[admin]\nlisten = \"127.0.0.1:0\"",
@@ -264,6 +289,17 @@ pub(super) const ALL: &[Attack] = &[
         peers: peers::compile,
         expect: &["reloaded"],
         bounds: bounds::host(1024),
+        ..DEFAULT
+    },
+    Attack {
+        name: "preinit-large",
+        guest: Guest::Module(include_str!("guests/preinit-small.wat")),
+        max_memory: 512,
+        keys: "preinit = true",
+        peers: peers::initialise,
+        expect: &["reload failed"],
+        never: &["reloaded"],
+        bounds: bounds::host(512),
         ..DEFAULT
     },
 ];

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod canary;
+mod encrypted;
 mod host;
 mod list;
 mod peers;
@@ -10,7 +11,6 @@ mod stage;
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use stage::Stage;
 enum Guest {
     /// One of the guests that this workspace builds.
     Built(&'static str),
-    /// A core module for WASI preview 1, as text.
+    /// A program as text: a core module for WASI preview 1, or a component.
     Module(&'static str),
     /// A core module for the sessions contract, as text.
     Session(&'static str),
@@ -262,7 +262,7 @@ impl Attack {
     }
 }
 
-/// Puts a named pipe and a file into a directory that can be granted, and a certificate beside it.
+/// Puts a named pipe and a file into a directory that can be granted, and certificates beside it.
 fn prepare(dir: &Path, tls: bool) -> Result<()> {
     let files = dir.join("files");
     fs::create_dir_all(&files)?;
@@ -270,12 +270,7 @@ fn prepare(dir: &Path, tls: bool) -> Result<()> {
     let made = Command::new("mkfifo").arg(files.join("pipe")).status();
     ensure!(made.context("cannot run mkfifo")?.success(), "mkfifo failed");
     if tls {
-        let key = rcgen::KeyPair::generate()?;
-        let certificate = rcgen::CertificateParams::new(["localhost".to_owned()])?.self_signed(&key)?;
-        fs::write(dir.join("tls.pem"), certificate.pem())?;
-        let file = dir.join("tls.key");
-        fs::write(&file, key.serialize_pem())?;
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        encrypted::prepare(dir)?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub(super) fn each(stage: &Stage, attacker: impl Fn(u64) + Sync) {
 }
 
 /// Reads until the connection or the attack ends.
-fn drain(stage: &Stage, socket: &mut TcpStream) {
+pub(super) fn drain(stage: &Stage, socket: &mut TcpStream) {
     let mut buffer = vec![0; 65536];
     while stage.goes_on() {
         match socket.read(&mut buffer) {
@@ -214,6 +214,13 @@ pub(super) fn compile(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// Replaces the component by one whose state after its initialisation is too large.
+pub(super) fn initialise(stage: &Stage) -> Result<()> {
+    let text = include_str!("guests/preinit-large.wat");
+    put(&stage.dir.join("guest.wasm"), &wat::parse_str(text)?)?;
+    stage.host.hang_up()
+}
+
 /// The longest that a compile may take.
 const COMPILING: Duration = Duration::from_secs(180);
 
@@ -224,6 +231,6 @@ fn put(file: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(new, file)?)
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
