@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::harness::{
-    Client, Done, HUP, Host, NEW, Place, TERM, USR2, again, command, field, file, guest, refused, scratch,
-    until,
+    Client, Done, HUP, Host, NEW, Place, TERM, USR2, again, command, field, file, guest, guest_of, refused,
+    scratch, until,
 };
 
 /// A host that serves with `guest` in instances that connections share.
@@ -519,6 +519,38 @@ fn connections_wait_until_the_guest_lowers_its_back_pressure() {
     assert!(second.hears_nothing());
     first.echo("reopen\n");
     assert_eq!(second.line(), "3");
+}
+
+#[test]
+fn an_instance_whose_guest_does_not_return_from_its_calls_is_ended() {
+    // Each call waits for a set of waitables that stays empty.
+    let module = r#"(module
+        (import "$root" "[waitable-set-new]" (func $set (result i32)))
+        (memory (export "memory") 1)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+        (func (export "[async-lift]inet:service/handler@0.1.0#handle") (param i32) (result i32)
+            (i32.or (i32.shl (call $set) (i32.const 4)) (i32.const 2)))
+        (func (export "[callback][async-lift]inet:service/handler@0.1.0#handle")
+            (param i32 i32 i32) (result i32)
+            unreachable))"#;
+    let component = guest_of(wat::parse_str(module).unwrap(), "service");
+    let component = file("never-returns.wasm", component);
+    let limits = ["--first-byte-timeout", "20ms", "--max-connections", "10"];
+    let host = Host::with(&component, &[&limits[..], &["--isolation", "service"]].concat());
+    // 1,024 calls, and two for each of 10 connections.
+    for round in 0..105 {
+        let failed = host.log().contains("shared instance failed");
+        assert!(!failed, "after {round} rounds: {}", host.log());
+        let clients: Vec<_> = (0..10).map(|_| host.connect()).collect();
+        for client in clients {
+            let _ = (&client.0).read_to_end(&mut Vec::new());
+        }
+    }
+    let line = host.line("shared instance failed");
+    assert!(
+        line.contains("not returned from 1044 calls of `handle`"),
+        "{line}"
+    );
 }
 
 #[test]
