@@ -41,8 +41,6 @@ const SLOW: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct FileThreads {
     runtime: Handle,
-    /// The runtime that serves connections, if this one was started within it.
-    host: Option<Handle>,
     /// Turns for the work of the host itself, so that no more of it is queued than there are
     /// threads.
     turns: Arc<Semaphore>,
@@ -82,16 +80,10 @@ impl FileThreads {
         has_started.recv().map_err(io::Error::other)?.map_err(NoThread)?;
         Ok(Arc::new(Self {
             runtime: handle,
-            host: Handle::try_current().ok(),
             turns: Arc::new(Semaphore::new(FILE_THREADS)),
             slow: AtomicBool::new(false),
             _end: end.drop_guard(),
         }))
-    }
-
-    /// The runtime that serves connections.
-    pub(super) fn host(&self) -> Option<&Handle> {
-        self.host.as_ref()
     }
 
     /// Opens what a guest of `service` needs before it starts. While files of other guests keep all

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Handle;
 use tokio::time::timeout;
 use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
@@ -148,12 +147,6 @@ impl Granted {
     /// The threads on which guests use files.
     pub(super) fn file_threads(&self) -> Option<Arc<FileThreads>> {
         self.threads.clone()
-    }
-
-    /// The runtime that serves connections, on a thread that serves one.
-    pub(super) fn host(&self) -> Handle {
-        let of_files = self.threads.as_ref().and_then(|threads| threads.host());
-        of_files.cloned().unwrap_or_else(Handle::current)
     }
 
     /// All of it, but for the directories. There is no standard input, and standard output and
