@@ -121,7 +121,8 @@ pub fn run(bytes: &[u8]) {
 
 /// The lines of a text, each without its end.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line))
+    text.split('\n')
+        .map(|line| line.strip_suffix('\r').unwrap_or(line))
 }
 
 /// Removes the space that a line may begin and end with.
