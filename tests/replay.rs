@@ -530,6 +530,23 @@ fn what_does_not_pass_the_gate_does_not_serve() {
 }
 
 #[test]
+fn a_component_whose_gate_could_not_be_read_is_tried_again() {
+    let (gate, _) = recorded("gate-away", "lines-session");
+    let dir = scratch("gate-away-service");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("guest.wasm");
+    fs::copy(guest("lines-session"), &file).unwrap();
+    let host = Host::with(&file, &["--gate", gate.to_str().unwrap(), "--watch"]);
+    let away = gate.with_extension("away");
+    fs::rename(&gate, &away).unwrap();
+    replace(&file, fs::read(guest("lines")).unwrap());
+    host.line("keeps serving");
+    fs::rename(&away, &gate).unwrap();
+    host.line("component reloaded");
+    host.connect().echo("hello\n");
+}
+
+#[test]
 fn a_directory_of_conversations_that_others_can_replace_is_refused() {
     let shared = scratch("replay-shared");
     let talks = shared.join("talks");

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use notify::event::AccessKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use rustix::io::Errno;
+use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -25,7 +26,7 @@ use crate::generations::{Generations, INSIST, Overtaken};
 use crate::guarded::{self, Owner};
 use crate::logging::expect_panic;
 use crate::replay::{Rules, replay};
-use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Sandbox, Source};
+use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Refusal, Sandbox, Source};
 use crate::service::{ReloadRequest, ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
@@ -350,12 +351,7 @@ impl Reloader {
             self.give_up(&name);
             return true;
         }
-        // What the host lacks now it may have soon, without another change.
-        let host_lacks = matches!(
-            error.downcast_ref(),
-            Some(LoadError::Sandbox(_) | LoadError::Full(_))
-        );
-        let tried = !host_lacks;
+        let tried = !may_pass(&error);
         let unfit = if tried {
             Unfit::Content(digest)
         } else {
@@ -465,7 +461,7 @@ pub(crate) async fn pass_gate(
         limits: config.limits,
         patience: config.gate_patience,
     };
-    let conversations = read_gate(gate)?;
+    let conversations = read_gate(gate).map_err(NoGate)?;
     let passed = replay(generation, &rules, &conversations, |_| ()).await;
     passed.map_err(|difference| {
         let said = difference.in_one_line();
@@ -475,6 +471,28 @@ pub(crate) async fn pass_gate(
             anyhow!("{name} does not pass the gate: {said}")
         }
     })
+}
+
+/// The gate cannot be read, whatever the component.
+#[derive(Debug, Error)]
+#[error("{0:#}")]
+struct NoGate(anyhow::Error);
+
+/// Returns whether the cause of an error may pass without a change of the component, such as a lack
+/// of memory.
+fn may_pass(error: &anyhow::Error) -> bool {
+    let of_host = matches!(
+        error.downcast_ref(),
+        Some(
+            LoadError::Sandbox(_)
+                | LoadError::Full(_)
+                | LoadError::Refused {
+                    refusal: Refusal::CompilerKilled,
+                    ..
+                }
+        )
+    );
+    of_host || error.is::<NoGate>()
 }
 
 /// What the files of `source` are told by; `None` if one of them is not there.
@@ -527,6 +545,23 @@ fn directories<'a>(files: impl Iterator<Item = &'a Path>) -> anyhow::Result<Hash
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_the_fault_of_a_component_may_pass() {
+        let refused = |refusal| LoadError::Refused {
+            name: "a.wasm".to_owned(),
+            refusal,
+        };
+        for (error, expected) in [
+            (refused(Refusal::CompilerKilled).into(), true),
+            (LoadError::Sandbox(String::new()).into(), true),
+            (NoGate(anyhow!("cannot list")).into(), true),
+            (refused(Refusal::Empty).into(), false),
+            (anyhow!("a.wasm does not pass the gate"), false),
+        ] {
+            assert_eq!(may_pass(&error), expected, "{error:#}");
+        }
+    }
 
     #[test]
     fn what_cannot_be_tried_is_tried_ever_more_rarely_until_it_changes() {

@@ -281,9 +281,13 @@ fn unix(
     })
 }
 
-/// Warns that other users can replace the socket at `path`.
+/// Warns that other users can replace the socket at `path`. If its directory cannot be opened, the
+/// socket cannot be bound either, which is an error of its own.
 pub(super) fn warn_of_others(path: &Path, flag: &str, service: Option<&str>) {
-    if let Err(error) = guarded::check(directory_of(path), guarded::Owner::Anybody) {
+    let checked = guarded::check(directory_of(path), guarded::Owner::Anybody);
+    if let Err(error) = checked
+        && !matches!(error, guarded::Error::Io { .. })
+    {
         warn!(
             service,
             "another user could put a socket in the place of `{}`: {error}, or choose another directory \

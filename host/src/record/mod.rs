@@ -15,7 +15,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::anyhow;
 use arc_swap::ArcSwap;
 use bytesize::ByteSize;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, RenameFlags, Stat, fstat, linkat, openat, renameat_with, stat, unlinkat,
+};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -156,10 +158,7 @@ impl Directory {
     ///
     /// The file cannot be written. Nothing is left of it then.
     fn write(&self, connection: u64, outcome: &str, conversation: Conversation) -> io::Result<()> {
-        let mut part = match self.part(self.dir.load_full()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.part(self.create_again()?)?,
-            part => part?,
-        };
+        let mut part = self.part(self.current()?)?;
         let mut file = BufWriter::new(&part.file);
         writeln!(file, "# connection {connection}, {outcome}")?;
         // As text, a conversation can be four times as long, so it is never in memory as a whole.
@@ -180,8 +179,14 @@ impl Directory {
         Ok(())
     }
 
-    /// Creates the directory again after somebody has removed it.
-    fn create_again(&self) -> io::Result<Arc<OwnedFd>> {
+    /// Returns the directory. Opens or creates it again after somebody has moved or removed it, as to
+    /// archive what was recorded.
+    fn current(&self) -> io::Result<Arc<OwnedFd>> {
+        let held = self.dir.load_full();
+        let file = |status: Stat| (status.st_dev, status.st_ino);
+        if stat(&self.path).is_ok_and(|named| fstat(&*held).is_ok_and(|held| file(held) == file(named))) {
+            return Ok(held);
+        }
         let dir = guarded::open(&self.path, true, Owner::HostOrRoot).map_err(io::Error::other)?;
         let dir = Arc::new(dir);
         self.dir.store(Arc::clone(&dir));

@@ -102,6 +102,27 @@ fn a_directory_that_somebody_has_removed_is_created_again() {
 }
 
 #[test]
+fn a_directory_that_somebody_has_moved_takes_no_more_files() {
+    let scratch = Scratch::new("moved");
+    fs::create_dir(&scratch.0).unwrap();
+    let dir = scratch.0.join("record");
+    let recorder = Recorder::new(&dir).unwrap();
+    let write = |number| {
+        let text = text_of(number, "x");
+        recorder.0.write(number, "finished", says("x")).unwrap();
+        text
+    };
+    let first = write(1);
+    let moved = scratch.0.join("moved");
+    fs::rename(&dir, &moved).unwrap();
+    let second = write(2);
+    let read = |dir: &Path, number| fs::read_to_string(dir.join(Conversation::file_name(number)));
+    assert_eq!(read(&moved, 1).unwrap(), first);
+    assert_eq!(read(&dir, 2).unwrap(), second);
+    assert_eq!(fs::read_dir(&moved).unwrap().count(), 1);
+}
+
+#[test]
 fn nothing_is_left_of_a_file_that_cannot_be_put_in_place() {
     let scratch = Scratch::new("left");
     let Recorder(directory) = Recorder::new(&scratch.0).unwrap();

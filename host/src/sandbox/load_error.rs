@@ -147,9 +147,9 @@ pub enum Refusal {
         /// How many there may be.
         max: u64,
     },
-    /// The system has killed the process that compiled it.
+    /// The system, or a user, has ended the process that compiled it.
     #[error(
-        "was not compiled, since another process killed the compiler, most likely the system because \
+        "was not compiled, since a signal ended the compiler, most likely from the system because \
          memory ran out: give the host more memory, lower {MAX_COMPILE_MEMORY}, or compile it ahead \
          with `wasm-inetd compile`"
     )]

@@ -153,7 +153,13 @@ fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
 /// Parses `KEY=VALUE`, with what would be misunderstood in the value encoded as in URLs.
 fn pair(text: &str) -> Option<(&str, String)> {
     let (key, value) = text.split_once('=')?;
-    let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+    let value = value.trim();
+    // The crate leaves an escape as it is that has no two hexadecimal digits.
+    let mut escapes = value.split('%').skip(1);
+    if !escapes.all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())) {
+        return None;
+    }
+    let value = percent_decode_str(value).decode_utf8().ok()?;
     let key = key.trim();
     (!key.is_empty()).then(|| (key, value.into_owned()))
 }
@@ -178,7 +184,9 @@ mod tests {
         );
         assert_eq!(parsed("a=b,c"), Err(2));
         assert_eq!(parsed("a=b,,=c"), Err(3));
-        assert_eq!(parsed("a=%ff"), Err(1));
+        for text in ["a=b,c=%ff", "a=b,c=%zz", "a=b,c=%2", "a=b,c=100%", "a=b,c=%%20"] {
+            assert_eq!(parsed(text), Err(2), "{text}");
+        }
     }
 
     #[test]

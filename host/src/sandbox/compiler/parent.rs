@@ -197,7 +197,9 @@ impl Bounds {
             .unwrap_or_default();
         let status = status.map(|status| (status.signal(), status));
         match (status, request.cpu_time) {
-            (Ok((Some(9), _)), _) => Refusal::CompilerKilled.into(),
+            (Ok((Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _)), _) => {
+                Refusal::CompilerKilled.into()
+            }
             (Ok((Some(OUT_OF_TIME), _)), Some(max)) => {
                 Refusal::ExaminationTime(Duration::from_secs(max)).into()
             }
