@@ -1,7 +1,7 @@
 //! Every limit on a connection, obeyed and violated, by a guest of each contract where the guest has a part in it.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,47 @@ fn connections_come_no_faster_than_they_may() {
     assert!(!log.contains("refused"), "{log}");
     let line = host.line("max-rate is reached");
     assert!(line.contains(" service=\"echo\""), "{line}");
+}
+
+#[test]
+fn a_refused_source_takes_nothing_of_the_rate() {
+    let header = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n";
+    let balancer = ["--proxy-protocol-from", "127.0.0.1", "--deny", "192.0.2.0/24"];
+    for (args, refused, source, admitted) in [
+        (&["--deny", "127.0.0.1"][..], "", 2, ""),
+        (
+            &["--proxy-protocol-from", "127.0.0.2"],
+            "",
+            2,
+            "PROXY UNKNOWN\r\n",
+        ),
+        (&balancer, header, 1, "PROXY UNKNOWN\r\n"),
+    ] {
+        let host = Host::serving("echo", &[&["--max-rate", "2/h"], args].concat());
+        for _ in 0..5 {
+            match Client::connect(host.address()) {
+                Ok(client) => {
+                    // It may be reset before it has sent that.
+                    let _ = (&client.0).write_all(refused.as_bytes());
+                    client.expect_reset();
+                }
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+            }
+            host.line("connection refused");
+        }
+        for _ in 0..2 {
+            let client = Client::from([127, 0, 0, source], host.address());
+            client.send(admitted);
+            client.echo("hello");
+        }
+    }
+    // Of this source, the first connection counts.
+    let host = Host::serving("echo", &["--max-rate", "2/h", "--max-rate-per-source", "1/h"]);
+    host.connect().echo("hello");
+    for _ in 0..5 {
+        host.refuses();
+    }
+    Client::from([127, 0, 0, 2], host.address()).echo("hello");
 }
 
 #[test]

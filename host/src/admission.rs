@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
@@ -57,6 +57,15 @@ impl Refused {
         Self::Drained,
     ];
 
+    /// Whether a connection that is refused for this reason counts towards `--max-rate`. Otherwise
+    /// a source that may not come in, or that has all it may have, would keep out the others.
+    fn counts(self) -> bool {
+        !matches!(
+            self,
+            Self::SourceConnections | Self::SourceRate | Self::Access | Self::Untrusted
+        )
+    }
+
     /// The word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -108,7 +117,6 @@ pub struct Admission {
     most: usize,
     /// How many of those that are given out are too many, and are not given out again.
     owed: usize,
-    rate: Option<(Rate, Bucket)>,
     /// Whether the last connection had to wait for the rate.
     paced: bool,
     sources: Sources,
@@ -121,6 +129,7 @@ pub struct Admission {
 #[derive(Clone, Debug)]
 pub struct Sources {
     shares: Arc<Shares>,
+    pace: Arc<Pace>,
 }
 
 impl Admission {
@@ -131,7 +140,6 @@ impl Admission {
             permits: Arc::new(Semaphore::new(most)),
             most,
             owed: 0,
-            rate: limits.max_rate.map(|rate| (rate, Bucket::default())),
             paced: false,
             sources: Sources::new(limits),
         }
@@ -150,8 +158,6 @@ impl Admission {
             self.owed += fewer - self.permits.forget_permits(fewer);
         }
         self.most = most;
-        let bucket = self.rate.map_or_else(Bucket::default, |(_, bucket)| bucket);
-        self.rate = limits.max_rate.map(|rate| (rate, bucket));
         self.sources.change(limits);
     }
 
@@ -176,29 +182,27 @@ impl Admission {
                 Err(_) => std::future::pending().await,
             }
         };
-        if let Some((rate, bucket)) = &mut self.rate {
-            let mut paced = false;
-            while let Err(at) = bucket.without_one(*rate, Instant::now()) {
-                if !paced && !self.paced {
-                    info!(
-                        service,
-                        "max-rate is reached; further connections wait in the backlog"
-                    );
-                }
-                paced = true;
-                sleep_until(at).await;
+        let mut paced = false;
+        while let Err(at) = self.sources.pace.has_one() {
+            if !paced && !self.paced {
+                info!(
+                    service,
+                    "max-rate is reached; further connections wait in the backlog"
+                );
             }
-            self.paced = paced;
+            paced = true;
+            tokio::select! {
+                () = sleep_until(at) => {}
+                () = self.sources.pace.returned.notified() => {}
+            }
         }
+        self.paced = paced;
         Permit { permit, _share: None }
     }
 
-    /// Counts a connection that was accepted towards the rate.
+    /// Counts a connection that was accepted towards the rate. [`Sources::refuse`] takes that back.
     pub fn count(&mut self) {
-        if let Some((rate, bucket)) = &mut self.rate {
-            // There was room when it was permitted, and nothing has come between.
-            let _ = bucket.take(*rate, Instant::now());
-        }
+        self.sources.pace.take();
     }
 
     /// What admits by source.
@@ -211,6 +215,7 @@ impl Sources {
     fn new(limits: &Limits) -> Self {
         let sources = Self {
             shares: Arc::default(),
+            pace: Arc::default(),
         };
         sources.change(limits);
         sources
@@ -221,6 +226,16 @@ impl Sources {
         let mut table = self.shares.table();
         table.max = limits.max_connections_per_source;
         table.rate = limits.max_rate_per_source;
+        drop(table);
+        self.pace.now().rate = limits.max_rate;
+    }
+
+    /// Notes that a connection that was counted is refused. If that is for its source, it does not
+    /// count towards the rate of the service.
+    pub fn refuse(&self, reason: Refused) {
+        if !reason.counts() {
+            self.pace.put_back();
+        }
     }
 
     /// Lets a connection from `remote` have `permit`, or not. Connections are counted by source even without a limit, since a
@@ -258,6 +273,55 @@ impl Sources {
     }
 }
 
+/// How much of the rate of a service has been used.
+#[derive(Debug, Default)]
+struct Pace {
+    now: Mutex<Paced>,
+    /// Notified when a connection that was counted turns out not to count.
+    returned: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Paced {
+    rate: Option<Rate>,
+    bucket: Bucket,
+}
+
+impl Pace {
+    fn now(&self) -> MutexGuard<'_, Paced> {
+        // Nothing can panic while it is held.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks whether one more connection may come. If it may not, this says when it may.
+    fn has_one(&self) -> Result<(), Instant> {
+        let Paced { rate, bucket } = *self.now();
+        match rate {
+            Some(rate) => bucket.without_one(rate, Instant::now()).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a connection.
+    fn take(&self) {
+        let mut now = self.now();
+        if let Some(rate) = now.rate {
+            // There was room when it was permitted, and only this takes any.
+            let _ = now.bucket.take(rate, Instant::now());
+        }
+    }
+
+    /// Counts a connection no more.
+    fn put_back(&self) {
+        let mut now = self.now();
+        if let Some(rate) = now.rate {
+            now.bucket.put_back(rate);
+            drop(now);
+            self.returned.notify_one();
+        }
+    }
+}
+
 /// How many permits `limits` allow.
 fn most(limits: &Limits) -> usize {
     limits.max_connections.get().min(Semaphore::MAX_PERMITS)
@@ -288,6 +352,12 @@ impl Bucket {
             return Err(full - empty);
         }
         Ok(Self { full: Some(full) })
+    }
+
+    /// Puts one back that was taken out. A bucket that has filled since stays full.
+    fn put_back(&mut self, rate: Rate) {
+        let each = rate.per / rate.connections.get();
+        self.full = self.full.and_then(|full| full.checked_sub(each));
     }
 
     fn is_full(&self, now: Instant) -> bool {

@@ -132,6 +132,7 @@ impl Arrival {
         let permit = match told.and_then(|()| self.admit(permit, service)) {
             Ok(permit) => permit,
             Err(reason) => {
+                self.sources.refuse(reason);
                 let end = Farewell::Reset(stream);
                 return Err(Turned { reason, end });
             }

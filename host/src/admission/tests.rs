@@ -179,6 +179,40 @@ async fn a_permit_that_no_connection_uses_takes_nothing_of_the_rate() {
     assert!(start.elapsed() >= Duration::from_secs(3600));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_refused_for_its_source_gives_the_rate_back() {
+    let mut admission = admission(|limits| limits.max_rate = Some(rate(1, Duration::from_secs(3600))));
+    let sources = admission.sources().clone();
+    let start = Instant::now();
+    for reason in Refused::ALL.into_iter().filter(|reason| !reason.counts()) {
+        admission.permit("a").await;
+        admission.count();
+        // It is refused while the next one waits.
+        let next = async { admission.permit("a").await };
+        let refused = async { sources.refuse(reason) };
+        tokio::join!(next, refused);
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    admission.permit("a").await;
+    admission.count();
+    sources.refuse(Refused::TlsHandshake);
+    admission.permit("a").await;
+    assert!(start.elapsed() >= Duration::from_secs(3600));
+}
+
+#[test]
+fn what_is_given_back_late_does_not_overfill_a_rate() {
+    let (rate, start) = (rate(2, Duration::from_secs(2)), Instant::now());
+    let mut bucket = Bucket::default();
+    bucket.take(rate, start).unwrap();
+    let later = start + Duration::from_secs(60);
+    bucket.put_back(rate);
+    for _ in 0..2 {
+        bucket.take(rate, later).unwrap();
+    }
+    assert!(bucket.take(rate, later).is_err());
+}
+
 #[test]
 fn a_rate_that_does_not_divide_its_time_lets_its_number_in() {
     let (rate, now) = (rate(7, Duration::from_nanos(100)), Instant::now());
