@@ -24,6 +24,7 @@ mod disks;
 mod documents;
 mod drain;
 mod faults;
+mod grants;
 mod guests;
 mod haproxy;
 mod hostile;

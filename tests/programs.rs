@@ -197,6 +197,10 @@ fn a_directory_that_cannot_be_opened_is_no_fault_of_the_guest() {
             assert!(line.contains("cannot open the granted directory"), "{line}");
         }
         fs::create_dir(&dir).unwrap();
+        // It is another directory.
+        host.refuses();
+        host.signal(HUP);
+        host.line("component unchanged");
         let client = host.connect();
         client.send("args\n");
         assert!(

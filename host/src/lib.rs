@@ -29,6 +29,7 @@ mod failpoint;
 pub mod file;
 mod file_work;
 mod generations;
+mod granted_dir;
 mod guarded;
 pub mod half;
 pub mod listener;

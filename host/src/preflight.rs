@@ -16,11 +16,12 @@ use thiserror::Error;
 use crate::admin;
 use crate::config::{Address, Config, Listen, Service, Setting};
 use crate::file::Text;
+use crate::granted_dir;
 use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
 use crate::reload;
 use crate::sandbox::{Compiler, Content, LoadError, Sandbox, Source};
-use crate::system::{can_create, directory_of, is_writable, refuse_kernel_directory};
+use crate::system::{can_create, directory_of, is_writable};
 
 /// Something that a start needs and that is missing or unusable.
 #[derive(Debug)]
@@ -196,7 +197,7 @@ pub(crate) fn find<'a>(
         listeners: Vec::new(),
     };
     for (index, service) in config.services.iter().enumerate() {
-        let unloaded = find_service(index, service, compiler, obstacles);
+        let unloaded = find_service(index, service, None, compiler, obstacles);
         found.services.extend(unloaded.map(|unloaded| (index, unloaded)));
         let listeners = service.listen.iter().enumerate();
         let listeners = listeners.filter_map(|(number, listen)| {
@@ -238,10 +239,12 @@ pub(crate) fn check_access(
     }
 }
 
-/// Looks for everything that a service needs beside its listeners.
+/// Looks for everything that a service needs beside its listeners. If it runs with other settings,
+/// these are those of the `previous` sandbox.
 pub(crate) fn find_service(
     index: usize,
     config: &Service,
+    previous: Option<&Sandbox>,
     compiler: &Compiler,
     obstacles: &mut Obstacles,
 ) -> Option<Unloaded> {
@@ -259,7 +262,7 @@ pub(crate) fn find_service(
         parts.extend(obstacles.note(key(&name), of, part));
     }
     find_directories(index, config, obstacles);
-    let sandbox = Sandbox::new(&config.limits, &config.grants, compiler);
+    let sandbox = Sandbox::succeed(previous, &config.limits, &config.grants, compiler);
     let sandbox = match sandbox {
         Ok(sandbox) => sandbox
             .service(&config.name)
@@ -320,7 +323,8 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
         let listed = fs::read_dir(&dir.host)
             .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
         if obstacles.note(key.as_str(), of, listed).is_some() {
-            obstacles.note(key, of, refuse_kernel_directory(&dir.host));
+            let opened = granted_dir::open(&dir.host, config.grants.writable());
+            obstacles.note(key, of, opened);
         }
     }
 }

@@ -168,9 +168,6 @@ impl Reloader {
                 () = changed.notified(), if self.config.watch => (Why::Changed, Instant::now()),
                 () = sleep(LOOK), if self.config.watch => (Why::Changed, Instant::now()),
             };
-            if reason.0 != Why::Changed {
-                self.resolve().await;
-            }
             let mut read = None;
             if reason.0 == Why::Changed {
                 // Who asks does not wait for files that settle or are read for the watch.
@@ -182,6 +179,10 @@ impl Reloader {
                         None => continue,
                     },
                 }
+            }
+            if reason.0 != Why::Changed {
+                self.resolve().await;
+                self.open_dirs().await;
             }
             let read = match read {
                 Some(read) => read,
@@ -228,6 +229,14 @@ impl Reloader {
             Err(error) => format!("resolving the names in `allow-outbound` {error}"),
         };
         warn!(service, "{failure}; the previous addresses stay in use");
+    }
+
+    /// Opens the granted directories again.
+    async fn open_dirs(&self) {
+        if let Err(error) = self.sandbox.load_full().open_dirs_again(READ).await {
+            let service = &self.config.name;
+            warn!(service, "{error}; the previous directories stay in use");
+        }
     }
 
     /// Reads the files once they have changed from what was `seen` and stay as they are. Returns

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::admin;
-use crate::config::{Access, Address, Admin, Config, Listen, Service, SocketOptions, excludes};
+use crate::config::{Access, Address, Admin, Config, Grants, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
 use crate::file_work::FileWork;
 use crate::generations::{INSIST, Left};
@@ -93,32 +93,36 @@ struct Found {
 pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
 
 impl Files {
-    /// Looks for what `service` needs, whose number is `index`. If it `stays` as it is, this looks
-    /// for its directories only, and the service keeps its state if they do not answer. Its later
-    /// components are compiled by `compiler` if the settings of the compiler have `changed`.
+    /// Looks for what `service` needs, whose number is `index`, and which may run `before`. If it
+    /// `stays` as it is, this looks for its directories only, and the service keeps its state if
+    /// they do not answer. Its later components are compiled by `compiler` if the settings of the
+    /// compiler have `changed`.
     async fn find(
         &self,
         index: usize,
         service: &Service,
         (compiler, changed): (&Compiler, bool),
-        stays: Option<&Runs>,
+        (before, stays): (Option<&Runs>, bool),
         obstacles: &mut Obstacles,
     ) -> Found {
         let mut files = self.all().remove(&service.name).unwrap_or_default();
         let (of, compiler) = (service.clone(), compiler.clone());
-        let max = if stays.is_some() { LOOK } else { FIND };
-        let sandbox = stays.map(|runs| Arc::clone(&runs.sandbox));
+        let max = if stays { LOOK } else { FIND };
+        let sandbox = before.map(|runs| Arc::clone(&runs.sandbox));
         let found = files.run(max, move || {
             let mut obstacles = Obstacles::default();
             let mut found = Found::default();
             match sandbox {
-                Some(sandbox) => {
+                Some(sandbox) if stays => {
                     // The reload that follows reads its component and certificates. If they cannot
                     // be used, the service keeps the previous ones.
                     preflight::find_directories(index, &of, &mut obstacles);
                     found.sandbox = changed.then(|| Arc::new(sandbox.compiling_by(&compiler)));
                 }
-                None => found.unloaded = preflight::find_service(index, &of, &compiler, &mut obstacles),
+                before => {
+                    let before = before.as_deref();
+                    found.unloaded = preflight::find_service(index, &of, before, &compiler, &mut obstacles);
+                }
             }
             (found, obstacles)
         });
@@ -130,7 +134,7 @@ impl Files {
                 found
             }
             // Else it would keep a compiler that no file names any more.
-            Err(error) if stays.is_some() && !changed => {
+            Err(error) if stays && !changed => {
                 warn!(
                     service = service.name,
                     "looking for the directories of the service {error}; it keeps what it has"
@@ -243,13 +247,12 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
     let mut unloaded = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
         let runs = now.service(&service.name);
-        let stays = runs.filter(|(before, _)| serves_alike(before, service));
-        let stays = stays.map(|(_, runs)| runs);
+        let stays = runs.is_some_and(|(before, _)| serves_alike(before, service));
         let found = files.find(
             index,
             service,
             (&compiler, !compiles_alike),
-            stays,
+            (runs.map(|(_, runs)| runs), stays),
             &mut obstacles,
         );
         let mut found = found.await;
@@ -424,6 +427,10 @@ fn serves_alike(one: &Service, other: &Service) -> bool {
     let but_for = |service: &Service| Service {
         listen: Vec::new(),
         access: Access::default(),
+        grants: Grants {
+            writable_by_others: Vec::new(),
+            ..service.grants.clone()
+        },
         ..service.clone()
     };
     but_for(one) == but_for(other)

@@ -48,6 +48,7 @@ impl Running {
         info!(service = config.name, contract, "serving {source}");
         let counts = process.counts_of(&config.name);
         counts.share(sandbox.shared_cost());
+        sandbox.bound_guests();
         let before = before.map(|before| (&before.config, &*before.generations));
         let generations =
             Generations::new(&config, generation, insisted, before, process.cut.clone(), counts);

@@ -456,6 +456,8 @@ impl Server {
             let running = match (loaded, old) {
                 (None, Some(mut running)) => {
                     running.service.access.store(Arc::new(service.access.clone()));
+                    let others = service.grants.writable_by_others.clone();
+                    running.sandbox().others_may_write_to(others);
                     running.accept(acceptor);
                     if let Some(sandbox) = sandbox {
                         running.load_by(sandbox);

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::Path;
 
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
@@ -24,27 +25,6 @@ const DESCRIPTORS_FOR_FILES: u64 = 8 + 2 * FILE_THREADS as u64;
 
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
-
-/// Directories of the kernel, through which a process reaches its own memory, other processes and
-/// devices.
-const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
-
-/// The directory below `/dev` that has ordinary files.
-const SHARED_MEMORY: &str = "/dev/shm";
-
-/// File systems of the kernel, which can be mounted elsewhere too.
-const KERNEL_FILES: [&str; 10] = [
-    "proc",
-    "sysfs",
-    "devtmpfs",
-    "devpts",
-    "debugfs",
-    "tracefs",
-    "securityfs",
-    "configfs",
-    "cgroup",
-    "cgroup2",
-];
 
 /// Numbers of file systems of the kernel in which no file can be created (statfs(2)): cgroup,
 /// cgroup2, configfs, debugfs, devpts, proc, securityfs, sysfs and tracefs.
@@ -154,7 +134,7 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
     }
     for service in &config.services {
         let count = service.limits.max_connections.get() as u64;
-        // A guest holds the directories that are granted to it open.
+        // A guest keeps the directories that were open when it began, also after the next load.
         let each = 1 + service.grants.dirs.len() as u64;
         if !service.grants.dirs.is_empty() {
             need = need
@@ -209,54 +189,6 @@ fn max_connections(services: usize) -> String {
     }
 }
 
-/// Refuses a directory for guests that is one of the kernel's, or holds one. Through
-/// `/proc/self/mem`, a guest would reach the memory of the host.
-///
-/// # Errors
-///
-/// It is such a directory.
-pub(crate) fn refuse_kernel_directory(dir: &Path) -> io::Result<()> {
-    // One that is not there is found to be missing elsewhere.
-    let Ok(found) = fs::canonicalize(dir) else {
-        return Ok(());
-    };
-    if found.starts_with(SHARED_MEMORY) {
-        return Ok(());
-    }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounted = mounts.lines().filter_map(mount_of_kernel);
-    let mut all = KERNEL.into_iter().map(PathBuf::from).chain(mounted);
-    let Some(kernel) = all.find(|kernel| found.starts_with(kernel) || kernel.starts_with(&found)) else {
-        return Ok(());
-    };
-    let relation = if found.starts_with(&kernel) {
-        "belongs to"
-    } else {
-        "contains"
-    };
-    Err(io::Error::other(format!(
-        "cannot grant the directory `{}`: it {relation} `{}`, through which a guest could reach processes, \
-         devices or the memory of the host; grant a directory of ordinary files",
-        dir.display(),
-        kernel.display()
-    )))
-}
-
-/// The mount point of a line of `/proc/self/mountinfo` (proc(5)), if a file system of the kernel is
-/// mounted there.
-fn mount_of_kernel(line: &str) -> Option<PathBuf> {
-    let (mount, kind) = line.split_once(" - ")?;
-    let kind = kind.split(' ').next()?;
-    let point = mount.split(' ').nth(4)?;
-    // Such characters are escaped.
-    let point = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(point.to_owned(), |point, (escape, character)| {
-            point.replace(escape, character)
-        });
-    KERNEL_FILES.contains(&kind).then(|| point.into())
-}
-
 /// Checks whether `dir` is a directory with room for files, or could be created.
 pub(crate) fn can_create(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
@@ -300,6 +232,17 @@ pub(crate) fn takes_no_files(dir: &Path) -> bool {
     return false;
 }
 
+/// Returns whether an open directory belongs to a file system of the kernel.
+pub(crate) fn is_of_kernel(dir: impl AsFd) -> bool {
+    #[cfg(target_os = "linux")]
+    return rustix::fs::fstatfs(dir).is_ok_and(|found| WITHOUT_FILES.contains(&(found.f_type as u64)));
+    #[cfg(not(target_os = "linux"))]
+    return {
+        let _ = dir;
+        false
+    };
+}
+
 /// Returns whether this process may remove files of other users from a directory like `/tmp`. Assumes
 /// so if the system does not tell.
 pub(crate) fn may_remove_files_of_others() -> bool {
@@ -323,23 +266,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_of_the_kernel_are_found_wherever_they_are() {
-        for (line, found) in [
-            ("22 28 0:20 / /proc rw,nosuid - proc proc rw", Some("/proc")),
-            (
-                "22 28 0:20 / /srv/a\\040b/proc rw shared:5 - proc proc rw",
-                Some("/srv/a b/proc"),
-            ),
-            ("22 28 0:5 / /srv/dev rw - devtmpfs udev rw", Some("/srv/dev")),
-            ("28 1 8:1 / / rw - ext4 /dev/sda1 rw", None),
-            ("22 28 0:20 / /srv/proc rw - ext4 proc rw", None),
-            ("", None),
-        ] {
-            assert_eq!(mount_of_kernel(line).as_deref(), found.map(Path::new), "{line}");
-        }
-    }
-
-    #[test]
     fn no_file_can_be_created_in_a_file_system_of_the_kernel() {
         let temporary = std::env::temp_dir();
         for (dir, can) in [
@@ -350,23 +276,6 @@ mod tests {
             (&temporary.join("not/there"), true),
         ] {
             assert_eq!(can_create(dir).is_ok(), can, "{}", dir.display());
-        }
-    }
-
-    #[test]
-    fn directories_of_the_kernel_are_refused_and_others_are_not() {
-        for (dir, contains) in [
-            ("/", "contains `/proc`"),
-            ("/proc", "belongs to `/proc`"),
-            ("/proc/self/fd", "belongs to `/proc`"),
-            ("/sys", "belongs to `/sys`"),
-            ("/dev", "belongs to `/dev`"),
-        ] {
-            let error = refuse_kernel_directory(Path::new(dir)).unwrap_err().to_string();
-            assert!(error.contains(contains) && error.contains(dir), "{error}");
-        }
-        for dir in ["/usr", "/etc", "/nowhere", "."] {
-            assert!(refuse_kernel_directory(Path::new(dir)).is_ok(), "{dir}");
         }
     }
 }

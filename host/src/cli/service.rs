@@ -447,6 +447,7 @@ impl From<GrantFlags> for Grants {
             env: flags.env,
             dirs: flags.dirs,
             outbound: flags.allow_outbound,
+            ..Self::default()
         }
     }
 }

@@ -41,6 +41,8 @@ fn make_service_absolute(service: &mut Service) -> io::Result<()> {
     for dir in &mut service.grants.dirs {
         make_absolute(&mut dir.host)?;
     }
+    let others = &mut service.grants.writable_by_others;
+    others.iter_mut().try_for_each(make_absolute)?;
     service.listen.iter_mut().try_for_each(make_listen_absolute)
 }
 

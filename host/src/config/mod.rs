@@ -8,7 +8,7 @@ mod setting;
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use clash::{At, Clash, clashes, excludes};
@@ -233,9 +233,17 @@ pub struct Grants {
     pub dirs: Vec<GrantedDir>,
     /// Destinations that may be connected to by TCP, as `HOST:PORT`. Names are resolved at the start.
     pub outbound: Vec<String>,
+    /// Directories that guests of other services may write to, if these guests have any directory.
+    pub writable_by_others: Vec<PathBuf>,
 }
 
 impl Grants {
+    /// Directories that guests may write to, of this service or of others.
+    pub fn writable(&self) -> impl Iterator<Item = &Path> {
+        let others = self.writable_by_others.iter().map(PathBuf::as_path);
+        writable(&self.dirs).chain(others)
+    }
+
     /// Finds names that are granted twice, so that guests could find only one of the two. Returns
     /// the keys of the settings, and a sentence about each.
     pub fn repeated(&self) -> Vec<(&'static str, String)> {
@@ -262,6 +270,23 @@ impl Grants {
             }
         }
         found
+    }
+}
+
+fn writable(dirs: &[GrantedDir]) -> impl Iterator<Item = &Path> {
+    dirs.iter().filter(|dir| dir.writable).map(|dir| &*dir.host)
+}
+
+/// Tells each service to which directories guests of the others may write.
+pub fn tell_of_writable_directories(services: &mut [Service]) {
+    for index in 0..services.len() {
+        if services[index].grants.dirs.is_empty() {
+            continue;
+        }
+        let others = services.iter().enumerate().filter(|(other, _)| *other != index);
+        let others = others.flat_map(|(_, other)| writable(&other.grants.dirs));
+        let others = others.map(Path::to_owned).collect();
+        services[index].grants.writable_by_others = others;
     }
 }
 

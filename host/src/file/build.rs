@@ -58,12 +58,13 @@ impl<'a> Builder<'a> {
             let message = "no service is defined; expected at least one [[service]] table";
             self.refuse("service", message);
         }
-        let services: Vec<_> = file
+        let mut services: Vec<_> = file
             .services
             .into_iter()
             .zip(&self.tables.numbers)
             .map(|(table, number)| self.service(*number, table, file.defaults.clone()))
             .collect();
+        config::tell_of_writable_directories(&mut services);
         let admin = file.admin.map(|table| config::Admin {
             address: self.address(table.listen.0, "admin.listen"),
             token: table.token.map(|token| self.secret_file(token, "admin.token")),
@@ -311,6 +312,7 @@ impl<'a> Builder<'a> {
             env: env.into_iter().collect(),
             dirs,
             outbound: list(table.allow_outbound.unwrap_or_default()),
+            writable_by_others: Vec::new(),
         }
     }
 

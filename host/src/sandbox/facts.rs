@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn what_is_granted_does_not_depend_on_a_version() {
         let limits = crate::config::Limits::default();
-        let grants = Granted::resolve(&crate::config::Grants::default(), &limits).unwrap();
+        let grants = Granted::resolve(&crate::config::Grants::default(), &limits, None).unwrap();
         let granted = |import| granted(import, &grants, Contract::Streams);
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.2.6"), "granted");
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.3.0"), "granted");

@@ -27,7 +27,7 @@ const DESCRIPTOR: &str = "descriptor";
 pub(super) struct Files {
     /// Files that are open or being opened.
     counted: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
     /// Counted files of instances that have ended. A thread may still use them.
     left: Mutex<Vec<Weak<File>>>,
 }
@@ -37,9 +37,14 @@ impl Files {
     pub(super) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
             counted: AtomicUsize::new(0),
-            max: limits.max_files(),
+            max: AtomicUsize::new(limits.max_files()),
             left: Mutex::default(),
         })
+    }
+
+    /// Allows what `limits` allow from now on. Files that are open stay open and count.
+    pub(super) fn bound(&self, limits: &Limits) {
+        self.max.store(limits.max_files(), Relaxed);
     }
 
     /// Counts one more, unless that is too many.
@@ -56,7 +61,8 @@ impl Files {
     }
 
     fn add(&self) -> bool {
-        let fits = |counted: usize| (counted < self.max).then_some(counted + 1);
+        let max = self.max.load(Relaxed);
+        let fits = |counted: usize| (counted < max).then_some(counted + 1);
         self.counted.fetch_update(Relaxed, Relaxed, fits).is_ok()
     }
 
@@ -252,7 +258,7 @@ mod tests {
     fn files() -> Arc<Files> {
         Arc::new(Files {
             counted: AtomicUsize::new(0),
-            max: 3,
+            max: AtomicUsize::new(3),
             left: Mutex::default(),
         })
     }

@@ -68,13 +68,15 @@ pub struct Generation {
 }
 
 impl Sandbox {
-    /// Loads a component: composes it with its middlewares, compiles it, finds its contract, checks what it imports, makes
+    /// Loads a component: opens the granted directories again, composes it with its middlewares, compiles it, finds its contract, checks what it imports, makes
     /// an instance to see that one can be made, and has its parts check their configuration there.
     ///
     /// # Errors
     ///
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
+        let opened = self.granted.open_again(PROBE).await;
+        opened.map_err(|error| LoadError::Sandbox(error.to_string()))?;
         let whole = self.whole(content).await?;
         let extent = Extent::of(whole.bytes());
         let (engine, code) = self.compile(&whole, &extent).await?;
@@ -383,13 +385,13 @@ impl Generation {
         store
     }
 
-    /// Opens the granted directories for one instance. This may wait for a disk.
+    /// Takes the granted directories for one instance. This may wait for other guests.
     ///
     /// # Errors
     ///
     /// The host cannot give it what is granted.
     pub(super) async fn open(&self) -> wasmtime::Result<Opened> {
-        self.engine.granted.open(&self.program).await
+        self.engine.granted.open().await
     }
 
     /// The same, but gives up after `max`.
@@ -398,7 +400,7 @@ impl Generation {
     ///
     /// As with [`Generation::open`].
     pub(super) async fn open_within(&self, max: Duration) -> wasmtime::Result<Opened> {
-        self.engine.granted.open_within(max, &self.program).await
+        self.engine.granted.open_within(max).await
     }
 
     /// The same for an instance that is only tried. A program finds its directories when it runs.

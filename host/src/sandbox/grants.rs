@@ -2,28 +2,31 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
+use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::SocketAddrUse;
-use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use super::clock::ProcessClock;
+use super::dirs::Dirs;
 use super::file_threads::FileThreads;
 use super::files::Files;
 use super::log_share::Share;
 use super::sockets::Sockets;
-use crate::config::{GrantedDir, Grants, Limits};
-use crate::system::refuse_kernel_directory;
+use crate::config::{Grants, Limits};
+use crate::file_work::FileWork;
 
 /// Random bytes that a guest may have in one call, which is not interrupted. Beyond it, it traps, or by WASI 0.3 gets so many.
 const MAX_RANDOM: u64 = 64 << 10;
 
-/// What WASI is made of for one instance, with the granted directories open; `None` if there are
-/// none.
-pub(super) type Opened = Option<Box<WasiCtxBuilder>>;
+/// The granted directories for one instance; `None` if there are none.
+pub(super) type Opened = Option<Box<WasiFilesystemCtx>>;
 
 /// The grants, with the names in them resolved.
 #[derive(Clone, Debug)]
@@ -34,43 +37,70 @@ pub(super) struct Granted {
     pub(super) share: Arc<Share>,
     args: Vec<String>,
     env: Vec<(String, String)>,
-    dirs: Vec<GrantedDir>,
+    /// `None` if there are none.
+    dirs: Option<Arc<Dirs>>,
     /// Destinations, as the operator names them.
     destinations: Vec<String>,
     /// The addresses of the destinations. All guests of a service share them, however old they are.
     outbound: Arc<ArcSwap<Vec<SocketAddr>>>,
-    /// The sockets that guests hold; `None` if they have no destination.
-    sockets: Option<Arc<Sockets>>,
-    /// The files that guests hold open; `None` if they have no directory.
-    files: Option<Arc<Files>>,
-    /// Where guests use files; `None` if they have no directory.
+    uses: Uses,
+}
+
+/// What the guests of one service use together, whatever its settings were when they began.
+#[derive(Clone, Debug)]
+struct Uses {
+    /// The sockets that they hold.
+    sockets: Arc<Sockets>,
+    /// The files that they hold open.
+    files: Arc<Files>,
+    /// Where they use files; `None` if they have never had a directory.
     threads: Option<Arc<FileThreads>>,
+    /// Opens the directories, which may hang.
+    opening: Arc<Mutex<FileWork>>,
+}
+
+impl Uses {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            sockets: Sockets::new(limits),
+            files: Files::new(limits),
+            threads: None,
+            opening: Arc::default(),
+        }
+    }
 }
 
 impl Granted {
-    /// Resolves the names of destinations. The guests keep to `limits` together.
+    /// Resolves the names of destinations, and opens the directories. The guests keep to `limits`
+    /// together. If the service was granted other things `before`, those of its guests that still
+    /// run count too.
     ///
     /// # Errors
     ///
-    /// One has no address, a directory is one of the kernel's, or the threads for files cannot be
-    /// started.
-    pub(super) fn resolve(grants: &Grants, limits: &Limits) -> io::Result<Self> {
-        for dir in &grants.dirs {
-            refuse_kernel_directory(&dir.host)?;
+    /// One has no address, a directory is refused or cannot be opened, or the threads for files
+    /// cannot be started.
+    pub(super) fn resolve(grants: &Grants, limits: &Limits, before: Option<&Self>) -> io::Result<Self> {
+        let has_dirs = !grants.dirs.is_empty();
+        let mut uses = before.map_or_else(|| Uses::new(limits), |before| before.uses.clone());
+        if has_dirs && uses.threads.is_none() {
+            uses.threads = Some(FileThreads::start()?);
         }
-        let outbound = addresses(&grants.outbound)?;
         Ok(Self {
             service: None,
             share: Share::of(None),
             args: grants.args.clone(),
             env: grants.env.clone(),
-            dirs: grants.dirs.clone(),
-            sockets: (!outbound.is_empty()).then(|| Sockets::new(limits)),
-            files: (!grants.dirs.is_empty()).then(|| Files::new(limits)),
+            dirs: has_dirs.then(|| Dirs::open(grants)).transpose()?,
             destinations: grants.outbound.clone(),
-            outbound: Arc::new(ArcSwap::from_pointee(outbound)),
-            threads: (!grants.dirs.is_empty()).then(FileThreads::start).transpose()?,
+            outbound: Arc::new(ArcSwap::from_pointee(addresses(&grants.outbound)?)),
+            uses,
         })
+    }
+
+    /// Holds all guests of the service to `limits` from now on, those that run already included.
+    pub(super) fn bound(&self, limits: &Limits) {
+        self.uses.sockets.bound(limits);
+        self.uses.files.bound(limits);
     }
 
     /// The same for the service of this name.
@@ -98,9 +128,9 @@ impl Granted {
         value.is_some_and(|(_, value)| value != "0")
     }
 
-    /// Whether what is granted has to be opened for each instance.
+    /// Whether there are directories.
     pub(super) fn has_dirs(&self) -> bool {
-        !self.dirs.is_empty()
+        self.dirs.is_some()
     }
 
     /// Whether there is anything to connect to.
@@ -134,19 +164,19 @@ impl Granted {
         !self.args.is_empty()
     }
 
-    /// The sockets that guests hold.
+    /// The sockets that guests hold; `None` if they have no destination.
     pub(super) fn sockets(&self) -> Option<&Arc<Sockets>> {
-        self.sockets.as_ref()
+        self.has_outbound().then_some(&self.uses.sockets)
     }
 
-    /// The files that guests hold open.
+    /// The files that guests hold open; `None` if they have no directory.
     pub(super) fn files(&self) -> Option<&Arc<Files>> {
-        self.files.as_ref()
+        self.has_dirs().then_some(&self.uses.files)
     }
 
-    /// The threads on which guests use files.
+    /// The threads on which guests use files; `None` if they have no directory.
     pub(super) fn file_threads(&self) -> Option<Arc<FileThreads>> {
-        self.threads.clone()
+        self.dirs.as_ref().and(self.uses.threads.clone())
     }
 
     /// All of it, but for the directories. There is no standard input, and standard output and
@@ -178,18 +208,44 @@ impl Granted {
         wasi
     }
 
-    /// Opens the granted directories for one instance, if there are any. This may wait for a disk.
+    /// Notes the directories that guests of other services may write to from now on.
+    pub(super) fn others_may_write_to(&self, others: Vec<PathBuf>) {
+        if let Some(dirs) = &self.dirs {
+            dirs.others_may_write_to(others);
+        }
+    }
+
+    /// Opens the granted directories again, for instances that are made from now on. Gives up after
+    /// `max`. Files of guests that keep all their threads busy do not hinder this.
     ///
     /// # Errors
     ///
-    /// A directory cannot be opened.
-    pub(super) async fn open(self: &Arc<Self>, program: &Arc<str>) -> wasmtime::Result<Opened> {
-        let Some(threads) = &self.threads else {
+    /// One cannot be opened in that time, or is refused. All stay as they are.
+    pub(super) async fn open_again(&self, max: Duration) -> io::Result<()> {
+        let Some(dirs) = self.dirs.clone() else {
+            return Ok(());
+        };
+        let mut opening = self.uses.opening.lock().await;
+        let opened = opening.run(max, move || dirs.open_again()).await;
+        opened.unwrap_or_else(|error| {
+            Err(io::Error::other(format!(
+                "opening the granted directories {error}"
+            )))
+        })
+    }
+
+    /// Takes the granted directories for one instance, if there are any. While files of other
+    /// guests keep all threads busy, this waits, so guests queue no more and more operations.
+    ///
+    /// # Errors
+    ///
+    /// A directory was removed.
+    pub(super) async fn open(&self) -> wasmtime::Result<Opened> {
+        let Some((dirs, threads)) = self.dirs.clone().zip(self.file_threads()) else {
             return Ok(None);
         };
-        let (granted, program) = (Arc::clone(self), Arc::clone(program));
         // In a box, so that connections without directories have no room for it.
-        let opened = Box::pin(threads.open(self.service.as_deref(), move || granted.all(&program)));
+        let opened = Box::pin(async move { threads.open(self.service(), move || dirs.for_instance()).await });
         Ok(Some(Box::new(opened.await?)))
     }
 
@@ -197,43 +253,14 @@ impl Granted {
     ///
     /// # Errors
     ///
-    /// A directory cannot be opened in that time.
-    pub(super) async fn open_within(
-        self: &Arc<Self>,
-        max: Duration,
-        program: &Arc<str>,
-    ) -> wasmtime::Result<Opened> {
-        let opened = timeout(max, self.open(program)).await;
+    /// A directory was removed, or the threads are busy for that time.
+    pub(super) async fn open_within(&self, max: Duration) -> wasmtime::Result<Opened> {
+        let opened = timeout(max, self.open()).await;
         opened.unwrap_or_else(|_| {
             Err(wasmtime::format_err!(
                 "opening the granted directories took longer than {max:?}"
             ))
         })
-    }
-
-    /// All of it.
-    ///
-    /// # Errors
-    ///
-    /// A directory cannot be opened.
-    fn all(&self, program: &str) -> wasmtime::Result<WasiCtxBuilder> {
-        let mut wasi = self.without_dirs(program);
-        for GrantedDir {
-            host,
-            guest,
-            writable,
-        } in &self.dirs
-        {
-            let perms = if *writable {
-                FsPerms::ReadWrite
-            } else {
-                FsPerms::ReadOnly
-            };
-            wasi.preopened_dir(host, guest, perms).map_err(|error| {
-                error.context(format!("cannot open the granted directory `{}`", host.display()))
-            })?;
-        }
-        Ok(wasi)
     }
 }
 
@@ -255,4 +282,33 @@ fn addresses(destinations: &[String]) -> io::Result<Vec<SocketAddr>> {
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GrantedDir;
+
+    #[test]
+    fn threads_for_files_stay_with_a_service_whatever_its_settings_are() {
+        let limits = Limits::default();
+        let none = Grants::default();
+        let dirs = Grants {
+            dirs: vec![GrantedDir {
+                host: "/usr".into(),
+                guest: "/".to_owned(),
+                writable: false,
+            }],
+            ..Grants::default()
+        };
+        let first = Granted::resolve(&none, &limits, None).unwrap();
+        assert!(first.file_threads().is_none() && first.files().is_none());
+        let second = Granted::resolve(&dirs, &limits, Some(&first)).unwrap();
+        let threads = second.file_threads().unwrap();
+        let third = Granted::resolve(&none, &limits, Some(&second)).unwrap();
+        assert!(third.file_threads().is_none());
+        let fourth = Granted::resolve(&dirs, &limits, Some(&third)).unwrap();
+        assert!(Arc::ptr_eq(&threads, &fourth.file_threads().unwrap()));
+        assert!(Arc::ptr_eq(second.files().unwrap(), fourth.files().unwrap()));
+    }
 }

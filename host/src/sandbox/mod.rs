@@ -16,6 +16,7 @@ mod content;
 mod contract;
 mod diagnostics;
 mod direct;
+mod dirs;
 mod engine;
 mod examine;
 mod extent;
@@ -54,6 +55,7 @@ mod wasi;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 pub use capacity::Shortage;
 pub use compile::Ahead;
@@ -110,15 +112,27 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// The thread of its clock or the threads for files cannot be started, or a destination that is
-    /// granted has no address.
+    /// The thread of its clock or the threads for files cannot be started, a destination that is
+    /// granted has no address, or a directory is refused or cannot be opened.
     pub fn new(limits: &Limits, grants: &Grants, compiler: &Compiler) -> std::io::Result<Self> {
+        Self::succeed(None, limits, grants, compiler)
+    }
+
+    /// The same for a service that ran with other settings `before`. Guests that still run count
+    /// towards its bounds, which [`Sandbox::bound_guests`] changes.
+    pub(crate) fn succeed(
+        before: Option<&Self>,
+        limits: &Limits,
+        grants: &Grants,
+        compiler: &Compiler,
+    ) -> std::io::Result<Self> {
+        let before = before.map(|before| &*before.granted);
         // Calls are held to their limits at the end of each slice.
         let calls = [limits.max_call_time, limits.max_cpu_time];
         let slice = calls.into_iter().flatten().fold(limits.cpu_slice, Ord::min);
         Ok(Self {
             limits: *limits,
-            granted: Arc::new(Granted::resolve(grants, limits)?),
+            granted: Arc::new(Granted::resolve(grants, limits, before)?),
             cache: Cache::choose(&compiler.cache),
             compiler: compiler.clone(),
             preinit: false,
@@ -163,6 +177,27 @@ impl Sandbox {
     /// As with [`Sandbox::new`].
     pub fn on(terms: &Terms, compiler: &Compiler) -> std::io::Result<Self> {
         Ok(Self::new(&terms.limits, &terms.grants, compiler)?.preinit(terms.preinit))
+    }
+
+    /// Holds all guests of the service to its limits from now on, also those that began with other
+    /// settings.
+    pub(crate) fn bound_guests(&self) {
+        self.granted.bound(&self.limits);
+    }
+
+    /// Notes the directories that guests of other services may write to from now on.
+    pub(crate) fn others_may_write_to(&self, dirs: Vec<std::path::PathBuf>) {
+        self.granted.others_may_write_to(dirs);
+    }
+
+    /// Opens the granted directories again. Guests that run keep those that they have. Gives up
+    /// after `max`.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be opened in that time, or is refused. All stay as they are.
+    pub(crate) async fn open_dirs_again(&self, max: Duration) -> std::io::Result<()> {
+        self.granted.open_again(max).await
     }
 
     /// Whether a granted destination has a name, whose addresses can change.

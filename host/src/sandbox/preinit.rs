@@ -216,7 +216,7 @@ async fn store(
     program: Option<ProgramKind>,
 ) -> Result<Store<State>, LoadError> {
     let name = content.program();
-    let opened = engine.granted.open_within(MAX, name).await;
+    let opened = engine.granted.open_within(MAX).await;
     let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
     let mut store = State::store(engine, name, Speaker::Nobody, None, None, opened);
     if let Some(kind) = program {

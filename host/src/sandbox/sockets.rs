@@ -21,7 +21,7 @@ use crate::config::{Limits, MAX_SOCKETS};
 #[derive(Debug)]
 pub(super) struct Sockets {
     open: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 impl Sockets {
@@ -29,8 +29,13 @@ impl Sockets {
     pub(super) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
             open: AtomicUsize::new(0),
-            max: limits.max_sockets(),
+            max: AtomicUsize::new(limits.max_sockets()),
         })
+    }
+
+    /// Allows what `limits` allow from now on. Sockets that are open stay open and count.
+    pub(super) fn bound(&self, limits: &Limits) {
+        self.max.store(limits.max_sockets(), Relaxed);
     }
 }
 
@@ -53,7 +58,7 @@ pub(super) type Streams = Arc<()>;
 impl Held {
     /// None yet. An instance that connections share may hold all of its service.
     pub(super) fn new(of: Arc<Sockets>, is_shared: bool) -> Self {
-        let max = if is_shared { of.max } else { MAX_SOCKETS };
+        let max = if is_shared { usize::MAX } else { MAX_SOCKETS };
         Self {
             of,
             counted: 0,
@@ -80,7 +85,8 @@ impl Held {
 
     /// Counts one more, unless that is too many.
     pub(super) fn add(&mut self) -> bool {
-        let fits = |open: usize| (open < self.of.max).then_some(open + 1);
+        let max = self.of.max.load(Relaxed);
+        let fits = |open: usize| (open < max).then_some(open + 1);
         let added = self.counted < self.max && self.of.open.fetch_update(Relaxed, Relaxed, fits).is_ok();
         self.counted += usize::from(added);
         added

@@ -174,24 +174,44 @@ impl State {
         }
         wasi.envs(env).stdin(stdin).stdout(stdout);
         match kind {
-            ProgramKind::Component => self.wasi = Some(wasi.build()),
-            ProgramKind::Module => self.preview1 = Some(for_a_module(&mut wasi, self.table.max_capacity())),
+            ProgramKind::Component => self.wasi = Some(self.build(wasi)),
+            ProgramKind::Module => self.preview1 = Some(self.build_for_module(wasi)),
         }
     }
 
     /// What WASI is made of, with standard error in the log.
     fn builder(&mut self) -> WasiCtxBuilder {
-        let mut wasi = match self.opened.take() {
-            Some(opened) => *opened,
-            None => self.granted.without_dirs(&self.program),
-        };
+        let mut wasi = self.granted.without_dirs(&self.program);
         wasi.stderr(self.diagnostics());
         wasi
     }
 
+    /// WASI with the granted directories.
+    fn build(&mut self, mut wasi: WasiCtxBuilder) -> WasiCtx {
+        let mut wasi = wasi.build();
+        self.grant_dirs(&mut wasi);
+        wasi
+    }
+
+    /// The same for a core module, whose handles are in a table of its own.
+    fn build_for_module(&mut self, mut wasi: WasiCtxBuilder) -> Box<WasiP1Ctx> {
+        let mut preview1 = Box::new(wasi.build_p1());
+        let WasiCtxView { ctx, table } = preview1.ctx();
+        self.grant_dirs(ctx);
+        table.set_max_capacity(self.table.max_capacity());
+        preview1
+    }
+
+    fn grant_dirs(&mut self, wasi: &mut WasiCtx) {
+        if let Some(opened) = self.opened.take() {
+            *wasi.filesystem() = *opened;
+        }
+    }
+
     fn view(&mut self) -> WasiCtxView<'_> {
         if self.wasi.is_none() {
-            self.wasi = Some(self.builder().build());
+            let wasi = self.builder();
+            self.wasi = Some(self.build(wasi));
         }
         WasiCtxView {
             ctx: self.wasi.as_mut().expect("it was made above"),
@@ -276,8 +296,8 @@ impl State {
     pub(super) fn preview1(&mut self) -> &mut WasiP1Ctx {
         // A module that is only tried has none.
         if self.preview1.is_none() {
-            let mut wasi = self.builder();
-            self.preview1 = Some(for_a_module(&mut wasi, self.table.max_capacity()));
+            let wasi = self.builder();
+            self.preview1 = Some(self.build_for_module(wasi));
         }
         self.preview1.as_mut().expect("it was made above")
     }
@@ -361,13 +381,6 @@ impl WasiView for State {
         }
         self.view()
     }
-}
-
-/// What a core module works with, whose handles are in a table of its own.
-fn for_a_module(wasi: &mut WasiCtxBuilder, handles: usize) -> Box<WasiP1Ctx> {
-    let mut preview1 = Box::new(wasi.build_p1());
-    preview1.ctx().table.set_max_capacity(handles);
-    preview1
 }
 
 /// Counts the bytes of all linear memories and tables of an instance together.

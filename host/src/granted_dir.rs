@@ -1,0 +1,346 @@
+//! Directories that are granted to guests.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf, absolute};
+
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat, readlinkat};
+use rustix::io::Errno;
+
+use crate::system::is_of_kernel;
+
+/// Directories of the kernel, through which a process reaches its own memory, other processes and
+/// devices.
+const KERNEL: [&str; 3] = ["/proc", "/sys", DEVICES];
+
+const DEVICES: &str = "/dev";
+
+/// The directory below `/dev` that has ordinary files.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// File systems of the kernel, which can be mounted elsewhere too.
+const KERNEL_FILES: [&str; 10] = [
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "configfs",
+    "cgroup",
+    "cgroup2",
+];
+
+/// Links that may be followed on the way to one directory, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+/// How a directory is opened: without following a link. Where possible, the descriptor only names
+/// the directory, which needs no right to read it.
+#[cfg(target_os = "linux")]
+const NAMED: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+const NAMED: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Identifies a directory, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    /// Returns the identity of an open directory.
+    ///
+    /// # Errors
+    ///
+    /// The system does not tell.
+    pub(crate) fn of(dir: impl AsFd) -> io::Result<Self> {
+        let found = fstat(dir)?;
+        Ok(Self {
+            device: found.st_dev as u64,
+            inode: found.st_ino as u64,
+        })
+    }
+}
+
+/// Opens the directory at `path` for guests. Guests can write to the directories in `writable`, so
+/// the path may not lead through a link below one of them, which a guest can have made.
+///
+/// # Errors
+///
+/// There is no such directory, it is one of the kernel's, or a guest can have replaced it by a
+/// link.
+pub(crate) fn open<'a>(path: &Path, writable: impl IntoIterator<Item = &'a Path>) -> io::Result<File> {
+    let try_open = || {
+        let dir = Walk::to(path, &identities(writable))?;
+        refuse_kernel_directory(&dir, path)?;
+        Ok(dir)
+    };
+    try_open().map_err(|error: io::Error| {
+        let what = match error.kind() {
+            io::ErrorKind::Other => "cannot grant the directory",
+            _ => "cannot open the granted directory",
+        };
+        io::Error::new(error.kind(), format!("{what} `{}`: {error}", path.display()))
+    })
+}
+
+/// Returns the identities of the directories that exist. One that does not is reported for the
+/// service that it is granted to.
+fn identities<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Vec<Identity> {
+    let dirs = dirs.into_iter().filter_map(|dir| fs::metadata(dir).ok());
+    dirs.map(|dir| Identity {
+        device: dir.dev(),
+        inode: dir.ino(),
+    })
+    .collect()
+}
+
+/// The way from the root to a directory, name by name.
+struct Walk {
+    at: OwnedFd,
+    /// The names that are left.
+    left: VecDeque<OsString>,
+    /// Guests can write to a directory on the way.
+    is_below_writable: bool,
+    links: usize,
+}
+
+impl Walk {
+    /// Goes to the directory at `path`, past directories that are `writable` for guests.
+    fn to(path: &Path, writable: &[Identity]) -> io::Result<File> {
+        let mut walk = Self {
+            at: root()?,
+            left: VecDeque::new(),
+            is_below_writable: false,
+            links: 0,
+        };
+        walk.prepend(&absolute(path)?);
+        while let Some(name) = walk.left.pop_front() {
+            walk.enter(&name)?;
+            walk.is_below_writable |= writable.contains(&Identity::of(&walk.at)?);
+        }
+        Ok(walk.at.into())
+    }
+
+    fn prepend(&mut self, path: &Path) {
+        let names = path.components().filter(|name| *name != Component::CurDir);
+        for name in names.rev() {
+            self.left.push_front(name.as_os_str().to_owned());
+        }
+    }
+
+    fn enter(&mut self, name: &OsStr) -> io::Result<()> {
+        let leads_elsewhere = name == ".." || Path::new(name).is_absolute();
+        if self.is_below_writable && leads_elsewhere {
+            return Err(io::Error::other(
+                "the path leads out of a directory that guests can write to; name the directory \
+                 without `..`",
+            ));
+        }
+        match openat(&self.at, name, NAMED, Mode::empty()) {
+            Ok(next) => {
+                self.at = next;
+                Ok(())
+            }
+            // Which of them a link is depends on the system.
+            Err(error @ (Errno::NOTDIR | Errno::LOOP)) => self.follow(name, error),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Follows the link called `name`. If it is none, the `error` stays.
+    fn follow(&mut self, name: &OsStr, error: Errno) -> io::Result<()> {
+        let Ok(target) = readlinkat(&self.at, name, Vec::new()) else {
+            return Err(error.into());
+        };
+        if self.is_below_writable {
+            return Err(io::Error::other(format!(
+                "`{}` is a symbolic link below a directory that guests can write to, so a guest can have \
+                 made it; remove the link, or grant a directory elsewhere",
+                name.display()
+            )));
+        }
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err(Errno::LOOP.into());
+        }
+        self.prepend(Path::new(&OsString::from_vec(target.into_bytes())));
+        Ok(())
+    }
+}
+
+fn root() -> io::Result<OwnedFd> {
+    Ok(openat(CWD, "/", NAMED, Mode::empty())?)
+}
+
+/// Refuses a directory for guests that is one of the kernel's, or holds one. Through
+/// `/proc/self/mem`, a guest would reach the memory of the host.
+///
+/// # Errors
+///
+/// It is such a directory.
+fn refuse_kernel_directory(opened: &File, path: &Path) -> io::Result<()> {
+    let Some(relation) = relation_to_kernel(opened, path)? else {
+        return Ok(());
+    };
+    Err(io::Error::other(format!(
+        "it {relation}, through which a guest could reach processes, devices or the memory of the host; \
+         grant a directory of ordinary files"
+    )))
+}
+
+/// Returns what an open directory has to do with a file system of the kernel.
+fn relation_to_kernel(opened: &File, path: &Path) -> io::Result<Option<String>> {
+    let found = path_of(opened, path)?;
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<_> = text.lines().filter_map(mount_of_kernel).collect();
+    let points = mounts.iter().map(|(_, point)| point.as_path());
+    for kernel in KERNEL.into_iter().map(Path::new).chain(points) {
+        if found.starts_with(kernel) {
+            // Its own file system decides below.
+            if kernel != Path::new(DEVICES) || !found.starts_with(SHARED_MEMORY) {
+                return Ok(Some(format!("belongs to `{}`", kernel.display())));
+            }
+        } else if kernel.starts_with(&found) {
+            return Ok(Some(format!("contains `{}`", kernel.display())));
+        }
+    }
+    // Its name can lie, as that of a bind mount, or of a directory that was replaced meanwhile.
+    let device = opened.metadata()?.dev();
+    let device = (rustix::fs::major(device), rustix::fs::minor(device));
+    let belongs = is_of_kernel(opened) || mounts.iter().any(|(of, _)| *of == device);
+    Ok(belongs.then(|| "belongs to a file system of the kernel".to_owned()))
+}
+
+/// Returns the path of an open directory, without links. Without `/proc`, this is where its `path`
+/// leads now.
+fn path_of(opened: &File, path: &Path) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).or_else(|_| fs::canonicalize(path))
+}
+
+/// The device and the mount point of a line of `/proc/self/mountinfo` (proc(5)), if a file system
+/// of the kernel is mounted there.
+fn mount_of_kernel(line: &str) -> Option<((u32, u32), PathBuf)> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let kind = kind.split(' ').next()?;
+    let mut fields = mount.split(' ').skip(2);
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let point = fields.nth(1)?;
+    // Such characters are escaped.
+    let point = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(point.to_owned(), |point, (escape, character)| {
+            point.replace(escape, character)
+        });
+    KERNEL_FILES.contains(&kind).then(|| (device, point.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn open(path: impl AsRef<Path>) -> io::Result<File> {
+        super::open(path.as_ref(), [])
+    }
+
+    #[test]
+    fn mounts_of_the_kernel_are_found_wherever_they_are() {
+        for (line, found) in [
+            (
+                "22 28 0:20 / /proc rw,nosuid - proc proc rw",
+                Some(((0, 20), "/proc")),
+            ),
+            (
+                "22 28 0:20 / /srv/a\\040b/proc rw shared:5 - proc proc rw",
+                Some(((0, 20), "/srv/a b/proc")),
+            ),
+            (
+                "22 28 0:5 / /srv/dev rw - devtmpfs udev rw",
+                Some(((0, 5), "/srv/dev")),
+            ),
+            ("28 1 8:1 / / rw - ext4 /dev/sda1 rw", None),
+            ("22 28 0:20 / /srv/proc rw - ext4 proc rw", None),
+            ("", None),
+        ] {
+            let found = found.map(|(device, point)| (device, PathBuf::from(point)));
+            assert_eq!(mount_of_kernel(line), found, "{line}");
+        }
+    }
+
+    #[test]
+    fn directories_of_the_kernel_are_refused_and_others_are_not() {
+        for (dir, relation) in [
+            ("/", "contains `/proc`"),
+            ("/proc", "belongs to `/proc`"),
+            ("/proc/self/fd", "belongs to `/proc`"),
+            ("/sys", "belongs to `/sys`"),
+            ("/dev", "belongs to `/dev`"),
+        ] {
+            let error = open(dir).unwrap_err().to_string();
+            assert!(error.contains(relation), "{dir}: {error}");
+        }
+        for dir in ["/usr", "/etc", ".", ".."] {
+            assert!(open(dir).is_ok(), "{dir}");
+        }
+        assert_eq!(open("/nowhere").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_directory_of_the_kernel_is_recognized_by_its_descriptor() {
+        let held = File::open("/proc/self").unwrap();
+        // As if another directory had been there when the path was looked at.
+        assert!(is_of_kernel(&held));
+        assert!(!is_of_kernel(&File::open("/usr").unwrap()));
+    }
+
+    #[test]
+    fn links_are_followed_that_no_guest_can_have_made() {
+        let dir = std::env::temp_dir().join(format!("granted-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("data/up/deep")).unwrap();
+        symlink("data", dir.join("relative")).unwrap();
+        symlink(dir.join("data"), dir.join("absolute")).unwrap();
+        symlink("around", dir.join("around")).unwrap();
+        let id = |path: &Path| Identity::of(File::open(path).unwrap()).unwrap();
+        let data = dir.join("data");
+        for path in [
+            "relative/up",
+            "absolute/up",
+            "relative/../absolute/./up",
+            "data/up",
+        ] {
+            let opened = super::open(&dir.join(path), []).unwrap();
+            assert_eq!(Identity::of(&opened).unwrap(), id(&data.join("up")), "{path}");
+        }
+        assert!(super::open(&dir.join("around"), []).is_err());
+        // The links are above the directory that guests can write to.
+        for path in ["relative", "relative/up", "absolute/up/deep"] {
+            super::open(&dir.join(path), [&*data]).unwrap();
+        }
+
+        fs::rename(data.join("up"), data.join("away")).unwrap();
+        symlink("../../../../../../../../proc/self", data.join("up")).unwrap();
+        for path in ["data/up", "relative/up", "absolute/up/fd"] {
+            let error = super::open(&dir.join(path), [&*data]).unwrap_err().to_string();
+            assert!(error.contains("`up` is a symbolic link"), "{path}: {error}");
+            let error = super::open(&dir.join(path), []).unwrap_err().to_string();
+            assert!(error.contains("belongs to `/proc`"), "{path}: {error}");
+        }
+        let error = super::open(&data.join("away/.."), [&*data]).unwrap_err();
+        assert!(error.to_string().contains("without `..`"), "{error}");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,199 @@
+//! Granted directories: what a guest cannot put in their place, and when the host opens them again.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{Client, HUP, Host, file, guest, refused, replace, scratch};
+
+/// Renames `up` in the first directory to `old` and puts a link to `../secret` in its place. Then
+/// it answers with the content of `file` in the second directory, or of `old/file` in the first one
+/// if it has no other.
+const SWAPS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_rename" (func $rename
+        (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_symlink" (func $symlink
+        (param i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_open" (func $open
+        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 64) "upold../secretold/file")
+    (func (export "_start")
+        (drop (call $rename (i32.const 3) (i32.const 64) (i32.const 2)
+            (i32.const 3) (i32.const 66) (i32.const 3)))
+        (drop (call $symlink (i32.const 69) (i32.const 9) (i32.const 3) (i32.const 64) (i32.const 2)))
+        (if (call $open (i32.const 4) (i32.const 0) (i32.const 82) (i32.const 4) (i32.const 0)
+                (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32))
+            (then (if (call $open (i32.const 3) (i32.const 0) (i32.const 78) (i32.const 8) (i32.const 0)
+                    (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32))
+                (then unreachable))))
+        (i32.store (i32.const 0) (i32.const 128))
+        (i32.store (i32.const 4) (i32.const 64))
+        (drop (call $read (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 4)))
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))))"#;
+
+/// A directory `data` with `up` in it, and `secret` beside it, each with a file that names it.
+fn place(name: &str) -> PathBuf {
+    let dir = scratch(&format!("grants-{name}"));
+    for (of, text) in [("data/up", "granted"), ("secret", "secret")] {
+        fs::create_dir_all(dir.join(of)).unwrap();
+        fs::write(dir.join(of).join("file"), text).unwrap();
+    }
+    dir
+}
+
+fn grant(dir: &Path, guest: &str) -> String {
+    format!("{}::/{guest}", dir.display())
+}
+
+fn asks(client: &Client, what: &str) -> String {
+    client.send(format!("{what}\n"));
+    client.line()
+}
+
+#[test]
+fn a_guest_cannot_put_a_link_in_the_place_of_a_directory_that_is_granted() {
+    let dir = place("link");
+    let (data, up) = (dir.join("data"), dir.join("data/up"));
+    let module = file("swaps.wasm", wat::parse_str(SWAPS).unwrap());
+    let (above, nested) = (grant(&data, "data:rw"), grant(&up, "up"));
+    let flags = ["--dir", &above, "--dir", &nested];
+    let host = Host::with(&module, &flags);
+    for _ in 0..3 {
+        assert_eq!(host.connect().rest(), b"granted");
+        assert!(up.is_symlink());
+    }
+    host.signal(HUP);
+    let line = host.line("the previous directories stay in use");
+    assert!(
+        line.contains("`up` is a symbolic link below a directory"),
+        "{line}"
+    );
+    assert_eq!(host.connect().rest(), b"granted");
+    // Nor does the next start follow it.
+    let component = module.to_str().unwrap();
+    let start = [&["--listen", "127.0.0.1:0", "--component", component], &flags[..]].concat();
+    let refusal = refused(&start);
+    assert!(
+        refusal
+            .message
+            .contains("`up` is a symbolic link below a directory"),
+        "{}",
+        refusal.message
+    );
+}
+
+#[test]
+fn a_guest_cannot_put_a_link_in_the_place_of_a_directory_of_another_service() {
+    let dir = place("other-service");
+    let (data, up) = (dir.join("data"), dir.join("data/up"));
+    let module = file("swaps-for-another.wasm", wat::parse_str(SWAPS).unwrap());
+    let config = dir.join("services.toml");
+    let service = |name: &str, component: &Path, dir: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
+             grants = {{ dirs = [\"{dir}\"] }}\n",
+            component.display()
+        )
+    };
+    let writer = service("writer", &module, &grant(&data, "data:rw"));
+    let reader = service("reader", &guest("errands"), &grant(&up, "up"));
+    replace(&config, format!("{writer}{reader}"));
+    let host = Host::with_config(&config, 2);
+    let [writes, reads] = host.addresses() else {
+        panic!()
+    };
+    let reading = || asks(&Client::connect(*reads).unwrap(), "read /up/file");
+    assert_eq!(reading(), "granted");
+    assert_eq!(Client::connect(*writes).unwrap().rest(), b"granted");
+    assert!(up.is_symlink());
+    assert_eq!(reading(), "granted");
+    let refuses = |host: &Host| {
+        host.signal(HUP);
+        let line = host.line("reconfiguration failed");
+        assert!(
+            line.contains("service `reader`: cannot grant the directory"),
+            "{line}"
+        );
+        assert!(
+            line.contains("`up` is a symbolic link below a directory"),
+            "{line}"
+        );
+        assert_eq!(reading(), "granted");
+    };
+    refuses(&host);
+    // A service that has changed opens its directories anew.
+    replace(
+        &config,
+        format!("{writer}{reader}limits = {{ max-memory = \"32MiB\" }}\n"),
+    );
+    refuses(&host);
+}
+
+#[test]
+fn a_directory_that_is_replaced_is_used_after_a_hangup() {
+    let dir = scratch("grants-replaced");
+    let (granted, next) = (dir.join("granted"), dir.join("next"));
+    for (of, text) in [(&granted, "first"), (&next, "second")] {
+        fs::create_dir_all(of).unwrap();
+        fs::write(of.join("file"), text).unwrap();
+    }
+    let host = Host::serving("errands", &["--dir", &grant(&granted, "data")]);
+    let before = host.connect();
+    assert_eq!(asks(&before, "read /data/file"), "first");
+    fs::rename(&granted, dir.join("previous")).unwrap();
+    // The operator may use links where guests cannot write.
+    symlink(&next, &granted).unwrap();
+    assert_eq!(asks(&host.connect(), "read /data/file"), "first");
+    host.signal(HUP);
+    host.line("component unchanged");
+    assert_eq!(asks(&host.connect(), "read /data/file"), "second");
+    // A guest keeps the directory with which it began.
+    assert_eq!(asks(&before, "read /data/file"), "first");
+}
+
+/// With three connections, the guests of a service hold 256 files and 16 sockets together, and with
+/// 100 it is 400 files.
+#[test]
+fn what_guests_hold_counts_for_their_service_whatever_its_settings_were() {
+    let dir = scratch("grants-reconfigured");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("file"), "a file").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = dir.join("services.toml");
+    let put = |limits: &str| {
+        let text = format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
+             grants = {{ dirs = [\"{}\"], allow-outbound = [\"{address}\"] }}\nlimits = {{ {limits} }}\n",
+            guest("errands").display(),
+            grant(&dir, "data")
+        );
+        replace(&config, text);
+    };
+    let hold_files = |client: &Client, count: usize| asks(client, &format!("hold-files {count} /data/file"));
+    let hold_sockets = |client: &Client| asks(client, &format!("hold-sockets 16 {address}"));
+    put("max-connections = 3");
+    let host = Host::with_config(&config, 1);
+    let change = |limits: &str| {
+        put(limits);
+        host.signal(HUP);
+        host.line("services reconfigured");
+    };
+    // Files and sockets of one connection would be too many handles.
+    let (first, other) = (host.connect(), host.connect());
+    assert_eq!(hold_files(&first, 200), "200");
+    assert_eq!(hold_sockets(&other), "16");
+    change("max-connections = 3, max-memory = \"32MiB\"");
+    let second = host.connect();
+    assert_eq!(hold_files(&second, 100), "56");
+    assert_eq!(hold_sockets(&second), "0");
+    // The bounds are those of the newest settings, for older guests too.
+    change("max-connections = 100");
+    assert_eq!(hold_files(&second, 100), "100");
+    assert_eq!(hold_files(&host.connect(), 100), "44");
+    assert_eq!(hold_sockets(&host.connect()), "16");
+}
