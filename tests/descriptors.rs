@@ -144,6 +144,24 @@ fn files_that_streams_of_wasi_0_3_keep_open_count() {
     assert_eq!(asks(&second, "files 50"), "50");
 }
 
+#[test]
+fn lists_of_directories_count() {
+    let (_, grant) = with_file("held-by-lists");
+    let host = Host::serving("amass", &["--dir", &grant, "--max-connections", "2"]);
+    let (first, second) = (host.connect(), host.connect());
+    assert_eq!(asks(&first, "files 80"), "80");
+    assert_eq!(asks(&first, "lists 50"), "50");
+    assert_eq!(asks(&first, "begun-lists 50"), "50");
+    assert_eq!(asks(&second, "files 100"), "76");
+    assert_eq!(asks(&second, "begun-lists 1"), "0");
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    assert_eq!(asks(&second, "drop lists 300"), "300");
+    assert_eq!(asks(&second, "drop begun-lists 300"), "300");
+    assert_eq!(asks(&second, "begun-lists 50"), "50");
+}
+
 /// Opens 200 files, and answers with how many it has opened and the error number of the last try.
 /// For each byte it closes two, by `fd_renumber` and by `fd_close`, and opens three. It answers
 /// with the sum of the first two error numbers, and the third.

@@ -85,7 +85,7 @@ fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
     assert!(threads < 100, "{threads} threads");
     // Threads that use files give way to others. The first of each service keeps its timers, and
     // the service without pipes has started one for files.
-    assert_eq!((nice(&host, "0"), nice(&host, "10")), (2, 64 + 1));
+    assert_eq!((nice(&host, "0"), nice(&host, "19")), (2, 64 + 1));
     // The other service has its files, and is reloaded.
     let reads = |name: &str| {
         let client = Client::connect(*notes).unwrap();
@@ -113,6 +113,36 @@ fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
             assert!(client.line().starts_with("refused"));
         }
     });
+}
+
+/// A directory with so many files, and the grant of it.
+fn with_files(name: &str, count: usize) -> String {
+    let dir = scratch(name);
+    fs::create_dir_all(&dir).unwrap();
+    for number in 0..count {
+        let name = format!("a file whose name is long enough for some chunks, {number}");
+        File::create(dir.join(name)).unwrap();
+    }
+    format!("{}::/data", dir.display())
+}
+
+fn asks(client: &Client, what: &str) -> String {
+    client.send(format!("{what}\n"));
+    client.line()
+}
+
+/// Each has read some entries, and the guest reads no more of them.
+#[test]
+fn lists_that_a_guest_does_not_read_keep_no_thread() {
+    let grant = with_files("unread-lists", 1000);
+    let host = Host::serving("amass", &["--dir", &grant]);
+    let (holds, other) = (host.connect(), host.connect());
+    assert_eq!(asks(&holds, "begun-lists 70"), "70");
+    assert_eq!(asks(&holds, "lists 70"), "70");
+    assert_eq!(asks(&other, "entries 2"), "2");
+    // A connection begins when its directories are open.
+    assert_eq!(asks(&host.connect(), "entries 1"), "1");
+    assert_eq!(asks(&holds, "entries 1"), "1");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the host keeps for one connection, whatever its guest does. SECURITY.md lists the bounds.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -321,4 +321,42 @@ fn calls_that_wait_for_files_keep_no_long_paths() {
     client.expect_reset();
     let line = host.line("connection ended");
     assert!(line.contains("too much data is being copied"), "{line}");
+}
+
+/// Calls that a guest cancels stay in the queue of the threads, with their paths.
+#[test]
+fn cancelled_calls_that_wait_for_files_are_few() {
+    let dir = scratch("memory-cancelled");
+    fs::create_dir_all(&dir).unwrap();
+    let fifo = dir.join("fifo");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let grant = format!("{}::/data", dir.display());
+    let host = Host::serving("amass", &["--dir", &grant, "--max-memory", MAX_MEMORY]);
+    let client = host.connect();
+    assert_eq!(asks(&client, "fifos 64"), "64");
+    let before = host.memory("RssAnon");
+    for kind in ["lookups", "list-reads"] {
+        assert_eq!(asks(&client, &format!("drop {kind} 1000")), "1000");
+    }
+    let kept = host.memory("RssAnon") - before;
+    assert!(kept < 8 << 10, "{kept} KiB for calls that were cancelled");
+    // With a writer of the pipe, the threads are free, and calls go on.
+    let _writer = File::options().write(true).open(fifo).unwrap();
+    assert_eq!(asks(&client, "directories 1"), "1");
+}
+
+/// Each list keeps the entries that it has read with the one that the guest asked for.
+#[test]
+fn lists_that_a_guest_does_not_read_keep_few_entries() {
+    let dir = scratch("memory-lists");
+    fs::create_dir_all(&dir).unwrap();
+    (0..1000).for_each(|number| _ = File::create(dir.join(number.to_string())).unwrap());
+    let grant = format!("{}::/data", dir.display());
+    let host = Host::serving("amass", &["--dir", &grant, "--max-memory", MAX_MEMORY]);
+    let grown = grown(&host, |client| {
+        assert_eq!(asks(client, "begun-lists 100"), "100");
+    });
+    let most = 100 * 20 + 512;
+    assert!(grown < most, "{grown} KiB for each of {PEERS} with 100 lists");
 }

@@ -14,6 +14,7 @@ use super::contract::handler::ends;
 use super::diagnostics;
 use super::direct::Stacks;
 use super::extent::{MAX_PARTS, Parts};
+use super::file_calls;
 use super::files;
 use super::grants::Granted;
 use super::mappings::{Lease, Share};
@@ -145,7 +146,10 @@ impl Engine {
             ends::add_to_linker(&mut linker)?;
         }
         if granted.has_dirs() {
-            files::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;
+            files::add_to_linker(&mut linker)?;
+            if needs.concurrency == Concurrency::With {
+                file_calls::add_to_linker(&mut linker)?;
+            }
         }
         if granted.has_outbound() {
             sockets::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;

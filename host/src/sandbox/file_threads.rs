@@ -1,10 +1,11 @@
 //! The threads on which the guests of one service use their files.
 
+use std::future::pending;
 use std::io;
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,18 +14,24 @@ use pin_project_lite::pin_project;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::config::FILE_THREADS;
 use crate::threads::{self, KEPT, NoThread, STACK, spare};
 
 /// The nice value of these threads. A guest keeps many of them computing if it lists large
-/// directories, which nothing interrupts. So they have a tenth of the weight of the threads that
-/// serve connections.
-const NICE: i32 = 10;
+/// directories, which nothing interrupts. With this value, all of them together weigh about as much
+/// as one of the threads that serve connections.
+const NICE: i32 = 19;
+
+/// Cancelled operations that may be queued before others have to wait. Each keeps its arguments, up
+/// to 68 KiB.
+const MAX_CANCELLED: usize = 64;
 
 /// How long the granted directories may take to open before the host logs that connections wait.
 const SLOW: Duration = Duration::from_secs(1);
@@ -44,6 +51,7 @@ pub(super) struct FileThreads {
     /// Turns for the work of the host itself, so that no more of it is queued than there are
     /// threads.
     turns: Arc<Semaphore>,
+    cancelled: Arc<Cancelled>,
     /// The log says that connections wait.
     slow: AtomicBool,
     /// Ends the runtime.
@@ -81,6 +89,7 @@ impl FileThreads {
         Ok(Arc::new(Self {
             runtime: handle,
             turns: Arc::new(Semaphore::new(FILE_THREADS)),
+            cancelled: Arc::default(),
             slow: AtomicBool::new(false),
             _end: end.drop_guard(),
         }))
@@ -113,6 +122,46 @@ impl FileThreads {
         opened
     }
 
+    /// Waits until an operation of a guest may begin. While no thread is free, the queue keeps every
+    /// operation that was cancelled, so with many of them, this waits until they have left it.
+    ///
+    /// There is no permit for each operation: a guest that does not poll its calls could keep the
+    /// permits of operations that have long ended.
+    pub(super) async fn begin(self: Arc<Self>) -> Call {
+        self.cancelled.are_few().await;
+        Call { threads: Some(self) }
+    }
+
+    /// Notes that an operation was cancelled, which may still be queued.
+    fn cancel(&self) {
+        self.cancelled.queued.fetch_add(1, SeqCst);
+        let cancelled = Arc::clone(&self.cancelled);
+        // The queue is first in, first out, so the operation has left it when this runs.
+        self.runtime.spawn_blocking(move || cancelled.has_left());
+    }
+
+    /// Begins `work`, which takes its turn even if the result is not polled. If the result is
+    /// dropped before the turn comes, the work is too.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> AbortOnDropHandle<T> {
+        let turns = Arc::clone(&self.turns);
+        AbortOnDropHandle::new(self.runtime.spawn(async move {
+            let turn = turns.acquire_owned().await;
+            let working = spawn_blocking(move || {
+                let _turn = turn;
+                work()
+            });
+            match working.await.map_err(JoinError::try_into_panic) {
+                Ok(done) => done,
+                Err(Ok(panic)) => resume_unwind(panic),
+                // The runtime ends, so nobody has the handle any more.
+                Err(Err(_)) => pending().await,
+            }
+        }))
+    }
+
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         // It is never closed.
         let turn = Arc::clone(&self.turns).acquire_owned().await;
@@ -141,6 +190,57 @@ fn run_until<E>(
     });
     // Files that hang are not waited for.
     runtime.shutdown_background();
+}
+
+/// Operations of guests that were cancelled, and may still be queued.
+#[derive(Debug, Default)]
+struct Cancelled {
+    queued: AtomicUsize,
+    /// Notified when they have become few.
+    few: Notify,
+}
+
+impl Cancelled {
+    /// Waits until there are fewer than [`MAX_CANCELLED`].
+    async fn are_few(&self) {
+        while self.queued.load(SeqCst) >= MAX_CANCELLED {
+            // From here on, it hears of those that leave.
+            let few = self.few.notified();
+            if self.queued.load(SeqCst) >= MAX_CANCELLED {
+                few.await;
+            }
+        }
+    }
+
+    fn has_left(&self) {
+        if self.queued.fetch_sub(1, SeqCst) == MAX_CANCELLED {
+            self.few.notify_waiters();
+        }
+    }
+}
+
+/// An operation of a guest. Unless it ends, it is cancelled by its drop.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// `None` once it has ended.
+    threads: Option<Arc<FileThreads>>,
+}
+
+impl Call {
+    /// Notes that the operation has ended.
+    pub(super) fn end(call: Option<Self>) {
+        if let Some(mut call) = call {
+            call.threads = None;
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(threads) = &self.threads {
+            threads.cancel();
+        }
+    }
 }
 
 /// Runs `guest`, whose files are used on `threads`, if there are any.

@@ -7,18 +7,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Accessor, Linker, Resource, ResourceTable, ResourceType};
-use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
+use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
-use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 
 use super::state::State;
 use crate::config::Limits;
 
-/// The interface of WASI 0.2 that has the functions below, and of WASI 0.3. Each has the version
-/// that wasmtime adds to a linker.
+/// The interface of WASI 0.2 that has the functions below, in the version that wasmtime adds to a
+/// linker. `file_calls.rs` has those of WASI 0.3.
 const TYPES: &str = "wasi:filesystem/types@0.2.12";
-const CONCURRENT_TYPES: &str = "wasi:filesystem/types@0.3.0";
 const OPEN: &str = "[method]descriptor.open-at";
 const DESCRIPTOR: &str = "descriptor";
 
@@ -161,7 +159,7 @@ pub(super) fn new_file(table: &mut ResourceTable) -> Option<Arc<File>> {
 /// # Errors
 ///
 /// The functions cannot be replaced.
-pub(super) fn add_to_linker(linker: &mut Linker<State>, concurrent: bool) -> wasmtime::Result<()> {
+pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut types = linker.instance(TYPES)?;
     types.func_wrap_async(OPEN, |store, params| Box::new(open(store, params)))?;
@@ -175,22 +173,6 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>, concurrent: bool) -> was
             Ok(())
         },
     )?;
-    if concurrent {
-        let mut types = linker.instance(CONCURRENT_TYPES)?;
-        types.func_wrap_concurrent(OPEN, |accessor, params| {
-            Box::pin(open_concurrently(accessor, params))
-        })?;
-        types.resource(
-            DESCRIPTOR,
-            ResourceType::host::<Descriptor>(),
-            |mut store, handle| {
-                let state = store.data_mut();
-                p3::HostDescriptor::drop(&mut state.filesystem(), Resource::new_own(handle))?;
-                state.has_closed_file();
-                Ok(())
-            },
-        )?;
-    }
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -219,34 +201,6 @@ async fn open(
         Err(error) => return Ok((Err(p2::Host::convert_error_code(&mut wasi, error)?),)),
     };
     state.has_opened_file(opening, &opened)?;
-    Ok((Ok(opened),))
-}
-
-type ConcurrentParams = (
-    Resource<Descriptor>,
-    p3::PathFlags,
-    String,
-    p3::OpenFlags,
-    p3::DescriptorFlags,
-);
-
-/// Opens a file for a call of WASI 0.3.
-async fn open_concurrently(
-    store: &Accessor<State>,
-    (dir, path_flags, path, open_flags, flags): ConcurrentParams,
-) -> wasmtime::Result<(Result<Resource<Descriptor>, p3::ErrorCode>,)> {
-    let Some(opening) = store.with(|mut access| access.get().opens_file()) else {
-        return Ok((Err(p3::ErrorCode::Quota),));
-    };
-    let wasi = store.with_getter::<WasiFilesystem>(State::filesystem);
-    let opened = <WasiFilesystem as p3::HostDescriptorWithStore<State>>::open_at(
-        &wasi, dir, path_flags, path, open_flags, flags,
-    );
-    let opened = match opened.await {
-        Ok(opened) => opened,
-        Err(error) => return Ok((Err(error.downcast()?),)),
-    };
-    store.with(|mut access| access.get().has_opened_file(opening, &opened))?;
     Ok((Ok(opened),))
 }
 

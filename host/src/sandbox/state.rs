@@ -248,6 +248,15 @@ impl State {
         }
     }
 
+    /// A file or directory of a component.
+    ///
+    /// # Errors
+    ///
+    /// There is no such handle.
+    pub(super) fn descriptor(&self, handle: &Resource<Descriptor>) -> wasmtime::Result<&Descriptor> {
+        Ok(self.table.get(handle)?)
+    }
+
     /// Begins to open a file; `None` if the guests of the service hold too many.
     pub(super) fn opens_file(&mut self) -> Option<Opening> {
         self.files.as_mut()?.opens()

@@ -5,6 +5,7 @@
 //! names, keeps all of them, and answers with the number that it has made. `drop WORD` lets go of
 //! each at once.
 
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::mem::forget;
 use std::pin::Pin;
@@ -27,6 +28,12 @@ const FOR_EVER: u64 = 1 << 60;
 
 /// Bytes of a path that is too long for every system.
 const PATH: usize = 512 << 10;
+
+/// Bytes of a path that nearly fills a call.
+const LOOKUP: usize = 60 << 10;
+
+/// Entries of the directory that `entries` expects.
+const ENTRIES: usize = 1000;
 
 #[link(wasm_import_module = "$root")]
 unsafe extern "C" {
@@ -140,6 +147,34 @@ async fn make(kind: &str, keeps: bool) -> bool {
             None => return false,
         },
         "fifos" => begin(open("fifo".to_owned()), keeps).await,
+        // Of the directory, unread, begun, and to the end.
+        "lists" => done(directory().read_directory(), keeps),
+        "begun-lists" => {
+            let (mut entries, end) = directory().read_directory();
+            let some = entries.read(Vec::with_capacity(1)).await.1;
+            done((entries, end), keeps);
+            return !some.is_empty();
+        }
+        "list-reads" => {
+            let (mut entries, end) = directory().read_directory();
+            begin(async move { entries.read(Vec::with_capacity(1)).await }, keeps).await;
+            done(end, keeps);
+        }
+        "entries" => {
+            let (entries, end) = directory().read_directory();
+            let names: HashSet<_> = entries
+                .collect()
+                .await
+                .into_iter()
+                .map(|entry| entry.name)
+                .collect();
+            return end.await.is_ok() && names.len() == ENTRIES;
+        }
+        "directories" => match open(".".to_owned()).await {
+            Some(directory) => done(directory, keeps),
+            None => return false,
+        },
+        "lookups" => begin(look_up("x/".repeat(LOOKUP / 2)), keeps).await,
         "paths" => begin(open("x".repeat(PATH)), keeps).await,
         "memory" => done(std::hint::black_box(vec![1_u8; 64 << 10]), keeps),
         "pollables" => done(subscribe_duration(FOR_EVER), keeps),
@@ -160,6 +195,16 @@ async fn connect() -> Option<TcpSocket> {
     let socket = TcpSocket::create(IpAddressFamily::Ipv4).ok()?;
     socket.connect(IpSocketAddress::Ipv4(address)).await.ok()?;
     Some(socket)
+}
+
+/// The first directory.
+fn directory() -> Descriptor {
+    get_directories().into_iter().next().unwrap().0
+}
+
+/// Looks for a file in the first directory.
+async fn look_up(path: String) -> bool {
+    directory().stat_at(PathFlags::empty(), path).await.is_ok()
 }
 
 /// Opens a file of the first directory.

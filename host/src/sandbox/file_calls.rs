@@ -1,0 +1,172 @@
+//! Files and directories of guests of WASI 0.3.
+
+use wasmtime::AsContextMut as _;
+use wasmtime::component::{Access, Accessor, FutureReader, HasData, Linker, Resource, StreamReader};
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
+use wasmtime_wasi::p3::bindings::filesystem::types as p3;
+use wasmtime_wasi::p3::bindings::filesystem::types::HostDescriptorWithStore as WithStore;
+use wasmtime_wasi::p3::filesystem::{FilesystemError, FilesystemResult};
+
+use super::file_threads::Call;
+use super::listing;
+use super::state::State;
+
+/// Has guests use files by functions in place of WASI's, which bound what they leave behind.
+///
+/// # Errors
+///
+/// The functions cannot be replaced.
+pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    p3::add_to_linker::<State, FileCalls>(linker, |state| state)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The functions of `wasi:filesystem/types`.
+///
+/// A guest can cancel a call at any time. wasmtime-wasi then leaves the operation, with its path, in
+/// the queue for threads. So each call announces itself to [`FileThreads`], which counts operations
+/// that were left there.
+///
+/// [`FileThreads`]: super::file_threads::FileThreads
+struct FileCalls;
+
+impl HasData for FileCalls {
+    type Data<'a> = &'a mut State;
+}
+
+type Ended = FutureReader<Result<(), p3::ErrorCode>>;
+
+/// Access to WASI's own functions.
+fn wasi<'a>(store: &'a mut Access<'_, State, FileCalls>) -> Access<'a, State, WasiFilesystem> {
+    Access::<State, WasiFilesystem>::new(store.as_context_mut(), |state| state.filesystem())
+}
+
+/// Waits until a call may begin.
+async fn begin(store: &Accessor<State, FileCalls>) -> Option<Call> {
+    let threads = store.with(|mut access| access.get().file_threads())?;
+    Some(threads.begin().await)
+}
+
+/// Calls WASI's own functions, and follows the calls until they end.
+macro_rules! follow {
+    ($($name:ident($($param:ident: $of:ty),*) -> $result:ty;)*) => {
+        $(async fn $name(
+            store: &Accessor<State, Self>,
+            descriptor: Resource<Descriptor>,
+            $($param: $of),*
+        ) -> $result {
+            let call = begin(store).await;
+            let wasi = store.with_getter::<WasiFilesystem>(State::filesystem);
+            let result = <WasiFilesystem as WithStore<State>>::$name(&wasi, descriptor, $($param),*).await;
+            Call::end(call);
+            result
+        })*
+    };
+}
+
+impl WithStore<State> for FileCalls {
+    // These start with nothing. What their streams move is bounded for each of them.
+    fn read_via_stream(
+        mut store: Access<'_, State, Self>,
+        descriptor: Resource<Descriptor>,
+        offset: p3::Filesize,
+    ) -> wasmtime::Result<(StreamReader<u8>, Ended)> {
+        WasiFilesystem::read_via_stream(wasi(&mut store), descriptor, offset)
+    }
+
+    fn write_via_stream(
+        mut store: Access<'_, State, Self>,
+        descriptor: Resource<Descriptor>,
+        data: StreamReader<u8>,
+        offset: p3::Filesize,
+    ) -> wasmtime::Result<Ended> {
+        WasiFilesystem::write_via_stream(wasi(&mut store), descriptor, data, offset)
+    }
+
+    fn append_via_stream(
+        mut store: Access<'_, State, Self>,
+        descriptor: Resource<Descriptor>,
+        data: StreamReader<u8>,
+    ) -> wasmtime::Result<Ended> {
+        WasiFilesystem::append_via_stream(wasi(&mut store), descriptor, data)
+    }
+
+    fn read_directory(
+        mut store: Access<'_, State, Self>,
+        descriptor: Resource<Descriptor>,
+    ) -> wasmtime::Result<(StreamReader<p3::DirectoryEntry>, Ended)> {
+        listing::read(store.as_context_mut(), &descriptor)
+    }
+
+    async fn open_at(
+        store: &Accessor<State, Self>,
+        dir: Resource<Descriptor>,
+        path_flags: p3::PathFlags,
+        path: String,
+        open_flags: p3::OpenFlags,
+        flags: p3::DescriptorFlags,
+    ) -> FilesystemResult<Resource<Descriptor>> {
+        let Some(opening) = store.with(|mut access| access.get().opens_file()) else {
+            return Err(p3::ErrorCode::Quota.into());
+        };
+        let call = begin(store).await;
+        let wasi = store.with_getter::<WasiFilesystem>(State::filesystem);
+        let opened =
+            <WasiFilesystem as WithStore<State>>::open_at(&wasi, dir, path_flags, path, open_flags, flags)
+                .await;
+        Call::end(call);
+        let opened = opened?;
+        let counted = store.with(|mut access| access.get().has_opened_file(opening, &opened));
+        counted.map_err(FilesystemError::trap)?;
+        Ok(opened)
+    }
+
+    follow! {
+        advise(offset: p3::Filesize, length: p3::Filesize, advice: p3::Advice) -> FilesystemResult<()>;
+        sync_data() -> FilesystemResult<()>;
+        get_flags() -> FilesystemResult<p3::DescriptorFlags>;
+        get_type() -> FilesystemResult<p3::DescriptorType>;
+        set_size(size: p3::Filesize) -> FilesystemResult<()>;
+        set_times(accessed: p3::NewTimestamp, modified: p3::NewTimestamp) -> FilesystemResult<()>;
+        sync() -> FilesystemResult<()>;
+        create_directory_at(path: String) -> FilesystemResult<()>;
+        stat() -> FilesystemResult<p3::DescriptorStat>;
+        stat_at(flags: p3::PathFlags, path: String) -> FilesystemResult<p3::DescriptorStat>;
+        set_times_at(
+            flags: p3::PathFlags,
+            path: String,
+            accessed: p3::NewTimestamp,
+            modified: p3::NewTimestamp
+        ) -> FilesystemResult<()>;
+        link_at(
+            flags: p3::PathFlags,
+            path: String,
+            new: Resource<Descriptor>,
+            new_path: String
+        ) -> FilesystemResult<()>;
+        readlink_at(path: String) -> FilesystemResult<String>;
+        remove_directory_at(path: String) -> FilesystemResult<()>;
+        rename_at(path: String, new: Resource<Descriptor>, new_path: String) -> FilesystemResult<()>;
+        symlink_at(path: String, new_path: String) -> FilesystemResult<()>;
+        unlink_file_at(path: String) -> FilesystemResult<()>;
+        is_same_object(other: Resource<Descriptor>) -> wasmtime::Result<bool>;
+        metadata_hash() -> FilesystemResult<p3::MetadataHashValue>;
+        metadata_hash_at(flags: p3::PathFlags, path: String) -> FilesystemResult<p3::MetadataHashValue>;
+    }
+}
+
+impl p3::Host for State {
+    fn convert_error_code(&mut self, error: FilesystemError) -> wasmtime::Result<p3::ErrorCode> {
+        error.downcast()
+    }
+}
+
+impl p3::HostDescriptor for State {
+    fn drop(&mut self, descriptor: Resource<Descriptor>) -> wasmtime::Result<()> {
+        p3::HostDescriptor::drop(&mut self.filesystem(), descriptor)?;
+        self.has_closed_file();
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! Lists of directories for guests of WASI 0.3.
+
+use std::fs::File;
+use std::io;
+use std::iter;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RawDirEntry, openat, statat};
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{
+    Destination, FutureReader, Resource, StreamProducer, StreamReader, StreamResult, VecBuffer,
+};
+use wasmtime_wasi::filesystem::Descriptor;
+use wasmtime_wasi::p3::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+
+use super::file_threads::FileThreads;
+use super::files::Opening;
+use super::state::State;
+
+/// Bytes of entries that a thread takes from the kernel at once. In the memory of the host, they are
+/// 20 KiB at most, when all names are short.
+const CHUNK: usize = 4 << 10;
+
+/// Lists a directory: the entries, and whether that failed.
+///
+/// # Errors
+///
+/// There is no such descriptor, or the guest has too many handles.
+pub(super) fn read(
+    mut store: StoreContextMut<'_, State>,
+    descriptor: &Resource<Descriptor>,
+) -> wasmtime::Result<(StreamReader<DirectoryEntry>, FutureReader<Result<(), ErrorCode>>)> {
+    let (ended, end) = oneshot::channel();
+    let entries = match begin(store.data_mut(), descriptor)? {
+        Ok((threads, directory)) => {
+            let listing = Listing {
+                threads,
+                directory: Some(directory),
+                reading: None,
+                end: None,
+                ended: Some(ended),
+            };
+            StreamReader::new(&mut store, listing)?
+        }
+        Err(error) => {
+            let _ = ended.send(Err(error));
+            StreamReader::new(&mut store, iter::empty())?
+        }
+    };
+    Ok((entries, FutureReader::new(&mut store, end)?))
+}
+
+/// Finds the directory to list, which counts as one more open file.
+fn begin(
+    state: &mut State,
+    descriptor: &Resource<Descriptor>,
+) -> wasmtime::Result<Result<(Arc<FileThreads>, Directory), ErrorCode>> {
+    let Descriptor::Dir(dir) = state.descriptor(descriptor)? else {
+        return Ok(Err(ErrorCode::NotDirectory));
+    };
+    let granted = Arc::clone(&dir.dir);
+    let Some((threads, opening)) = state.file_threads().zip(state.opens_file()) else {
+        return Ok(Err(ErrorCode::Quota));
+    };
+    let directory = Directory {
+        granted,
+        listed: None,
+        _counts: opening,
+    };
+    Ok(Ok((threads, directory)))
+}
+
+/// A directory that is being listed.
+struct Directory {
+    granted: Arc<File>,
+    /// The same directory, with its own position. It is opened by the first read.
+    listed: Option<OwnedFd>,
+    _counts: Opening,
+}
+
+/// Some entries of a directory.
+struct Chunk {
+    directory: Directory,
+    entries: Vec<DirectoryEntry>,
+    /// `None` while the directory may have more.
+    end: Option<Result<(), ErrorCode>>,
+}
+
+impl Directory {
+    /// Reads some entries, which waits for the disk.
+    fn read(mut self) -> Chunk {
+        let mut entries = Vec::new();
+        let end = match self.fill(&mut entries) {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        };
+        Chunk {
+            directory: self,
+            entries,
+            end,
+        }
+    }
+
+    /// Adds entries until the buffer has no more. Returns whether the directory may have more.
+    fn fill(&mut self, entries: &mut Vec<DirectoryEntry>) -> Result<bool, ErrorCode> {
+        let listed = match self.listed.take() {
+            Some(listed) => listed,
+            None => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                openat(&*self.granted, c".", flags, Mode::empty()).map_err(io::Error::from)?
+            }
+        };
+        let listed = self.listed.insert(listed);
+        let mut buffer = [MaybeUninit::uninit(); CHUNK];
+        let mut list = RawDir::new(listed.as_fd(), &mut buffer);
+        while let Some(entry) = list.next() {
+            let entry = entry.map_err(io::Error::from)?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                entries.push(known(&self.granted, &entry)?);
+            }
+            if list.is_buffer_empty() && !entries.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// An entry of `directory` for the guest.
+fn known(directory: &File, entry: &RawDirEntry<'_>) -> Result<DirectoryEntry, ErrorCode> {
+    let name = entry.file_name();
+    let kind = match entry.file_type() {
+        // Some file systems tell only if one asks.
+        FileType::Unknown => {
+            let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)?;
+            FileType::from_raw_mode(found.st_mode)
+        }
+        kind => kind,
+    };
+    let type_ = match kind {
+        FileType::RegularFile => DescriptorType::RegularFile,
+        FileType::Directory => DescriptorType::Directory,
+        FileType::Symlink => DescriptorType::SymbolicLink,
+        FileType::Fifo => DescriptorType::Fifo,
+        FileType::Socket => DescriptorType::Socket,
+        FileType::CharacterDevice => DescriptorType::CharacterDevice,
+        FileType::BlockDevice => DescriptorType::BlockDevice,
+        _ => DescriptorType::Other(None),
+    };
+    let name = name.to_str().map_err(|_| ErrorCode::IllegalByteSequence)?;
+    Ok(DirectoryEntry {
+        type_,
+        name: name.to_owned(),
+    })
+}
+
+/// A stream of the entries of a directory.
+///
+/// WASI's own keeps a thread until the guest has read all entries. This one has a thread only while
+/// it reads a chunk, and begins to read when the guest does.
+struct Listing {
+    /// `None` while a thread reads it, and after the end.
+    directory: Option<Directory>,
+    reading: Option<AbortOnDropHandle<Chunk>>,
+    /// These stay until nothing is read any more.
+    threads: Arc<FileThreads>,
+    /// The end, after entries that the guest has yet to read.
+    end: Option<Result<(), ErrorCode>>,
+    /// `None` once the guest was told of the end.
+    ended: Option<oneshot::Sender<Result<(), ErrorCode>>>,
+}
+
+impl Listing {
+    fn close(&mut self, end: Result<(), ErrorCode>) {
+        if let Some(ended) = self.ended.take() {
+            // The guest may not want to know.
+            let _ = ended.send(end);
+        }
+    }
+
+    /// The next entries; none at the end.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Vec<DirectoryEntry>> {
+        if let Some(directory) = self.directory.take() {
+            self.reading = Some(self.threads.spawn(move || directory.read()));
+        }
+        let Some(reading) = &mut self.reading else {
+            return Poll::Ready(Vec::new());
+        };
+        let read = match Pin::new(reading).poll(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(read) => read,
+        };
+        self.reading = None;
+        let Chunk {
+            directory,
+            entries,
+            end,
+        } = read.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+        if end.is_none() {
+            self.directory = Some(directory);
+        }
+        self.end = end;
+        Poll::Ready(entries)
+    }
+}
+
+impl StreamProducer<State> for Listing {
+    type Item = DirectoryEntry;
+    type Buffer = VecBuffer<DirectoryEntry>;
+
+    fn poll_produce<'a>(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut store: StoreContextMut<'a, State>,
+        mut destination: Destination<'a, Self::Item, Self::Buffer>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        // Nothing is read for a guest that only asks whether there is something to read.
+        if destination.remaining(&mut store) == Some(0) {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let this = self.get_mut();
+        let entries = match this.poll_chunk(cx) {
+            Poll::Ready(entries) => entries,
+            // What the thread reads is for the next read.
+            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending => return Poll::Pending,
+        };
+        if entries.is_empty() {
+            let end = this.end.take().unwrap_or(Ok(()));
+            this.close(end);
+            return Poll::Ready(Ok(StreamResult::Dropped));
+        }
+        destination.set_buffer(entries.into());
+        Poll::Ready(Ok(StreamResult::Completed))
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.close(Ok(()));
+    }
+}
