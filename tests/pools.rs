@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::admin::{admin_of, pool_used};
-use crate::harness::{Client, HOST, HUP, Host, Place, field, file, guest, scratch, until};
+use crate::harness::{Client, HOST, HUP, Host, Place, command, field, file, guest, scratch, until};
 
 /// A program that waits for an hour, as a component of so many core instances with a memory each.
 fn waiting(memories: usize) -> PathBuf {
@@ -43,7 +43,15 @@ fn waiting(memories: usize) -> PathBuf {
 
 /// A program as a core module of several memories, which waits for its client.
 fn module(memories: usize) -> PathBuf {
-    let more = "(memory 1)".repeat(memories - 1);
+    file(
+        &format!("module-{memories}.wasm"),
+        module_with_tables(memories, 0),
+    )
+}
+
+/// The same with so many tables besides.
+fn module_with_tables(memories: usize, tables: usize) -> Vec<u8> {
+    let more = "(memory 1)".repeat(memories - 1) + &"(table 1 funcref)".repeat(tables);
     let text = format!(
         r#"(module
         (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
@@ -54,7 +62,31 @@ fn module(memories: usize) -> PathBuf {
             (i32.store (i32.const 4) (i32.const 64))
             (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))))"#
     );
-    file(&format!("module-{memories}.wasm"), wat::parse_str(text).unwrap())
+    wat::parse_str(text).unwrap()
+}
+
+/// Starts a host that takes `limit` for the number of memory mappings that the system allows.
+fn host_with_mappings(limit: u64, args: &[&str]) -> Host {
+    let mut command = command();
+    command.env("WASM_INETD_MAX_MAP_COUNT", limit.to_string());
+    Host::spawn(command.args(args), args)
+}
+
+/// Writes a services file of one service with these limits.
+fn write_service(config: &Path, limits: &str) {
+    let text = format!(
+        "[[service]]\nname = \"lines\"\ncomponent = \"{}\"\nlisten = [\"127.0.0.1:0\"]\n\
+         limits = {{ {limits} }}\n",
+        guest("lines").display()
+    );
+    fs::write(config, text).unwrap();
+}
+
+/// Opens a connection that is served, and keeps its instance.
+fn held(host: &Host) -> Client {
+    let client = host.connect();
+    client.echo("hello\n");
+    client
 }
 
 /// Runs `check` below a shell that runs `setup` first. Returns what it prints and what it logs.
@@ -220,6 +252,93 @@ fn components_of_many_memories_leave_mappings_to_other_services() {
     host.signal(HUP);
     host.line("services reconfigured");
     Client::connect(host.addresses()[3]).unwrap().echo("hello\n");
+}
+
+#[test]
+fn settings_that_do_not_concern_the_pool_keep_it() {
+    let dir = scratch("pools-settings");
+    fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("services.toml");
+    write_service(&config, "max-memory = \"64MiB\"");
+    let host = Host::with_config(&config, 1);
+    let mut clients = vec![held(&host)];
+    let before = host.mappings();
+    for limits in [
+        "max-memory = \"65MiB\"",
+        "max-memory = \"65MiB\", idle-timeout = \"9m\"",
+        "max-memory = \"65MiB\", max-call-time = \"7s\"",
+        "max-memory = \"65MiB\", max-connections = 900",
+    ] {
+        write_service(&config, limits);
+        host.signal(HUP);
+        host.line("services reconfigured");
+        clients.push(held(&host));
+    }
+    // The stacks of a pool for 1,024 connections take more than 2,000.
+    let mappings = host.mappings();
+    assert!(mappings < before + 1000, "{before} mappings became {mappings}");
+    clients.iter().for_each(|client| client.echo("again\n"));
+}
+
+#[test]
+fn pools_that_open_connections_keep_leave_mappings_to_the_host() {
+    const LIMIT: u64 = 8192;
+    let dir = scratch("pools-kept");
+    fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("services.toml");
+    // The stacks of a pool take more than 500 mappings, and it can take 900.
+    let connections = 200;
+    write_service(&config, &format!("max-connections = {connections}"));
+    let host = host_with_mappings(LIMIT, &["--config", config.to_str().unwrap()]);
+    let before = host.mappings();
+    let mut clients = vec![held(&host)];
+    // Each pool is too small for the next settings.
+    for more in 1..=16 {
+        write_service(&config, &format!("max-connections = {}", connections + more));
+        host.signal(HUP);
+        host.line("services reconfigured");
+        clients.push(held(&host));
+    }
+    let added = host.mappings() - before;
+    assert!(added < LIMIT as usize / 8 * 7, "{added} mappings came");
+    // Those that have no pool of their own share one, and the log says how many it serves.
+    let sentences = sentences(&host.log());
+    let last = sentences.last().expect("a sentence about the pool");
+    assert!(
+        last.contains("but `max-connections` is 216: lower it to 2") && last.contains("vm.max_map_count"),
+        "{sentences:?}"
+    );
+    clients.iter().for_each(|client| client.echo("again\n"));
+}
+
+#[test]
+fn pools_of_earlier_generations_count_with_what_they_have() {
+    let component = file("pools-generations.wasm", module_with_tables(8, 2));
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--max-connections",
+        "100",
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    // A pool takes 332 mappings at once and up to 1,964, and pools may take 6,144.
+    let host = host_with_mappings(8192, &args);
+    let admin = admin_of(&host);
+    let mut clients = vec![host.connect()];
+    let in_use = |clients: usize| pool_used(&admin, "memories") == (8 * clients) as f64;
+    until("the first is served", || in_use(1));
+    for tables in [4, 8, 16, 32, 64] {
+        file("pools-generations.wasm", module_with_tables(8, tables));
+        host.signal(HUP);
+        let line = host.line_of(&["component reloaded", "reload failed"]);
+        assert!(line.contains("component reloaded"), "{line}");
+        clients.push(host.connect());
+        until("all are served", || in_use(clients.len()));
+    }
+    assert!(sentences(&host.log()).is_empty(), "{}", host.log());
 }
 
 #[test]

@@ -34,3 +34,10 @@ pub(crate) fn examine_time() -> Option<Duration> {
     let time = cfg!(debug_assertions).then(|| std::env::var("WASM_INETD_EXAMINE_S").ok());
     time.flatten()?.parse().ok().map(Duration::from_secs)
 }
+
+/// Returns how many memory mappings a process may have instead of the system's limit, if
+/// `WASM_INETD_MAX_MAP_COUNT` in the environment says so.
+pub(crate) fn max_map_count() -> Option<u64> {
+    let limit = cfg!(debug_assertions).then(|| std::env::var("WASM_INETD_MAX_MAP_COUNT").ok());
+    limit.flatten()?.parse().ok()
+}

@@ -5,7 +5,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::extent::Parts;
-use super::mappings::Terms;
+use super::mappings::{Size, Terms};
 use super::needs::{Calls, Concurrency, Images, LEAST_INSTANCES, Needs};
 use crate::config::{Limits, Setting};
 
@@ -58,12 +58,27 @@ pub struct Shortage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "{LEAST_INSTANCES} instances of the component take {least} memory mappings, but the pools of this host \
-     have {left} left for it: raise the system's limit (vm.max_map_count), or lower {} of the services",
-    Setting::of("limits.max-connections")
+     have {left} left for it: raise the system's limit (vm.max_map_count), or lower {} of the services{}",
+    Setting::of("limits.max-connections"),
+    keeps(*.kept)
 )]
 pub(super) struct NoMappings {
     least: u64,
     left: u64,
+    /// What open connections keep in earlier pools.
+    kept: u64,
+}
+
+/// Says what keeps so many mappings, and what to do about it.
+fn keeps(kept: u64) -> String {
+    if kept == 0 {
+        return String::new();
+    }
+    format!(
+        "; open connections keep {kept} in the pools of earlier generations: wait until they end, or limit \
+         their time by {}",
+        Setting::of("drain-generations")
+    )
 }
 
 impl Pool {
@@ -83,11 +98,12 @@ impl Pool {
         let full = Self::full(needs, connections);
         let with = |memories| Self::of(needs, full.instances, memories);
         let least = with(needs.room.least_memories());
-        let left = terms.granted(connections, full.mappings(needs), least.mappings(needs));
+        let left = terms.granted(connections, full.size(needs), least.mappings(needs));
         if least.mappings(needs) > left {
             return Err(NoMappings {
                 least: least.mappings(needs),
                 left,
+                kept: terms.kept(),
             });
         }
         // The first fits, and the last need not.
@@ -132,6 +148,31 @@ impl Pool {
             + u64::from(self.all_stacks()) * MAPPINGS_OF_STACK
     }
 
+    /// Memory mappings that it takes now and later.
+    pub(super) fn size(self, needs: Needs) -> Size {
+        let of_memory = mappings_of_memory(needs);
+        Size {
+            most: self.mappings(needs),
+            at_once: u64::from(self.all_stacks()) * MAPPINGS_OF_STACK,
+            of_memory,
+            of_instance: u64::from(needs.room.memories) * of_memory + MAPPINGS_OF_STACK,
+        }
+    }
+
+    /// Instances of a component with such needs that it has room for, however large they are.
+    pub(super) fn capacity(self, needs: Needs) -> u32 {
+        self.instances.min(self.memories / needs.room.memories)
+    }
+
+    /// Whether it is no smaller than a pool for so many connections would be.
+    pub(super) fn is_whole(self, needs: Needs, connections: u32) -> bool {
+        let full = Self::full(needs, connections);
+        self.instances >= full.instances
+            && self.memories >= full.memories
+            && self.tables >= full.tables
+            && self.stacks >= full.stacks
+    }
+
     /// Memory mappings that as many instances can take without a pool.
     pub(super) fn mappings_on_demand(self, needs: Needs) -> u64 {
         let memories = u64::from(self.instances) * u64::from(needs.room.memories);
@@ -142,7 +183,9 @@ impl Pool {
     /// Instances of `parts` that it has room for.
     pub(super) fn instances_of(self, parts: Parts) -> u32 {
         let memories = self.memories / parts.memories.max(1);
-        memories.min(self.tables / parts.tables.max(1))
+        // A pool that was made for fewer connections can have more memories than instances take.
+        let connections = self.instances.saturating_sub(SPARE_INSTANCES);
+        memories.min(self.tables / parts.tables.max(1)).min(connections)
     }
 }
 
@@ -187,13 +230,23 @@ pub(super) fn connections(limits: &Limits) -> u32 {
 
 impl Shortage {
     /// Compares `pool`, which was made for `needs` on these terms, with the number of connections.
-    /// Every connection takes an instance of `parts`.
-    pub(super) fn of(needs: Needs, pool: Pool, parts: Parts, limits: &Limits, terms: Terms) -> Option<Self> {
+    /// Every connection takes an instance of `parts`. A pool without terms was made for other needs
+    /// or another number of connections.
+    pub(super) fn of(
+        needs: Needs,
+        pool: Pool,
+        parts: Parts,
+        limits: &Limits,
+        terms: Option<Terms>,
+    ) -> Option<Self> {
         let (served, asked) = (pool.instances_of(parts), limits.max_connections.get());
         if served as usize >= asked {
             return None;
         }
-        let made = |connections| Pool::on(terms, needs, connections);
+        let made = |connections| match terms {
+            Some(terms) => Pool::on(terms, needs, connections),
+            None => Ok(pool),
+        };
         // For fewer connections the host makes a smaller pool, which may serve fewer again.
         let mut advised = served;
         loop {
@@ -259,7 +312,7 @@ mod tests {
             ..Limits::default()
         };
         let pool = Pool::on(terms, needs, connections(&limits)).unwrap();
-        Shortage::of(needs, pool, parts, &limits, terms)
+        Shortage::of(needs, pool, parts, &limits, Some(terms))
     }
 
     /// The same on a system without a limit on memory mappings.
@@ -301,6 +354,26 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_says_what_keeps_mappings() {
+        let text = |kept| {
+            let (least, left) = (700, 12);
+            NoMappings { least, left, kept }.to_string()
+        };
+        let plain = text(0);
+        assert!(
+            plain.contains("take 700 memory mappings") && plain.contains("have 12 left"),
+            "{plain}"
+        );
+        assert!(plain.ends_with("of the services"), "{plain}");
+        let kept = text(8000);
+        assert!(
+            kept.contains("; open connections keep 8000 in the pools of earlier generations: wait until"),
+            "{kept}"
+        );
+        assert!(kept.contains("drain-generations"), "{kept}");
+    }
+
+    #[test]
     fn a_pool_takes_no_more_mappings_than_there_are_for_it() {
         let component = |memories: usize, data: usize| {
             let instances = "(core instance (instantiate $m))".repeat(memories);
@@ -319,7 +392,7 @@ mod tests {
                     let least = Pool::of(needs, full.instances, needs.room.least_memories());
                     for free in [0, 10_000, 49_146, 1 << 30] {
                         let terms = Terms::with_free(free);
-                        let granted = terms.granted(connections, full.mappings(needs), least.mappings(needs));
+                        let granted = terms.granted(connections, full.size(needs), least.mappings(needs));
                         match Pool::on(terms, needs, connections) {
                             Ok(pool) if pool == full => {
                                 assert!(full.mappings(needs) <= granted);
@@ -332,7 +405,7 @@ mod tests {
                                 let more = Pool::of(needs, pool.instances, pool.memories + 1);
                                 assert!(more.mappings(needs) > granted, "{pool:?}");
                             }
-                            Err(NoMappings { least, left }) => {
+                            Err(NoMappings { least, left, .. }) => {
                                 assert!(least > left && free < 49_146);
                                 seen[2] += 1;
                             }

@@ -17,9 +17,9 @@ use super::extent::{MAX_PARTS, Parts};
 use super::file_calls;
 use super::files;
 use super::grants::Granted;
-use super::mappings::{Lease, Share};
 use super::needs::{Calls, Concurrency, HandleTables, Images, Needs};
 use super::never_waits;
+use super::pools::{Pooled, Pools};
 use super::preview1;
 use super::sockets;
 use super::state::State;
@@ -113,11 +113,10 @@ pub(super) struct Engine {
     pub(super) ticker: Arc<Ticker>,
     pub(super) limits: Limits,
     pub(super) granted: Arc<Granted>,
-    /// `None` where instances are allocated on demand.
-    pub(super) pool: Option<Pool>,
-    /// The stacks, where there are fewer than connections.
-    pub(super) stacks: Option<Arc<Stacks>>,
-    lease: Arc<Lease>,
+    /// The pool, which other engines of the service may share.
+    pub(super) pooled: Arc<Pooled>,
+    /// One more reference for each component that is loaded.
+    used: Arc<()>,
 }
 
 impl Engine {
@@ -126,16 +125,14 @@ impl Engine {
         limits: &Limits,
         granted: &Arc<Granted>,
         ticker: &Arc<Ticker>,
-        share: &Arc<Share>,
+        pools: &Arc<Pools>,
     ) -> wasmtime::Result<Self> {
-        let Allocated {
-            engine,
-            pool,
-            stacks,
-            lease,
-        } = allocate(needs, limits, granted.service(), share)?;
-        ticker.add(engine.weak());
-        let mut linker = Linker::new(&engine);
+        let connections = connections(limits);
+        let pooled = pools.get_or_make(needs, connections, |nearest| {
+            allocate(needs, connections, granted.service(), pools, nearest)
+        })?;
+        ticker.add(&pooled.engine);
+        let mut linker = Linker::new(&pooled.engine);
         match needs.calls {
             Calls::Direct => never_waits::add_to_linker(&mut linker)?,
             Calls::OnFibers => wasmtime_wasi::p2::add_to_linker_async(&mut linker)?,
@@ -156,14 +153,13 @@ impl Engine {
         }
         Ok(Self {
             needs,
-            code: code_settings(needs, pool.is_some()),
+            code: code_settings(needs, pooled.pool.is_some()),
             linker,
             ticker: Arc::clone(ticker),
             limits: *limits,
             granted: Arc::clone(granted),
-            pool,
-            stacks: (needs.calls == Calls::Direct).then(|| Stacks::new(stacks)),
-            lease: Arc::new(lease),
+            pooled,
+            used: Arc::default(),
         })
     }
 
@@ -193,13 +189,13 @@ impl Engine {
         Mappings {
             each: mappings_of_connection(self.needs, memories, has_stack),
             shared: if has_stack { 0 } else { 2 * u64::from(pool.stacks) },
-            most: self.lease.mappings(),
+            most: self.pooled.lease.mappings(),
         }
     }
 
     /// Whether no component is loaded that uses it.
     pub(super) fn is_unused(&self) -> bool {
-        Arc::strong_count(&self.lease) == 1
+        Arc::strong_count(&self.used) == 1
     }
 
     /// Elements that a table of an instance may grow to.
@@ -210,7 +206,7 @@ impl Engine {
     /// What of the pool is in use.
     pub(super) fn pool_use(&self) -> Option<PoolUse> {
         let metrics = self.engine().pooling_allocator_metrics()?;
-        let pool = self.pool?;
+        let pool = self.pooled.pool?;
         Some(PoolUse {
             instances: metrics.component_instances(),
             memories: metrics.memories() as u64,
@@ -235,7 +231,15 @@ impl Engine {
 
     /// Whether the pool has room for fewer instances of `parts` than there may be connections.
     pub(super) fn shortage(&self, parts: Parts) -> Option<Shortage> {
-        Shortage::of(self.needs, self.pool?, parts, &self.limits, self.lease.terms())
+        let pooled = &self.pooled;
+        let is_own = pooled.needs == self.needs && pooled.connections == connections(&self.limits);
+        let terms = is_own.then(|| pooled.lease.terms());
+        Shortage::of(self.needs, pooled.pool?, parts, &self.limits, terms)
+    }
+
+    /// Notes that a generation gets new connections, or gets none any more.
+    pub(super) fn serves(&self, serves: bool) {
+        self.pooled.lease.serves(serves);
     }
 
     pub(super) fn engine(&self) -> &wasmtime::Engine {
@@ -243,57 +247,78 @@ impl Engine {
     }
 }
 
-/// What instances of an engine are made in.
-struct Allocated {
-    engine: wasmtime::Engine,
-    /// `None` where instances are allocated on demand.
-    pool: Option<Pool>,
-    stacks: u32,
-    lease: Lease,
-}
-
-/// Makes an engine whose pool holds an instance for every connection or, where there are too few
-/// memory mappings or too little address space for that, as much of it as can be had. If no pool
-/// can be had, instances are allocated on demand.
+/// Makes a pool that holds an instance for every connection or, where there are too few memory
+/// mappings or too little address space for that, as much of it as can be had. Returns `nearest`, a
+/// pool that the service has already, if that serves more. If no pool can be had, instances are
+/// allocated on demand.
 fn allocate(
     needs: Needs,
-    limits: &Limits,
+    connections: u32,
     service: Option<&str>,
-    share: &Arc<Share>,
-) -> wasmtime::Result<Allocated> {
-    let connections = connections(limits);
-    let (planned, lease) = share.take(|terms| {
+    pools: &Arc<Pools>,
+    nearest: Option<Arc<Pooled>>,
+) -> wasmtime::Result<Arc<Pooled>> {
+    let taken = pools.share.take(|terms| {
         let pool = Pool::on(terms, needs, connections)?;
-        Ok::<_, NoMappings>((pool, pool.mappings(needs)))
-    })?;
-    let failed = match pooled(needs, planned) {
-        Ok(engine) => {
-            return Ok(Allocated {
-                engine,
-                pool: Some(planned),
-                stacks: planned.stacks,
-                lease,
-            });
-        }
-        Err(error) => error,
+        Ok::<_, NoMappings>((pool, pool.size(needs)))
+    });
+    let (planned, lease) = match taken {
+        Ok(taken) => taken,
+        Err(error) => return nearest.ok_or_else(|| error.into()),
     };
+    let made = |engine: wasmtime::Engine, pool: Option<Pool>| {
+        lease.is_of(&engine);
+        let stacks = pool.unwrap_or(planned).stacks;
+        Arc::new(Pooled {
+            needs,
+            connections,
+            engine,
+            pool,
+            stacks: (needs.calls == Calls::Direct).then(|| Stacks::new(stacks)),
+            lease: Arc::clone(&lease),
+            pools: Arc::clone(pools),
+        })
+    };
+    let mut failed = None;
     // Memories take almost all of the address space. Every connection has one at least.
-    let mut smaller = planned.halved(needs);
-    while let Some(pool) = smaller {
-        if let Ok(engine) = pooled(needs, pool) {
-            return Ok(Allocated {
-                engine,
-                pool: Some(pool),
-                stacks: pool.stacks,
-                lease,
-            });
+    let mut next = Some(planned);
+    while let Some(pool) = next {
+        if let Some(nearest) = &nearest
+            && !pool.is_whole(needs, connections)
+            && nearest.capacity(needs) >= pool.capacity(needs)
+        {
+            return Ok(Arc::clone(nearest));
         }
-        smaller = pool.halved(needs);
+        match pooled(needs, pool) {
+            Ok(engine) => return Ok(made(engine, Some(pool))),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+        next = pool.halved(needs);
     }
-    let (need, left) = (planned.mappings_on_demand(needs), lease.mappings());
+    let reason = failed.map_or_else(String::new, |error| format!("{error:#}"));
+    let need = planned.mappings_on_demand(needs);
+    match on_demand(needs, connections, service, &reason, (need, lease.mappings())) {
+        Ok(engine) => Ok(made(engine, None)),
+        Err(error) => nearest.ok_or(error),
+    }
+}
+
+/// Makes an engine that allocates instances on demand, because of `reason`. They can `need` more
+/// mappings than are `left`.
+///
+/// # Errors
+///
+/// They do.
+fn on_demand(
+    needs: Needs,
+    connections: u32,
+    service: Option<&str>,
+    reason: &str,
+    (need, left): (u64, u64),
+) -> wasmtime::Result<wasmtime::Engine> {
     if need > left {
         return Err(wasmtime::format_err!(
-            "cannot reserve address space for {connections} connections ({failed:#}), and instances on demand \
+            "cannot reserve address space for {connections} connections ({reason}), and instances on demand \
              could take {need} memory mappings, of which there are {left} for the service; lower {}, or raise \
              the limit on address space (ulimit -v)",
             Setting::of("limits.max-connections")
@@ -301,18 +326,12 @@ fn allocate(
     }
     warn!(
         service,
-        reason = format!("{failed:#}"),
-        "cannot reserve address space for {} connections; instances are allocated on demand, which \
+        reason,
+        "cannot reserve address space for {connections} connections; instances are allocated on demand, which \
          is slower; lower {}, or raise the limit on address space (ulimit -v)",
-        limits.max_connections,
         Setting::of("limits.max-connections")
     );
-    Ok(Allocated {
-        engine: wasmtime::Engine::new(&config(code_settings(needs, false)))?,
-        pool: None,
-        stacks: planned.stacks,
-        lease,
-    })
+    wasmtime::Engine::new(&config(code_settings(needs, false)))
 }
 
 fn pooled(needs: Needs, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
@@ -411,7 +430,7 @@ fn config(settings: CodeSettings) -> Config {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
-            .field("pool", &self.pool)
+            .field("pool", &self.pooled.pool)
             .finish_non_exhaustive()
     }
 }

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
@@ -56,6 +58,8 @@ pub struct Generation {
     pub(super) engine: Engine,
     /// Where connections share instances.
     pub(super) shared: Option<Instances>,
+    /// It serves new connections.
+    is_current: AtomicBool,
     code: Code,
     /// Where it is seen what its guests do.
     profile: Option<Profile>,
@@ -137,6 +141,7 @@ impl Sandbox {
             .map_err(|error| LoadError::Sandbox(line(&error)))?;
         Ok(Generation {
             configured: Vec::new(),
+            is_current: AtomicBool::new(false),
             profile,
             mappings: engine.mappings(code.required().parts.memories),
             code,
@@ -465,6 +470,9 @@ impl Generation {
     /// It serves new connections from now on, or not: then instances that connections share end
     /// with the last of these, unless it serves new ones again before.
     pub fn set_current(&self, current: bool) {
+        if self.is_current.swap(current, Relaxed) != current {
+            self.engine.serves(current);
+        }
         if let Some(instances) = &self.shared {
             instances.set_current(current);
         }

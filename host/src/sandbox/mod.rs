@@ -39,6 +39,7 @@ mod names;
 mod needs;
 mod never_waits;
 mod outline;
+mod pools;
 mod preinit;
 mod preview1;
 mod profile;
@@ -80,8 +81,9 @@ use cache::Cache;
 use capacity::connections;
 use engine::Engine;
 use grants::Granted;
-use mappings::Share;
+use mappings::Claim;
 use needs::Needs;
+use pools::Pools;
 use ticker::Ticker;
 
 /// What connections share: engines, linkers, and the clock that interrupts guests.
@@ -103,8 +105,10 @@ pub struct Sandbox {
     /// What these have cost.
     shared_cost: Arc<Cost>,
     ticker: Arc<Ticker>,
-    /// What its pools may take of the memory mappings of the process.
-    share: Arc<Share>,
+    /// The pools of the service, which other sandboxes of it share.
+    pools: Arc<Pools>,
+    /// Entitles its pools to memory mappings of the process.
+    claim: Arc<Claim>,
     engines: Arc<Mutex<Vec<(Needs, Engine)>>>,
 }
 
@@ -132,6 +136,7 @@ impl Sandbox {
         // Calls are held to their limits at the end of each slice.
         let calls = [limits.max_call_time, limits.max_cpu_time];
         let slice = calls.into_iter().flatten().fold(limits.cpu_slice, Ord::min);
+        let pools = Pools::new();
         Ok(Self {
             limits: *limits,
             granted: Arc::new(Granted::resolve(grants, limits, before)?),
@@ -143,7 +148,8 @@ impl Sandbox {
             started: Arc::default(),
             shared_cost: Arc::default(),
             ticker: Ticker::start(slice)?,
-            share: Share::of(connections(limits)),
+            claim: pools.share.claim(connections(limits)),
+            pools,
             engines: Arc::default(),
         })
     }
@@ -162,7 +168,8 @@ impl Sandbox {
             started: Arc::clone(&self.started),
             shared_cost: Arc::clone(&self.shared_cost),
             ticker: Arc::clone(&self.ticker),
-            share: Arc::clone(&self.share),
+            pools: Arc::clone(&self.pools),
+            claim: Arc::clone(&self.claim),
             engines: Arc::clone(&self.engines),
         }
     }
@@ -217,11 +224,19 @@ impl Sandbox {
         self.granted.resolve_again()
     }
 
-    /// Sets the name of the service, which the lines that guests log contain.
+    /// Sets the name of the service, which the lines that guests log contain. All sandboxes of the
+    /// service share its pools.
     #[must_use]
     pub fn service(self, name: &str) -> Self {
-        let granted = Arc::new(self.granted.of_service(name));
-        Self { granted, ..self }
+        let pools = Pools::of(name);
+        Self {
+            granted: Arc::new(self.granted.of_service(name)),
+            claim: pools.share.claim(connections(&self.limits)),
+            ticker: pools.ticker(self.ticker),
+            engines: Arc::default(),
+            pools,
+            ..self
+        }
     }
 
     /// The same, but each component is initialised when it is loaded, if `preinit` is set.
@@ -254,7 +269,7 @@ impl Sandbox {
         }
         // Pools that nobody needs any more make room for the next.
         engines.retain(|(_, engine)| !engine.is_unused());
-        let engine = Engine::new(needs, &self.limits, &self.granted, &self.ticker, &self.share)?;
+        let engine = Engine::new(needs, &self.limits, &self.granted, &self.ticker, &self.pools)?;
         engines.push((needs, engine.clone()));
         Ok(engine)
     }

@@ -101,7 +101,7 @@ fn of_pool(each: u32, instances: u32, max_each: u32, max_of_pool: u32) -> u32 {
 
 /// Elements for which a pool reserves address space in each table: a power of two times those of
 /// most components, so that there are few different engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TableSize(u64);
 
 impl TableSize {
@@ -156,6 +156,27 @@ pub(super) struct Needs {
 }
 
 impl Needs {
+    /// The same, but with what does not concern the pool from `other`.
+    pub(super) fn like(self, other: Self) -> Self {
+        Self {
+            checks_returns: other.checks_returns,
+            ..self
+        }
+    }
+
+    /// Whether a pool for these needs can have instances of a component with those of `other`.
+    pub(super) fn include(self, other: Self) -> bool {
+        let larger = Self {
+            room: self.room,
+            table_size: self.table_size,
+            ..other
+        };
+        self.like(other) == larger
+            && self.room.memories >= other.room.memories
+            && self.room.tables >= other.room.tables
+            && self.table_size >= other.table_size
+    }
+
     /// What a component needs of its engine: concurrency, if its contract needs it or if it is
     /// valid only with it, images that are mapped, if it begins with much data, room for its
     /// `extent`, and stacks for its calls.

@@ -51,6 +51,8 @@ pub(super) struct State {
     /// Where there are fewer stacks than connections.
     stacks: Option<Arc<Stacks>>,
     stack: Option<Stack>,
+    /// Counts the store as one of its pool.
+    _live: Arc<()>,
     /// The files that the guest has opened, if it may have any. This is dropped after the tables.
     files: Option<OpenFiles>,
 }
@@ -114,7 +116,8 @@ impl State {
                 cost: cost.cloned(),
             },
             direct: None,
-            stacks: engine.stacks.clone(),
+            stacks: engine.pooled.stacks.clone(),
+            _live: engine.pooled.lease.live_mark(),
             stack: None,
             files,
         };

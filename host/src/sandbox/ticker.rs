@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use wasmtime::{EngineWeak, UpdateDeadline};
+use wasmtime::{Engine, EngineWeak, UpdateDeadline};
 
 use super::meter::{self, TICK, thread_time};
 use crate::cost::Cost;
@@ -90,11 +90,13 @@ impl Ticker {
     }
 
     /// Moves the epoch of `engine` too, until that is dropped.
-    pub(super) fn add(&self, engine: EngineWeak) {
-        self.engines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(engine);
+    pub(super) fn add(&self, engine: &Engine) {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = |known: &EngineWeak| known.upgrade().is_some_and(|known| Engine::same(&known, engine));
+        // Settings before and after a change can share an engine.
+        if !engines.iter().any(is_known) {
+            engines.push(engine.weak());
+        }
     }
 
     fn tick(&self) {
