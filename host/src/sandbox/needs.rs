@@ -159,7 +159,7 @@ impl Needs {
     /// The same, but with what does not concern the pool from `other`.
     pub(super) fn like(self, other: Self) -> Self {
         Self {
-            checks_returns: other.checks_returns,
+            handle_tables: other.handle_tables,
             ..self
         }
     }
