@@ -72,10 +72,10 @@ fn host_with_mappings(limit: u64, args: &[&str]) -> Host {
     Host::spawn(command.args(args), args)
 }
 
-/// Writes a services file of one service with these limits.
-fn write_service(config: &Path, limits: &str) {
+/// Writes a services file of one service with this name and these limits.
+fn write_service(config: &Path, name: &str, limits: &str) {
     let text = format!(
-        "[[service]]\nname = \"lines\"\ncomponent = \"{}\"\nlisten = [\"127.0.0.1:0\"]\n\
+        "[[service]]\nname = \"{name}\"\ncomponent = \"{}\"\nlisten = [\"127.0.0.1:0\"]\n\
          limits = {{ {limits} }}\n",
         guest("lines").display()
     );
@@ -259,7 +259,7 @@ fn settings_that_do_not_concern_the_pool_keep_it() {
     let dir = scratch("pools-settings");
     fs::create_dir_all(&dir).unwrap();
     let config = dir.join("services.toml");
-    write_service(&config, "max-memory = \"64MiB\"");
+    write_service(&config, "lines", "max-memory = \"64MiB\"");
     let host = Host::with_config(&config, 1);
     let mut clients = vec![held(&host)];
     let before = host.mappings();
@@ -269,7 +269,7 @@ fn settings_that_do_not_concern_the_pool_keep_it() {
         "max-memory = \"65MiB\", max-call-time = \"7s\"",
         "max-memory = \"65MiB\", max-connections = 900",
     ] {
-        write_service(&config, limits);
+        write_service(&config, "lines", limits);
         host.signal(HUP);
         host.line("services reconfigured");
         clients.push(held(&host));
@@ -288,13 +288,17 @@ fn pools_that_open_connections_keep_leave_mappings_to_the_host() {
     let config = dir.join("services.toml");
     // The stacks of a pool take more than 500 mappings, and it can take 900.
     let connections = 200;
-    write_service(&config, &format!("max-connections = {connections}"));
+    write_service(&config, "lines", &format!("max-connections = {connections}"));
     let host = host_with_mappings(LIMIT, &["--config", config.to_str().unwrap()]);
     let before = host.mappings();
     let mut clients = vec![held(&host)];
     // Each pool is too small for the next settings.
     for more in 1..=16 {
-        write_service(&config, &format!("max-connections = {}", connections + more));
+        write_service(
+            &config,
+            "lines",
+            &format!("max-connections = {}", connections + more),
+        );
         host.signal(HUP);
         host.line("services reconfigured");
         clients.push(held(&host));
@@ -308,6 +312,46 @@ fn pools_that_open_connections_keep_leave_mappings_to_the_host() {
         last.contains("but `max-connections` is 216: lower it to 2") && last.contains("vm.max_map_count"),
         "{sentences:?}"
     );
+    clients.iter().for_each(|client| client.echo("again\n"));
+}
+
+#[test]
+fn a_service_for_which_no_mappings_are_left_is_refused() {
+    let dir = scratch("pools-refused");
+    fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("services.toml");
+    let name = |number: usize| format!("lines-{number}");
+    write_service(&config, &name(0), "max-connections = 100");
+    // The stacks of a pool take 332 mappings, and all pools may take 1,792.
+    let host = host_with_mappings(2048, &["--config", config.to_str().unwrap()]);
+    let mut clients = vec![held(&host)];
+    let refused = (1..10).find_map(|number| {
+        // Another service takes the place of the one before, whose connection stays.
+        write_service(&config, &name(number), "max-connections = 100");
+        host.signal(HUP);
+        let line = host.line_of(&["services reconfigured", "reconfiguration failed"]);
+        if line.contains("failed") {
+            return Some(line);
+        }
+        let of_service = format!("service=\"{}\"", name(number));
+        let address = || {
+            let log = host.log();
+            let mut lines = log.lines().filter(|line| line.contains(&of_service));
+            let (_, place) = lines.find_map(|line| line.split_once("listening on "))?;
+            place.split(' ').next()?.parse().ok()
+        };
+        until("the service listens", || address().is_some());
+        let client = Client::connect(address().unwrap()).unwrap();
+        client.echo("hello\n");
+        clients.push(client);
+        None
+    });
+    let refused = refused.expect("no change was refused");
+    assert!(
+        refused.contains("; open connections keep ") && refused.contains("; nothing changed"),
+        "{refused}"
+    );
+    assert!(clients.len() > 3, "{}", host.log());
     clients.iter().for_each(|client| client.echo("again\n"));
 }
 
