@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::harness::tools::with_own_mounts;
 use crate::harness::{
     Client, HOST, Host, field, file, guest, refusal_of, refused, scratch, until, with_cache,
 };
@@ -402,4 +403,32 @@ fn a_start_with_too_few_descriptors_says_so_or_raises_the_limit() {
     }
     let host = Host::spawn(&mut start("-S -n 8"), &["--listen"]);
     host.connect().echo("hello");
+}
+
+#[test]
+fn shared_memory_is_granted_without_a_file_system_of_the_kernel_in_it() {
+    let errands = guest("errands").display().to_string();
+    let setup = "mount -t tmpfs none /dev/shm && mkdir /dev/shm/files /dev/shm/kernel && \
+                 mount --rbind /proc /dev/shm/kernel && exec \"$0\" check \"$1\" --dir \"$2::/data\"";
+    for (dir, refusal) in [
+        ("/dev/shm", Some("it contains `/dev/shm/kernel`")),
+        ("/dev/shm/kernel", Some("it belongs to `/dev/shm/kernel`")),
+        ("/dev/shm/kernel/self", Some("it belongs to `/dev/shm/kernel`")),
+        ("/dev/shm/files", None),
+    ] {
+        let Some(mut command) = with_own_mounts() else {
+            return;
+        };
+        let checked = command
+            .args(["sh", "-c", setup, HOST, &errands, dir])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(checked.stderr).unwrap();
+        assert_eq!(
+            checked.status.code(),
+            Some(i32::from(refusal.is_some())),
+            "{dir}: {said}"
+        );
+        assert!(said.contains(refusal.unwrap_or_default()), "{dir}: {said}");
+    }
 }

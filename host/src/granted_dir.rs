@@ -303,7 +303,7 @@ mod tests {
         let held = File::open("/proc/self").unwrap();
         // As if another directory had been there when the path was looked at.
         assert!(is_of_kernel(&held));
-        assert!(!is_of_kernel(&File::open("/usr").unwrap()));
+        assert!(!is_of_kernel(File::open("/usr").unwrap()));
     }
 
     #[test]

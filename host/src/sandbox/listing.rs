@@ -28,7 +28,10 @@ use super::state::State;
 /// 20 KiB at most, when all names are short.
 const CHUNK: usize = 4 << 10;
 
-/// Lists a directory: the entries, and whether that failed.
+/// The entries of a directory, and whether reading them failed.
+type List = (StreamReader<DirectoryEntry>, FutureReader<Result<(), ErrorCode>>);
+
+/// Lists a directory.
 ///
 /// # Errors
 ///
@@ -36,7 +39,7 @@ const CHUNK: usize = 4 << 10;
 pub(super) fn read(
     mut store: StoreContextMut<'_, State>,
     descriptor: &Resource<Descriptor>,
-) -> wasmtime::Result<(StreamReader<DirectoryEntry>, FutureReader<Result<(), ErrorCode>>)> {
+) -> wasmtime::Result<List> {
     let (ended, end) = oneshot::channel();
     let entries = match begin(store.data_mut(), descriptor)? {
         Ok((threads, directory)) => {
