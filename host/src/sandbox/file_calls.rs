@@ -1,14 +1,14 @@
 //! Files and directories of guests of WASI 0.3.
 
 use wasmtime::AsContextMut as _;
-use wasmtime::component::{Access, Accessor, FutureReader, HasData, Linker, Resource, StreamReader};
+use wasmtime::component::{Access, Accessor, HasData, Linker, Resource, StreamReader};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 use wasmtime_wasi::p3::bindings::filesystem::types::HostDescriptorWithStore as WithStore;
 use wasmtime_wasi::p3::filesystem::{FilesystemError, FilesystemResult};
 
 use super::file_threads::Call;
-use super::listing;
+use super::listing::{self, Ended};
 use super::state::State;
 
 /// Has guests use files by functions in place of WASI's, which bound what they leave behind.
@@ -35,8 +35,6 @@ struct FileCalls;
 impl HasData for FileCalls {
     type Data<'a> = &'a mut State;
 }
-
-type Ended = FutureReader<Result<(), p3::ErrorCode>>;
 
 /// Access to WASI's own functions.
 fn wasi<'a>(store: &'a mut Access<'_, State, FileCalls>) -> Access<'a, State, WasiFilesystem> {

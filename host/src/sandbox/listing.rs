@@ -28,10 +28,10 @@ use super::state::State;
 /// 20 KiB at most, when all names are short.
 const CHUNK: usize = 4 << 10;
 
-/// The entries of a directory, and whether reading them failed.
-type List = (StreamReader<DirectoryEntry>, FutureReader<Result<(), ErrorCode>>);
+/// How a stream ended, for the guest.
+pub(super) type Ended = FutureReader<Result<(), ErrorCode>>;
 
-/// Lists a directory.
+/// Lists a directory: the entries, and whether that failed.
 ///
 /// # Errors
 ///
@@ -39,7 +39,7 @@ type List = (StreamReader<DirectoryEntry>, FutureReader<Result<(), ErrorCode>>);
 pub(super) fn read(
     mut store: StoreContextMut<'_, State>,
     descriptor: &Resource<Descriptor>,
-) -> wasmtime::Result<List> {
+) -> wasmtime::Result<(StreamReader<DirectoryEntry>, Ended)> {
     let (ended, end) = oneshot::channel();
     let entries = match begin(store.data_mut(), descriptor)? {
         Ok((threads, directory)) => {
@@ -250,5 +250,97 @@ impl StreamProducer<State> for Listing {
 impl Drop for Listing {
     fn drop(&mut self) {
         self.close(Ok(()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::ffi::OsStr;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::sandbox::files::{Files, OpenFiles};
+
+    /// An empty directory.
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("wasm-inetd-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// Reads a directory to the end, in chunks.
+    fn list(dir: &Path) -> (Vec<Vec<DirectoryEntry>>, Result<(), ErrorCode>) {
+        let mut files = OpenFiles::new(&Files::new(&Limits::default()));
+        let mut directory = Directory {
+            granted: Arc::new(File::open(dir).unwrap()),
+            listed: None,
+            _counts: files.opens().unwrap(),
+        };
+        let mut chunks = Vec::new();
+        loop {
+            let chunk = directory.read();
+            chunks.push(chunk.entries);
+            if let Some(end) = chunk.end {
+                fs::remove_dir_all(dir).unwrap();
+                return (chunks, end);
+            }
+            directory = chunk.directory;
+        }
+    }
+
+    #[test]
+    fn each_chunk_of_a_directory_is_small() {
+        let dir = scratch("chunks");
+        (0..1000).for_each(|number| _ = File::create(dir.join(number.to_string())).unwrap());
+        let (chunks, end) = list(&dir);
+        assert!(end.is_ok());
+        // An entry of the kernel has at least 24 bytes.
+        assert!(chunks.iter().all(|chunk| chunk.len() <= CHUNK / 24));
+        let names: HashSet<_> = chunks.iter().flatten().map(|entry| &entry.name).collect();
+        assert_eq!(names.len(), 1000);
+        assert_eq!(chunks.iter().flatten().count(), 1000);
+    }
+
+    #[test]
+    fn entries_have_their_types() {
+        let dir = scratch("types");
+        File::create(dir.join("file")).unwrap();
+        fs::create_dir(dir.join("directory")).unwrap();
+        symlink("nowhere", dir.join("link")).unwrap();
+        let _listener = UnixListener::bind(dir.join("socket")).unwrap();
+        let (chunks, end) = list(&dir);
+        assert!(end.is_ok());
+        let types = chunks.into_iter().flatten();
+        let mut types: Vec<_> = types
+            .map(|entry| format!("{} {:?}", entry.name, entry.type_))
+            .collect();
+        types.sort_unstable();
+        let expected = [
+            "directory Directory",
+            "file RegularFile",
+            "link SymbolicLink",
+            "socket Socket",
+        ];
+        for (found, expected) in types.iter().zip(expected) {
+            let (name, kind) = expected.split_once(' ').unwrap();
+            assert!(found.starts_with(name) && found.ends_with(kind), "{found}");
+        }
+        assert_eq!(types.len(), expected.len());
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_ends_the_list() {
+        let dir = scratch("names");
+        File::create(dir.join(OsStr::from_bytes(b"\xff"))).unwrap();
+        let (chunks, end) = list(&dir);
+        assert_eq!(chunks.concat().len(), 0);
+        assert!(matches!(end, Err(ErrorCode::IllegalByteSequence)), "{end:?}");
     }
 }
