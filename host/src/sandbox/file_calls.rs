@@ -25,9 +25,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
 
 /// The functions of `wasi:filesystem/types`.
 ///
-/// A guest can cancel a call at any time. wasmtime-wasi then leaves the operation, with its path, in
-/// the queue for threads. So each call announces itself to [`FileThreads`], which counts operations
-/// that were left there.
+/// A guest can cancel a call at any time. wasmtime-wasi then leaves the operation, with its path,
+/// in the queue for threads. So each call announces itself to [`FileThreads`], which counts
+/// operations that were left there.
 ///
 /// [`FileThreads`]: super::file_threads::FileThreads
 struct FileCalls;

@@ -122,8 +122,8 @@ impl FileThreads {
         opened
     }
 
-    /// Waits until an operation of a guest may begin. While no thread is free, the queue keeps every
-    /// operation that was cancelled, so with many of them, this waits until they have left it.
+    /// Waits until an operation of a guest may begin. While no thread is free, the queue keeps
+    /// every operation that was cancelled. With many of them, this waits until they have left it.
     ///
     /// There is no permit for each operation: a guest that does not poll its calls could keep the
     /// permits of operations that have long ended.

@@ -24,8 +24,8 @@ use super::file_threads::FileThreads;
 use super::files::Opening;
 use super::state::State;
 
-/// Bytes of entries that a thread takes from the kernel at once. In the memory of the host, they are
-/// 20 KiB at most, when all names are short.
+/// Bytes of entries that a thread takes from the kernel at once. In the memory of the host, they
+/// are 20 KiB at most, when all names are short.
 const CHUNK: usize = 4 << 10;
 
 /// How a stream ended, for the guest.
