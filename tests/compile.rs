@@ -146,7 +146,7 @@ fn components_of_two_services_are_compiled_one_after_the_other() {
 fn a_limit_of_the_process_is_named_that_stops_the_compiler() {
     let cache = scratch("compile-ulimit");
     // Enough for the host, and too little for the compiler or for its threads.
-    for limit in ["20000", "10000"] {
+    for limit in ["20000", "13000"] {
         let mut limited = Command::new("sh");
         let script = format!("ulimit -d {limit} && exec \"$0\" \"$@\"");
         limited.args([

@@ -60,7 +60,8 @@ pub fn run() -> ExitCode {
 /// little memory for the stack as a lack of threads.
 fn why_no_thread(stack: usize, error: &io::Error) -> io::Error {
     let mut memory = Vec::<u8>::new();
-    let reserved = memory.try_reserve_exact(stack);
+    // A thread takes some memory beside its stack.
+    let reserved = memory.try_reserve_exact(stack + stack / 4);
     // Otherwise the compiler may leave out what is not used.
     hint::black_box(&memory);
     match reserved {
