@@ -19,15 +19,15 @@ use super::rewrite::{Change, rewrite};
 /// The first run of code takes some 0.3 µs for each instruction.
 const IN_A_ROW: u32 = 8192;
 
-/// Instructions after a call has returned. Each frame of the stack can have so many, and the stack of
-/// a guest has room for about 8,000 frames.
+/// Instructions after a call has returned. Each frame of the stack can have so many, and the stack
+/// of a guest has room for about 8,000 frames.
 const AFTER_CALL: u32 = 128;
 
 /// `loop` without parameters and results, and `end`.
 const CHECK: [u8; 3] = [0x03, 0x40, 0x0b];
 
-/// Returns `bytes`, a component or module, with checks in its functions. Returns `None` if components
-/// are nested too deep in each other.
+/// Returns `bytes`, a component or module, with checks in its functions. Returns `None` if
+/// components are nested too deep in each other.
 ///
 /// # Errors
 ///
@@ -161,8 +161,8 @@ impl Path {
         self.since = self.since.map(|_| Since::default());
     }
 
-    /// Goes over an instruction. Those of proposals that the host does not offer have no rules here:
-    /// the compiler refuses them.
+    /// Goes over an instruction. Those of proposals that the host does not offer have no rules
+    /// here: the compiler refuses them.
     fn take(&mut self, operator: &Operator) {
         if let Some(since) = &mut self.since {
             since.count += 1;
@@ -207,8 +207,8 @@ impl Path {
         }
     }
 
-    /// Returns whether an instruction may run code of the host. One that calls another module counts
-    /// as well.
+    /// Returns whether an instruction may run code of the host. One that calls another module
+    /// counts as well.
     fn may_call_host(&self, operator: &Operator) -> bool {
         match operator {
             Operator::Call { function_index } | Operator::ReturnCall { function_index } => {
