@@ -1,18 +1,16 @@
 //! Directories that are granted to guests.
 
-use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat, readlinkat};
-use rustix::io::Errno;
+use rustix::fs::Stat;
 
+use crate::file_id::FileId;
 use crate::system::is_of_kernel;
+use crate::walk::{Judge, walk};
 
 /// Directories of the kernel, through which a process reaches its own memory, other processes and
 /// devices.
@@ -37,41 +35,6 @@ const KERNEL_FILES: [&str; 10] = [
     "cgroup2",
 ];
 
-/// Links that may be followed on the way to one directory, as in the kernel.
-const MAX_LINKS: usize = 40;
-
-/// How a directory is opened: without following a link. Where possible, the descriptor only names
-/// the directory, which needs no right to read it.
-#[cfg(target_os = "linux")]
-const NAMED: OFlags = OFlags::PATH
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-#[cfg(not(target_os = "linux"))]
-const NAMED: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Identifies a directory, whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    device: u64,
-    inode: u64,
-}
-
-impl Identity {
-    /// Returns the identity of an open directory.
-    ///
-    /// # Errors
-    ///
-    /// The system does not tell.
-    pub(crate) fn of(dir: impl AsFd) -> io::Result<Self> {
-        let found = fstat(dir)?;
-        Ok(Self {
-            device: found.st_dev as u64,
-            inode: found.st_ino as u64,
-        })
-    }
-}
-
 /// Opens the directory at `path` for guests. Guests can write to the directories in `writable`, so
 /// the path may not lead through a link below one of them, which a guest can have made.
 ///
@@ -81,7 +44,8 @@ impl Identity {
 /// link.
 pub(crate) fn open<'a>(path: &Path, writable: impl IntoIterator<Item = &'a Path>) -> io::Result<File> {
     let try_open = || {
-        let dir = Walk::to(path, &identities(writable))?;
+        let (dir, _) = walk(path, &mut Way::past(writable))?;
+        let dir = File::from(dir);
         refuse_kernel_directory(&dir, path)?;
         Ok(dir)
     };
@@ -94,93 +58,56 @@ pub(crate) fn open<'a>(path: &Path, writable: impl IntoIterator<Item = &'a Path>
     })
 }
 
-/// Returns the identities of the directories that exist. One that does not is reported for the
-/// service that it is granted to.
-fn identities<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Vec<Identity> {
-    let dirs = dirs.into_iter().filter_map(|dir| fs::metadata(dir).ok());
-    dirs.map(|dir| Identity {
-        device: dir.dev(),
-        inode: dir.ino(),
-    })
-    .collect()
-}
-
-/// The way from the root to a directory, name by name.
-struct Walk {
-    at: OwnedFd,
-    /// The names that are left.
-    left: VecDeque<OsString>,
+/// The way to a directory past others that guests can write to.
+struct Way {
+    writable: Vec<FileId>,
     /// Guests can write to a directory on the way.
     is_below_writable: bool,
-    links: usize,
 }
 
-impl Walk {
-    /// Goes to the directory at `path`, past directories that are `writable` for guests.
-    fn to(path: &Path, writable: &[Identity]) -> io::Result<File> {
-        let mut walk = Self {
-            at: root()?,
-            left: VecDeque::new(),
+impl Way {
+    /// Directories that do not exist are left out. They are reported for the services that they are
+    /// granted to.
+    fn past<'a>(writable: impl IntoIterator<Item = &'a Path>) -> Self {
+        let dirs = writable.into_iter().filter_map(|dir| fs::metadata(dir).ok());
+        Self {
+            writable: dirs.map(|dir| FileId::from(&dir)).collect(),
             is_below_writable: false,
-            links: 0,
-        };
-        walk.prepend(&absolute(path)?);
-        while let Some(name) = walk.left.pop_front() {
-            walk.enter(&name)?;
-            walk.is_below_writable |= writable.contains(&Identity::of(&walk.at)?);
-        }
-        Ok(walk.at.into())
-    }
-
-    fn prepend(&mut self, path: &Path) {
-        let names = path.components().filter(|name| *name != Component::CurDir);
-        for name in names.rev() {
-            self.left.push_front(name.as_os_str().to_owned());
         }
     }
+}
 
-    fn enter(&mut self, name: &OsStr) -> io::Result<()> {
-        let leads_elsewhere = name == ".." || Path::new(name).is_absolute();
-        if self.is_below_writable && leads_elsewhere {
-            return Err(io::Error::other(
-                "the path leads out of a directory that guests can write to; name the directory \
-                 without `..`",
-            ));
-        }
-        match openat(&self.at, name, NAMED, Mode::empty()) {
-            Ok(next) => {
-                self.at = next;
-                Ok(())
-            }
-            // Which of them a link is depends on the system.
-            Err(error @ (Errno::NOTDIR | Errno::LOOP)) => self.follow(name, error),
-            Err(error) => Err(error.into()),
-        }
+impl Judge for Way {
+    type Error = io::Error;
+
+    fn error(_path: &Path, error: io::Error) -> io::Error {
+        error
     }
 
-    /// Follows the link called `name`. If it is none, the `error` stays.
-    fn follow(&mut self, name: &OsStr, error: Errno) -> io::Result<()> {
-        let Ok(target) = readlinkat(&self.at, name, Vec::new()) else {
-            return Err(error.into());
-        };
-        if self.is_below_writable {
-            return Err(io::Error::other(format!(
-                "`{}` is a symbolic link below a directory that guests can write to, so a guest can have \
-                 made it; remove the link, or grant a directory elsewhere",
-                name.display()
-            )));
-        }
-        self.links += 1;
-        if self.links > MAX_LINKS {
-            return Err(Errno::LOOP.into());
-        }
-        self.prepend(Path::new(&OsString::from_vec(target.into_bytes())));
+    fn enter(&mut self, status: &Stat, _path: &Path) -> io::Result<()> {
+        self.is_below_writable |= self.writable.contains(&FileId::from(status));
         Ok(())
     }
-}
 
-fn root() -> io::Result<OwnedFd> {
-    Ok(openat(CWD, "/", NAMED, Mode::empty())?)
+    fn follow(&mut self, _status: &Stat, path: &Path) -> io::Result<()> {
+        if !self.is_below_writable {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "`{}` is a symbolic link below a directory that guests can write to, so a guest can have made \
+             it; remove the link, or grant a directory elsewhere",
+            path.file_name().unwrap_or_default().display()
+        )))
+    }
+
+    fn leave(&mut self, _path: &Path) -> io::Result<()> {
+        if !self.is_below_writable {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "the path leads out of a directory that guests can write to; name the directory without `..`",
+        ))
+    }
 }
 
 /// Refuses a directory for guests that is one of the kernel's, or holds one. Through
@@ -314,7 +241,7 @@ mod tests {
         symlink("data", dir.join("relative")).unwrap();
         symlink(dir.join("data"), dir.join("absolute")).unwrap();
         symlink("around", dir.join("around")).unwrap();
-        let id = |path: &Path| Identity::of(File::open(path).unwrap()).unwrap();
+        let id = |file: &File| FileId::from(&file.metadata().unwrap());
         let data = dir.join("data");
         for path in [
             "relative/up",
@@ -323,7 +250,8 @@ mod tests {
             "data/up",
         ] {
             let opened = super::open(&dir.join(path), []).unwrap();
-            assert_eq!(Identity::of(&opened).unwrap(), id(&data.join("up")), "{path}");
+            let up = File::open(data.join("up")).unwrap();
+            assert_eq!(id(&opened), id(&up), "{path}");
         }
         assert!(super::open(&dir.join("around"), []).is_err());
         // The links are above the directory that guests can write to.

@@ -1,23 +1,15 @@
 //! Directories that nobody but the host's user and root can change or replace.
-//!
-//! A path is walked from the root, one directory at a time, and each one is judged by its own
-//! descriptor. What is judged is therefore what is opened, whatever happens to the path meanwhile.
 
-use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, User};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, readlinkat, statat};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
 use rustix::process::geteuid;
 use thiserror::Error;
 
-/// Symbolic links that a path may have, as for the kernel (path_resolution(7)).
-const MAX_LINKS: usize = 40;
+use crate::walk::{Judge, walk};
 
 /// Bits of a mode that let the group or everybody write.
 const WRITABLE: u32 = 0o022;
@@ -117,55 +109,11 @@ pub(crate) fn check(path: &Path, owner: Owner) -> Result<(), Error> {
 /// It cannot be opened or created, or a user other than its `owner` and root could change it, or
 /// could put another directory in its place.
 pub(crate) fn open(path: &Path, create: bool, owner: Owner) -> Result<OwnedFd, Error> {
-    let absolute = std::path::absolute(path).map_err(|error| Error::io(path, error))?;
-    let mut rest = parts(&absolute);
-    let mut links = 0;
-    // Where the walk is: its descriptor, and its path without links, for messages.
-    let mut at = PathBuf::from("/");
-    let mut dir = open_one(CWD, OsStr::new("/"), &at, owner)?;
-    while let Some(name) = rest.pop_front() {
-        if name == ".." {
-            dir = open_one(&dir, &name, &at, owner)?;
-            at.pop();
-            continue;
-        }
-        let next = at.join(&name);
-        let status = || statat(&dir, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW);
-        let status = match status() {
-            Err(Errno::NOENT) if create => match mkdirat(&dir, name.as_bytes(), Mode::RWXU) {
-                // With EEXIST, another host has created it.
-                Ok(()) | Err(Errno::EXIST) => status(),
-                Err(error) => Err(error),
-            },
-            status => status,
-        };
-        let status = status.map_err(|error| Error::io(&next, error))?;
-        if FileType::from_raw_mode(status.st_mode) != FileType::Symlink {
-            dir = open_one(&dir, &name, &next, owner)?;
-            at = next;
-            continue;
-        }
-        links += 1;
-        if links > MAX_LINKS {
-            return Err(Error::io(&next, Errno::LOOP));
-        }
-        // Anybody can put links into a directory with the sticky bit.
-        owner.judge(&status, &next)?;
-        let target = readlinkat(&dir, name.as_bytes(), Vec::new());
-        let target = target.map_err(|error| Error::io(&next, error))?;
-        let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-        if target.is_absolute() {
-            at = PathBuf::from("/");
-            dir = open_one(CWD, OsStr::new("/"), &at, owner)?;
-        }
-        for part in parts(&target).into_iter().rev() {
-            rest.push_front(part);
-        }
-    }
+    let (dir, at) = walk(path, &mut Guard { create, owner })?;
     // The entries of a directory that was opened with O_PATH cannot be listed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let last = openat(&dir, ".", flags, Mode::empty()).and_then(|dir| Ok((fstat(&dir)?, dir)));
-    let (status, dir) = last.map_err(|error| Error::io(&at, error))?;
+    let (status, dir) = last.map_err(|error| Guard::error(&at, error.into()))?;
     let (uid, mode) = (status.st_uid, mode(&status));
     if owner == Owner::Host && uid != geteuid().as_raw() {
         return Err(Error::Owner { path: at, uid });
@@ -177,51 +125,48 @@ pub(crate) fn open(path: &Path, create: bool, owner: Owner) -> Result<OwnedFd, E
     Ok(dir)
 }
 
-impl Error {
-    fn io(path: &Path, error: impl Into<io::Error>) -> Self {
-        Self::Io {
+/// Refuses what another user than the owner could change.
+struct Guard {
+    create: bool,
+    owner: Owner,
+}
+
+impl Judge for Guard {
+    type Error = Error;
+
+    fn creates(&self) -> bool {
+        self.create
+    }
+
+    fn error(path: &Path, error: io::Error) -> Error {
+        Error::Io {
             path: path.to_owned(),
-            error: error.into(),
+            error,
         }
     }
-}
 
-/// The names in a path, in their order.
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let names = path.components().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    });
-    names.collect()
-}
-
-/// Opens the directory `name` in `dir`, whose path is `path`, and follows no link. Refuses it if
-/// another user could replace entries in it that are not their own.
-fn open_one(dir: impl AsFd, name: &OsStr, path: &Path, owner: Owner) -> Result<OwnedFd, Error> {
-    // A directory on the way may be one that cannot be listed.
-    #[cfg(target_os = "linux")]
-    let access = OFlags::PATH;
-    #[cfg(not(target_os = "linux"))]
-    let access = OFlags::RDONLY;
-    let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = openat(dir, name.as_bytes(), flags, Mode::empty());
-    let opened = opened.and_then(|opened| Ok((fstat(&opened)?, opened)));
-    let (status, opened) = opened.map_err(|error| Error::io(path, error))?;
-    owner.judge(&status, path)?;
-    let mode = mode(&status);
-    let others = if mode & WRITABLE == GROUP_WRITABLE && is_private(status.st_gid) {
-        0
-    } else {
-        mode & WRITABLE
-    };
-    if others != 0 && mode & STICKY == 0 {
-        return Err(Error::Writable {
-            path: path.to_owned(),
-            mode,
-        });
+    /// Refuses a directory if another user could replace entries in it that are not their own.
+    fn enter(&mut self, status: &Stat, path: &Path) -> Result<(), Error> {
+        self.owner.judge(status, path)?;
+        let mode = mode(status);
+        let others = if mode & WRITABLE == GROUP_WRITABLE && is_private(status.st_gid) {
+            0
+        } else {
+            mode & WRITABLE
+        };
+        if others != 0 && mode & STICKY == 0 {
+            return Err(Error::Writable {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        Ok(())
     }
-    Ok(opened)
+
+    /// Refuses a link of another user: anybody can put one into a directory with the sticky bit.
+    fn follow(&mut self, status: &Stat, path: &Path) -> Result<(), Error> {
+        self.owner.judge(status, path)
+    }
 }
 
 /// Returns whether a group consists of the user of this process alone. Many systems give each user

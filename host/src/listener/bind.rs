@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, SocketOptions};
+use crate::file_id::FileId;
 use crate::guarded::{self, STICKY};
 use crate::system::{directory_of, may_remove_files_of_others, takes_no_files};
 use crate::values;
@@ -450,8 +451,7 @@ fn remove_stale(path: &Path, address: &SockAddr, flag: &str) -> anyhow::Result<(
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FileIdentity {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    id: FileId,
 }
 
 impl FileIdentity {
@@ -459,8 +459,7 @@ impl FileIdentity {
         let file = fs::symlink_metadata(path)?;
         Ok(Self {
             path: path.to_owned(),
-            device: file.dev(),
-            inode: file.ino(),
+            id: FileId::from(&file),
         })
     }
 
@@ -507,7 +506,7 @@ impl FileIdentity {
         let opened = rustix::fs::openat(CWD, &self.path, flags, rustix::fs::Mode::empty())?;
         let opened = fs::File::from(opened);
         let metadata = opened.metadata()?;
-        if (metadata.dev(), metadata.ino()) != (self.device, self.inode) {
+        if FileId::from(&metadata) != self.id {
             return Err(io::Error::other("another file has taken the place of the socket"));
         }
         Ok(opened)

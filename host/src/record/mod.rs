@@ -15,15 +15,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::anyhow;
 use arc_swap::ArcSwap;
 use bytesize::ByteSize;
-use rustix::fs::{
-    AtFlags, Mode, OFlags, RenameFlags, Stat, fstat, linkat, openat, renameat_with, stat, unlinkat,
-};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fstat, linkat, openat, renameat_with, stat, unlinkat};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::connection::{AtEnd, Outcome};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
+use crate::file_id::FileId;
 use crate::guarded::{self, Owner};
 use crate::threads;
 pub(crate) use tape::Tape;
@@ -183,8 +182,8 @@ impl Directory {
     /// archive what was recorded.
     fn current(&self) -> io::Result<Arc<OwnedFd>> {
         let held = self.dir.load_full();
-        let file = |status: Stat| (status.st_dev, status.st_ino);
-        if stat(&self.path).is_ok_and(|named| fstat(&*held).is_ok_and(|held| file(held) == file(named))) {
+        let named = stat(&self.path).map(|named| FileId::from(&named));
+        if named.is_ok_and(|named| fstat(&*held).is_ok_and(|held| named == FileId::from(&held))) {
             return Ok(held);
         }
         let dir = guarded::open(&self.path, true, Owner::HostOrRoot).map_err(io::Error::other)?;

@@ -15,7 +15,8 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use super::files;
 use crate::config::{GrantedDir, Grants};
-use crate::granted_dir::{self, Identity};
+use crate::file_id::FileId;
+use crate::granted_dir;
 
 /// The directories that the guests of one service may use.
 ///
@@ -111,7 +112,7 @@ impl Held {
         let files = files_of(&mut wasi).map_err(io::Error::other)?;
         // WASI takes paths only, and follows links of guests. So it must have come to the same.
         for ((file, found), dir) in files.iter().zip(&found).zip(dirs) {
-            if Identity::of(file)? != Identity::of(found)? {
+            if FileId::from(&file.metadata()?) != FileId::from(&found.metadata()?) {
                 return Err(io::Error::other(format!(
                     "cannot grant the directory `{}`: it was replaced while the host opened it; \
                      try again",
