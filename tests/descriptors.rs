@@ -11,11 +11,6 @@ use crate::harness::{
     Client, HOST, Host, field, file, guest, refusal_of, refused, scratch, until, with_cache,
 };
 
-fn asks(client: &Client, what: &str) -> String {
-    client.send(format!("{what}\n"));
-    client.line()
-}
-
 #[test]
 fn a_guest_and_its_service_hold_no_more_sockets_than_they_may() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -27,20 +22,20 @@ fn a_guest_and_its_service_hold_no_more_sockets_than_they_may() {
     let hold = format!("hold-sockets 100 {address}");
     let (first, second, third) = (host.connect(), host.connect(), host.connect());
     // 16 for each connection, and two times `--max-connections` for the service.
-    assert_eq!(asks(&first, &hold), "16");
-    assert_eq!(asks(&second, &hold), "4");
-    assert_eq!(asks(&third, &hold), "0");
+    assert_eq!(first.asks(&hold), "16");
+    assert_eq!(second.asks(&hold), "4");
+    assert_eq!(third.asks(&hold), "0");
     first.finish();
     first.rest();
     host.line("connection ended");
-    assert_eq!(asks(&third, &hold), "16");
+    assert_eq!(third.asks(&hold), "16");
     // One that is dropped makes room for another.
     second.finish();
     second.rest();
     host.line("connection ended");
     let fourth = host.connect();
     for _ in 0..20 {
-        assert_eq!(asks(&fourth, &format!("connect {address}")), "connected");
+        assert_eq!(fourth.asks(&format!("connect {address}")), "connected");
     }
 }
 
@@ -62,8 +57,8 @@ fn streams_of_dropped_sockets_count() {
     let host = Host::serving("amass", &args);
     let (first, second, third) = (host.connect(), host.connect(), host.connect());
     // 16 for each connection, and two times `--max-connections` for the service.
-    assert_eq!(asks(&first, "socket-receives 100"), "16");
-    assert_eq!(asks(&second, "socket-sends 100"), "4");
+    assert_eq!(first.asks("socket-receives 100"), "16");
+    assert_eq!(second.asks("socket-sends 100"), "4");
     first.finish();
     first.rest();
     host.line("connection ended");
@@ -71,13 +66,13 @@ fn streams_of_dropped_sockets_count() {
     for word in ["socket-receives", "socket-sends"] {
         let mut opened = 0;
         until("more sockets than may be open at the same time", || {
-            opened += asks(&third, &format!("drop {word} 10")).parse::<u32>().unwrap();
+            opened += third.asks(&format!("drop {word} 10")).parse::<u32>().unwrap();
             opened >= 40
         });
     }
     let mut kept = 0;
     until("as many sockets as at first", || {
-        kept += asks(&third, "socket-sends 100").parse::<u32>().unwrap();
+        kept += third.asks("socket-sends 100").parse::<u32>().unwrap();
         kept >= 16
     });
     assert_eq!(kept, 16);
@@ -97,7 +92,7 @@ fn a_guest_holds_no_more_files_than_it_may() {
     let (_, grant) = with_file("held");
     let host = Host::serving("errands", &["--dir", &grant]);
     let client = host.connect();
-    assert_eq!(asks(&client, "hold-files 200 /data/file"), "200");
+    assert_eq!(client.asks("hold-files 200 /data/file"), "200");
     client.send("hold-files 100 /data/file\n");
     client.expect_reset();
     assert_eq!(host.outcome(), "guest-trap");
@@ -109,23 +104,23 @@ fn the_guests_of_a_service_hold_no_more_files_than_they_may() {
     let (_, grant) = with_file("held-by-service");
     let host = Host::serving("errands", &["--dir", &grant, "--max-connections", "3"]);
     let (first, second) = (host.connect(), host.connect());
-    assert_eq!(asks(&first, "hold-files 200 /data/file"), "200");
-    assert_eq!(asks(&second, "hold-files 100 /data/file"), "56");
-    assert!(asks(&second, "read /data/file").starts_with("refused: "));
+    assert_eq!(first.asks("hold-files 200 /data/file"), "200");
+    assert_eq!(second.asks("hold-files 100 /data/file"), "56");
+    assert!(second.asks("read /data/file").starts_with("refused: "));
     // Directories count too.
-    assert!(asks(&second, "list /data").starts_with("refused: "));
+    assert!(second.asks("list /data").starts_with("refused: "));
     first.finish();
     first.rest();
     host.line("connection ended");
     // A file that is closed makes room for another.
     let third = host.connect();
-    assert_eq!(asks(&third, "hold-files 199 /data/file"), "199");
+    assert_eq!(third.asks("hold-files 199 /data/file"), "199");
     for _ in 0..20 {
-        assert_eq!(asks(&third, "read /data/file"), "a file");
-        assert_eq!(asks(&third, "list /data"), "1");
+        assert_eq!(third.asks("read /data/file"), "a file");
+        assert_eq!(third.asks("list /data"), "1");
     }
-    assert_eq!(asks(&third, "hold-files 2 /data/file"), "1");
-    assert!(asks(&third, "read /data/file").starts_with("refused: "));
+    assert_eq!(third.asks("hold-files 2 /data/file"), "1");
+    assert!(third.asks("read /data/file").starts_with("refused: "));
 }
 
 #[test]
@@ -133,16 +128,16 @@ fn files_that_streams_of_wasi_0_3_keep_open_count() {
     let (_, grant) = with_file("held-by-streams");
     let host = Host::serving("amass", &["--dir", &grant, "--max-connections", "2"]);
     let (first, second) = (host.connect(), host.connect());
-    assert_eq!(asks(&first, "files 80"), "80");
-    assert_eq!(asks(&first, "file-streams 100"), "100");
-    assert_eq!(asks(&second, "files 100"), "76");
-    assert_eq!(asks(&second, "drop files 1"), "0");
+    assert_eq!(first.asks("files 80"), "80");
+    assert_eq!(first.asks("file-streams 100"), "100");
+    assert_eq!(second.asks("files 100"), "76");
+    assert_eq!(second.asks("drop files 1"), "0");
     first.finish();
     first.rest();
     host.line("connection ended");
-    assert_eq!(asks(&second, "drop files 300"), "300");
-    assert_eq!(asks(&second, "drop file-streams 300"), "300");
-    assert_eq!(asks(&second, "files 50"), "50");
+    assert_eq!(second.asks("drop files 300"), "300");
+    assert_eq!(second.asks("drop file-streams 300"), "300");
+    assert_eq!(second.asks("files 50"), "50");
 }
 
 #[test]
@@ -150,17 +145,17 @@ fn lists_of_directories_count() {
     let (_, grant) = with_file("held-by-lists");
     let host = Host::serving("amass", &["--dir", &grant, "--max-connections", "2"]);
     let (first, second) = (host.connect(), host.connect());
-    assert_eq!(asks(&first, "files 80"), "80");
-    assert_eq!(asks(&first, "lists 50"), "50");
-    assert_eq!(asks(&first, "begun-lists 50"), "50");
-    assert_eq!(asks(&second, "files 100"), "76");
-    assert_eq!(asks(&second, "begun-lists 1"), "0");
+    assert_eq!(first.asks("files 80"), "80");
+    assert_eq!(first.asks("lists 50"), "50");
+    assert_eq!(first.asks("begun-lists 50"), "50");
+    assert_eq!(second.asks("files 100"), "76");
+    assert_eq!(second.asks("begun-lists 1"), "0");
     first.finish();
     first.rest();
     host.line("connection ended");
-    assert_eq!(asks(&second, "drop lists 300"), "300");
-    assert_eq!(asks(&second, "drop begun-lists 300"), "300");
-    assert_eq!(asks(&second, "begun-lists 50"), "50");
+    assert_eq!(second.asks("drop lists 300"), "300");
+    assert_eq!(second.asks("drop begun-lists 300"), "300");
+    assert_eq!(second.asks("begun-lists 50"), "50");
 }
 
 /// Opens 200 files, and answers with how many it has opened and the error number of the last try.

@@ -126,11 +126,6 @@ fn with_files(name: &str, count: usize) -> String {
     format!("{}::/data", dir.display())
 }
 
-fn asks(client: &Client, what: &str) -> String {
-    client.send(format!("{what}\n"));
-    client.line()
-}
-
 /// The guests have read the first entry of some of them.
 #[test]
 fn lists_that_a_guest_does_not_read_keep_no_thread() {
@@ -138,13 +133,13 @@ fn lists_that_a_guest_does_not_read_keep_no_thread() {
     let host = Host::serving("amass", &["--dir", &grant]);
     let holding = ["begun-lists 70", "lists 70"].map(|holds| {
         let client = host.connect();
-        assert_eq!(asks(&client, holds), "70");
+        assert_eq!(client.asks(holds), "70");
         client
     });
     // A connection begins when its directories are open.
-    assert_eq!(asks(&host.connect(), "entries 2"), "2");
+    assert_eq!(host.connect().asks("entries 2"), "2");
     for client in &holding {
-        assert_eq!(asks(client, "entries 1"), "1");
+        assert_eq!(client.asks("entries 1"), "1");
     }
 }
 

@@ -49,11 +49,6 @@ fn grant(dir: &Path, guest: &str) -> String {
     format!("{}::/{guest}", dir.display())
 }
 
-fn asks(client: &Client, what: &str) -> String {
-    client.send(format!("{what}\n"));
-    client.line()
-}
-
 #[test]
 fn a_guest_cannot_put_a_link_in_the_place_of_a_directory_that_is_granted() {
     let dir = place("link");
@@ -106,7 +101,7 @@ fn a_guest_cannot_put_a_link_in_the_place_of_a_directory_of_another_service() {
     let [writes, reads] = host.addresses() else {
         panic!()
     };
-    let reading = || asks(&Client::connect(*reads).unwrap(), "read /up/file");
+    let reading = || Client::connect(*reads).unwrap().asks("read /up/file");
     assert_eq!(reading(), "granted");
     assert_eq!(Client::connect(*writes).unwrap().rest(), b"granted");
     assert!(up.is_symlink());
@@ -143,16 +138,16 @@ fn a_directory_that_is_replaced_is_used_after_a_hangup() {
     }
     let host = Host::serving("errands", &["--dir", &grant(&granted, "data")]);
     let before = host.connect();
-    assert_eq!(asks(&before, "read /data/file"), "first");
+    assert_eq!(before.asks("read /data/file"), "first");
     fs::rename(&granted, dir.join("previous")).unwrap();
     // The operator may use links where guests cannot write.
     symlink(&next, &granted).unwrap();
-    assert_eq!(asks(&host.connect(), "read /data/file"), "first");
+    assert_eq!(host.connect().asks("read /data/file"), "first");
     host.signal(HUP);
     host.line("component unchanged");
-    assert_eq!(asks(&host.connect(), "read /data/file"), "second");
+    assert_eq!(host.connect().asks("read /data/file"), "second");
     // A guest keeps the directory with which it began.
-    assert_eq!(asks(&before, "read /data/file"), "first");
+    assert_eq!(before.asks("read /data/file"), "first");
 }
 
 /// With three connections, the guests of a service hold 256 files and 16 sockets together, and with
@@ -174,8 +169,8 @@ fn what_guests_hold_counts_for_their_service_whatever_its_settings_were() {
         );
         replace(&config, text);
     };
-    let hold_files = |client: &Client, count: usize| asks(client, &format!("hold-files {count} /data/file"));
-    let hold_sockets = |client: &Client| asks(client, &format!("hold-sockets 16 {address}"));
+    let hold_files = |client: &Client, count: usize| client.asks(&format!("hold-files {count} /data/file"));
+    let hold_sockets = |client: &Client| client.asks(&format!("hold-sockets 16 {address}"));
     put("max-connections = 3");
     let host = Host::with_config(&config, 1);
     let change = |limits: &str| {

@@ -66,12 +66,6 @@ fn what_stays_of_an_instance_does_not_grow_with_its_memories() {
     assert!(kept < 16 << 10, "{kept} of {held} KiB");
 }
 
-/// Has a guest do something, and returns the end of what it answers with.
-fn asks(client: &Client, what: &str) -> String {
-    client.send(format!("{what}\n"));
-    client.line()
-}
-
 /// KiB that a host takes for each of [`PEERS`], when one connection has done the same before.
 fn grown(host: &Host, mut does: impl FnMut(&Client)) -> u64 {
     let first = host.connect();
@@ -118,8 +112,8 @@ fn a_guest_takes_its_memory_and_a_stated_part_of_it_more() {
         for (kind, count) in kinds {
             let host = Host::serving(guest, &["--max-memory", MAX_MEMORY]);
             let grown = grown(&host, |client| {
-                assert_eq!(asks(client, fills), "32");
-                assert_eq!(asks(client, &format!("{kind} {count}")), count.to_string());
+                assert_eq!(client.asks(fills), "32");
+                assert_eq!(client.asks(&format!("{kind} {count}")), count.to_string());
             });
             assert!(
                 grown < MOST,
@@ -153,7 +147,7 @@ fn what_a_guest_lets_go_of_is_not_kept() {
     ] {
         let host = Host::serving("amass", &["--max-memory", MAX_MEMORY]);
         let grown = grown(&host, |client| {
-            assert_eq!(asks(client, &format!("drop {kind} 3000")), "3000");
+            assert_eq!(client.asks(&format!("drop {kind} 3000")), "3000");
         });
         assert!(grown < 1024, "{grown} KiB for each of {PEERS} after 3000 {kind}");
     }
@@ -164,7 +158,7 @@ fn what_a_guest_lets_go_of_is_not_kept() {
 fn streams_between_two_ends_of_the_host_are_few() {
     let host = Host::serving("amass", &["--max-memory", MAX_MEMORY]);
     let grown = grown(&host, |client| {
-        assert_eq!(asks(client, "pipes 300"), "300");
+        assert_eq!(client.asks("pipes 300"), "300");
     });
     assert!(grown < 2048, "{grown} KiB for each of {PEERS} with 300 streams");
 }
@@ -316,7 +310,7 @@ fn calls_that_wait_for_files_keep_no_long_paths() {
     let grant = format!("{}::/data", dir.display());
     let host = Host::serving("amass", &["--dir", &grant]);
     let client = host.connect();
-    assert_eq!(asks(&client, "fifos 64"), "64");
+    assert_eq!(client.asks("fifos 64"), "64");
     client.send("paths 1\n");
     client.expect_reset();
     let line = host.line("connection ended");
@@ -334,16 +328,16 @@ fn cancelled_calls_that_wait_for_files_are_few() {
     let grant = format!("{}::/data", dir.display());
     let host = Host::serving("amass", &["--dir", &grant, "--max-memory", MAX_MEMORY]);
     let client = host.connect();
-    assert_eq!(asks(&client, "fifos 64"), "64");
+    assert_eq!(client.asks("fifos 64"), "64");
     let before = host.memory("RssAnon");
     for kind in ["lookups", "list-reads"] {
-        assert_eq!(asks(&client, &format!("drop {kind} 1000")), "1000");
+        assert_eq!(client.asks(&format!("drop {kind} 1000")), "1000");
     }
     let kept = host.memory("RssAnon") - before;
     assert!(kept < 8 << 10, "{kept} KiB for calls that were cancelled");
     // With a writer of the pipe, the threads are free, and calls go on.
     let _writer = File::options().write(true).open(fifo).unwrap();
-    assert_eq!(asks(&client, "directories 1"), "1");
+    assert_eq!(client.asks("directories 1"), "1");
 }
 
 /// Each list keeps the entries that it has read with the one that the guest asked for.
@@ -355,7 +349,7 @@ fn lists_that_a_guest_does_not_read_keep_few_entries() {
     let grant = format!("{}::/data", dir.display());
     let host = Host::serving("amass", &["--dir", &grant, "--max-memory", MAX_MEMORY]);
     let grown = grown(&host, |client| {
-        assert_eq!(asks(client, "begun-lists 100"), "100");
+        assert_eq!(client.asks("begun-lists 100"), "100");
     });
     let most = 100 * 20 + 512;
     assert!(grown < most, "{grown} KiB for each of {PEERS} with 100 lists");

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{Client, HUP, Host, command, guest, noise, refused, replace, scratch, until};
+use crate::harness::{Client, HUP, Host, Place, command, guest, noise, refused, replace, scratch, until};
 
 /// Runs `wasm-inetd replay`, and gives its exit status and its output.
 fn replay(dir: &Path, guest: &Path) -> (Option<i32>, String) {
@@ -532,14 +532,11 @@ fn what_does_not_pass_the_gate_does_not_serve() {
 #[test]
 fn a_component_whose_gate_could_not_be_read_is_tried_again() {
     let (gate, _) = recorded("gate-away", "lines-session");
-    let dir = scratch("gate-away-service");
-    fs::create_dir_all(&dir).unwrap();
-    let file = dir.join("guest.wasm");
-    fs::copy(guest("lines-session"), &file).unwrap();
-    let host = Host::with(&file, &["--gate", gate.to_str().unwrap(), "--watch"]);
+    let place = Place::new("gate-away", "lines-session");
+    let host = place.serve(&["--gate", gate.to_str().unwrap(), "--watch"]);
     let away = gate.with_extension("away");
     fs::rename(&gate, &away).unwrap();
-    replace(&file, fs::read(guest("lines")).unwrap());
+    place.put("lines");
     host.line("keeps serving");
     fs::rename(&away, &gate).unwrap();
     host.line("component reloaded");

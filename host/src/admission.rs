@@ -384,8 +384,8 @@ struct Table {
 }
 
 impl Table {
-    /// Forgets the sources that need not be kept. If too many are left, forgets those that have used
-    /// least of their rate.
+    /// Forgets the sources that need not be kept. If too many are left, forgets the half of them
+    /// that has used the smallest part of its rate.
     fn sweep(&mut self, now: Instant) {
         self.sources.retain(|_, has| !has.is_nothing(now));
         let idle = self.sources.values().filter(|has| has.open == 0);

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Stat;
 
 use crate::file_id::FileId;
+use crate::guarded::walk::{Judge, walk};
 use crate::system::is_of_kernel;
-use crate::walk::{Judge, walk};
 
 /// Directories of the kernel, through which a process reaches its own memory, other processes and
 /// devices.

@@ -1,5 +1,7 @@
 //! Directories that nobody but the host's user and root can change or replace.
 
+pub(crate) mod walk;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::walk::{Judge, walk};
+use walk::{Judge, walk};
 
 /// Bits of a mode that let the group or everybody write.
 const WRITABLE: u32 = 0o022;

@@ -63,5 +63,4 @@ pub mod threads;
 pub mod tls;
 mod trial;
 mod values;
-mod walk;
 mod whole_file;

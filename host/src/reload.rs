@@ -11,7 +11,6 @@ use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
 use notify::event::AccessKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use rustix::io::Errno;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -24,13 +23,12 @@ use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::{Generations, INSIST, Overtaken};
 use crate::guarded::{self, Owner};
-use crate::logging::expect_panic;
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Refusal, Sandbox, Source};
 use crate::service::{ReloadRequest, ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
-use crate::threads::{self, NoThread};
+use crate::threads;
 
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
@@ -371,8 +369,8 @@ impl Reloader {
         tried
     }
 
-    /// Compiles a component away from the threads that serve, and has it serve. That was `asked` for
-    /// then.
+    /// Compiles a component away from the threads that serve, and has it serve. `asked` is when that
+    /// was requested.
     async fn take(&self, content: Content, insisted: bool, asked: Instant) -> anyhow::Result<()> {
         let sandbox = self.sandbox.load_full();
         let runtime = Handle::current();
@@ -525,11 +523,10 @@ fn watch<'a>(
     })?;
     // If the system has given the watcher no thread, each use of it panics, and so does its drop.
     let mut watcher = ManuallyDrop::new(watcher);
-    let watched = expect_panic(|| {
+    let watched = threads::started(|| {
         let mut directories = directories.iter();
         directories.try_for_each(|directory| watcher.watch(directory, RecursiveMode::NonRecursive))
-    });
-    let watched = watched.ok_or_else(|| NoThread(Errno::AGAIN.into()))?;
+    })?;
     let watcher = ManuallyDrop::into_inner(watcher);
     watched?;
     Ok(watcher)

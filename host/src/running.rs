@@ -83,8 +83,8 @@ impl Running {
         }
     }
 
-    /// Loads the component again, if it is in a file, and reads certificates again. That was `asked`
-    /// for then.
+    /// Loads the component again, if it is in a file, and reads certificates again. `asked` is when
+    /// that was requested.
     pub(crate) fn reload(&self, asked: Instant) {
         for entrance in &self.entrances {
             entrance.reread();
@@ -100,7 +100,7 @@ impl Running {
         self.reload_component(asked);
     }
 
-    /// Loads the component again, if it is in a file. That was `asked` for then.
+    /// Loads the component again, if it is in a file. `asked` is when that was requested.
     pub(crate) fn reload_component(&self, asked: Instant) {
         if let Some(reload) = &self.service.reload {
             let insists = false;

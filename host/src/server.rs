@@ -365,8 +365,8 @@ impl Server {
         }
     }
 
-    /// Checks that no rollback was requested since `plan` was, and that no component of it was rolled
-    /// back since the planning began.
+    /// Checks that no rollback was requested since `plan` was, and that no component of it was
+    /// rolled back since the planning began.
     ///
     /// # Errors
     ///

@@ -16,6 +16,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::logging::expect_panic;
+
 /// Bytes of the stack of a thread, which the code of the host and of libraries is known to get by
 /// with.
 pub const STACK: usize = 2 << 20;
@@ -53,6 +55,15 @@ impl From<NoThread> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("its thread panicked")]
 pub(crate) struct Panicked;
+
+/// Runs `start`, a function of a library that panics if the system gives it no thread.
+///
+/// # Errors
+///
+/// It panics.
+pub(crate) fn started<T>(start: impl FnOnce() -> T) -> Result<T, NoThread> {
+    expect_panic(start).ok_or_else(|| NoThread(Errno::AGAIN.into()))
+}
 
 /// Work in a thread of its own, as a future of its result. If this is dropped, the work continues.
 #[derive(Debug)]

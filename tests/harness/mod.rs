@@ -520,6 +520,12 @@ impl Client {
         String::from_utf8(line).unwrap()
     }
 
+    /// Has a guest do something by a line, and returns the line that it answers with.
+    pub fn asks(&self, what: &str) -> String {
+        self.send(format!("{what}\n"));
+        self.line()
+    }
+
     /// Sends bytes and expects them back.
     pub fn echo(&self, bytes: impl AsRef<[u8]>) {
         self.send(&bytes);

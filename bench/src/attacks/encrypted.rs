@@ -17,7 +17,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use super::peers::{drain, each, is_timeout};
 use super::stage::Stage;
 
-/// Certificates between that of a client and the authority. A path can have one more.
+/// Intermediate certificates in a client's chain. rustls accepts a path with at most one more.
 const INTERMEDIATES: usize = 5;
 
 /// Changes of keys in one write. rustls refuses more than 32 of them in a row.

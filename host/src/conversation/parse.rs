@@ -110,7 +110,8 @@ impl Conversation {
     }
 }
 
-/// Names a carriage return in a line that has this problem. Nobody sees it in an editor.
+/// Reports a carriage return in `line` instead of `problem`. Editors do not show the character, so
+/// the problem that it causes would be hard to understand.
 fn with_return(problem: Problem, line: &str) -> Problem {
     if line.contains('\r') {
         Problem::Return

@@ -178,8 +178,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Returns the directory. Opens or creates it again after somebody has moved or removed it, as to
-    /// archive what was recorded.
+    /// Returns the directory. Opens or creates it again after somebody has moved or removed it, for
+    /// example to archive what was recorded.
     fn current(&self) -> io::Result<Arc<OwnedFd>> {
         let held = self.dir.load_full();
         let named = stat(&self.path).map(|named| FileId::from(&named));

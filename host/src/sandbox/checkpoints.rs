@@ -282,6 +282,7 @@ mod tests {
 
     use super::super::content::ECHO;
     use super::super::proposals;
+    use super::super::rewrite::NESTED;
     use super::*;
 
     /// The bodies of all functions.
@@ -397,19 +398,7 @@ mod tests {
 
     #[test]
     fn other_code_stays_as_it_is() {
-        let text = "(component
-            (core module $m
-                (memory (export \"memory\") 3)
-                (global $g (mut i32) (i32.const 7))
-                (func $start i32.const 1 global.set $g)
-                (start $start)
-                (func (export \"f\") (param i64) (result i32) global.get $g)
-                (data (i32.const 0) \"data\")
-                (@custom \"note\" \"kept\"))
-            (component $nested (core module (func (result i32) i32.const 300)))
-            (core instance $i (instantiate $m))
-            (func (export \"f\") (param \"x\" s64) (result u32) (canon lift (core func $i \"f\"))))";
-        let bytes = wat::parse_str(text).unwrap();
+        let bytes = wat::parse_str(NESTED).unwrap();
         assert_eq!(with_checkpoints(&bytes).unwrap().unwrap(), bytes);
     }
 

@@ -15,7 +15,7 @@ use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
@@ -146,32 +146,28 @@ impl FileThreads {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> AbortOnDropHandle<T> {
-        let turns = Arc::clone(&self.turns);
-        AbortOnDropHandle::new(self.runtime.spawn(async move {
+        AbortOnDropHandle::new(self.runtime.spawn(self.run(work)))
+    }
+
+    /// Does `work` when its turn has come.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = T> + Send + 'static {
+        let (runtime, turns) = (self.runtime.clone(), Arc::clone(&self.turns));
+        async move {
+            // It is never closed.
             let turn = turns.acquire_owned().await;
-            let working = spawn_blocking(move || {
+            let working = runtime.spawn_blocking(move || {
                 let _turn = turn;
                 work()
             });
             match working.await.map_err(JoinError::try_into_panic) {
                 Ok(done) => done,
                 Err(Ok(panic)) => resume_unwind(panic),
-                // The runtime ends, so nobody has the handle any more.
+                // The runtime ends, so nobody waits for the result any more.
                 Err(Err(_)) => pending().await,
             }
-        }))
-    }
-
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        // It is never closed.
-        let turn = Arc::clone(&self.turns).acquire_owned().await;
-        let working = self.runtime.spawn_blocking(move || {
-            let _turn = turn;
-            work()
-        });
-        match working.await {
-            Ok(done) => done,
-            Err(error) => resume_unwind(error.into_panic()),
         }
     }
 }

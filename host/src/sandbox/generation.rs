@@ -72,8 +72,9 @@ pub struct Generation {
 }
 
 impl Sandbox {
-    /// Loads a component: opens the granted directories again, composes it with its middlewares, compiles it, finds its contract, checks what it imports, makes
-    /// an instance to see that one can be made, and has its parts check their configuration there.
+    /// Loads a component: opens the granted directories again, composes it with its middlewares,
+    /// compiles it, finds its contract, checks what it imports, makes an instance to see that one
+    /// can be made, and has its parts check their configuration there.
     ///
     /// # Errors
     ///

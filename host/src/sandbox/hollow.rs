@@ -40,22 +40,12 @@ mod tests {
     use super::super::extent::code_size;
     use super::super::outline::Outline;
     use super::super::proposals;
+    use super::super::rewrite::NESTED;
     use super::*;
 
     #[test]
     fn only_code_is_left_out() {
-        let text = "(component
-            (core module $m
-                (memory (export \"memory\") 3)
-                (global $g (mut i32) (i32.const 7))
-                (func $start i32.const 1 global.set $g)
-                (start $start)
-                (func (export \"f\") (param i64) (result i32) global.get $g)
-                (data (i32.const 0) \"data\"))
-            (component $nested (core module (func (result i32) i32.const 300)))
-            (core instance $i (instantiate $m))
-            (func (export \"f\") (param \"x\" s64) (result u32) (canon lift (core func $i \"f\"))))";
-        for component in [&wat::parse_str(text).unwrap(), ECHO] {
+        for component in [&wat::parse_str(NESTED).unwrap(), ECHO] {
             let hollow = hollow(component).unwrap();
             proposals::validate(&hollow).unwrap();
             let names = |bytes| {

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::living::{living, locked};
 use crate::logging::queue::is_crowded;
 
 /// Lines of all guests together that are logged in a second.
@@ -86,8 +87,7 @@ impl Pace {
 
     fn share(&self, service: Option<&Arc<str>>) -> Arc<Share> {
         let mut second = self.second();
-        second.shares.retain(|share| share.strong_count() > 0);
-        let known = second.shares.iter().filter_map(Weak::upgrade);
+        let known = living(&mut second.shares);
         let same = |share: &Arc<Share>| share.service.as_ref() == service;
         if let Some(share) = known.into_iter().find(same) {
             return share;
@@ -117,8 +117,7 @@ impl Pace {
     }
 
     fn second(&self) -> MutexGuard<'_, Second> {
-        // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 }
 

@@ -13,10 +13,11 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use wasmtime::{Engine, EngineWeak};
 
+use super::living::{living, locked};
 use crate::failpoint;
 use crate::system;
 
@@ -29,18 +30,6 @@ const OF_POOL: u64 = 160;
 
 /// The claims of all services. The limit is one of the process, so all count here.
 static SHARES: Mutex<Vec<Weak<Share>>> = Mutex::new(Vec::new());
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing can panic while it is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns what still exists of a list, and forgets the rest.
-fn alive<T>(list: &Mutex<Vec<Weak<T>>>) -> Vec<Arc<T>> {
-    let mut list = locked(list);
-    list.retain(|one| one.strong_count() > 0);
-    list.iter().filter_map(Weak::upgrade).collect()
-}
 
 /// Mappings that a service with so many connections is entitled to.
 fn entitled(connections: u32) -> u64 {
@@ -95,8 +84,7 @@ impl Share {
         plan: impl FnOnce(Terms) -> Result<(T, Size), E>,
     ) -> Result<(T, Arc<Lease>), E> {
         let mut shares = locked(&SHARES);
-        shares.retain(|share| share.strong_count() > 0);
-        let all: Vec<_> = shares.iter().filter_map(Weak::upgrade).collect();
+        let all = living(&mut shares);
         let limit = failpoint::max_map_count().or_else(system::max_map_count);
         let terms = limit.map_or(Terms::UNLIMITED, |limit| self.terms(limit, &all));
         let (pool, size) = plan(terms)?;
@@ -115,10 +103,10 @@ impl Share {
     /// The terms for the next pool of this service, which new connections are to get.
     fn terms(&self, limit: u64, all: &[Arc<Self>]) -> Terms {
         let (mut claimed, mut counted, mut used, mut draining) = (0, 0, 0, 0);
-        let is_first = alive(&self.leases).is_empty();
+        let is_first = living(&mut locked(&self.leases)).is_empty();
         for share in all {
             let is_own = std::ptr::eq(&**share, self);
-            let leases = alive(&share.leases);
+            let leases = living(&mut locked(&share.leases));
             // The next pool takes the place of those that serve.
             let has_next = is_own || leases.iter().any(|lease| lease.is_new());
             let is_ending = |lease: &Lease| lease.is_ending(has_next);
@@ -158,7 +146,7 @@ impl Share {
     }
 
     fn entitled(&self) -> u64 {
-        let claims = alive(&self.claims);
+        let claims = living(&mut locked(&self.claims));
         let claims = claims.iter().map(|claim| entitled(claim.connections));
         claims.max().unwrap_or(0)
     }

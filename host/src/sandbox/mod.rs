@@ -30,6 +30,7 @@ mod handles;
 mod hollow;
 mod leash;
 mod listing;
+mod living;
 mod load_error;
 mod log_share;
 mod mappings;

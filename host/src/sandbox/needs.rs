@@ -116,8 +116,8 @@ impl TableSize {
     }
 }
 
-/// Tables of handles in one instance, relative to those of most guests: a power of two, so that there
-/// are few different engines.
+/// Tables of handles in one instance, relative to those of most guests: a power of two, so that
+/// there are few different engines.
 ///
 /// Each component instance has such a table, which never shrinks. A guest could therefore fill one
 /// table after another, and hold few handles at any time.

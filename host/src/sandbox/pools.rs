@@ -3,10 +3,11 @@
 //! The open connections of an earlier generation keep its pool. Most settings do not concern the
 //! pool, so generations before and after a change of those share it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::capacity::Pool;
 use super::direct::Stacks;
+use super::living::{living, locked};
 use super::mappings::{Lease, Share};
 use super::needs::{LEAST_INSTANCES, Needs};
 use super::ticker::Ticker;
@@ -39,10 +40,6 @@ pub(super) struct Pooled {
     pub(super) pools: Arc<Pools>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Pools {
     /// The pools of a service without a name, which nothing else shares.
     pub(super) fn new() -> Arc<Self> {
@@ -70,9 +67,8 @@ impl Pools {
     /// other.
     pub(super) fn ticker(&self, ticker: Arc<Ticker>) -> Arc<Ticker> {
         let mut tickers = locked(&self.tickers);
-        tickers.retain(|ticker| ticker.strong_count() > 0);
-        let mut others = tickers.iter().filter_map(Weak::upgrade);
-        if let Some(other) = others.find(|other| other.slice() == ticker.slice()) {
+        let others = living(&mut tickers);
+        if let Some(other) = others.into_iter().find(|other| other.slice() == ticker.slice()) {
             return other;
         }
         tickers.push(Arc::downgrade(&ticker));
@@ -89,8 +85,7 @@ impl Pools {
     ) -> Result<Arc<Pooled>, E> {
         // Locked until it is made, so that no other is made meanwhile.
         let mut made = locked(&self.made);
-        made.retain(|pooled| pooled.strong_count() > 0);
-        let pools: Vec<_> = made.iter().filter_map(Weak::upgrade).collect();
+        let pools = living(&mut made);
         if let Some(whole) = pools.iter().find(|pooled| pooled.is_whole(needs, connections)) {
             return Ok(Arc::clone(whole));
         }

@@ -21,7 +21,7 @@ pub(super) trait Change {
         true
     }
 
-    /// Returns the locals and instructions of a function that replaces one of `bytes`.
+    /// Returns the locals and instructions of the function that replaces `body`.
     fn function<'a>(&mut self, body: &FunctionBody<'a>) -> Result<Cow<'a, [u8]>>;
 }
 
@@ -136,3 +136,20 @@ impl Levels {
         }
     }
 }
+
+/// A component of one module and another component, with a section of each kind that matters to a
+/// change of functions.
+#[cfg(test)]
+pub(super) const NESTED: &str = "(component
+    (core module $m
+        (memory (export \"memory\") 3)
+        (global $g (mut i32) (i32.const 7))
+        (func $start i32.const 1 global.set $g)
+        (start $start)
+        (func (export \"f\") (param i64) (result i32) global.get $g)
+        (data (i32.const 0) \"data\")
+        (@custom \"note\" \"kept\"))
+    (component $nested (core module (func (result i32) i32.const 300)))
+    (core instance $i (instantiate $m))
+    (func (export \"f\") (param \"x\" s64) (result u32)
+        (canon lift (core func $i \"f\"))))";

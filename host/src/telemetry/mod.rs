@@ -17,14 +17,12 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
-use rustix::io::Errno;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::info;
 
 use crate::admin::measures::Measure;
 use crate::config::Otlp as Config;
-use crate::logging::expect_panic;
 use crate::threads::{self, NoThread};
 use collector::{Collector, Signal};
 use environment::{milliseconds, variable};
@@ -72,8 +70,7 @@ impl Telemetry {
         let exporter = spans::Exporter::new(Arc::clone(&collector));
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(environment::batches());
         // It starts a thread, or panics.
-        let processor = expect_panic(|| processor.build());
-        let processor = processor.ok_or_else(|| NoThread(Errno::AGAIN.into()))?;
+        let processor = threads::started(|| processor.build())?;
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(

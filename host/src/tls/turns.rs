@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 /// thread would be in one while other connections wait. So at most half of the threads are in
 /// handshakes at the same time, and the other handshakes wait here.
 ///
-/// Only the first handshake of each service waits for a turn. The others wait behind it, so that the
-/// services have their turns one after another, however many handshakes each has.
+/// Only the first handshake of each service waits for a turn. The others wait behind it, so that
+/// the services have their turns one after another, however many handshakes each has.
 #[derive(Debug)]
 pub struct Turns {
     all: Arc<Semaphore>,

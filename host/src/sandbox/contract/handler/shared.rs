@@ -110,9 +110,9 @@ fn handle_of(instance: &Instance, store: &mut Store<State>) -> wasmtime::Result<
 
 /// Connections that the guest has not been called for.
 ///
-/// A guest can raise its back-pressure, so that its calls wait. A call that was made cannot be taken
-/// back, and would stay in the store after the end of its connection. So it is made only when the
-/// guest is ready for it.
+/// A guest can raise its back-pressure, so that its calls wait. A call that was made cannot be
+/// taken back, and would stay in the store after the end of its connection. So it is made only when
+/// the guest is ready for it.
 struct Waiting {
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// At most as many as were open when the last one came.

@@ -1,7 +1,8 @@
 //! Walks to a directory, name by name from the root.
 //!
-//! Each directory on the way is judged by its own descriptor, and the next name is looked up in that
-//! descriptor. What is judged is therefore what is opened, whatever happens to the path meanwhile.
+//! Each directory on the way is judged by its own descriptor, and the next name is looked up in
+//! that descriptor. What is judged is therefore what is opened, whatever happens to the path
+//! meanwhile.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
