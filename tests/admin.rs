@@ -366,6 +366,13 @@ fn a_service_that_comes_or_goes_is_shown_or_not() {
     let accepted = metrics.value("wasm_inetd_connections_accepted_total", &[("service", "echo")]);
     assert_eq!(accepted, 1.0, "what stays is counted on");
     client.echo("still here");
+    put(&path, more);
+    host.signal(HUP);
+    host.line("services reconfigured");
+    // A number stands for one generation, whatever becomes of its service.
+    let all = generations(&admin);
+    let back = all.iter().find(|one| one["service"] == "more").unwrap();
+    assert_eq!(back["generation"], 2);
 }
 
 #[test]

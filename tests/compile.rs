@@ -435,7 +435,7 @@ fn a_cache_that_cannot_be_filled_is_an_error_of_compile() {
     let compiled = compile(&["--cache", open.to_str().unwrap(), echo.to_str().unwrap()]);
     assert_eq!(compiled.status.code(), Some(1));
     assert!(
-        text(&compiled.stderr).contains("not compiled ahead"),
+        text(&compiled.stderr).contains("ahead: the cache cannot be used"),
         "{}",
         text(&compiled.stderr)
     );

@@ -203,7 +203,7 @@ fn a_core_module_that_is_no_program() {
         ),
         (
             "(module (import \"env\" \"f\" (func)) (func (export \"_start\")))",
-            "not a WASI preview 1 program (unknown import: `env::f`",
+            "not a WASI preview 1 program (it imports `f` of `env`, which preview 1 does not have)",
         ),
         (
             "(module (func (export \"_initialize\")))",

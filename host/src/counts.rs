@@ -52,6 +52,8 @@ pub(crate) struct Counts {
     pub(crate) duration: Histogram,
     pub(crate) first_byte: Histogram,
     pub(crate) instantiation: Histogram,
+    /// Generations that have served, also before the service was removed and added again.
+    generations: AtomicU64,
     pub(crate) swaps: Count,
     pub(crate) rollbacks: Count,
     pub(crate) rejected: Count,
@@ -70,6 +72,11 @@ struct Shared {
 }
 
 impl Counts {
+    /// Returns the number of one more generation. Generations are counted from 1.
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Relaxed) + 1
+    }
+
     /// Counts `cost`, the cost of shared instances, from now on.
     pub(crate) fn share(&self, cost: Arc<Cost>) {
         let mut shared = self.shared();

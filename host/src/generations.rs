@@ -141,6 +141,8 @@ pub(crate) struct Generations {
     max_connections: u64,
     /// The number of its first generation.
     first: u64,
+    /// The first generation has replaced another, of other settings.
+    replaces_service: bool,
     /// Has sessions move one after another, so that their new instances take the place of the old ones; `None` where they
     /// do not move.
     moving: Option<Semaphore>,
@@ -154,6 +156,7 @@ pub(crate) struct Generations {
 
 #[derive(Debug)]
 struct Past {
+    /// The number of the last generation.
     last_number: u64,
     /// All that still have connections or may get some, in the order in which they came. A
     /// connection of a service that was replaced also keeps the last generation of that service.
@@ -208,19 +211,23 @@ impl Left {
 }
 
 impl Past {
-    /// The past of a service that starts with `first`, in place of the service `before`, if there
-    /// is one. The rollback of that service stays possible where its generations would serve on the
+    /// The past of a service that starts with `first`, a generation of this `number`, in place of the
+    /// service `before`, if there is one. The rollback of that service stays possible where its generations would serve on the
     /// same terms: a rollback brings back a component, and no setting.
-    fn new(service: &Service, first: &Generation, before: Option<(&Service, &Generations)>) -> Self {
+    fn new(
+        number: u64,
+        service: &Service,
+        first: &Generation,
+        before: Option<(&Service, &Generations)>,
+    ) -> Self {
         let mut new = Self {
-            last_number: 1,
+            last_number: number,
             known: Vec::new(),
             previous: None,
             left: None,
         };
         if let Some((settings, before)) = before {
             let past = before.past();
-            new.last_number = past.last_number + 1;
             let current = before.current();
             let same_content = current.generation.digest() == first.digest();
             if same_content {
@@ -280,8 +287,8 @@ impl Generations {
     }
 
     /// Creates the generations of `service`, which starts with `first`. `before` has the settings
-    /// and the generations of the service that it replaces, whose numbers it continues. An operator
-    /// may have `insisted` on the first.
+    /// and the generations of the service that it replaces. An operator may have `insisted` on the
+    /// first. Their numbers continue those that `counts` has given.
     pub(crate) fn new(
         service: &Service,
         first: Arc<Generation>,
@@ -293,8 +300,8 @@ impl Generations {
         if before.is_some() {
             counts.swaps.one_more();
         }
-        let mut past = Past::new(service, &first, before);
-        let number = past.last_number;
+        let number = counts.next_generation();
+        let mut past = Past::new(number, service, &first, before);
         let first = Serving::new(
             &service.name,
             number,
@@ -312,6 +319,7 @@ impl Generations {
             drain: service.drain_generations,
             max_connections: service.limits.max_connections.get() as u64,
             first: number,
+            replaces_service: before.is_some(),
             moving: service.migrate.then(|| Semaphore::new(1)),
             successor: OnceLock::new(),
             cut,
@@ -365,11 +373,6 @@ impl Generations {
             self.current().replaced.cancel();
             self.report_staying(&successor.current());
         }
-    }
-
-    /// How many there have been.
-    pub(crate) fn count(&self) -> u64 {
-        self.past().last_number
     }
 
     /// No more connections come: those that are open may go on as long as where another generation has replaced theirs.
@@ -443,7 +446,7 @@ impl Generations {
         if past.left.as_ref().is_some_and(is_left) && !insisted {
             return Err(Overtaken::ByRollback);
         }
-        past.last_number += 1;
+        past.last_number = self.counts.next_generation();
         let next = Serving::new(
             &self.service,
             past.last_number,
@@ -605,8 +608,8 @@ impl Generations {
     /// Rolls back `serving` if it is current and fails more than the generation before.
     fn judge(&self, serving: &Serving, trial: fn(&Tally) -> &Trial, reason: fn(u64, u64) -> String) {
         let past = self.past();
-        // The first generation of all has replaced nothing.
-        if past.last_number == 1 || self.current().number != serving.number {
+        let is_original = past.last_number == self.first && !self.replaces_service;
+        if is_original || self.current().number != serving.number {
             return;
         }
         let failing = match &past.previous {

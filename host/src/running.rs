@@ -21,7 +21,7 @@ pub(crate) struct Running {
     pub(crate) service: Arc<Service>,
     /// Loads its components.
     sandbox: Arc<ArcSwap<Sandbox>>,
-    reloader: Option<JoinHandle<()>>,
+    reloader: JoinHandle<()>,
     pub(crate) entrances: Vec<Arc<Entrance>>,
     /// Accepts its connections, and does not end by itself.
     pub(crate) acceptor: JoinHandle<Acceptor>,
@@ -53,23 +53,22 @@ impl Running {
         let generations =
             Generations::new(&config, generation, insisted, before, process.cut.clone(), counts);
         let reload = Arc::new(ReloadRequests::default());
-        let changes = source.files().next().is_some();
+        let has_files = source.files().next().is_some();
         let service = Arc::new(Service {
             access: ArcSwap::from_pointee(config.access.clone()),
             handshakes: process.handshakes.of_service(),
+            embedded: (!has_files).then_some(*generations.current().generation.digest()),
             generations: Arc::new(generations),
             recorder,
-            reload: changes.then(|| Arc::clone(&reload)),
+            reload: Arc::clone(&reload),
             listeners: ArcSwap::from_pointee(names(acceptor.listeners())),
             process: Arc::clone(process),
             config,
         });
         let sandbox = Arc::new(ArcSwap::from_pointee(sandbox));
-        let reloader = changes.then(|| {
-            let generations = Arc::clone(&service.generations);
-            let reloader = Reloader::new(Arc::clone(&sandbox), source, service.config.clone(), generations);
-            tokio::spawn(reloader.run(reload))
-        });
+        let generations = Arc::clone(&service.generations);
+        let reloader = Reloader::new(Arc::clone(&sandbox), source, service.config.clone(), generations);
+        let reloader = tokio::spawn(reloader.run(reload));
         let stop = CancellationToken::new();
         let entrances = acceptor.entrances();
         let acceptor = tokio::spawn(acceptor.run(Arc::clone(&service), stop.clone()));
@@ -83,8 +82,7 @@ impl Running {
         }
     }
 
-    /// Loads the component again, if it is in a file, and reads certificates again. `asked` is when
-    /// that was requested.
+    /// Loads the component and reads certificates again. `asked` is when that was requested.
     pub(crate) fn reload(&self, asked: Instant) {
         for entrance in &self.entrances {
             entrance.reread();
@@ -100,16 +98,11 @@ impl Running {
         self.reload_component(asked);
     }
 
-    /// Loads the component again, if it is in a file. `asked` is when that was requested.
+    /// Loads the component again. `asked` is when that was requested.
     pub(crate) fn reload_component(&self, asked: Instant) {
-        if let Some(reload) = &self.service.reload {
-            let insists = false;
-            reload.ask(ReloadRequest { asked, insists });
-        } else {
-            info!(
-                service = self.service.config.name,
-                "nothing to reload: the embedded echo guest has no file"
-            );
+        let insists = false;
+        if let Err(error) = self.service.reload(ReloadRequest { asked, insists }) {
+            info!(service = self.service.config.name, "{error}");
         }
     }
 
@@ -141,9 +134,7 @@ impl Running {
 
     /// Loads its component no more.
     pub(crate) fn stop_reloading(&self) {
-        if let Some(reloader) = &self.reloader {
-            reloader.abort();
-        }
+        self.reloader.abort();
     }
 
     /// Ends what it does beside the connections that are open.

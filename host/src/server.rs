@@ -187,6 +187,8 @@ impl Server {
             }
         };
         self.process.draining.store(true, Relaxed);
+        // A component that is loaded now would serve no connection.
+        self.running.iter().for_each(Running::stop_reloading);
         if let Some(planning) = planning {
             planning.abort();
             warn!("reconfiguration given up: the host drains; nothing changed");
@@ -206,8 +208,6 @@ impl Server {
                 Drained::Quit
             }
         };
-        // The end of the runtime cancels what they do, which would pass for a failure.
-        self.running.iter().for_each(Running::stop_reloading);
         Ok(drained)
     }
 
@@ -317,12 +317,8 @@ impl Server {
             config: self.config.clone(),
             services: self.running.iter().map(Runs::of).collect(),
         };
-        for requests in self
-            .running
-            .iter()
-            .filter_map(|running| running.service.reload.as_ref())
-        {
-            requests.forget();
+        for running in &self.running {
+            running.service.reload.forget();
         }
         let (runtime, files, program) = (Handle::current(), Arc::clone(&self.files), self.program.clone());
         // Compiling takes a thread for as long as it takes.
@@ -469,18 +465,14 @@ impl Server {
                 (Some(loaded), old) => {
                     let before = old.as_ref().map(|old| &*old.service);
                     let running = Running::start(loaded, before, acceptor, &self.process);
-                    let (service, generation) = (&service.name, running.service.generations.count());
+                    let service = &service.name;
+                    let generation = running.service.generations.current().number;
                     match old {
                         Some(old) => {
                             // Its connections that still send a PROXY header or shake hands.
                             let access = &running.service.config.access;
                             old.service.access.store(Arc::new(access.clone()));
-                            if old
-                                .service
-                                .reload
-                                .as_ref()
-                                .is_some_and(|requests| requests.is_new())
-                            {
+                            if old.service.reload.is_new() {
                                 // The file may have changed since it was read for this change.
                                 running.reload_component(Instant::now());
                             }

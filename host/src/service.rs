@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::place::Place;
 use crate::preflight::{Unloaded, key_of};
 use crate::record::Recorder;
 use crate::roster::{Open, Roster};
-use crate::sandbox::{Generation, Sandbox, Source};
+use crate::sandbox::{Digest, Generation, Sandbox, Source};
 use crate::system::Mappings;
 use crate::telemetry::Telemetry;
 use crate::tls;
@@ -183,6 +184,11 @@ pub(crate) struct ReloadRequest {
     pub(crate) insists: bool,
 }
 
+/// A service serves the component that is embedded in the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("nothing to reload: the embedded echo guest has no file")]
+pub(crate) struct NothingToReload;
+
 /// Requests to load the component of a service again.
 #[derive(Debug, Default)]
 pub(crate) struct ReloadRequests {
@@ -239,8 +245,10 @@ pub(crate) struct Service {
     pub(crate) handshakes: tls::Turns,
     pub(crate) generations: Arc<Generations>,
     pub(crate) recorder: Option<Recorder>,
-    /// Asks for its component to be loaded again; `None` where that is in no file.
-    pub(crate) reload: Option<Arc<ReloadRequests>>,
+    /// Asks for its component to be loaded again.
+    pub(crate) reload: Arc<ReloadRequests>,
+    /// Its component, if that is embedded in the host and so never changes.
+    pub(crate) embedded: Option<Digest>,
     /// Where it listens.
     pub(crate) listeners: ArcSwap<Vec<String>>,
     pub(crate) process: Arc<Process>,
@@ -250,6 +258,20 @@ impl Service {
     /// What is counted of it.
     pub(crate) fn counts(&self) -> &Counts {
         &self.generations.counts
+    }
+
+    /// Requests that its component is loaded again.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing to load.
+    pub(crate) fn reload(&self, request: ReloadRequest) -> Result<(), NothingToReload> {
+        // After a rollback, another component than that of the settings serves.
+        if self.embedded.as_ref() == Some(self.generations.current().generation.digest()) {
+            return Err(NothingToReload);
+        }
+        self.reload.ask(request);
+        Ok(())
     }
 
     /// What the connection at `place` has cost; `None` where it shares an instance, whose cost is not its own alone.

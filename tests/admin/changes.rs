@@ -278,6 +278,53 @@ fn the_embedded_guest_cannot_be_swapped() {
 }
 
 #[test]
+fn the_embedded_guest_is_loaded_again_after_a_rollback_from_it() {
+    let (place, token) = (
+        Place::new("admin-from-embedded", "lines-session"),
+        Token::new("from-embedded"),
+    );
+    let config = place.0.join("services.toml");
+    let admin = format!(
+        "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{}\"\n",
+        token.path()
+    );
+    let put = |component: &str| {
+        let listen = "listen = [\"127.0.0.1:0\"]";
+        replace(
+            &config,
+            format!("[[service]]\nname = \"a\"\n{listen}\n{component}{admin}"),
+        );
+    };
+    put("component = \"guest.wasm\"\n");
+    let host = Host::with_config(&config, 1);
+    let admin = admin_of(&host);
+    let reload = |expected: u16| {
+        let answer = admin
+            .request("POST", "/services/a/reload")
+            .bearing(&token.text)
+            .answer();
+        assert_eq!(answer.status, expected);
+    };
+    put("");
+    host.signal(HUP);
+    host.line("service changed");
+    host.line("services reconfigured");
+    reload(409);
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    reload(202);
+    let line = host.line("was rolled back");
+    assert!(line.contains("the embedded echo guest"), "{line}");
+    // A second request insists.
+    reload(202);
+    assert_eq!(field(&host.line(NEW), "generation"), "3");
+    let client = host.connect();
+    client.send("no line");
+    client.expect("no line");
+    reload(409);
+}
+
+#[test]
 fn a_drain_ends_the_host_when_its_connections_have_ended() {
     let token = Token::new("drain");
     let (mut host, admin) = looked_at("lines", &["--admin-token", token.path(), "--drain-timeout", "1h"]);
@@ -294,6 +341,41 @@ fn a_drain_ends_the_host_when_its_connections_have_ended() {
     drop(client);
     assert_eq!(host.outcome(), "finished");
     assert_eq!(host.wait().code(), Some(0));
+}
+
+#[test]
+fn no_component_is_swapped_during_a_drain() {
+    let (place, token) = (Place::new("admin-drain-swap", "echo"), Token::new("drain-swap"));
+    let path = token.path();
+    let args = [
+        "--watch",
+        "--admin",
+        "0",
+        "--admin-token",
+        path,
+        "--drain-timeout",
+        "2s",
+    ];
+    let mut host = place.serve(&args);
+    let admin = admin_of(&host);
+    let client = host.connect();
+    client.echo("hello");
+    place.put("lines-session");
+    host.line(NEW);
+    change(&admin, "/drain", &token);
+    host.line("draining: ");
+    place.put("upper");
+    for path in ["/services/guest/reload", "/services/guest/rollback"] {
+        let answer = admin.request("POST", path).bearing(&token.text).answer();
+        assert_eq!(answer.status, 409, "{path}");
+        assert!(answer.json()["error"].to_string().contains("drains"), "{path}");
+    }
+    // The watch has two seconds for the change of the file.
+    assert_eq!(host.wait().code(), Some(0));
+    let log = host.log();
+    assert_eq!(log.matches(NEW).count(), 1, "{log}");
+    assert!(!log.contains("requested\""), "{log}");
+    assert!(!log.contains("rolled back"), "{log}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::stream;
 use hyper::body::Incoming;
@@ -281,6 +282,10 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
         services.iter().find(|service| service.config.name == name)
     };
     let no_service = || refused(StatusCode::NOT_FOUND, "there is no service with this name");
+    if matches!(change, Change::Reload(_) | Change::Rollback(_)) && process.draining.load(Relaxed) {
+        let why = "the host drains and accepts no connections";
+        return refused(StatusCode::CONFLICT, why);
+    }
     match *change {
         Change::Close(connection) => {
             match process
@@ -301,17 +306,17 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
                 ),
             }
         }
-        Change::Reload(name) => match service(name).map(|service| (&service.config.name, &service.reload)) {
+        Change::Reload(name) => match service(name) {
             None => no_service(),
-            Some((_, None)) => {
-                let why = "nothing to reload: the embedded echo guest has no file";
-                refused(StatusCode::CONFLICT, why)
-            }
-            Some((service, Some(reload))) => {
-                info!(service, force, "reload requested");
+            Some(service) => {
                 let (asked, insists) = (Instant::now(), force);
-                reload.ask(ReloadRequest { asked, insists });
-                done("reloading")
+                match service.reload(ReloadRequest { asked, insists }) {
+                    Ok(()) => {
+                        info!(service = service.config.name, force, "reload requested");
+                        done("reloading")
+                    }
+                    Err(error) => refused(StatusCode::CONFLICT, &error.to_string()),
+                }
             }
         },
         Change::Rollback(name) => match service(name) {

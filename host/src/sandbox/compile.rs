@@ -61,12 +61,14 @@ impl Sandbox {
     ///
     /// It cannot be compiled, or the cache cannot be used.
     pub async fn compile_ahead(&self, content: &Content) -> Result<Ahead, LoadError> {
-        let unusable =
-            |why: String| LoadError::Sandbox(format!("{} is not compiled ahead: {why}", content.name));
+        let unusable = |reason: &str| LoadError::Ahead {
+            name: content.name.clone(),
+            reason: reason.to_owned(),
+        };
         let Some(cache) = &self.cache else {
-            let why =
+            let reason =
                 "the cache cannot be used; choose a directory that only the user of the host can change";
-            return Err(unusable(why.to_owned()));
+            return Err(unusable(reason));
         };
         let whole = self.whole(content).await?;
         let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
@@ -86,8 +88,8 @@ impl Sandbox {
                 entry,
                 compiled: Some((start.elapsed(), anew.peak)),
             }),
-            Some(Err(error)) => Err(unusable(format!("the cache cannot be written to: {error}"))),
-            None => Err(unusable("there is no cache".to_owned())),
+            Some(Err(error)) => Err(unusable(&format!("the cache cannot be written to: {error}"))),
+            None => Err(unusable("there is no cache")),
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
-use wasmtime::{Module, Store};
+use wasmtime::{Module, Store, UnknownImportError};
 
 use super::Sandbox;
 use super::capacity::Shortage;
@@ -649,10 +649,20 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
     if module.imports().any(|import| import.module() == OLD_PREVIEW) {
         return Err(Refusal::OldPreview(OLD_PREVIEW));
     }
-    let pre = engine
-        .link(module)
-        .map_err(|error| Refusal::NoProgram(line(&error)))?;
+    let pre = engine.link(module).map_err(|error| not_linked(&error))?;
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
+}
+
+/// Returns why a core module could not be linked.
+pub(super) fn not_linked(error: &wasmtime::Error) -> Refusal {
+    Refusal::NoProgram(match error.downcast_ref::<UnknownImportError>() {
+        Some(import) => format!(
+            "it imports `{}` of `{}`, which preview 1 does not have",
+            import.name(),
+            import.module()
+        ),
+        None => line(error),
+    })
 }
 
 /// Returns why an instance could not be made.

@@ -45,6 +45,14 @@ pub enum LoadError {
     /// The sandbox could not be set up, whatever the component.
     #[error("cannot set up the sandbox: {0}")]
     Sandbox(String),
+    /// The component cannot be compiled into the cache, whatever it is.
+    #[error("cannot compile {name} ahead: {reason}")]
+    Ahead {
+        /// The component, as a message names it.
+        name: String,
+        /// What is wrong with the cache, and what to do.
+        reason: String,
+    },
     /// Connections leave no room in the pool for an instance, whatever the component.
     #[error(
         "cannot try the component while instances of open connections fill the pool ({0}): reload again when \

@@ -25,7 +25,7 @@ use super::diagnostics::Speaker;
 use super::engine::Engine;
 use super::extent::Extent;
 use super::file_threads::on;
-use super::generation::{contract_of, line};
+use super::generation::{contract_of, line, not_linked};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
 
@@ -100,7 +100,7 @@ impl Sandbox {
         }
         let pre = engine
             .link(module)
-            .map_err(|error| content.refused(Refusal::NoProgram(line(&error))))?;
+            .map_err(|error| content.refused(not_linked(&error)))?;
         let mut store = store(&engine, content, Some(ProgramKind::Module)).await?;
         let threads = store.data().file_threads();
         let initialised = engine.ticker.run(on(threads, async {

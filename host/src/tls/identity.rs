@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
@@ -16,6 +16,8 @@ use thiserror::Error;
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 
 use super::algorithm::{self, Algorithm, Use};
 use super::client_chain::Bounded;
@@ -127,7 +129,7 @@ pub(super) struct CertificateFile {
     pub(super) path: PathBuf,
     /// The number of certificates in it.
     pub(super) count: usize,
-    /// One sentence for each certificate that is not valid at the moment.
+    /// One sentence for each certificate that is not valid at the moment, or that no client gets.
     pub(super) warnings: Vec<String>,
 }
 
@@ -152,11 +154,17 @@ pub(super) fn files(config: &Config) -> impl Iterator<Item = &Path> {
 pub(super) fn read(config: &Config) -> Result<Read, Unusable> {
     let provider = Arc::new(ring::default_provider());
     let mut files = Vec::new();
-    let identities = config
-        .identities
-        .iter()
-        .map(|identity| certified(identity, &provider, &mut files).map(Arc::new))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut identities = Vec::new();
+    for identity in &config.identities {
+        let certified = certified(identity, &provider, &mut files)?;
+        // The first is for clients that request no name, or one that no certificate has.
+        if !identities.is_empty()
+            && let Some(file) = files.last_mut()
+        {
+            file.warnings.extend(unnamed(&certified, &identity.certificate));
+        }
+        identities.push(Arc::new(certified));
+    }
     if identities.is_empty() {
         return Err(Unusable::None);
     }
@@ -434,6 +442,27 @@ fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> O
         format!(
             "the certificate on line {line} of `{name}` is not valid before {start}; replace it, or \
              correct the system clock"
+        )
+    })
+}
+
+/// Warns of a certificate without the name of a server, which no client can request.
+fn unnamed(certified: &CertifiedKey, path: &Path) -> Option<String> {
+    let certificate = x509_cert::Certificate::from_der(certified.end_entity_cert().ok()?).ok()?;
+    let extension = certificate.tbs_certificate().get_extension::<SubjectAltName>();
+    let names = extension.ok()?.map(|(_, SubjectAltName(names))| names);
+    let is_server = |name: &GeneralName| match name {
+        GeneralName::DnsName(name) => {
+            let name = name.as_str();
+            DnsName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok()
+        }
+        _ => false,
+    };
+    (!names.unwrap_or_default().iter().any(is_server)).then(|| {
+        format!(
+            "no client gets the certificate in `{}`, because its subjectAltName has no DNS name; issue it \
+             with the names that clients request",
+            path.display()
         )
     })
 }

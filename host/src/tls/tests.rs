@@ -121,6 +121,29 @@ async fn the_certificate_is_that_for_the_name() {
     }
 }
 
+#[test]
+fn certificates_that_no_client_gets_are_warned_of() {
+    let dir = Dir::new("unnamed");
+    let (address, _) = identity(&dir.0, &["127.0.0.1"]);
+    let (named, _) = identity(&dir.0, &["127.0.0.2", "named.example"]);
+    let (any, _) = identity(&dir.0, &["*.any.example"]);
+    let (other, _) = identity(&dir.0, &["127.0.0.3"]);
+    let config = Config {
+        identities: vec![address, named, any, other],
+        alpn: Vec::new(),
+        clients: None,
+        timeout: Duration::from_secs(60),
+    };
+    let read = identity::read(&config).unwrap();
+    let [.., file] = &read.files[..] else { panic!() };
+    let warnings: Vec<_> = read.files.iter().flat_map(|file| &file.warnings).collect();
+    let [warning] = warnings[..] else {
+        panic!("{warnings:?}")
+    };
+    assert!(warning.contains(&file.path.display().to_string()), "{warning}");
+    assert!(warning.contains("has no DNS name"), "{warning}");
+}
+
 #[tokio::test]
 async fn what_was_written_arrives_whoever_waits() {
     let dir = Dir::new("flushed");
