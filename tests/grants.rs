@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Client, HUP, Host, file, guest, refused, replace, scratch};
+use crate::harness::{Client, HUP, Host, USR2, again, file, guest, refused, replace, scratch};
 
 /// Renames `up` in the first directory to `old` and puts a link to `../secret` in its place. Then
 /// it answers with the content of `file` in the second directory, or of `old/file` in the first one
@@ -148,6 +148,42 @@ fn a_directory_that_is_replaced_is_used_after_a_hangup() {
     assert_eq!(host.connect().asks("read /data/file"), "second");
     // A guest keeps the directory with which it began.
     assert_eq!(before.asks("read /data/file"), "first");
+}
+
+/// The generation that is restored began with the settings of another one.
+#[test]
+fn a_directory_that_is_replaced_is_used_after_a_rollback_too() {
+    let dir = scratch("grants-rolled-back");
+    let (granted, component) = (dir.join("granted"), dir.join("guest.wasm"));
+    let fill = |text: &str| {
+        fs::create_dir_all(&granted).unwrap();
+        fs::write(granted.join("file"), text).unwrap();
+    };
+    fill("first");
+    fs::copy(guest("errands"), &component).unwrap();
+    let config = dir.join("services.toml");
+    let put = |more: &str| {
+        let text = format!(
+            "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"guest.wasm\"\n\
+             grants = {{ dirs = [\"{}\"] }}\n{more}",
+            grant(&granted, "data")
+        );
+        replace(&config, text);
+    };
+    put("");
+    let host = Host::with_config(&config, 1);
+    replace(&component, again("errands", 1));
+    put("limits = { idle-timeout = \"1h\" }\n");
+    host.signal(HUP);
+    host.line("service changed");
+    host.line("services reconfigured");
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    fs::remove_dir_all(&granted).unwrap();
+    fill("second");
+    host.signal(HUP);
+    host.line("was rolled back");
+    assert_eq!(host.connect().asks("read /data/file"), "second");
 }
 
 /// With three connections, the guests of a service hold 256 files and 16 sockets together, and with

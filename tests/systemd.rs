@@ -1,5 +1,6 @@
 //! What systemd gives and is told: sockets that are open already, and notices.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -8,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::harness::tools;
-use crate::harness::{Client, DEADLINE, HOST, HUP, Host, Place, TERM, command, guest, scratch, with_cache};
+use crate::harness::{
+    Client, DEADLINE, HOST, HUP, Host, Place, TERM, command, guest, scratch, until, with_cache,
+};
 
 /// Opens sockets as a service manager does and becomes the program: names of descriptors, then sockets with their kinds, then
 /// the program and its arguments.
@@ -444,4 +447,109 @@ fn who_does_not_listen_is_not_ready() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(manager.has_heard_nothing());
+}
+
+/// The system calls of a group such as `@chown`, or the one of this name.
+fn calls_of(analyze: &Path, group: &str) -> BTreeSet<String> {
+    if !group.starts_with('@') {
+        return [group.to_owned()].into();
+    }
+    let output = Command::new(analyze)
+        .args(["--no-pager", "syscall-filter", group])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{group}: {output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names = text.lines().filter_map(|line| line.strip_prefix("    "));
+    let names = names.filter(|name| !name.starts_with('#'));
+    names.flat_map(|name| calls_of(analyze, name)).collect()
+}
+
+/// The system calls that the unit in `deploy` allows.
+fn calls_of_unit(analyze: &Path) -> BTreeSet<String> {
+    let unit = fs::read_to_string("../deploy/systemd/wasm-inetd.service").unwrap();
+    let mut allowed = BTreeSet::new();
+    for filter in unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="))
+    {
+        let (names, denies) = match filter.strip_prefix('~') {
+            Some(names) => (names, true),
+            None => (filter, false),
+        };
+        for call in names.split_whitespace().flat_map(|name| calls_of(analyze, name)) {
+            if denies {
+                allowed.remove(&call);
+            } else {
+                allowed.insert(call);
+            }
+        }
+    }
+    allowed
+}
+
+#[test]
+fn the_unit_allows_the_system_calls_of_the_host() {
+    let (Some(strace), Some(analyze)) = (tools::tool("strace"), tools::tool("systemd-analyze")) else {
+        return;
+    };
+    if !tools::permitted(
+        "strace",
+        Command::new(&strace).args(["-qq", "-o", "/dev/null", "true"]),
+    ) {
+        return;
+    }
+    let place = Place::new("systemd-calls", "errands");
+    let (dir, config, calls) = (
+        place.0.join("data"),
+        place.0.join("services.toml"),
+        place.0.join("calls"),
+    );
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("file"), "a file").unwrap();
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let text = format!(
+        "cache = \"cache\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[[service]]\nname = \"a\"\n\
+         component = \"guest.wasm\"\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n\
+         socket = {{ owner = \"{}:{}\" }}\ngrants = {{ dirs = [\"{}::/data:rw\"] }}\n",
+        place.0.join("s").display(),
+        user.as_raw(),
+        group.as_raw(),
+        dir.display()
+    );
+    fs::write(&config, text).unwrap();
+    let mut command = Command::new(strace);
+    // The host is the child, and not strace.
+    command.args(["-D", "-f", "-qq", "-o"]).arg(&calls).arg(HOST);
+    command.arg("--config").arg(&config);
+    let mut host = Host::launch(&mut command);
+    host.listens(2);
+    let client = host.connect();
+    assert_eq!(client.asks("read /data/file"), "a file");
+    drop(client);
+    host.line("connection ended");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    let pid = format!("{} ", host.pid());
+    assert!(host.stop().success());
+    let mut log = String::new();
+    until("strace has written the last call", || {
+        log = fs::read_to_string(&calls).unwrap();
+        let mut lines = log.lines();
+        lines.any(|line| line.starts_with(&pid) && line.contains("exit_group("))
+    });
+    let allowed = calls_of_unit(&analyze);
+    let used: BTreeSet<_> = log
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('))
+        // The end of a call that was interrupted in the log begins with `<...`.
+        .filter(|(name, _)| !name.starts_with('<'))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    assert!(
+        used.contains("setpriority") && used.contains("accept4"),
+        "{used:?}"
+    );
+    let denied: Vec<_> = used.difference(&allowed).collect();
+    assert!(denied.is_empty(), "{denied:?}");
 }

@@ -223,11 +223,20 @@ impl Sources {
 
     /// Applies `limits` to the connections that are admitted from now on.
     fn change(&self, limits: &Limits) {
+        let now = Instant::now();
         let mut table = self.shares.table();
         table.max = limits.max_connections_per_source;
         table.rate = limits.max_rate_per_source;
+        if let Some(rate) = table.rate {
+            let sources = table.sources.values_mut();
+            sources.for_each(|has| has.bucket.fill_by(rate, now));
+        }
         drop(table);
-        self.pace.now().rate = limits.max_rate;
+        let mut pace = self.pace.now();
+        pace.rate = limits.max_rate;
+        if let Some(rate) = pace.rate {
+            pace.bucket.fill_by(rate, now);
+        }
     }
 
     /// Notes that a connection that was counted is refused. If that is for its source, it does not
@@ -345,13 +354,19 @@ impl Bucket {
     /// The bucket after one was taken out. If there is none, this says when there will be.
     fn without_one(self, rate: Rate, now: Instant) -> Result<Self, Instant> {
         let each = rate.per / rate.connections.get();
-        let full = self.full.unwrap_or(now).max(now) + each;
         // It is not `now + per` that is compared, since the division has rounded down.
         let empty = each * rate.connections.get();
+        let full = self.full.unwrap_or(now).max(now) + each;
         if full - now > empty {
             return Err(full - empty);
         }
         Ok(Self { full: Some(full) })
+    }
+
+    /// Fills by `rate` from now on. A bucket that was empty by another rate is empty by this one.
+    fn fill_by(&mut self, rate: Rate, now: Instant) {
+        let empty = rate.per / rate.connections.get() * rate.connections.get();
+        self.full = self.full.map(|full| full.min(now + empty));
     }
 
     /// Puts one back that was taken out. A bucket that has filled since stays full.

@@ -218,7 +218,7 @@ where
     let mut counts = true;
     let mut was_quiet = None;
     // The future of the guest, and with it its instance, is dropped at the end of this statement.
-    let (mut outcome, reason) = tokio::select! {
+    let (mut outcome, mut reason) = tokio::select! {
         biased;
         ended = sandbox::serve(seat, peer, &inbound, &outbound, outside.clone()) => {
             if let Ok(End::Exited(with)) = ended {
@@ -267,8 +267,8 @@ where
             if at_rest =>
         {
             let _ = timeout(LINGER, finish(&outbound)).await;
-            if outcome == Outcome::Finished && outbound.failure().is_some() {
-                outcome = Outcome::PeerReset;
+            if outcome == Outcome::Finished {
+                (outcome, reason) = judge(Ok(End::Finished), outbound.failure());
             }
             tokio::select! {
                 biased;

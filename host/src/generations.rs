@@ -269,15 +269,16 @@ fn is_since(requested: Option<Instant>, since: Instant) -> bool {
     requested.is_some_and(|requested| requested >= since)
 }
 
-/// Returns whether instances have the same rights and limits in two services. The other settings
-/// hold for a connection, whatever its generation.
+/// Returns whether instances have the same start, rights and limits in two services. The other
+/// settings hold for a connection, whatever its generation.
 fn runs_alike(one: &Service, other: &Service) -> bool {
     let limits = |service: &Service| {
         let limits = &service.limits;
         let calls = (limits.cpu_slice, limits.max_call_time, limits.max_cpu_time);
         (limits.max_connections, limits.max_memory, calls)
     };
-    one.grants == other.grants && one.isolation == other.isolation && limits(one) == limits(other)
+    let settings = |service: &Service| (service.isolation, service.preinit, limits(service));
+    one.grants == other.grants && settings(one) == settings(other)
 }
 
 impl Generations {

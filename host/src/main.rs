@@ -292,6 +292,7 @@ async fn run(
     terminal: Option<Terminal>,
     program: Program,
 ) -> anyhow::Result<Done> {
+    shutdown::hear_of_children().context("cannot install the signal handlers")?;
     if let Some((config, file)) = serve {
         return Ok(match server::serve(config, file, terminal, program).await? {
             Drained::Done => ExitCode::SUCCESS.into(),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::config::{Isolation, Service as Config};
+use crate::config::{Isolation, Service as Config, Setting};
 use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::{Generations, INSIST, Overtaken};
@@ -29,6 +29,9 @@ use crate::service::{ReloadRequest, ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
 use crate::threads;
+
+/// The setting with the names that are resolved again.
+const OUTBOUND: Setting<'_> = Setting::of("grants.allow-outbound");
 
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
@@ -215,16 +218,16 @@ impl Reloader {
                 let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
                 info!(
                     service,
-                    "the names in `allow-outbound` have new addresses; guests may connect to {}",
+                    "the names in {OUTBOUND} have new addresses; guests may connect to {}",
                     addresses.join(", ")
                 );
                 return;
             }
             Ok(Err(error)) => error.to_string(),
             Err(NotDone::Late(max)) => {
-                format!("resolving the names in `allow-outbound` took longer than {max:?}")
+                format!("resolving the names in {OUTBOUND} took longer than {max:?}")
             }
-            Err(error) => format!("resolving the names in `allow-outbound` {error}"),
+            Err(error) => format!("resolving the names in {OUTBOUND} {error}"),
         };
         warn!(service, "{failure}; the previous addresses stay in use");
     }
@@ -332,9 +335,14 @@ impl Reloader {
             _ => false,
         };
         if left.is_some() && !insists {
+            // Only a request that was refused counts as the first one.
+            let how = match why {
+                Why::Changed => "request a reload twice within",
+                _ => "request the reload again within",
+            };
             let error = anyhow!(
                 "{} was rolled back and is not loaded again until it changes; to load it nevertheless, \
-                 request the reload again within {}",
+                 {how} {}",
                 content.name,
                 humantime::format_duration(INSIST)
             );

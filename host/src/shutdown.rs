@@ -58,6 +58,21 @@ pub fn set_mask() -> io::Result<()> {
     Ok(blocked.thread_set_mask()?)
 }
 
+/// Handles SIGCHLD, which a parent process can have left ignored. The kernel then keeps no status of
+/// processes that have ended, and the host could not say why a compiler has.
+///
+/// # Errors
+///
+/// Fails if the handler cannot be installed.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub fn hear_of_children() -> io::Result<()> {
+    // The handler stays when this is dropped.
+    signal(SignalKind::child()).map(drop)
+}
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {

@@ -156,12 +156,18 @@ impl Taken {
         }
     }
 
-    /// Keeps the failure of a write.
+    /// Keeps the failure of a write. Returns the failure of the connection in place of `EPIPE`, with
+    /// which each later write fails.
     pub(crate) fn write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &polled {
-            self.keep(error);
-        }
-        polled
+        polled.map_err(|error| {
+            self.keep(&error);
+            match self.0.load(Acquire) {
+                code if code != 0 && error.kind() == io::ErrorKind::BrokenPipe => {
+                    io::Error::from_raw_os_error(code)
+                }
+                _ => error,
+            }
+        })
     }
 
     /// Reads by `read`, and returns the failure of the connection in place of its end.

@@ -36,10 +36,8 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         file.take(limit + 1).read_to_end(&mut contents)?;
     }
     if metadata.len().max(contents.len() as u64) > limit {
-        return Err(io::Error::other(format!(
-            "the file is larger than {}",
-            ByteSize(limit)
-        )));
+        let error = format!("the file is larger than {}", ByteSize(limit));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
     }
     Ok(contents)
 }

@@ -214,6 +214,23 @@ fn what_is_given_back_late_does_not_overfill_a_rate() {
 }
 
 #[test]
+fn a_faster_rate_does_not_wait_for_a_slower_one() {
+    let (slow, fast) = (
+        rate(5, Duration::from_secs(3600)),
+        rate(10, Duration::from_secs(1)),
+    );
+    let mut bucket = Bucket::default();
+    let now = Instant::now();
+    while bucket.take(slow, now).is_ok() {}
+    let tenth = Duration::from_millis(100);
+    bucket.fill_by(fast, now);
+    assert_eq!(bucket.take(fast, now), Err(now + tenth));
+    assert_eq!(bucket.take(fast, now + tenth), Ok(()));
+    // A slower rate counts what was used.
+    assert!(bucket.take(slow, now + tenth).is_ok());
+}
+
+#[test]
 fn a_rate_that_does_not_divide_its_time_lets_its_number_in() {
     let (rate, now) = (rate(7, Duration::from_nanos(100)), Instant::now());
     let mut bucket = Bucket::default();

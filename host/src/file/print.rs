@@ -10,7 +10,7 @@ use super::keys::{
     ServiceTable, SocketTable, TlsTable,
 };
 use super::words::{Kind, Word};
-use crate::config::{self, CacheDir, CompileMemory, Config, Limits, Listen, Service, Setting, Tls};
+use crate::config::{self, Address, CacheDir, CompileMemory, Config, Limits, Listen, Service, Setting, Tls};
 use crate::values::OFF;
 
 /// The file that says what `config` says, whatever the defaults are.
@@ -65,6 +65,8 @@ fn check_paths(config: &Config) -> anyhow::Result<()> {
     if let CacheDir::At(dir) = &config.cache {
         paths.push(("cache", dir));
     }
+    let admin = config.admin.as_ref().and_then(|admin| path_of(&admin.address));
+    paths.extend(admin.map(|path| ("admin.listen", path)));
     let token = config.admin.as_ref().and_then(|admin| admin.token.as_deref());
     paths.extend(token.map(|path| ("admin.token", path)));
     for service in &config.services {
@@ -72,6 +74,10 @@ fn check_paths(config: &Config) -> anyhow::Result<()> {
         paths.extend(service.middleware.iter().map(|path| ("middleware", &**path)));
         paths.extend(service.gate.iter().map(|path| ("gate", &**path)));
         paths.extend(service.record.iter().map(|path| ("record", &**path)));
+        let dirs = service.grants.dirs.iter();
+        paths.extend(dirs.map(|dir| ("grants.dirs", &*dir.host)));
+        let addresses = service.listen.iter().map(|listen| &listen.address);
+        paths.extend(addresses.filter_map(path_of).map(|path| ("listen", path)));
         for tls in service.listen.iter().filter_map(|listen| listen.tls.as_ref()) {
             for identity in &tls.identities {
                 paths.push(("listen.tls.certificate", &identity.certificate));
@@ -88,6 +94,14 @@ fn check_paths(config: &Config) -> anyhow::Result<()> {
             path.display(),
             Setting::of(key)
         ),
+    }
+}
+
+/// The path of a Unix socket.
+fn path_of(address: &Address) -> Option<&Path> {
+    match address {
+        Address::Unix(path) => Some(path),
+        _ => None,
     }
 }
 

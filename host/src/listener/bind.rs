@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
 use super::inherited::{self, Lease, Leased};
-use crate::config::{Address, Listen, Mode, SocketOptions};
+use crate::config::{Address, Listen, Mode, Setting, SocketOptions};
 use crate::file_id::FileId;
 use crate::guarded::{self, STICKY};
 use crate::system::{directory_of, may_remove_files_of_others, takes_no_files};
@@ -145,8 +145,8 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
             if let Some(mapped) = address.ip().to_ipv4_mapped() =>
         {
             format!(
-                "an IPv6 socket with `dual-stack` off cannot have an IPv4 address; choose {mapped}:{} \
-                 with {flag}",
+                "an IPv6 socket with {} off cannot have an IPv4 address; choose {mapped}:{} with {flag}",
+                Setting::of("socket.dual-stack"),
                 address.port()
             )
         }

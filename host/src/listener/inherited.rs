@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, anyhow, bail};
 use listenfd::ListenFd;
+use rustix::process::{Resource, getrlimit};
 use socket2::{SockAddr, SockRef, Socket};
 
 use crate::config::{Address, Listen, excludes};
@@ -43,6 +44,13 @@ pub fn inherit() {
         let mut names = names.split(':').map(str::to_owned);
         // Without it the library takes them for its own.
         if std::env::var_os("LISTEN_PID").is_none() {
+            return Vec::new();
+        }
+        // A process has no descriptors beyond its limit, and the library makes a list of them all.
+        let count = std::env::var("LISTEN_FDS").ok();
+        let count = count.and_then(|count| count.parse::<u64>().ok());
+        let most = getrlimit(Resource::Nofile).current;
+        if count.zip(most).is_some_and(|(count, most)| count > most) {
             return Vec::new();
         }
         let mut descriptors = ListenFd::from_env();

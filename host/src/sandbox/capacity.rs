@@ -279,10 +279,11 @@ impl fmt::Display for Shortage {
         write!(
             f,
             "an instance of the component takes {} and {}, so the pool serves {} connections at the same \
-             time, but `max-connections` is {}: lower it to {}",
+             time, but {} is {}: lower it to {}",
             plural(self.memories, "memories"),
             plural(self.tables, "tables"),
             self.served,
+            Setting::of("limits.max-connections"),
             self.asked,
             self.advised
         )?;

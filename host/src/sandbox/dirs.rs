@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use crate::config::{GrantedDir, Grants};
 use crate::file_id::FileId;
 use crate::granted_dir;
 
-/// The directories that the guests of one service may use.
+/// The directories that the guests of one service may use, whatever its other settings are.
 ///
 /// They are opened when a component is loaded, and not for each instance: a guest that can write to
 /// the directory above one of them could put a link in its place, which would lead out of what is
@@ -26,45 +26,37 @@ use crate::granted_dir;
 #[derive(Debug)]
 pub(super) struct Dirs {
     granted: Vec<GrantedDir>,
-    /// Directories that guests may write to, of this service or of others.
-    writable: ArcSwap<Vec<PathBuf>>,
     held: ArcSwap<Held>,
 }
 
 impl Dirs {
-    /// Opens the directories of `grants`.
+    /// Opens the directories of `grants`. If these are the same as `before`, those are opened again
+    /// for all guests of the service.
     ///
     /// # Errors
     ///
     /// One cannot be opened, or is refused.
-    pub(super) fn open(grants: &Grants) -> io::Result<Arc<Self>> {
+    pub(super) fn open(grants: &Grants, before: Option<&Arc<Self>>) -> io::Result<Arc<Self>> {
+        let others = &grants.writable_by_others;
+        if let Some(before) = before.filter(|before| before.granted == grants.dirs) {
+            before.open_again(others)?;
+            return Ok(Arc::clone(before));
+        }
         let granted = grants.dirs.clone();
-        let writable: Vec<_> = grants.writable().map(Path::to_owned).collect();
         Ok(Arc::new(Self {
-            held: ArcSwap::from_pointee(Held::open(&granted, &writable)?),
-            writable: ArcSwap::from_pointee(writable),
+            held: ArcSwap::from_pointee(Held::open(&granted, others)?),
             granted,
         }))
     }
 
-    /// Notes the directories that guests of other services may write to from now on.
-    pub(super) fn others_may_write_to(&self, others: Vec<PathBuf>) {
-        let grants = Grants {
-            dirs: self.granted.clone(),
-            writable_by_others: others,
-            ..Grants::default()
-        };
-        let writable = grants.writable().map(Path::to_owned).collect();
-        self.writable.store(Arc::new(writable));
-    }
-
-    /// Opens them again, for instances that are made from now on.
+    /// Opens them again, for instances that are made from now on. Guests of other services may
+    /// write to `writable_by_others`.
     ///
     /// # Errors
     ///
     /// One cannot be opened, or is refused. All stay as they are.
-    pub(super) fn open_again(&self) -> io::Result<()> {
-        let held = Held::open(&self.granted, &self.writable.load())?;
+    pub(super) fn open_again(&self, writable_by_others: &[PathBuf]) -> io::Result<()> {
+        let held = Held::open(&self.granted, writable_by_others)?;
         self.held.store(Arc::new(held));
         Ok(())
     }
@@ -100,11 +92,13 @@ struct Held {
 }
 
 impl Held {
-    fn open(dirs: &[GrantedDir], writable: &[PathBuf]) -> io::Result<Self> {
+    fn open(dirs: &[GrantedDir], writable_by_others: &[PathBuf]) -> io::Result<Self> {
+        let own = dirs.iter().filter(|dir| dir.writable).map(|dir| &*dir.host);
+        let others = writable_by_others.iter().map(PathBuf::as_path);
         let mut builder = WasiCtxBuilder::new();
         let mut found = Vec::new();
         for dir in dirs {
-            let writable = writable.iter().map(PathBuf::as_path);
+            let writable = own.clone().chain(others.clone());
             found.push(granted_dir::open(&dir.host, writable)?);
             add(&mut builder, dir)?;
         }

@@ -320,7 +320,7 @@ fn on_demand(
         return Err(wasmtime::format_err!(
             "cannot reserve address space for {connections} connections ({reason}), and instances on demand \
              could take {need} memory mappings, of which there are {left} for the service; lower {}, or raise \
-             the limit on address space (ulimit -v)",
+             the limits on address space and data (ulimit -v, ulimit -d)",
             Setting::of("limits.max-connections")
         ));
     }
@@ -328,7 +328,7 @@ fn on_demand(
         service,
         reason,
         "cannot reserve address space for {connections} connections; instances are allocated on demand, which \
-         is slower; lower {}, or raise the limit on address space (ulimit -v)",
+         is slower; lower {}, or raise the limits on address space and data (ulimit -v, ulimit -d)",
         Setting::of("limits.max-connections")
     );
     wasmtime::Engine::new(&config(code_settings(needs, false)))

@@ -37,11 +37,14 @@ pub(super) struct Granted {
     pub(super) share: Arc<Share>,
     args: Vec<String>,
     env: Vec<(String, String)>,
-    /// `None` if there are none.
+    /// `None` if there are none. All guests of a service share them, as long as the same are granted.
     dirs: Option<Arc<Dirs>>,
+    /// Directories that guests of other services may write to.
+    writable_by_others: Arc<ArcSwap<Vec<PathBuf>>>,
     /// Destinations, as the operator names them.
     destinations: Vec<String>,
-    /// The addresses of the destinations. All guests of a service share them, however old they are.
+    /// The addresses of the destinations. All guests of a service share them, as long as the same
+    /// are granted.
     outbound: Arc<ArcSwap<Vec<SocketAddr>>>,
     uses: Uses,
 }
@@ -72,8 +75,8 @@ impl Uses {
 
 impl Granted {
     /// Resolves the names of destinations, and opens the directories. The guests keep to `limits`
-    /// together. If the service was granted other things `before`, those of its guests that still
-    /// run count too.
+    /// together. Those that began with what the service was granted `before` count too, and share
+    /// the directories and the addresses where the grants are the same.
     ///
     /// # Errors
     ///
@@ -85,14 +88,25 @@ impl Granted {
         if has_dirs && uses.threads.is_none() {
             uses.threads = Some(FileThreads::start()?);
         }
+        let found = addresses(&grants.outbound)?;
         Ok(Self {
             service: None,
             share: Share::of(None),
             args: grants.args.clone(),
             env: grants.env.clone(),
-            dirs: has_dirs.then(|| Dirs::open(grants)).transpose()?,
+            dirs: match before.map(|before| before.dirs.as_ref()) {
+                _ if !has_dirs => None,
+                before => Some(Dirs::open(grants, before.flatten())?),
+            },
+            writable_by_others: Arc::new(ArcSwap::from_pointee(grants.writable_by_others.clone())),
             destinations: grants.outbound.clone(),
-            outbound: Arc::new(ArcSwap::from_pointee(addresses(&grants.outbound)?)),
+            outbound: match before {
+                Some(before) if before.destinations == grants.outbound => {
+                    before.outbound.store(Arc::new(found));
+                    Arc::clone(&before.outbound)
+                }
+                _ => Arc::new(ArcSwap::from_pointee(found)),
+            },
             uses,
         })
     }
@@ -210,9 +224,7 @@ impl Granted {
 
     /// Notes the directories that guests of other services may write to from now on.
     pub(super) fn others_may_write_to(&self, others: Vec<PathBuf>) {
-        if let Some(dirs) = &self.dirs {
-            dirs.others_may_write_to(others);
-        }
+        self.writable_by_others.store(Arc::new(others));
     }
 
     /// Opens the granted directories again, for instances that are made from now on. Gives up after
@@ -226,7 +238,10 @@ impl Granted {
             return Ok(());
         };
         let mut opening = self.uses.opening.lock().await;
-        let opened = opening.run(max, move || dirs.open_again()).await;
+        let writable_by_others = self.writable_by_others.load_full();
+        let opened = opening
+            .run(max, move || dirs.open_again(&writable_by_others))
+            .await;
         opened.unwrap_or_else(|error| {
             Err(io::Error::other(format!(
                 "opening the granted directories {error}"

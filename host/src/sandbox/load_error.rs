@@ -63,7 +63,10 @@ pub enum LoadError {
 
 /// What to do about a file that cannot be read: its path need not be at fault.
 fn advice(error: &io::Error) -> &'static str {
-    resource_advice(error).unwrap_or("expected the path of a readable file")
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => "expected a smaller file",
+        _ => resource_advice(error).unwrap_or("expected the path of a readable file"),
+    }
 }
 
 /// What to do about an error that means a lack of something, whatever the host was about to do.
@@ -139,6 +142,12 @@ pub enum Refusal {
          or build a smaller component"
     )]
     ProcessMemory(String),
+    /// The limit on the CPU time of the process was reached while it was examined or compiled.
+    #[error(
+        "cannot be examined or compiled, since a process may use {0:?} of CPU time (`ulimit -t` or LimitCPU=): \
+         raise the limit, or compile the component ahead with `wasm-inetd compile` where there is none"
+    )]
+    ProcessTime(Duration),
     /// Compiling it takes longer than it may.
     #[error(
         "takes longer than {0:?} to compile: compile it ahead with `wasm-inetd compile`, which has no time limit, \

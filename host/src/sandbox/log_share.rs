@@ -1,10 +1,12 @@
 //! Shares of the log: how many lines the guests of each service may log in a second.
 
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::living::{living, locked};
@@ -33,6 +35,8 @@ pub(super) struct Share {
     lines: AtomicU32,
     /// Those of them that were not logged.
     left_out: AtomicU32,
+    /// A task is to report them.
+    reports: AtomicBool,
 }
 
 impl Share {
@@ -42,13 +46,29 @@ impl Share {
     }
 
     /// Counts a line, and returns whether it may be logged.
-    pub(super) fn one_more(&self) -> bool {
-        PACE.one_more(self, Instant::now(), is_crowded())
+    pub(super) fn one_more(self: &Arc<Self>) -> bool {
+        let logs = PACE.one_more(self, Instant::now(), is_crowded());
+        if !logs
+            && !self.reports.swap(true, Relaxed)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let report = Report(Arc::clone(self));
+            runtime.spawn(async move {
+                sleep(SECOND).await;
+                drop(report);
+            });
+        }
+        logs
     }
 
-    /// Begins another second, and logs how many lines were left out in the last one.
+    /// Begins another second.
     fn renew(&self) {
         self.lines.store(0, Relaxed);
+        self.report();
+    }
+
+    /// Logs how many lines were left out since the last call.
+    fn report(&self) {
         let left_out = self.left_out.swap(0, Relaxed);
         if left_out > 0 {
             warn!(
@@ -62,7 +82,19 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.renew();
+        self.report();
+    }
+}
+
+/// Reports lines that were left out when it is dropped: after a second, whether another line comes
+/// or not, or at the end of the runtime.
+struct Report(Arc<Share>);
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        // Before the report, so that a line that comes meanwhile has another one.
+        self.0.reports.store(false, Relaxed);
+        self.0.report();
     }
 }
 
@@ -96,6 +128,7 @@ impl Pace {
             service: service.cloned(),
             lines: AtomicU32::new(0),
             left_out: AtomicU32::new(0),
+            reports: AtomicBool::new(false),
         });
         second.shares.push(Arc::downgrade(&share));
         share

@@ -101,7 +101,7 @@ pub struct Sandbox {
     preinit: bool,
     profiling: bool,
     isolation: Isolation,
-    /// Instances that connections share, and that were started.
+    /// Instances that connections of the service share, and that were started.
     started: Arc<AtomicU64>,
     /// What these have cost.
     shared_cost: Arc<Cost>,
@@ -133,20 +133,22 @@ impl Sandbox {
         grants: &Grants,
         compiler: &Compiler,
     ) -> std::io::Result<Self> {
-        let before = before.map(|before| &*before.granted);
+        let (granted, started) = before
+            .map(|before| (&*before.granted, Arc::clone(&before.started)))
+            .unzip();
         // Calls are held to their limits at the end of each slice.
         let calls = [limits.max_call_time, limits.max_cpu_time];
         let slice = calls.into_iter().flatten().fold(limits.cpu_slice, Ord::min);
         let pools = Pools::new();
         Ok(Self {
             limits: *limits,
-            granted: Arc::new(Granted::resolve(grants, limits, before)?),
+            granted: Arc::new(Granted::resolve(grants, limits, granted)?),
             cache: Cache::choose(&compiler.cache),
             compiler: compiler.clone(),
             preinit: false,
             profiling: false,
             isolation: Isolation::Connection,
-            started: Arc::default(),
+            started: started.unwrap_or_default(),
             shared_cost: Arc::default(),
             ticker: Ticker::start(slice)?,
             claim: pools.share.claim(connections(limits)),

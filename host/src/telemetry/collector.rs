@@ -138,8 +138,12 @@ impl Collector {
     async fn post(&self, signal: Signal, body: Bytes) -> Result<(), Unsent> {
         let kept = self.idle().pop();
         let answered = match kept {
-            // The collector may have closed it in the meantime.
-            Some(kept) => self.exchange(kept, signal, body.clone()).await.ok(),
+            Some(kept) => match self.exchange(kept, signal, body.clone()).await {
+                // The collector has closed it in the meantime.
+                Err(Unsent::Http(error)) if error.is_closed() || error.is_canceled() => None,
+                Err(Unsent::Http(error)) if error.is_incomplete_message() => None,
+                answered => Some(answered?),
+            },
             None => None,
         };
         let answer = match answered {

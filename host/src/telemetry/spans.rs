@@ -323,11 +323,13 @@ impl Spans<'_> {
                     .end_with_timestamp(self.clock.at(begun + took));
                 ("serve", begun + took)
             }
-            // It has failed before there was one.
-            None if matches!(outcome, Outcome::StartFailed | Outcome::GrantFailed) => {
+            // It was over before there was one.
+            None if ended.cost.is_some()
+                || matches!(outcome, Outcome::StartFailed | Outcome::GrantFailed) =>
+            {
                 ("instantiate", entered)
             }
-            // It was there already.
+            // Connections share it.
             None => ("serve", entered),
         };
         let mut span = self.child(name, begun);

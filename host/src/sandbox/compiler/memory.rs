@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::sysinfo::sysinfo;
+
 /// The least limit that the rule gives: what every small component is compiled within.
 const LEAST: u64 = 128 << 20;
 
@@ -14,6 +16,8 @@ const LEAST: u64 = 128 << 20;
 pub(super) fn default() -> (Option<u64>, &'static str) {
     let machine = fs::read_to_string("/proc/meminfo").ok();
     let machine = machine.as_deref().and_then(|text| bytes_of(text, "MemTotal:"));
+    // A container may show another size in the file. A service manager may hide the file.
+    let machine = machine.or_else(|| Some(sysinfo().ok()?.ram_total()));
     let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = of_groups(&group, Path::new("/sys/fs/cgroup"));
     rule(machine, group)

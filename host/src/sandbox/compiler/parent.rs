@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use rustix::io::Errno;
@@ -136,6 +136,7 @@ impl Bounds {
             .program
             .command(request.task, self.threads())
             .map_err(Failure::Start)?;
+        let start = Instant::now();
         let (stdin, stdout, stderr) = running.start(&mut command).map_err(Failure::Start)?;
         // If the child does not take all of it, its answer or its end says why.
         let _ = send(stdin, request, parts);
@@ -156,7 +157,7 @@ impl Bounds {
             Ok((Answer::OutOfMemory, _)) => Err(self.out_of_memory(request).into()),
             Err(Unusable::TooLarge(found)) => Err(Refusal::CodeSize { found, max }.into()),
             Err(Unusable::Damaged(reason)) => Err(Failure::Answer(reason)),
-            Err(Unusable::Ended) => Err(self.why_ended(request, status, &message)),
+            Err(Unusable::Ended) => Err(self.why_ended(request, start.elapsed(), status, &message)),
         }
     }
 
@@ -174,8 +175,14 @@ impl Bounds {
         }
     }
 
-    /// Says why the child has ended without an answer.
-    fn why_ended(&self, request: &Request, status: io::Result<ExitStatus>, message: &str) -> Failure {
+    /// Says why the child has ended without an answer, `time` after its start.
+    fn why_ended(
+        &self,
+        request: &Request,
+        time: Duration,
+        status: io::Result<ExitStatus>,
+        message: &str,
+    ) -> Failure {
         if message.contains(NO_THREAD) {
             return Failure::Start(Errno::AGAIN.into());
         }
@@ -196,16 +203,32 @@ impl Bounds {
             .map(|line| format!(": {}", in_one_line(line.trim())))
             .unwrap_or_default();
         let status = status.map(|status| (status.signal(), status));
+        let limit = getrlimit(Resource::Cpu);
+        let used = time.as_secs().saturating_mul(self.threads());
         match (status, request.cpu_time) {
+            // At the hard limit the kernel sends SIGKILL, at the soft one SIGXCPU.
+            (Ok((Some(libc::SIGKILL), _)), _) if limit.maximum.is_some_and(|max| used >= max) => {
+                out_of_time(None, limit.maximum).into()
+            }
             (Ok((Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _)), _) => {
                 Refusal::CompilerKilled.into()
             }
-            (Ok((Some(OUT_OF_TIME), _)), Some(max)) => {
-                Refusal::ExaminationTime(Duration::from_secs(max)).into()
-            }
+            (Ok((Some(OUT_OF_TIME), _)), max) => out_of_time(max, limit.current).into(),
             (Ok((_, status)), _) => Refusal::CompilerFailed(format!("{status}{said}")).into(),
             (Err(error), _) => Failure::Answer(error.to_string()),
         }
+    }
+}
+
+/// Says which limit on CPU time has ended a child: `max` seconds of its own, or `own`, which it has
+/// from this process.
+fn out_of_time(max: Option<u64>, own: Option<u64>) -> Refusal {
+    match (max, own) {
+        (Some(max), own) if own.is_none_or(|own| max <= own) => {
+            Refusal::ExaminationTime(Duration::from_secs(max))
+        }
+        (_, Some(own)) => Refusal::ProcessTime(Duration::from_secs(own)),
+        (_, None) => Refusal::CompilerFailed("its CPU time was limited".to_owned()),
     }
 }
 
