@@ -1,11 +1,12 @@
 //! The command line.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Client, Host, command, guest, refusal_of, refused};
+use crate::harness::{Client, Host, command, guest, refusal_of, refused, scratch};
 
 fn output(args: &[&str]) -> (Option<i32>, String) {
     let output = command().args(args).output().unwrap();
@@ -221,7 +222,7 @@ fn an_address_that_cannot_be_bound_comes_with_advice() {
 fn a_mapped_address_without_dual_stack_is_refused_with_its_cause() {
     let refusal = refused(&["--listen", "[::ffff:127.0.0.1]:0", "--dual-stack", "off"]);
     assert_eq!(refusal.status, Some(1), "{}", refusal.message);
-    let expected = "an IPv6 socket with `dual-stack` off cannot have an IPv4 address; choose 127.0.0.1:0 \
+    let expected = "an IPv6 socket with `--dual-stack` off cannot have an IPv4 address; choose 127.0.0.1:0 \
                     with --listen";
     assert!(refusal.message.contains(expected), "{}", refusal.message);
 }
@@ -477,6 +478,19 @@ fn paths_that_are_not_utf8_cannot_be_printed_and_are_named() {
             "{}",
             refusal.message
         );
+    }
+    // A relative path is one below the directory in which the program runs.
+    let dir = scratch("not-utf-8").join(OsStr::from_bytes(b"\xff"));
+    fs::create_dir_all(&dir).unwrap();
+    for (flag, value) in [
+        ("--listen", "unix:s"),
+        ("--dir", ".::/data"),
+        ("--admin", "unix:s"),
+    ] {
+        let args = ["config", "--print", flag, value];
+        let refusal = refusal_of(command().current_dir(&dir).args(args));
+        let expected = format!("of `{flag}` is not valid UTF-8");
+        assert!(refusal.message.contains(&expected), "{}", refusal.message);
     }
     let refusal = refusal_of(command().arg("--env").arg(path));
     assert_eq!(refusal.status, Some(2));

@@ -152,7 +152,7 @@ fn serves_as_said(component: &Path, memories: usize) -> usize {
         return served;
     }
     let expected = format!(
-        "so the pool serves {served} connections at the same time, but `max-connections` is 64: lower \
+        "so the pool serves {served} connections at the same time, but `--max-connections` is 64: lower \
          it to "
     );
     assert!(sentences.0[0].contains(&expected), "{sentences:?}");
@@ -309,7 +309,8 @@ fn pools_that_open_connections_keep_leave_mappings_to_the_host() {
     let sentences = sentences(&host.log());
     let last = sentences.last().expect("a sentence about the pool");
     assert!(
-        last.contains("but `max-connections` is 216: lower it to 2") && last.contains("vm.max_map_count"),
+        last.contains("but `limits.max-connections` is 216: lower it to 2")
+            && last.contains("vm.max_map_count"),
         "{sentences:?}"
     );
     clients.iter().for_each(|client| client.echo("again\n"));

@@ -358,6 +358,23 @@ fn a_rollback_gives_up_a_reconfiguration() {
 }
 
 #[test]
+fn the_log_says_how_to_insist() {
+    let place = Place::new("rollback-how", "echo");
+    let host = place.serve(&["--watch"]);
+    place.put("lines-session");
+    host.line(NEW);
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    // Nobody has requested this one.
+    place.put("lines-session");
+    host.line("request a reload twice within 10m");
+    host.signal(HUP);
+    host.line("request the reload again within 10m");
+    host.signal(HUP);
+    assert_eq!(field(&host.line(NEW), "generation"), "3");
+}
+
+#[test]
 fn a_request_before_the_refusal_does_not_insist() {
     let service = Service::new("insist-early", "echo", "");
     let token = service.0.join("token");

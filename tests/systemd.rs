@@ -303,6 +303,13 @@ fn what_cannot_be_inherited_is_named() {
 }
 
 #[test]
+fn more_sockets_than_a_process_can_have_are_not_inherited() {
+    let setup = "export LISTEN_PID=$$ LISTEN_FDS=2147483647";
+    let host = Host::below_shell(setup, &["--listen", "127.0.0.1:0"]);
+    host.connect().echo("hello");
+}
+
+#[test]
 fn sockets_of_another_process_are_not_taken() {
     let output = command()
         .args(["--listen", "inherited:0"])

@@ -371,6 +371,20 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_on_cpu_time_is_named() {
+        let examination = Refusal::ExaminationTime(Duration::from_secs(30)).to_string();
+        let process = Refusal::ProcessTime(Duration::from_secs(2)).to_string();
+        for (max, own, expected) in [
+            (Some(30), None, &examination),
+            (Some(30), Some(60), &examination),
+            (Some(30), Some(2), &process),
+            (None, Some(2), &process),
+        ] {
+            assert_eq!(out_of_time(max, own).to_string(), *expected, "{max:?} {own:?}");
+        }
+    }
+
+    #[test]
     fn an_answer_is_taken_whole_or_not_at_all() {
         let (taken, code) = receive(&answer(4, b"code")[..], 4).unwrap();
         assert!(matches!(taken, Answer::Done { length: 4, peak: 7 }), "{taken:?}");
