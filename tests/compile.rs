@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::harness::{
     HOST, HUP, Host, NEW, Place, again, command, field, file, guest, refusal_of, refused, replace, scratch,
-    until,
+    until, with_cache,
 };
 
 /// The subcommand of the processes that compile.
@@ -514,6 +514,12 @@ fn a_component_that_takes_long_to_examine_is_refused_and_the_old_one_serves() {
         let refusal = refusal_of(bounded().args(command).arg(&component));
         assert!(refusal.message.contains(said), "{command:?}: {}", refusal.message);
     }
+    // The kernel would keep no status of the compiler.
+    let mut ignoring = with_cache(Command::new("env"));
+    ignoring.env("WASM_INETD_EXAMINE_S", "1");
+    ignoring.args(["--ignore-signal=CHLD", HOST, "check"]);
+    let refusal = refusal_of(ignoring.arg(&component));
+    assert!(refusal.message.contains(said), "{}", refusal.message);
 }
 
 /// A component with a type of so many types, each in the next.

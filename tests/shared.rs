@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::harness::{
     Client, Done, HUP, Host, NEW, Place, TERM, USR2, again, command, field, file, guest, guest_of, refused,
-    scratch, until,
+    replace, scratch, until,
 };
 
 /// A host that serves with `guest` in instances that connections share.
@@ -194,6 +194,32 @@ fn one_that_keeps_others_waiting_ends_with_its_instance_and_those_to_come_are_se
         }
         next.echo("still here\n");
     }
+}
+
+#[test]
+fn instances_are_numbered_on_after_a_change_of_settings() {
+    let service = |more: &str| {
+        format!(
+            "[[service]]\nname = \"a\"\nisolation = \"service\"\ncomponent = {:?}\n\
+             listen = [\"127.0.0.1:0\"]\nlimits = {{ max-call-time = \"1m\"{more} }}\n",
+            guest("moody")
+        )
+    };
+    let config = file("shared-numbers.toml", service(""));
+    let host = Host::with_config(&config, 1);
+    let number = || {
+        let client = host.connect();
+        client.send("sleep\n");
+        let line = host.line("guest output");
+        (client, field(&line, "instance"))
+    };
+    let (_first, instance) = number();
+    assert_eq!(instance, "1");
+    replace(&config, service(", idle-timeout = \"1h\""));
+    host.signal(HUP);
+    host.line("services reconfigured");
+    let (_second, instance) = number();
+    assert_eq!(instance, "2");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Traces and metrics, as a collector of OpenTelemetry gets them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -40,6 +40,8 @@ enum Export {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answers {
     Takes,
+    /// The first answer of each connection is short. The host takes no answer as long as the others.
+    TakesByLongAnswers,
     Refuses,
     Never,
 }
@@ -129,7 +131,7 @@ impl Collector {
 /// Takes requests of one connection, and answers them.
 fn serve(stream: TcpStream, answers: Answers, exports: &Sender<Export>) {
     let mut reader = BufReader::new(&stream);
-    loop {
+    for number in 0.. {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
@@ -163,7 +165,7 @@ fn serve(stream: TcpStream, answers: Answers, exports: &Sender<Export>) {
         // The test may be over.
         let _ = exports.send(export);
         let status = match answers {
-            Answers::Takes => "200 OK",
+            Answers::Takes | Answers::TakesByLongAnswers => "200 OK",
             Answers::Refuses => "503 Service Unavailable",
             Answers::Never => {
                 // Until the host gives up.
@@ -171,7 +173,12 @@ fn serve(stream: TcpStream, answers: Answers, exports: &Sender<Export>) {
                 return;
             }
         };
-        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+        let body = match answers {
+            Answers::TakesByLongAnswers if number > 0 => "x".repeat(100_000),
+            _ => String::new(),
+        };
+        let length = body.len();
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
         if (&stream).write_all(answer.as_bytes()).is_err() {
             return;
         }
@@ -814,6 +821,19 @@ fn a_collector_that_refuses_holds_nothing_up() {
     let collector = Collector::new(Answers::Refuses);
     serves_in_spite_of(&collector.url(), Some("503"));
     assert!(collector.all().len() > 1);
+}
+
+#[test]
+fn what_a_collector_has_taken_is_not_sent_again() {
+    let collector = Collector::new(Answers::TakesByLongAnswers);
+    let host = traced(&collector, "lines", &[]);
+    let mut seen = HashSet::new();
+    for _ in 0..5 {
+        host.connect().echo("hello\n");
+        let span = collector.trace().whole;
+        assert!(seen.insert(span.span_id.clone()), "{span:?}");
+    }
+    host.line("traces or metrics lost");
 }
 
 #[test]

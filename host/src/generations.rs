@@ -681,7 +681,37 @@ impl Generations {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn a_rollback_needs_the_same_start_rights_and_limits() {
+        let service = |more: &str| {
+            let text =
+                format!("[[service]]\nname = \"a\"\ncomponent = \"c\"\nlisten = [\"[::1]:1\"]\n{more}");
+            let config = crate::file::parse(&text, Path::new("/")).unwrap();
+            config.services.into_iter().next().unwrap()
+        };
+        let now = service("");
+        for more in [
+            "watch = true",
+            "drain-generations = \"1h\"",
+            "limits.idle-timeout = \"1h\"",
+        ] {
+            assert!(runs_alike(&now, &service(more)), "{more}");
+        }
+        for more in [
+            "preinit = true",
+            "isolation = \"service\"",
+            "args = [\"a\"]",
+            "limits.max-memory = \"1MiB\"",
+            "limits.max-connections = 1",
+            "limits.max-call-time = \"2s\"",
+        ] {
+            assert!(!runs_alike(&now, &service(more)), "{more}");
+        }
+    }
 
     #[test]
     fn only_a_request_soon_after_a_refusal_insists() {
