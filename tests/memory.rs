@@ -294,7 +294,9 @@ fn the_parts_of_a_composition_that_wait_are_few() {
     let many = component(16);
     let refusal = refused(&["check", many.to_str().unwrap()]);
     assert!(
-        refusal.message.contains("17 components that call each other"),
+        refusal
+            .message
+            .contains("17 components that each can keep a stack"),
         "{}",
         refusal.message
     );

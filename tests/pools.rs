@@ -41,6 +41,85 @@ fn waiting(memories: usize) -> PathBuf {
     file(&format!("waiting-{memories}.wasm"), wat::parse_str(text).unwrap())
 }
 
+/// A program of so many components, of which each calls the next synchronously. The functions are
+/// asynchronous, and the last one does not return.
+fn chain(parts: usize) -> PathBuf {
+    let lift = r#"(func (export "run") async (result (result)) (canon lift (core func $i "run") async
+        (callback (core func $i "resume"))))"#;
+    let resume = r#"(func (export "resume") (param i32 i32 i32) (result i32) unreachable)"#;
+    let result = |count: usize| match count {
+        0 => "$last".to_owned(),
+        count => format!("$part{count}"),
+    };
+    let instances: String = (1..parts)
+        .map(|part| {
+            let (this, next) = (result(part), result(part - 1));
+            format!("(instance {this} (instantiate $part (with \"next\" (func {next} \"run\"))))")
+        })
+        .collect();
+    let text = format!(
+        r#"(component
+        (component $last
+            (core func $set (canon waitable-set.new))
+            (core module $m
+                (import "" "set" (func $set (result i32)))
+                {resume}
+                (func (export "run") (result i32)
+                    (i32.or (i32.const 2) (i32.shl (call $set) (i32.const 4)))))
+            (core instance $i (instantiate $m (with "" (instance (export "set" (func $set))))))
+            {lift})
+        (component $part
+            (import "next" (func $next async (result (result))))
+            (core func $next (canon lower (func $next)))
+            (core module $m
+                (import "" "next" (func $next (result i32)))
+                {resume}
+                (func (export "run") (result i32) (drop (call $next)) (i32.const 0)))
+            (core instance $i (instantiate $m (with "" (instance (export "next" (func $next))))))
+            {lift})
+        (instance $last (instantiate $last))
+        {instances}
+        (instance $run (export "run" (func {first} "run")))
+        (export "wasi:cli/run@0.3.0" (instance $run)))"#,
+        first = result(parts - 1)
+    );
+    file(&format!("chain-{parts}.wasm"), wat::parse_str(text).unwrap())
+}
+
+/// A program that keeps its stack while the host has a result for it, and waits for years then.
+fn resumed() -> PathBuf {
+    let text = r#"(component
+        (import "wasi:clocks/monotonic-clock@0.3.0" (instance $clock
+            (export "wait-for" (func async (param "how-long" u64)))))
+        (core func $wait (canon lower (func $clock "wait-for")))
+        (core func $begin (canon lower (func $clock "wait-for") async))
+        (core module $e (memory (export "memory") 1))
+        (core instance $e (instantiate $e))
+        (core func $set (canon waitable-set.new))
+        (core func $join (canon waitable.join))
+        (core func $next (canon waitable-set.wait (memory (core memory $e "memory"))))
+        (core module $m
+            (import "" "wait" (func $wait (param i64)))
+            (import "" "begin" (func $begin (param i64) (result i32)))
+            (import "" "set" (func $set (result i32)))
+            (import "" "join" (func $join (param i32 i32)))
+            (import "" "next" (func $next (param i32 i32) (result i32)))
+            (func (export "run") (result i32) (local $set i32)
+                (local.set $set (call $set))
+                (call $join
+                    (i32.shr_u (call $begin (i64.const 1000000)) (i32.const 4)) (local.get $set))
+                (drop (call $next (local.get $set) (i32.const 0)))
+                (call $wait (i64.const 1000000000000000))
+                (i32.const 0)))
+        (core instance $i (instantiate $m (with "" (instance
+            (export "wait" (func $wait)) (export "begin" (func $begin)) (export "set" (func $set))
+            (export "join" (func $join)) (export "next" (func $next))))))
+        (func $run async (result (result)) (canon lift (core func $i "run")))
+        (instance $r (export "run" (func $run)))
+        (export "wasi:cli/run@0.3.0" (instance $r)))"#;
+    file("resumed.wasm", wat::parse_str(text).unwrap())
+}
+
 /// A program as a core module of several memories, which waits for its client.
 fn module(memories: usize) -> PathBuf {
     file(
@@ -198,6 +277,81 @@ fn a_pool_serves_as_many_connections_as_is_said() {
     } else {
         assert!((3..40).contains(&served), "{served}");
     }
+}
+
+/// Starts a host for a component that lets so many clients in, and connects as many. Returns what
+/// keeps both.
+fn filled(component: &Path, connections: usize) -> (Host, Vec<Client>) {
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--max-connections",
+        &connections.to_string(),
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    let host = Host::start(&args);
+    let clients: Vec<_> = (0..connections).map(|_| host.connect()).collect();
+    (host, clients)
+}
+
+#[test]
+fn all_connections_have_the_stacks_that_they_can_keep() {
+    for (component, connections, stacks) in [(chain(2), 100, 2), (chain(16), 16, 16), (resumed(), 100, 2)] {
+        let (host, clients) = filled(&component, connections);
+        let admin = admin_of(&host);
+        until("all connections keep their stacks", || {
+            let log = host.log();
+            assert!(!log.contains("WARN"), "{log}");
+            pool_used(&admin, "stacks") >= (connections * stacks) as f64
+        });
+        drop(clients);
+    }
+}
+
+#[test]
+fn connections_for_which_there_are_no_stacks_fail_at_the_start() {
+    let component = chain(16);
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--max-connections",
+        "64",
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    // Pools may take 768, of which 128 are for spare stacks. Each connection takes 36.
+    let host = host_with_mappings(1024, &args);
+    let sentences = sentences(&host.log());
+    let [sentence] = &sentences[..] else {
+        panic!("{}", host.log());
+    };
+    let (parts, served) = sentence.split_once(", so the pool serves ").unwrap();
+    assert_eq!(parts, "0 memories, 0 tables and 17 stacks");
+    assert!(sentence.contains("vm.max_map_count"), "{sentence}");
+    let served: usize = served.split(' ').next().unwrap().parse().unwrap();
+    assert!((5..18).contains(&served), "{sentence}");
+    let admin = admin_of(&host);
+    let mut clients: Vec<_> = (0..served).map(|_| host.connect()).collect();
+    until("as many are served", || {
+        pool_used(&admin, "stacks") >= (16 * served) as f64
+    });
+    assert!(!host.log().contains("connection ended"), "{}", host.log());
+    // Two are for a component that is tried.
+    clients.extend((0..2).map(|_| host.connect()));
+    until("these are served too", || {
+        pool_used(&admin, "stacks") >= (16 * served + 32) as f64
+    });
+    for _ in 0..8 {
+        host.refuses();
+        let ended = host.line("connection ended");
+        assert_eq!(field(&ended, "outcome"), "start-failed");
+    }
+    drop(clients);
 }
 
 #[test]

@@ -6,19 +6,15 @@ use thiserror::Error;
 
 use super::extent::Parts;
 use super::mappings::{Size, Terms};
-use super::needs::{Calls, Concurrency, Images, LEAST_INSTANCES, Needs};
+use super::needs::{Calls, Images, LEAST_INSTANCES, Needs};
 use crate::config::{Limits, Setting};
 
 /// Instances beyond one for each connection: of a component that is tried while every connection is
 /// open.
 const SPARE_INSTANCES: u32 = 2;
 
-/// Stacks beyond one for each connection: a composed component can hold several while its parts
-/// wait for the host.
+/// Stacks beyond those of connections: enough for the spare instances, whatever each of them keeps.
 const SPARE_STACKS: u32 = 64;
-
-/// Stacks for each connection, however many parts its component has.
-const MAX_STACKS_OF_INSTANCE: u32 = 8;
 
 /// Stacks that connections have together whose guests are mostly called directly.
 const MAX_SHARED_STACKS: u32 = 1024;
@@ -34,6 +30,8 @@ pub(super) struct Pool {
     pub(super) tables: u32,
     /// Stacks for connections, without the spare ones.
     pub(super) stacks: u32,
+    /// Connections that have all their stacks at the same time.
+    with_stacks: u32,
 }
 
 /// A pool has room for fewer instances than there may be connections.
@@ -44,6 +42,7 @@ pub(super) struct Pool {
 pub struct Shortage {
     memories: u32,
     tables: u32,
+    stacks: u32,
     /// Connections that the pool serves at the same time. Further ones end with `start-failed`.
     pub served: u32,
     /// `max-connections`.
@@ -134,7 +133,19 @@ impl Pool {
             memories,
             tables: needs.room.tables_of_pool(instances),
             stacks: stacks(needs, at_once),
+            with_stacks: match needs.calls {
+                // These wait for a stack.
+                Calls::Direct => instances,
+                Calls::OnFibers => at_once,
+            },
         }
+    }
+
+    /// Instances of components that there may be. Each has all its stacks, so that one beyond fails
+    /// before its guest begins.
+    pub(super) fn most_instances(self) -> u32 {
+        self.instances
+            .min(self.with_stacks.saturating_add(SPARE_INSTANCES))
     }
 
     /// Stacks that it has, with the spare ones.
@@ -155,13 +166,13 @@ impl Pool {
             most: self.mappings(needs),
             at_once: u64::from(self.all_stacks()) * MAPPINGS_OF_STACK,
             of_memory,
-            of_instance: u64::from(needs.room.memories) * of_memory + MAPPINGS_OF_STACK,
+            of_instance: mappings_of_connection(needs, needs.room.memories, true),
         }
     }
 
     /// Instances of a component with such needs that it has room for, however large they are.
     pub(super) fn capacity(self, needs: Needs) -> u32 {
-        self.instances.min(self.memories / needs.room.memories)
+        self.most_instances().min(self.memories / needs.room.memories)
     }
 
     /// Whether it is no smaller than a pool for so many connections would be.
@@ -185,22 +196,16 @@ impl Pool {
         let memories = self.memories / parts.memories.max(1);
         // A pool that was made for fewer connections can have more memories than instances take.
         let connections = self.instances.saturating_sub(SPARE_INSTANCES);
-        memories.min(self.tables / parts.tables.max(1)).min(connections)
+        memories
+            .min(self.tables / parts.tables.max(1))
+            .min(connections)
+            .min(self.with_stacks)
     }
 }
 
 /// Stacks for the calls of so many instances.
 fn stacks(needs: Needs, instances: u32) -> u32 {
-    // Parts that call each other concurrently have stacks of their own. Their number is not known,
-    // but each has memories and tables.
-    let room = needs.room;
-    let each = match needs.concurrency {
-        Concurrency::Without => 1,
-        Concurrency::With => (room.memories / 2)
-            .max(room.tables / 4)
-            .clamp(1, MAX_STACKS_OF_INSTANCE),
-    };
-    let stacks = instances.saturating_mul(each);
+    let stacks = instances.saturating_mul(needs.stacks);
     match needs.calls {
         Calls::Direct => stacks.min(MAX_SHARED_STACKS),
         Calls::OnFibers => stacks,
@@ -217,10 +222,10 @@ fn mappings_of_memory(needs: Needs) -> u64 {
 }
 
 /// Mappings of each connection to a component whose instances have so many memories, where each has
-/// a stack of its own or not.
-pub(super) fn mappings_of_connection(needs: Needs, memories: u32, has_stack: bool) -> u64 {
-    let stack = if has_stack { MAPPINGS_OF_STACK } else { 0 };
-    u64::from(memories) * mappings_of_memory(needs) + stack
+/// stacks of its own or not.
+pub(super) fn mappings_of_connection(needs: Needs, memories: u32, has_stacks: bool) -> u64 {
+    let stacks = if has_stacks { needs.stacks } else { 0 };
+    u64::from(memories) * mappings_of_memory(needs) + u64::from(stacks) * MAPPINGS_OF_STACK
 }
 
 /// Connections that there may be at once.
@@ -261,6 +266,7 @@ impl Shortage {
         Some(Self {
             memories: parts.memories,
             tables: parts.tables,
+            stacks: needs.stacks,
             served,
             asked,
             advised: advised.max(1),
@@ -276,12 +282,16 @@ impl fmt::Display for Shortage {
             (1, _) => "1 table".to_owned(),
             _ => format!("{count} {word}"),
         };
+        let memories = plural(self.memories, "memories");
+        let tables = plural(self.tables, "tables");
+        let parts = match self.stacks {
+            ..=1 => format!("{memories} and {tables}"),
+            stacks => format!("{memories}, {tables} and {stacks} stacks"),
+        };
         write!(
             f,
-            "an instance of the component takes {} and {}, so the pool serves {} connections at the same \
-             time, but {} is {}: lower it to {}",
-            plural(self.memories, "memories"),
-            plural(self.tables, "tables"),
+            "an instance of the component takes {parts}, so the pool serves {} connections at the same time, \
+             but {} is {}: lower it to {}",
             self.served,
             Setting::of("limits.max-connections"),
             self.asked,
@@ -386,8 +396,8 @@ mod tests {
         for (memories, data) in [(1, 0), (1, 70_000), (3, 0), (42, 70_000), (250, 0)] {
             let bytes = component(memories, data);
             let needs = Needs::of(&bytes, &Extent::of(&bytes));
-            for concurrency in [Concurrency::Without, Concurrency::With] {
-                let needs = Needs { concurrency, ..needs };
+            for stacks in [1, 2, 17] {
+                let needs = Needs { stacks, ..needs };
                 for connections in [1, 64, 1024] {
                     let full = Pool::full(needs, connections);
                     let least = Pool::of(needs, full.instances, needs.room.least_memories());

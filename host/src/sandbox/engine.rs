@@ -212,7 +212,7 @@ impl Engine {
             memories: metrics.memories() as u64,
             tables: metrics.tables() as u64,
             stacks: metrics.stacks() as u64,
-            most_instances: pool.instances.into(),
+            most_instances: pool.most_instances().into(),
             most_memories: pool.memories.into(),
             most_tables: pool.tables.into(),
             kept_bytes: metrics.unused_memory_bytes_resident() as u64,
@@ -337,7 +337,7 @@ fn on_demand(
 fn pooled(needs: Needs, pool: Pool) -> wasmtime::Result<wasmtime::Engine> {
     let mut pooling = PoolingAllocationConfig::new();
     pooling
-        .total_component_instances(pool.instances)
+        .total_component_instances(pool.most_instances())
         .total_core_instances(pool.instances.saturating_mul(MAX_PARTS))
         .max_core_instance_size(POOL_METADATA)
         .max_component_instance_size(POOL_METADATA)

@@ -23,9 +23,9 @@ pub(super) const MAX_TABLE_ELEMENTS: u64 = TABLE_ELEMENTS << 6;
 /// Bytes of one memory: what a 32-bit memory can have.
 pub(super) const MAX_MEMORY: u64 = 1 << 32;
 
-/// Components in an instance that have functions, if some of them call others concurrently. Each
-/// can keep a stack while it waits for the host.
-pub(super) const MAX_CONCURRENT_PARTS: u32 = 16;
+/// Components in an instance whose calls run on stacks of their own. Each can keep its stack while
+/// it waits.
+pub(super) const MAX_PARTS_WITH_STACKS: u32 = 16;
 
 /// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its
 /// functions, globals and imports.
@@ -91,8 +91,12 @@ pub(super) struct Extent {
     metadata: u64,
     /// Components that have functions.
     callable: u32,
-    /// Whether a component calls functions concurrently.
+    /// Components that have functions which run on a stack of their own, however they are called.
+    lifts_async: u32,
+    /// Whether a component calls functions concurrently, so that these run on stacks of their own.
     calls_concurrently: bool,
+    /// Whether a component has a function by which its call waits for events on its stack.
+    pub(super) waits: bool,
     /// Instances of modules that are imported, or that come out of an instance.
     unknown_modules: u32,
     /// Something that it uses and that the host does not offer.
@@ -128,16 +132,15 @@ impl Extent {
             return Err(Refusal::Unsupported(what.to_owned()));
         }
         let parts = u64::from(MAX_PARTS);
-        let concurrent = if self.calls_concurrently { self.callable } else { 0 };
         for (what, found, max) in [
             ("component instances", self.component_instances.into(), parts),
             ("core instances", self.core_instances.into(), parts),
             ("memories", self.memories.into(), parts),
             ("tables", self.tables.into(), parts),
             (
-                "components that call each other concurrently",
-                concurrent.into(),
-                MAX_CONCURRENT_PARTS.into(),
+                "components that each can keep a stack",
+                self.parts_with_stacks().into(),
+                MAX_PARTS_WITH_STACKS.into(),
             ),
             ("elements in a table", self.table_elements, MAX_TABLE_ELEMENTS),
             ("bytes in a memory", self.memory, MAX_MEMORY),
@@ -152,6 +155,20 @@ impl Extent {
             }
         }
         Ok(())
+    }
+
+    /// Components whose calls run on stacks of their own.
+    ///
+    /// Wasmtime runs a call on a new stack if its caller or its callee is asynchronous. The caller
+    /// keeps its stack until the callee waits, or until it returns if the call is synchronous.
+    /// While a component keeps a stack, it gets no other call. Other calls run on the stack of
+    /// their caller, and the host calls one of the components.
+    pub(super) fn parts_with_stacks(&self) -> u32 {
+        if self.calls_concurrently {
+            return self.callable;
+        }
+        let is_called_by_host = self.callable > self.lifts_async;
+        self.lifts_async.saturating_add(is_called_by_host.into())
     }
 
     /// Its memories and tables.
@@ -174,12 +191,16 @@ impl Extent {
             memory,
             metadata,
             callable,
+            lifts_async,
             calls_concurrently,
+            waits,
             unknown_modules,
             not_offered,
         } = part;
         self.callable = self.callable.saturating_add(*callable);
+        self.lifts_async = self.lifts_async.saturating_add(*lifts_async);
         self.calls_concurrently |= *calls_concurrently;
+        self.waits |= *waits;
         self.component_instances = self.component_instances.saturating_add(*component_instances);
         self.core_instances = self.core_instances.saturating_add(*core_instances);
         self.memories = self.memories.saturating_add(*memories);
@@ -202,7 +223,9 @@ impl Extent {
             memory: self.memory.max(other.memory),
             metadata: self.metadata.max(other.metadata),
             callable: self.callable.max(other.callable),
+            lifts_async: self.lifts_async.max(other.lifts_async),
             calls_concurrently: self.calls_concurrently || other.calls_concurrently,
+            waits: self.waits || other.waits,
             unknown_modules: 0,
             not_offered: self.not_offered.or(other.not_offered),
         }
@@ -301,8 +324,9 @@ struct Levels {
 #[derive(Default)]
 struct Level {
     is_module: bool,
-    /// Whether it has functions of its own that can be called.
+    /// Whether it has functions of its own that can be called, and asynchronous ones.
     lifts: bool,
+    lifts_async: bool,
     /// The size of its instance.
     extent: Extent,
     /// The modules and components of its index spaces.
@@ -483,16 +507,33 @@ impl Level {
     }
 
     fn see_function(&mut self, function: &CanonicalFunction) {
+        let is_async = |options: &[CanonicalOption]| {
+            options
+                .iter()
+                .any(|option| matches!(option, CanonicalOption::Async))
+        };
         match function {
-            CanonicalFunction::Lift { .. } if !self.lifts => {
-                self.lifts = true;
-                self.extent.callable = self.extent.callable.saturating_add(1);
+            CanonicalFunction::Lift { options, .. } => {
+                if !self.lifts {
+                    self.lifts = true;
+                    self.extent.callable = self.extent.callable.saturating_add(1);
+                }
+                if !self.lifts_async && is_async(options) {
+                    self.lifts_async = true;
+                    self.extent.lifts_async = self.extent.lifts_async.saturating_add(1);
+                }
             }
             CanonicalFunction::Lower { options, .. } => {
-                let concurrent = options
-                    .iter()
-                    .any(|option| matches!(option, CanonicalOption::Async));
-                self.extent.calls_concurrently |= concurrent;
+                self.extent.calls_concurrently |= is_async(options);
+            }
+            CanonicalFunction::WaitableSetWait { .. } | CanonicalFunction::ThreadYield { .. } => {
+                self.extent.waits = true;
+            }
+            CanonicalFunction::StreamRead { options, .. }
+            | CanonicalFunction::StreamWrite { options, .. }
+            | CanonicalFunction::FutureRead { options, .. }
+            | CanonicalFunction::FutureWrite { options, .. } => {
+                self.extent.waits |= !is_async(options);
             }
             _ => {}
         }
@@ -600,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn components_that_call_each_other_concurrently_are_few() {
+    fn components_that_keep_stacks_are_few() {
         let of_parts = |parts: usize, call: &str| {
             let waits = format!(
                 "(component $waits (import \"f\" (func $f async))
@@ -618,11 +659,45 @@ mod tests {
         assert!(of_parts(16, "async").check().is_ok());
         let refusal = of_parts(17, "async").check().unwrap_err().to_string();
         assert!(
-            refusal.contains("17 components that call each other"),
+            refusal.contains("17 components that each can keep a stack"),
             "{refusal}"
         );
         // Without concurrent calls, one stack is enough for all of them.
-        assert!(of_parts(17, "").check().is_ok());
+        let on_one_stack = of_parts(17, "");
+        assert!(on_one_stack.check().is_ok());
+        assert_eq!(on_one_stack.parts_with_stacks(), 1);
+    }
+
+    #[test]
+    fn a_synchronous_call_of_an_asynchronous_function_keeps_a_stack() {
+        let of_parts = |parts: usize| {
+            let instances: String = (1..parts)
+                .map(|part| {
+                    let before = part - 1;
+                    format!("(instance $i{part} (instantiate $c (with \"f\" (func $i{before} \"g\"))))")
+                })
+                .collect();
+            let lift = "(core module $m (func (export \"g\") (result i32) unreachable)
+                    (func (export \"c\") (param i32 i32 i32) (result i32) unreachable))
+                (core instance $i (instantiate $m))
+                (func (export \"g\") async
+                    (canon lift (core func $i \"g\") async (callback (core func $i \"c\"))))
+                (func (export \"h\") async
+                    (canon lift (core func $i \"g\") async (callback (core func $i \"c\"))))";
+            of(&format!(
+                "(component (component $last {lift})
+                    (component $c (import \"f\" (func $f async)) (core func (canon lower (func $f))) {lift})
+                    (instance $i0 (instantiate $last)) {instances})"
+            ))
+        };
+        assert_eq!(of_parts(1).parts_with_stacks(), 1);
+        assert_eq!(of_parts(3).parts_with_stacks(), 3);
+        assert!(of_parts(16).check().is_ok());
+        let refusal = of_parts(17).check().unwrap_err().to_string();
+        assert!(
+            refusal.contains("17 components that each can keep a stack"),
+            "{refusal}"
+        );
     }
 
     #[test]

@@ -263,6 +263,9 @@ impl Sandbox {
         if !bounded || self.granted.has_dirs() || self.profiling {
             needs.calls = Calls::OnFibers;
         }
+        if self.granted.has_dirs() {
+            needs = needs.waiting(extent);
+        }
         needs
     }
 

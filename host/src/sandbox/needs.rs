@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload, Validator, WasmFeatures};
 
 use super::contract::{Contract, MIGRATION};
-use super::extent::{Extent, MAX_PARTS, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
+use super::extent::{Extent, MAX_PARTS, MAX_PARTS_WITH_STACKS, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
 use super::wasi::Release;
 
 /// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
@@ -151,6 +151,8 @@ pub(super) struct Needs {
     pub(super) inlining: bool,
     pub(super) room: Room,
     pub(super) table_size: TableSize,
+    /// Stacks that an instance can keep at the same time.
+    pub(super) stacks: u32,
     pub(super) handle_tables: HandleTables,
     pub(super) calls: Calls,
 }
@@ -169,12 +171,25 @@ impl Needs {
         let larger = Self {
             room: self.room,
             table_size: self.table_size,
+            stacks: self.stacks,
             ..other
         };
         self.like(other) == larger
             && self.room.memories >= other.room.memories
             && self.room.tables >= other.room.tables
             && self.table_size >= other.table_size
+            && self.stacks >= other.stacks
+    }
+
+    /// The same for a guest whose calls of the host can wait, whatever it imports.
+    pub(super) fn waiting(self, extent: &Extent) -> Self {
+        match self.concurrency {
+            Concurrency::Without => self,
+            Concurrency::With => Self {
+                stacks: stacks(extent, true),
+                ..self
+            },
+        }
     }
 
     /// What a component needs of its engine: concurrency, if its contract needs it or if it is
@@ -216,6 +231,10 @@ impl Needs {
             inlining: images == Images::Mapped && !cfg!(debug_assertions),
             room: Room::of(extent),
             table_size: TableSize::of(extent),
+            stacks: match concurrency {
+                Concurrency::Without => 1,
+                Concurrency::With => stacks(extent, extent.waits || surface.waits || !surface.streams),
+            },
             handle_tables: HandleTables::of(extent.component_instances),
             calls: if concurrency == Concurrency::Without {
                 surface.calls()
@@ -224,6 +243,12 @@ impl Needs {
             },
         }
     }
+}
+
+/// Stacks of an instance with concurrency. If its last call `waits` on its stack, results of the
+/// host come on one more.
+fn stacks(extent: &Extent, waits: bool) -> u32 {
+    extent.parts_with_stacks().clamp(1, MAX_PARTS_WITH_STACKS) + u32::from(waits)
 }
 
 /// Imports of which nothing waits, as far as the host has nothing to wait for: without directories no file can be had.
@@ -238,7 +263,12 @@ const NEVER_WAIT: [&str; 7] = [
 ];
 
 /// What waits of these: for a time to come.
-const WAIT: [&str; 2] = ["subscribe-duration", "subscribe-instant"];
+const WAIT: [&str; 4] = [
+    "subscribe-duration",
+    "subscribe-instant",
+    "wait-for",
+    "wait-until",
+];
 
 /// What can be seen of a component from outside.
 #[derive(Default)]
@@ -247,6 +277,8 @@ struct Surface {
     depth: u32,
     /// It serves by sessions.
     sessions: bool,
+    /// It serves by streams, so that it has no standard input to wait for.
+    streams: bool,
     /// It exports a contract, or imports an interface of WASI, whose functions are asynchronous.
     /// The types alone do not tell: a plain function of such an interface is valid without
     /// concurrency.
@@ -282,6 +314,7 @@ impl Surface {
                 for export in section.clone().into_iter().flatten() {
                     let name = export.name.name;
                     self.sessions |= Contract::Sessions.is_exported_as(name);
+                    self.streams |= Contract::Streams.is_exported_as(name);
                     self.concurrent |= Contract::Streams.is_exported_as(name) || is_of_wasi_3(name);
                     self.moves |= name == MIGRATION;
                 }
@@ -353,6 +386,28 @@ mod tests {
         assert_eq!((elements(0), elements(20_000)), (20_000, 20_000));
         assert_eq!((elements(20_001), elements(50_000)), (40_000, 80_000));
         assert_eq!(elements(9_000_000), 1_280_000, "there is an end to it");
+    }
+
+    #[test]
+    fn only_calls_that_wait_on_their_stack_take_another() {
+        let stacks = |text: &str| needs(&wat::parse_str(format!("(component {text})")).unwrap()).stacks;
+        let streams = "(instance $s) (export \"inet:service/handler@0.1.0\" (instance $s))";
+        assert_eq!(stacks(""), 1);
+        assert_eq!(needs(ECHO).stacks, 1);
+        assert_eq!(stacks(streams), 1);
+        for waits in [
+            "(core func (canon waitable-set.wait (memory (core memory $i \"m\"))))",
+            "(core func (canon thread.yield))",
+            "(type $s (stream)) (core func (canon stream.read $s (memory (core memory $i \"m\"))))",
+            "(import \"wasi:clocks/monotonic-clock@0.3.0\" (instance (export \"wait-for\" (func))))",
+            "(import \"wasi:sockets/types@0.3.0\" (instance))",
+        ] {
+            let memory = "(core module $m (memory (export \"m\") 1)) (core instance $i (instantiate $m))";
+            assert_eq!(stacks(&format!("{memory} {waits} {streams}")), 2, "{waits}");
+        }
+        let program = "(instance $r) (export \"wasi:cli/run@0.3.0\" (instance $r))";
+        assert_eq!(stacks(program), 2, "it can wait for standard input");
+        assert_eq!(needs(ECHO).waiting(&Extent::of(ECHO)).stacks, 2);
     }
 
     #[test]
