@@ -401,6 +401,41 @@ fn a_start_with_too_few_descriptors_says_so_or_raises_the_limit() {
 }
 
 #[test]
+fn directories_of_the_kernel_are_not_granted_wherever_they_are() {
+    let errands = guest("errands").display().to_string();
+    let setup = "mount -t tmpfs none /mnt && mkdir /mnt/here && \
+                 if [ \"$1\" = devices ]; then mkdir /mnt/here/below && mknod /mnt/here/null c 0 0; \
+                 else mount -t \"$1\" none /mnt/here; fi || exit 77; \
+                 exec \"$0\" check \"$2\" --dir /mnt/here::/data";
+    let mut seen = 0;
+    for (kind, refusal) in [
+        ("devices", "it contains the device `null`"),
+        ("binfmt_misc", "it belongs to `/mnt/here`"),
+        ("bpf", "it belongs to `/mnt/here`"),
+        ("hugetlbfs", "it belongs to `/mnt/here`"),
+        ("mqueue", "it belongs to `/mnt/here`"),
+        ("pstore", "it belongs to `/mnt/here`"),
+    ] {
+        let Some(mut command) = with_own_mounts() else {
+            return;
+        };
+        let checked = command
+            .args(["sh", "-c", setup, HOST, kind, &errands])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(checked.stderr).unwrap();
+        // Not every kernel and user can have each.
+        if checked.status.code() == Some(77) {
+            continue;
+        }
+        seen += 1;
+        assert_eq!(checked.status.code(), Some(1), "{kind}: {said}");
+        assert!(said.contains(refusal), "{kind}: {said}");
+    }
+    assert!(seen > 0, "this user can mount none of them");
+}
+
+#[test]
 fn shared_memory_is_granted_without_a_file_system_of_the_kernel_in_it() {
     let errands = guest("errands").display().to_string();
     let setup = "mount -t tmpfs none /dev/shm && mkdir /dev/shm/files /dev/shm/kernel && \

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Stat;
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, openat};
 
 use crate::file_id::FileId;
 use crate::guarded::walk::{Judge, walk};
@@ -22,17 +22,35 @@ const DEVICES: &str = "/dev";
 const SHARED_MEMORY: &str = "/dev/shm";
 
 /// File systems of the kernel, which can be mounted elsewhere too.
-const KERNEL_FILES: [&str; 10] = [
-    "proc",
-    "sysfs",
-    "devtmpfs",
-    "devpts",
-    "debugfs",
-    "tracefs",
-    "securityfs",
-    "configfs",
+const KERNEL_FILES: [&str; 28] = [
+    "binder",
+    "binfmt_misc",
+    "bpf",
     "cgroup",
     "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "functionfs",
+    "fusectl",
+    "gadgetfs",
+    "hugetlbfs",
+    "mqueue",
+    "nfsd",
+    "nsfs",
+    "pidfs",
+    "proc",
+    "pstore",
+    "resctrl",
+    "rpc_pipefs",
+    "securityfs",
+    "selinuxfs",
+    "smackfs",
+    "sysfs",
+    "tracefs",
+    "xenfs",
 ];
 
 /// Opens the directory at `path` for guests. Guests can write to the directories in `writable`, so
@@ -110,14 +128,19 @@ impl Judge for Way {
     }
 }
 
-/// Refuses a directory for guests that is one of the kernel's, or holds one. Through
-/// `/proc/self/mem`, a guest would reach the memory of the host.
+/// Refuses a directory for guests that is one of the kernel's, or has one or a device in it.
+/// Through `/proc/self/mem`, a guest would reach the memory of the host.
 ///
 /// # Errors
 ///
 /// It is such a directory.
 fn refuse_kernel_directory(opened: &File, path: &Path) -> io::Result<()> {
-    let Some(relation) = relation_to_kernel(opened, path)? else {
+    let relation = match relation_to_kernel(opened, path)? {
+        Some(relation) => Some(relation),
+        // A container has its devices on a file system for ordinary files.
+        None => device_in(opened).map(|name| format!("contains the device `{name}`")),
+    };
+    let Some(relation) = relation else {
         return Ok(());
     };
     Err(io::Error::other(format!(
@@ -147,6 +170,21 @@ fn relation_to_kernel(opened: &File, path: &Path) -> io::Result<Option<String>> 
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
     let belongs = is_of_kernel(opened) || mounts.iter().any(|(of, _)| *of == device);
     Ok(belongs.then(|| "belongs to a file system of the kernel".to_owned()))
+}
+
+/// Returns the name of a device file that an open directory has, if it can be read. Devices in the
+/// directories below it are not looked for.
+fn device_in(opened: &File) -> Option<String> {
+    // The directory may be open for nothing but its path.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let readable = openat(opened, ".", flags, Mode::empty()).ok()?;
+    let entries = Dir::new(readable).ok()?;
+    let mut devices = entries.flatten().filter(|entry| {
+        let kind = entry.file_type();
+        kind == FileType::CharacterDevice || kind == FileType::BlockDevice
+    });
+    let name = devices.next()?.file_name().to_string_lossy().into_owned();
+    Some(name)
 }
 
 /// Returns the path of an open directory, without links. Without `/proc`, this is where its `path`

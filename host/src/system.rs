@@ -41,6 +41,31 @@ const WITHOUT_FILES: [u64; 9] = [
     0x7472_6163,
 ];
 
+/// Numbers of other file systems of the kernel: binder, binfmt_misc, bpf, efivarfs, functionfs,
+/// fusectl, gadgetfs, hugetlbfs, mqueue, nfsd, nsfs, pidfs, pstore, resctrl, rpc_pipefs, selinuxfs,
+/// smackfs and xenfs. In some of them, files of a kind of their own can be created.
+#[cfg(target_os = "linux")]
+const OF_KERNEL: [u64; 18] = [
+    0x6c6f_6f70,
+    0x4249_4e4d,
+    0xcafe_4a11,
+    0xde5e_81e4,
+    0x0a64_7361,
+    0x6573_5543,
+    0xaee7_1ee7,
+    0x9584_58f6,
+    0x1980_0202,
+    0x6e66_7364,
+    0x6e73_6673,
+    0x5049_4446,
+    0x6165_676c,
+    0x0765_5821,
+    0x6759_6969,
+    0xf97c_ff8c,
+    0x4341_5d53,
+    0xabba_1974,
+];
+
 /// The number of the capability to change and remove files of other users (capabilities(7)).
 const CAP_FOWNER: u32 = 3;
 
@@ -235,7 +260,10 @@ pub(crate) fn takes_no_files(dir: &Path) -> bool {
 /// Returns whether an open directory belongs to a file system of the kernel.
 pub(crate) fn is_of_kernel(dir: impl AsFd) -> bool {
     #[cfg(target_os = "linux")]
-    return rustix::fs::fstatfs(dir).is_ok_and(|found| WITHOUT_FILES.contains(&(found.f_type as u64)));
+    return rustix::fs::fstatfs(dir).is_ok_and(|found| {
+        let number = found.f_type as u64;
+        WITHOUT_FILES.contains(&number) || OF_KERNEL.contains(&number)
+    });
     #[cfg(not(target_os = "linux"))]
     return {
         let _ = dir;
