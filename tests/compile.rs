@@ -650,3 +650,24 @@ fn components_that_are_nested_too_deeply_are_refused_at_once() {
         assert!(refusal.message.contains(said), "{}", refusal.message);
     }
 }
+
+/// The code has what memories contain at the start, and what is between their data.
+#[test]
+fn a_small_component_is_compiled_to_little() {
+    let component = |name: &str, modules: usize| {
+        let data = "x".repeat(6000);
+        // Each is another, so that they are compiled apart.
+        let modules: String = (0..modules)
+            .map(|number| {
+                format!(
+                    "(core module (memory 256) (data (i32.const 0) \"{number:04}{data}\")
+                        (data (i32.const 16700000) \"x\"))"
+                )
+            })
+            .collect();
+        file(name, wat::parse_str(format!("(component {modules})")).unwrap())
+    };
+    let refusal = refused(&["compile", component("compile-gaps.wasm", 12).to_str().unwrap()]);
+    let said = "for its size: build a smaller component, split it, or leave fewer gaps";
+    assert!(refusal.message.contains(said), "{}", refusal.message);
+}

@@ -154,12 +154,13 @@ pub enum Refusal {
          or build a smaller component"
     )]
     CompileTime(Duration),
-    /// It is compiled to more code than the host takes.
+    /// It is compiled to more code than the host takes for its size.
     #[error(
-        "is compiled to {found} bytes of code, and this host allows {max}: build a smaller component, or split it"
+        "is compiled to {found} bytes, and this host allows {max} for its size: build a smaller component, \
+         split it, or leave fewer gaps between the data in its memories"
     )]
     CodeSize {
-        /// Bytes of its code.
+        /// Bytes of its code, with what its memories contain at the start.
         found: u64,
         /// How many there may be.
         max: u64,

@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use super::{
     Answer, Bounds, EXAMINATION_MEMORY, EXAMINATION_MEMORY_PER_BYTE, Failure, Kind, MAX_CODE,
-    MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MAX_TIME, MEMORY_PER_THREAD, NO_MEMORY, NO_POOL,
-    NO_STACK, NO_THREAD, Request, Task,
+    MAX_CODE_OF_SMALL, MAX_CODE_PER_BYTE, MAX_EXAMINATION, MAX_EXAMINATION_WITH_CODE, MAX_HEADER, MAX_TIME,
+    MEMORY_PER_THREAD, NO_MEMORY, NO_POOL, NO_STACK, NO_THREAD, Request, Task,
 };
 use crate::failpoint;
 use crate::logging::escape::in_one_line;
@@ -141,6 +141,10 @@ impl Bounds {
         // If the child does not take all of it, its answer or its end says why.
         let _ = send(stdin, request, parts);
         let max = self.memory.map_or(MAX_CODE, |memory| memory.min(MAX_CODE));
+        let max = match request.task {
+            Task::Compile { .. } => max.min(most_code_of(&request.lengths)),
+            Task::Examine(_) => max,
+        };
         let answer = receive(stdout, max);
         let mut message = String::new();
         let _ = stderr.take(MAX_MESSAGE).read_to_string(&mut message);
@@ -230,6 +234,14 @@ fn out_of_time(max: Option<u64>, own: Option<u64>) -> Refusal {
         (_, Some(own)) => Refusal::ProcessTime(Duration::from_secs(own)),
         (_, None) => Refusal::CompilerFailed("its CPU time was limited".to_owned()),
     }
+}
+
+/// Bytes of code that a component of parts with such lengths may be compiled to.
+fn most_code_of(lengths: &[u64]) -> u64 {
+    let all = lengths
+        .iter()
+        .fold(0, |sum: u64, length| sum.saturating_add(*length));
+    MAX_CODE_OF_SMALL.saturating_add(all.saturating_mul(MAX_CODE_PER_BYTE))
 }
 
 /// Address space that a child may take beside the memory that it uses: its program, and what
