@@ -128,6 +128,55 @@ fn a_guest_cannot_put_a_link_in_the_place_of_a_directory_of_another_service() {
     refuses(&host);
 }
 
+/// The grant ends with the service, becomes one to read, or leads to another directory.
+#[test]
+fn a_link_of_a_guest_is_not_followed_after_the_end_of_its_grant() {
+    for how in ["removed", "read-only", "elsewhere"] {
+        let dir = place(&format!("ended-{how}"));
+        let (data, up) = (dir.join("data"), dir.join("data/up"));
+        let elsewhere = dir.join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        let current = dir.join("current");
+        symlink(&data, &current).unwrap();
+        let module = file(&format!("swaps-{how}.wasm"), wat::parse_str(SWAPS).unwrap());
+        let config = dir.join("services.toml");
+        let service = |name: &str, component: &Path, dir: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
+                 grants = {{ dirs = [\"{dir}\"] }}\n",
+                component.display()
+            )
+        };
+        let writer = |may: &str| service("writer", &module, &grant(&current, may));
+        let reader = service("reader", &guest("errands"), &grant(&up, "up"));
+        replace(&config, format!("{}{reader}", writer("data:rw")));
+        let host = Host::with_config(&config, 2);
+        let [writes, reads] = host.addresses() else {
+            panic!()
+        };
+        let reading = || Client::connect(*reads).unwrap().asks("read /up/file");
+        assert_eq!(Client::connect(*writes).unwrap().rest(), b"granted");
+        assert!(up.is_symlink());
+        match how {
+            "removed" => replace(&config, &reader),
+            "read-only" => replace(&config, format!("{}{reader}", writer("data"))),
+            _ => {
+                fs::remove_file(&current).unwrap();
+                symlink(&elsewhere, &current).unwrap();
+            }
+        }
+        for _ in 0..2 {
+            host.signal(HUP);
+            let line = host.line("reconfiguration failed");
+            assert!(
+                line.contains("`up` is a symbolic link below a directory"),
+                "{how}: {line}"
+            );
+            assert_eq!(reading(), "granted", "{how}");
+        }
+    }
+}
+
 #[test]
 fn a_directory_that_is_replaced_is_used_after_a_hangup() {
     let dir = scratch("grants-replaced");

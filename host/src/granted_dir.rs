@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, openat};
 
@@ -53,8 +54,29 @@ const KERNEL_FILES: [&str; 28] = [
     "xenfs",
 ];
 
-/// Opens the directory at `path` for guests. Guests can write to the directories in `writable`, so
-/// the path may not lead through a link below one of them, which a guest can have made.
+/// The directories that guests could write to since the host started.
+///
+/// A directory stays here, whatever becomes of the grant. A guest that began with the grant can
+/// still run, and a link that it made stays. Where another directory gets the number of one that
+/// was removed, links below it are refused as well.
+static ONCE_WRITABLE: Mutex<Vec<FileId>> = Mutex::new(Vec::new());
+
+fn once_writable() -> MutexGuard<'static, Vec<FileId>> {
+    // Nothing can panic while it is held.
+    ONCE_WRITABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that guests can write to this directory from now on.
+pub(crate) fn becomes_writable(dir: FileId) {
+    let mut all = once_writable();
+    if !all.contains(&dir) {
+        all.push(dir);
+    }
+}
+
+/// Opens the directory at `path` for guests. Guests can write to the directories in `writable`, and
+/// could write to others before. The path may not lead through a link below one of these, which a
+/// guest can have made.
 ///
 /// # Errors
 ///
@@ -76,10 +98,10 @@ pub(crate) fn open<'a>(path: &Path, writable: impl IntoIterator<Item = &'a Path>
     })
 }
 
-/// The way to a directory past others that guests can write to.
+/// The way to a directory past others that guests can write to, or could before.
 struct Way {
     writable: Vec<FileId>,
-    /// Guests can write to a directory on the way.
+    /// Guests can write to a directory on the way, or could before.
     is_below_writable: bool,
 }
 
@@ -89,7 +111,10 @@ impl Way {
     fn past<'a>(writable: impl IntoIterator<Item = &'a Path>) -> Self {
         let dirs = writable.into_iter().filter_map(|dir| fs::metadata(dir).ok());
         Self {
-            writable: dirs.map(|dir| FileId::from(&dir)).collect(),
+            writable: dirs
+                .map(|dir| FileId::from(&dir))
+                .chain(once_writable().iter().copied())
+                .collect(),
             is_below_writable: false,
         }
     }
@@ -112,8 +137,8 @@ impl Judge for Way {
             return Ok(());
         }
         Err(io::Error::other(format!(
-            "`{}` is a symbolic link below a directory that guests can write to, so a guest can have made \
-             it; remove the link, or grant a directory elsewhere",
+            "`{}` is a symbolic link below a directory that guests can write to, or could since the host \
+             started, so a guest can have made it; remove the link, or grant a directory elsewhere",
             path.file_name().unwrap_or_default().display()
         )))
     }
@@ -123,7 +148,8 @@ impl Judge for Way {
             return Ok(());
         }
         Err(io::Error::other(
-            "the path leads out of a directory that guests can write to; name the directory without `..`",
+            "the path leads out of a directory that guests can write to, or could since the host started; \
+             name the directory without `..`",
         ))
     }
 }

@@ -106,12 +106,16 @@ impl Held {
         let files = files_of(&mut wasi).map_err(io::Error::other)?;
         // WASI takes paths only, and follows links of guests. So it must have come to the same.
         for ((file, found), dir) in files.iter().zip(&found).zip(dirs) {
-            if FileId::from(&file.metadata()?) != FileId::from(&found.metadata()?) {
+            let id = FileId::from(&file.metadata()?);
+            if id != FileId::from(&found.metadata()?) {
                 return Err(io::Error::other(format!(
                     "cannot grant the directory `{}`: it was replaced while the host opened it; \
                      try again",
                     dir.host.display()
                 )));
+            }
+            if dir.writable {
+                granted_dir::becomes_writable(id);
             }
         }
         Ok(Self { wasi, files })
