@@ -340,6 +340,33 @@ fn a_guest_is_interrupted_while_the_frames_of_a_recursion_return() {
     interrupted_in_its_calls(&in_returns(2, 10), &in_returns(2000, 10));
 }
 
+/// A module that copies elements of many tables in each frame of a recursion, once the frames above
+/// have returned. Each element is used for the first time.
+fn in_copies(frames: usize) -> PathBuf {
+    let elements = (frames + 1) * 128;
+    let each = |text: &dyn Fn(usize) -> String| (0..30).map(text).collect::<String>();
+    let tables = each(&|number| format!("(table $t{number} {elements} {elements} funcref)\n"));
+    let copies = each(&|number| {
+        format!("(table.copy $to $t{number} (i32.const 0) (local.get $from) (i32.const 128))\n")
+    });
+    let text = format!(
+        "(table $to 128 128 funcref)
+        {tables}
+        (func $calls (call $recurse (i32.const {})))
+        (func $recurse (param $from i32)
+            (if (local.get $from)
+                (then (call $recurse (i32.sub (local.get $from) (i32.const 128)))))
+            {copies})",
+        frames * 128
+    );
+    random(&format!("in-copies-{frames}"), &text)
+}
+
+#[test]
+fn a_guest_is_interrupted_between_instructions_that_take_long() {
+    interrupted_in_its_calls(&in_copies(2), &in_copies(1800));
+}
+
 /// Serves `short`, and ends `long` in time.
 fn interrupted_in_its_calls(short: &Path, long: &Path) {
     let host = Host::with(short, &[]);

@@ -49,7 +49,7 @@ const PART: &str = "part";
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// To be counted up when the same file is compiled to something else than before by the same version of wasmtime.
-const FORMAT: u8 = 6;
+const FORMAT: u8 = 7;
 
 /// Bytes of the signature before the code: HMAC with SHA-256.
 const SIGNATURE: usize = 32;
