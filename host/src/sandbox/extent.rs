@@ -6,8 +6,8 @@
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
-    ComponentOuterAliasKind, ComponentTypeRef, ElementItems, Encoding, Import, Instance, MemoryType, Parser,
-    Payload, TypeRef,
+    ComponentOuterAliasKind, ComponentType, ComponentTypeRef, ElementItems, ElementKind, Encoding, Import,
+    Instance, MemoryType, Parser, Payload, TypeRef,
 };
 
 use super::load_error::Refusal;
@@ -28,13 +28,26 @@ pub(super) const MAX_MEMORY: u64 = 1 << 32;
 pub(super) const MAX_PARTS_WITH_STACKS: u32 = 16;
 
 /// Bytes that wasmtime keeps for an instance beside its memories and tables: pointers to its
-/// functions, globals and imports.
+/// functions, globals, imports and segments, and its types of resources.
 const MAX_METADATA: u64 = 1 << 20;
 
 /// Bytes of metadata for each core instance, and for each item in it: more than wasmtime takes for
-/// any kind of item.
+/// any kind of item that is not below.
 const METADATA_OF_INSTANCE: u64 = 1024;
 const METADATA_OF_ITEM: u64 = 40;
+
+/// Bytes for a data segment, which are a pointer and a length. Interpreters can have some thousand.
+const METADATA_OF_DATA: u64 = 16;
+
+/// Bytes for a passive element segment, and for each element of it beside its function.
+const METADATA_OF_ELEMENTS: u64 = 80;
+const METADATA_OF_ELEMENT: u64 = 16;
+
+/// Bytes for a type of resources, in a list that doubles as it grows.
+const METADATA_OF_RESOURCE: u64 = 80;
+
+/// Bytes for a lowered function, with the adapter that wasmtime makes if a component has it.
+const METADATA_OF_LOWERED: u64 = 240;
 
 /// Components and modules in a file, nested ones included. The validator takes time that grows with
 /// the square of their number.
@@ -145,7 +158,7 @@ impl Extent {
             ("elements in a table", self.table_elements, MAX_TABLE_ELEMENTS),
             ("bytes in a memory", self.memory, MAX_MEMORY),
             (
-                "bytes for its functions, globals and imports",
+                "bytes for its functions, globals, imports, segments and resource types",
                 self.metadata,
                 MAX_METADATA,
             ),
@@ -253,9 +266,12 @@ impl Extent {
     }
 
     fn add_items(&mut self, count: u32) {
-        self.metadata = self
-            .metadata
-            .saturating_add(METADATA_OF_ITEM.saturating_mul(count.into()));
+        self.add_metadata(METADATA_OF_ITEM, count);
+    }
+
+    fn add_metadata(&mut self, each: u64, count: u32) {
+        let all = each.saturating_mul(count.into());
+        self.metadata = self.metadata.saturating_add(all);
     }
 
     fn add_memory(&mut self, memory: &MemoryType) {
@@ -292,17 +308,24 @@ impl Extent {
                 }
             }
             Payload::ElementSection(section) => {
-                for element in section.clone() {
-                    self.add_items(match element?.items {
+                for segment in section.clone() {
+                    let segment = segment?;
+                    let elements = match segment.items {
                         ElementItems::Functions(functions) => functions.count(),
                         ElementItems::Expressions(_, expressions) => expressions.count(),
-                    });
+                    };
+                    self.add_items(elements);
+                    // Of others, only the functions remain.
+                    if matches!(segment.kind, ElementKind::Passive) {
+                        self.add_metadata(METADATA_OF_ELEMENTS, 1);
+                        self.add_metadata(METADATA_OF_ELEMENT, elements);
+                    }
                 }
             }
             Payload::GlobalSection(section) => self.add_items(section.count().saturating_mul(2)),
             Payload::ExportSection(section) => self.add_items(section.count()),
             Payload::TagSection(section) => self.add_items(section.count()),
-            Payload::DataCountSection { count, .. } => self.add_items(*count),
+            Payload::DataSection(section) => self.add_metadata(METADATA_OF_DATA, section.count()),
             _ => {}
         }
         Ok(())
@@ -495,6 +518,13 @@ impl Level {
                     }
                 }
             }
+            Payload::ComponentTypeSection(section) => {
+                for ty in section.clone() {
+                    if let ComponentType::Resource { .. } = ty? {
+                        self.extent.add_metadata(METADATA_OF_RESOURCE, 1);
+                    }
+                }
+            }
             Payload::ComponentCanonicalSection(section) => {
                 self.extent.add_items(section.count());
                 for function in section.clone() {
@@ -524,6 +554,7 @@ impl Level {
                 }
             }
             CanonicalFunction::Lower { options, .. } => {
+                self.extent.add_metadata(METADATA_OF_LOWERED, 1);
                 self.extent.calls_concurrently |= is_async(options);
             }
             CanonicalFunction::WaitableSetWait { .. } | CanonicalFunction::ThreadYield { .. } => {
@@ -564,6 +595,41 @@ mod tests {
         // The whole, an instance of `$c`, and two of `$d` with one of `$c` in each.
         assert_eq!(extent.component_instances, 6);
         assert_eq!(extent.table_elements, 7);
+    }
+
+    #[test]
+    fn what_wasmtime_keeps_for_each_core_instance_is_bounded() {
+        let of_instances = |instances: usize, items: &str| {
+            let instances = "(core instance (instantiate $m))".repeat(instances);
+            of(&format!("(component (core module $m {items}) {instances})"))
+        };
+        for (item, most, more) in [
+            ("(data \"\")", 580, 600),
+            ("(elem func)", 100, 140),
+            ("(elem funcref (ref.null func) (ref.null func))", 48, 60),
+            ("(global i32 (i32.const 0))", 100, 140),
+            ("(import \"a\" \"b\" (func))", 200, 270),
+        ] {
+            let extent = |count: usize| of_instances(100, &item.repeat(count));
+            assert!(extent(most).check().is_ok(), "{item}");
+            let refusal = extent(more).check().unwrap_err();
+            assert!(
+                matches!(refusal, Refusal::TooLarge { what, .. } if what.contains("segments")),
+                "{item}: {refusal}"
+            );
+        }
+        // Those of wizer, which makes up to 10,000 of the memory of an interpreter.
+        assert!(of_instances(1, &"(data \"\")".repeat(30_000)).check().is_ok());
+    }
+
+    #[test]
+    fn types_of_resources_are_bounded() {
+        let extent = |count: usize| {
+            let types = "(type (resource (rep i32)))".repeat(count);
+            of(&format!("(component {types})"))
+        };
+        assert!(extent(10_000).check().is_ok());
+        assert!(extent(20_000).check().is_err());
     }
 
     #[test]
