@@ -41,7 +41,7 @@ enum Export {
 enum Answers {
     Takes,
     /// The first answer of each connection is short. The host takes no answer as long as the others.
-    TakesByLongAnswers,
+    TakesAtLength,
     Refuses,
     Never,
 }
@@ -165,7 +165,7 @@ fn serve(stream: TcpStream, answers: Answers, exports: &Sender<Export>) {
         // The test may be over.
         let _ = exports.send(export);
         let status = match answers {
-            Answers::Takes | Answers::TakesByLongAnswers => "200 OK",
+            Answers::Takes | Answers::TakesAtLength => "200 OK",
             Answers::Refuses => "503 Service Unavailable",
             Answers::Never => {
                 // Until the host gives up.
@@ -174,7 +174,7 @@ fn serve(stream: TcpStream, answers: Answers, exports: &Sender<Export>) {
             }
         };
         let body = match answers {
-            Answers::TakesByLongAnswers if number > 0 => "x".repeat(100_000),
+            Answers::TakesAtLength if number > 0 => "x".repeat(100_000),
             _ => String::new(),
         };
         let length = body.len();
@@ -825,7 +825,7 @@ fn a_collector_that_refuses_holds_nothing_up() {
 
 #[test]
 fn what_a_collector_has_taken_is_not_sent_again() {
-    let collector = Collector::new(Answers::TakesByLongAnswers);
+    let collector = Collector::new(Answers::TakesAtLength);
     let host = traced(&collector, "lines", &[]);
     let mut seen = HashSet::new();
     for _ in 0..5 {
