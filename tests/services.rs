@@ -785,21 +785,6 @@ fn what_clashes_with_a_listener_that_is_open_is_named() {
 }
 
 #[test]
-fn what_clashes_with_a_listener_at_a_free_port_is_named() {
-    let services = Services::new("free-port", &echo(ANYWHERE));
-    let host = Host::with_config(&services.file(), 1);
-    let address = host.address();
-    services.put(&format!(
-        "{}[[service]]\nname = \"b\"\nlisten = [\"{address}\"]\n",
-        echo(ANYWHERE)
-    ));
-    host.signal(HUP);
-    let line = host.line("nothing changed");
-    let expected = format!("{address} conflicts with {address}, on which this host listens");
-    assert!(line.contains(&expected), "{line}");
-}
-
-#[test]
 fn certificates_that_cannot_be_used_are_found_before_any_address_is_bound() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = echo(&format!("listen = [\"{}\"]", taken.local_addr().unwrap()));

@@ -61,15 +61,6 @@ impl Runs {
             left: running.service.generations.left(),
         }
     }
-
-    /// The addresses of TCP that it is bound to.
-    fn bound(&self) -> Vec<Listen> {
-        let listeners = self.service.listeners.load();
-        let addresses = listeners.iter().filter_map(|address| address.parse().ok());
-        addresses
-            .map(|address| Listen::at(Address::Tcp(address)))
-            .collect()
-    }
 }
 
 impl Now {
@@ -369,7 +360,7 @@ fn prepare<'a>(
             let Some((of, place)) = kept_at else {
                 if there.is_some() {
                     recreated.push((service.name.clone(), listen.address.clone()));
-                } else if let Some(conflict) = conflict(listen, now) {
+                } else if let Some(conflict) = conflict(listen, &now.config) {
                     obstacles.add(key, Some(service), anyhow!(conflict));
                     continue;
                 }
@@ -406,17 +397,14 @@ fn prepare<'a>(
 }
 
 /// Says which address of the host that runs excludes that of `listen`, which is new.
-fn conflict(listen: &Listen, now: &Now) -> Option<String> {
+fn conflict(listen: &Listen, now: &Config) -> Option<String> {
     let address = &listen.address;
-    let named = now.config.services.iter().flat_map(|before| &before.listen);
-    // A listener at port 0 has got another.
-    let bound = now.services.iter().flat_map(Runs::bound);
-    let mut all = named.cloned().chain(bound);
+    let mut all = now.services.iter().flat_map(|before| &before.listen);
     if let Some(Listen { address: before, .. }) = all.find(|before| excludes(before, listen)) {
         let sentence = "on which this host listens until a restart";
         return Some(format!("{address} conflicts with {before}, {sentence}"));
     }
-    let Admin { address: admin, .. } = now.config.admin.as_ref()?;
+    let Admin { address: admin, .. } = now.admin.as_ref()?;
     excludes(&Listen::at(admin.clone()), listen).then(|| {
         format!(
             "{address} conflicts with {admin}, on which the admin interface listens until a restart; \
