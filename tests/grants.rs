@@ -199,6 +199,46 @@ fn a_directory_that_is_replaced_is_used_after_a_hangup() {
     assert_eq!(before.asks("read /data/file"), "first");
 }
 
+#[test]
+fn a_reconfiguration_that_fails_opens_no_directory_for_guests() {
+    let dir = scratch("grants-failed");
+    let granted = dir.join("granted");
+    let fill = |text: &str| {
+        fs::create_dir_all(&granted).unwrap();
+        fs::write(granted.join("file"), text).unwrap();
+    };
+    fill("first");
+    let broken = dir.join("guest.wasm");
+    fs::copy(guest("echo"), &broken).unwrap();
+    let config = dir.join("services.toml");
+    let put = |more: &str| {
+        let service = |name: &str, component: &Path, more: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {component:?}\n\
+                 {more}\n"
+            )
+        };
+        let grants = format!("grants = {{ dirs = [\"{}\"] }}", grant(&granted, "data"));
+        let reads = service("a", &guest("errands"), &format!("{grants}\n{more}"));
+        replace(&config, reads + &service("b", &broken, more));
+    };
+    put("");
+    let host = Host::with_config(&config, 2);
+    let reading = || host.connect().asks("read /data/file");
+    assert_eq!(reading(), "first");
+    fs::rename(&granted, dir.join("previous")).unwrap();
+    fill("second");
+    replace(&broken, "not WebAssembly");
+    put("limits = { idle-timeout = \"1h\" }");
+    host.signal(HUP);
+    host.line("nothing changed");
+    assert_eq!(reading(), "first");
+    fs::copy(guest("echo"), &broken).unwrap();
+    host.signal(HUP);
+    host.line("services reconfigured");
+    assert_eq!(reading(), "second");
+}
+
 /// The generation that is restored began with the settings of another one.
 #[test]
 fn a_directory_that_is_replaced_is_used_after_a_rollback_too() {

@@ -40,7 +40,7 @@ enum Export {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answers {
     Takes,
-    /// The first answer of each connection is short. The host takes no answer as long as the others.
+    /// The first answer of each connection is short. The others are too long for the host.
     TakesAtLength,
     Refuses,
     Never,

@@ -363,7 +363,7 @@ impl Bucket {
         Ok(Self { full: Some(full) })
     }
 
-    /// Fills by `rate` from now on. A bucket that was empty by another rate is empty by this one.
+    /// Fills by `rate` from now on. A bucket that the old rate had emptied is empty under this one.
     fn fill_by(&mut self, rate: Rate, now: Instant) {
         let empty = rate.per / rate.connections.get() * rate.connections.get();
         self.full = self.full.map(|full| full.min(now + empty));

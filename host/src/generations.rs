@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::breaker::Breaker;
-use crate::config::{Service, Setting};
+use crate::config::{Grants, Service, Setting};
 use crate::counts::{Count, Counts};
 use crate::peer::ClientKey;
 use crate::sandbox::{Digest, Generation};
@@ -211,9 +211,10 @@ impl Left {
 }
 
 impl Past {
-    /// The past of a service that starts with `first`, a generation of this `number`, in place of the
-    /// service `before`, if there is one. The rollback of that service stays possible where its generations would serve on the
-    /// same terms: a rollback brings back a component, and no setting.
+    /// The past of a service that starts with `first`, a generation of this `number`, in place of
+    /// the service `before`, if there is one. The rollback of that service stays possible where its
+    /// generations would serve on the same terms: a rollback brings back a component, and no
+    /// setting.
     fn new(
         number: u64,
         service: &Service,
@@ -277,8 +278,15 @@ fn runs_alike(one: &Service, other: &Service) -> bool {
         let calls = (limits.cpu_slice, limits.max_call_time, limits.max_cpu_time);
         (limits.max_connections, limits.max_memory, calls)
     };
-    let settings = |service: &Service| (service.isolation, service.preinit, limits(service));
-    one.grants == other.grants && settings(one) == settings(other)
+    let settings = |service: &Service| {
+        let grants = Grants {
+            // Not a right of this service.
+            writable_by_others: Vec::new(),
+            ..service.grants.clone()
+        };
+        (grants, service.isolation, service.preinit, limits(service))
+    };
+    settings(one) == settings(other)
 }
 
 impl Generations {

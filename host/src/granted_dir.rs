@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 
 use crate::file_id::FileId;
 use crate::guarded::walk::{Judge, walk};
@@ -54,7 +54,8 @@ const KERNEL_FILES: [&str; 28] = [
     "xenfs",
 ];
 
-/// The directories that guests could write to since the host started.
+/// The directories that were opened for guests to write to since the host started, also for a
+/// component that was only tried.
 ///
 /// A directory stays here, whatever becomes of the grant. A guest that began with the grant can
 /// still run, and a link that it made stays. Where another directory gets the number of one that
@@ -198,6 +199,10 @@ fn relation_to_kernel(opened: &File, path: &Path) -> io::Result<Option<String>> 
     Ok(belongs.then(|| "belongs to a file system of the kernel".to_owned()))
 }
 
+/// Entries of a directory in which a device is looked for. A directory of devices has fewer. A
+/// guest could make one of its own as long as it likes.
+const MAX_ENTRIES: usize = 4096;
+
 /// Returns the name of a device file that an open directory has, if it can be read. Devices in the
 /// directories below it are not looked for.
 fn device_in(opened: &File) -> Option<String> {
@@ -205,8 +210,15 @@ fn device_in(opened: &File) -> Option<String> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let readable = openat(opened, ".", flags, Mode::empty()).ok()?;
     let entries = Dir::new(readable).ok()?;
-    let mut devices = entries.flatten().filter(|entry| {
-        let kind = entry.file_type();
+    let mut devices = entries.take(MAX_ENTRIES).flatten().filter(|entry| {
+        let kind = match entry.file_type() {
+            // Some file systems do not tell it here.
+            FileType::Unknown => statat(opened, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+                .map_or(FileType::Unknown, |status| {
+                    FileType::from_raw_mode(status.st_mode)
+                }),
+            kind => kind,
+        };
         kind == FileType::CharacterDevice || kind == FileType::BlockDevice
     });
     let name = devices.next()?.file_name().to_string_lossy().into_owned();

@@ -377,8 +377,8 @@ impl Reloader {
         tried
     }
 
-    /// Compiles a component away from the threads that serve, and has it serve. `asked` is when that
-    /// was requested.
+    /// Compiles a component away from the threads that serve, and has it serve. `asked` is when
+    /// that was requested.
     async fn take(&self, content: Content, insisted: bool, asked: Instant) -> anyhow::Result<()> {
         let sandbox = self.sandbox.load_full();
         let runtime = Handle::current();

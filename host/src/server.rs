@@ -476,6 +476,7 @@ impl Server {
                                 // The file may have changed since it was read for this change.
                                 running.reload_component(Instant::now());
                             }
+                            old.sandbox().follow(&running.sandbox());
                             old.service.generations.succeed(&running.service.generations);
                             old.end();
                             info!(

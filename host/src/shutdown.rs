@@ -58,8 +58,8 @@ pub fn set_mask() -> io::Result<()> {
     Ok(blocked.thread_set_mask()?)
 }
 
-/// Handles SIGCHLD, which a parent process can have left ignored. The kernel then keeps no status of
-/// processes that have ended, and the host could not say why a compiler has.
+/// Handles SIGCHLD, which a parent process can have left ignored. The kernel then keeps no status
+/// of processes that have ended, and the host could not say why a compiler has.
 ///
 /// # Errors
 ///

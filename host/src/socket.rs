@@ -156,8 +156,8 @@ impl Taken {
         }
     }
 
-    /// Keeps the failure of a write. Returns the failure of the connection in place of `EPIPE`, with
-    /// which each later write fails.
+    /// Keeps the failure of a write. Returns the failure of the connection in place of `EPIPE`,
+    /// with which each later write fails.
     pub(crate) fn write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         polled.map_err(|error| {
             self.keep(&error);

@@ -282,10 +282,11 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
         services.iter().find(|service| service.config.name == name)
     };
     let no_service = || refused(StatusCode::NOT_FOUND, "there is no service with this name");
-    if matches!(change, Change::Reload(_) | Change::Rollback(_)) && process.draining.load(Relaxed) {
-        let why = "the host drains and accepts no connections";
-        return refused(StatusCode::CONFLICT, why);
-    }
+    let is_draining = process.draining.load(Relaxed);
+    let drains = || {
+        let why = "the host drains and accepts no connections; make the change at its next start";
+        refused(StatusCode::CONFLICT, why)
+    };
     match *change {
         Change::Close(connection) => {
             match process
@@ -308,6 +309,7 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
         }
         Change::Reload(name) => match service(name) {
             None => no_service(),
+            Some(_) if is_draining => drains(),
             Some(service) => {
                 let (asked, insists) = (Instant::now(), force);
                 match service.reload(ReloadRequest { asked, insists }) {
@@ -321,6 +323,7 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
         },
         Change::Rollback(name) => match service(name) {
             None => no_service(),
+            Some(_) if is_draining => drains(),
             Some(service)
                 if service
                     .generations

@@ -267,8 +267,8 @@ impl Path {
     }
 }
 
-/// Returns whether an instruction runs code of wasmtime, or takes time in proportion to a number that
-/// it is given.
+/// Returns whether an instruction runs code of wasmtime, or takes time in proportion to a number
+/// that it is given.
 ///
 /// wasmtime adds a check before one on a range, but not if the number is a constant up to 128, nor
 /// to `memory.grow` with any constant. To copy 128 elements takes 11 µs if they are used for the

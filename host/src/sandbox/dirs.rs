@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use wasmtime::component::ResourceTable;
@@ -18,7 +18,7 @@ use crate::config::{GrantedDir, Grants};
 use crate::file_id::FileId;
 use crate::granted_dir;
 
-/// The directories that the guests of one service may use, whatever its other settings are.
+/// The directories that the guests of one service may use.
 ///
 /// They are opened when a component is loaded, and not for each instance: a guest that can write to
 /// the directory above one of them could put a link in its place, which would lead out of what is
@@ -27,26 +27,32 @@ use crate::granted_dir;
 pub(super) struct Dirs {
     granted: Vec<GrantedDir>,
     held: ArcSwap<Held>,
+    /// The same directories for the next settings of the service. If there are any, guests with
+    /// these settings use them as well.
+    next: OnceLock<Arc<Self>>,
 }
 
 impl Dirs {
-    /// Opens the directories of `grants`. If these are the same as `before`, those are opened again
-    /// for all guests of the service.
+    /// Opens the directories of `grants`.
     ///
     /// # Errors
     ///
     /// One cannot be opened, or is refused.
-    pub(super) fn open(grants: &Grants, before: Option<&Arc<Self>>) -> io::Result<Arc<Self>> {
-        let others = &grants.writable_by_others;
-        if let Some(before) = before.filter(|before| before.granted == grants.dirs) {
-            before.open_again(others)?;
-            return Ok(Arc::clone(before));
-        }
+    pub(super) fn open(grants: &Grants) -> io::Result<Arc<Self>> {
         let granted = grants.dirs.clone();
         Ok(Arc::new(Self {
-            held: ArcSwap::from_pointee(Held::open(&granted, others)?),
+            held: ArcSwap::from_pointee(Held::open(&granted, &grants.writable_by_others)?),
             granted,
+            next: OnceLock::new(),
         }))
+    }
+
+    /// Uses `next`, those for the next settings of the service, from now on, if they are the same.
+    pub(super) fn follow(&self, next: &Arc<Self>) {
+        if self.granted == next.granted {
+            // Settings are replaced once.
+            let _ = self.next.set(Arc::clone(next));
+        }
     }
 
     /// Opens them again, for instances that are made from now on. Guests of other services may
@@ -67,7 +73,11 @@ impl Dirs {
     ///
     /// One was removed.
     pub(super) fn for_instance(&self) -> io::Result<WasiFilesystemCtx> {
-        let held = self.held.load();
+        let mut newest = self;
+        while let Some(next) = newest.next.get() {
+            newest = next;
+        }
+        let held = newest.held.load();
         for (file, dir) in held.files.iter().zip(&self.granted) {
             if file.metadata()?.nlink() == 0 {
                 return Err(io::Error::new(

@@ -566,6 +566,7 @@ impl Level {
             | CanonicalFunction::FutureWrite { options, .. } => {
                 self.extent.waits |= !is_async(options);
             }
+            // A cancellation can wait, too, but most guests import one and never wait in it.
             _ => {}
         }
     }

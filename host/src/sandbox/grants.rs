@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -37,15 +37,11 @@ pub(super) struct Granted {
     pub(super) share: Arc<Share>,
     args: Vec<String>,
     env: Vec<(String, String)>,
-    /// `None` if there are none. All guests of a service share them, as long as the same are granted.
+    /// `None` if there are none.
     dirs: Option<Arc<Dirs>>,
     /// Directories that guests of other services may write to.
     writable_by_others: Arc<ArcSwap<Vec<PathBuf>>>,
-    /// Destinations, as the operator names them.
-    destinations: Vec<String>,
-    /// The addresses of the destinations. All guests of a service share them, as long as the same
-    /// are granted.
-    outbound: Arc<ArcSwap<Vec<SocketAddr>>>,
+    outbound: Arc<Outbound>,
     uses: Uses,
 }
 
@@ -75,8 +71,8 @@ impl Uses {
 
 impl Granted {
     /// Resolves the names of destinations, and opens the directories. The guests keep to `limits`
-    /// together. Those that began with what the service was granted `before` count too, and share
-    /// the directories and the addresses where the grants are the same.
+    /// together. If the service was granted other things `before`, those of its guests that still
+    /// run count too.
     ///
     /// # Errors
     ///
@@ -88,27 +84,25 @@ impl Granted {
         if has_dirs && uses.threads.is_none() {
             uses.threads = Some(FileThreads::start()?);
         }
-        let found = addresses(&grants.outbound)?;
         Ok(Self {
             service: None,
             share: Share::of(None),
             args: grants.args.clone(),
             env: grants.env.clone(),
-            dirs: match before.map(|before| before.dirs.as_ref()) {
-                _ if !has_dirs => None,
-                before => Some(Dirs::open(grants, before.flatten())?),
-            },
+            dirs: has_dirs.then(|| Dirs::open(grants)).transpose()?,
             writable_by_others: Arc::new(ArcSwap::from_pointee(grants.writable_by_others.clone())),
-            destinations: grants.outbound.clone(),
-            outbound: match before {
-                Some(before) if before.destinations == grants.outbound => {
-                    before.outbound.store(Arc::new(found));
-                    Arc::clone(&before.outbound)
-                }
-                _ => Arc::new(ArcSwap::from_pointee(found)),
-            },
+            outbound: Arc::new(Outbound::resolve(&grants.outbound)?),
             uses,
         })
+    }
+
+    /// Has guests with these grants use the directories and addresses of `next`, the next grants of
+    /// the service, where both name the same.
+    pub(super) fn follow(&self, next: &Self) {
+        if let Some((dirs, next)) = self.dirs.as_ref().zip(next.dirs.as_ref()) {
+            dirs.follow(next);
+        }
+        self.outbound.follow(&next.outbound);
     }
 
     /// Holds all guests of the service to `limits` from now on, those that run already included.
@@ -149,13 +143,13 @@ impl Granted {
 
     /// Whether there is anything to connect to.
     pub(super) fn has_outbound(&self) -> bool {
-        !self.destinations.is_empty()
+        !self.outbound.destinations.is_empty()
     }
 
     /// Whether a destination has a name, whose addresses can change.
     pub(super) fn has_names(&self) -> bool {
         let is_name = |destination: &String| destination.parse::<SocketAddr>().is_err();
-        self.destinations.iter().any(is_name)
+        self.outbound.destinations.iter().any(is_name)
     }
 
     /// Resolves the names of destinations again, which may wait for a name server. Returns the
@@ -165,11 +159,11 @@ impl Granted {
     ///
     /// One has no address. The addresses stay as they are.
     pub(super) fn resolve_again(&self) -> io::Result<Option<Vec<SocketAddr>>> {
-        let found = addresses(&self.destinations)?;
-        if found == **self.outbound.load() {
+        let found = addresses(&self.outbound.destinations)?;
+        if found == **self.outbound.addresses.load() {
             return Ok(None);
         }
-        self.outbound.store(Arc::new(found.clone()));
+        self.outbound.addresses.store(Arc::new(found.clone()));
         Ok(Some(found))
     }
 
@@ -211,7 +205,7 @@ impl Granted {
             let outbound = Arc::clone(&self.outbound);
             wasi.socket_addr_check(move |address, purpose| {
                 let granted = match purpose {
-                    SocketAddrUse::TcpConnect => outbound.load().contains(&address),
+                    SocketAddrUse::TcpConnect => outbound.has(&address),
                     // What every socket that connects is bound to. Listening there is asked for apart.
                     SocketAddrUse::TcpBind => address.ip().is_unspecified() && address.port() == 0,
                     _ => false,
@@ -276,6 +270,44 @@ impl Granted {
                 "opening the granted directories took longer than {max:?}"
             ))
         })
+    }
+}
+
+/// The destinations that the guests of one service may connect to.
+#[derive(Debug)]
+struct Outbound {
+    /// As the operator names them.
+    destinations: Vec<String>,
+    /// All guests of a service share them, however old they are.
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    /// The same destinations for the next settings of the service. If there are any, guests with
+    /// these settings use them as well.
+    next: OnceLock<Arc<Self>>,
+}
+
+impl Outbound {
+    fn resolve(destinations: &[String]) -> io::Result<Self> {
+        Ok(Self {
+            addresses: ArcSwap::from_pointee(addresses(destinations)?),
+            destinations: destinations.to_owned(),
+            next: OnceLock::new(),
+        })
+    }
+
+    /// Uses `next`, those for the next settings of the service, from now on, if they are the same.
+    fn follow(&self, next: &Arc<Self>) {
+        if self.destinations == next.destinations {
+            // Settings are replaced once.
+            let _ = self.next.set(Arc::clone(next));
+        }
+    }
+
+    fn has(&self, address: &SocketAddr) -> bool {
+        let mut newest = self;
+        while let Some(next) = newest.next.get() {
+            newest = next;
+        }
+        newest.addresses.load().contains(address)
     }
 }
 

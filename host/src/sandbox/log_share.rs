@@ -49,8 +49,8 @@ impl Share {
     pub(super) fn one_more(self: &Arc<Self>) -> bool {
         let logs = PACE.one_more(self, Instant::now(), is_crowded());
         if !logs
-            && !self.reports.swap(true, Relaxed)
             && let Ok(runtime) = Handle::try_current()
+            && !self.reports.swap(true, Relaxed)
         {
             let report = Report(Arc::clone(self));
             runtime.spawn(async move {

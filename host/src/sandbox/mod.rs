@@ -197,6 +197,12 @@ impl Sandbox {
         self.granted.bound(&self.limits);
     }
 
+    /// Has guests of this sandbox use the granted directories and addresses of `next`, which takes
+    /// its place, where the grants are the same. A rollback can bring back such guests.
+    pub(crate) fn follow(&self, next: &Self) {
+        self.granted.follow(&next.granted);
+    }
+
     /// Notes the directories that guests of other services may write to from now on.
     pub(crate) fn others_may_write_to(&self, dirs: Vec<std::path::PathBuf>) {
         self.granted.others_may_write_to(dirs);

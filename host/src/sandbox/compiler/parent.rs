@@ -208,10 +208,13 @@ impl Bounds {
             .unwrap_or_default();
         let status = status.map(|status| (status.signal(), status));
         let limit = getrlimit(Resource::Cpu);
-        let used = time.as_secs().saturating_mul(self.threads());
+        // At most, since a thread can have waited.
+        let used = time.saturating_mul(u32::try_from(self.threads()).unwrap_or(u32::MAX));
         match (status, request.cpu_time) {
             // At the hard limit the kernel sends SIGKILL, at the soft one SIGXCPU.
-            (Ok((Some(libc::SIGKILL), _)), _) if limit.maximum.is_some_and(|max| used >= max) => {
+            (Ok((Some(libc::SIGKILL), _)), _)
+                if limit.maximum.is_some_and(|max| used >= Duration::from_secs(max)) =>
+            {
                 out_of_time(None, limit.maximum).into()
             }
             (Ok((Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _)), _) => {
