@@ -305,6 +305,7 @@ impl Reloader {
         let again = self.config.preinit && why != Why::Changed;
         if digest == *self.generations.current().generation.digest() && !again {
             self.unfit = None;
+            self.retry = None;
             if why != Why::Changed {
                 info!(
                     service = self.config.name,

@@ -55,16 +55,19 @@ impl Dirs {
         }
     }
 
-    /// Opens them again, for instances that are made from now on. Guests of other services may
-    /// write to `writable_by_others`.
+    /// Opens them again, for [`hold`](Self::hold). Guests of other services may write to
+    /// `writable_by_others`.
     ///
     /// # Errors
     ///
-    /// One cannot be opened, or is refused. All stay as they are.
-    pub(super) fn open_again(&self, writable_by_others: &[PathBuf]) -> io::Result<()> {
-        let held = Held::open(&self.granted, writable_by_others)?;
-        self.held.store(Arc::new(held));
-        Ok(())
+    /// One cannot be opened, or is refused.
+    pub(super) fn open_again(&self, writable_by_others: &[PathBuf]) -> io::Result<Held> {
+        Held::open(&self.granted, writable_by_others)
+    }
+
+    /// Uses these for instances that are made from now on.
+    pub(super) fn hold(&self, opened: Held) {
+        self.held.store(Arc::new(opened));
     }
 
     /// Returns what WASI needs of them for one instance.
@@ -95,7 +98,7 @@ impl Dirs {
 }
 
 /// Directories that are open.
-struct Held {
+pub(super) struct Held {
     /// The same for WASI. All instances share the descriptors.
     wasi: WasiFilesystemCtx,
     files: Vec<Arc<File>>,

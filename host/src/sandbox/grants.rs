@@ -228,19 +228,20 @@ impl Granted {
     ///
     /// One cannot be opened in that time, or is refused. All stay as they are.
     pub(super) async fn open_again(&self, max: Duration) -> io::Result<()> {
-        let Some(dirs) = self.dirs.clone() else {
+        let Some(dirs) = &self.dirs else {
             return Ok(());
         };
         let mut opening = self.uses.opening.lock().await;
         let writable_by_others = self.writable_by_others.load_full();
+        let again = Arc::clone(dirs);
         let opened = opening
-            .run(max, move || dirs.open_again(&writable_by_others))
+            .run(max, move || again.open_again(&writable_by_others))
             .await;
-        opened.unwrap_or_else(|error| {
-            Err(io::Error::other(format!(
-                "opening the granted directories {error}"
-            )))
-        })
+        let opened = opened
+            .map_err(|error| io::Error::other(format!("opening the granted directories {error}")))??;
+        // What comes too late is not used.
+        dirs.hold(opened);
+        Ok(())
     }
 
     /// Takes the granted directories for one instance, if there are any. While files of other
