@@ -6,8 +6,8 @@
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
-    ComponentOuterAliasKind, ComponentType, ComponentTypeRef, ElementItems, ElementKind, Encoding, Import,
-    Instance, MemoryType, Parser, Payload, TypeRef,
+    ComponentOuterAliasKind, ComponentType, ComponentTypeRef, DataKind, ElementItems, ElementKind, Encoding,
+    Import, Instance, MemoryType, Parser, Payload, TypeRef,
 };
 
 use super::load_error::Refusal;
@@ -36,8 +36,12 @@ const MAX_METADATA: u64 = 1 << 20;
 const METADATA_OF_INSTANCE: u64 = 1024;
 const METADATA_OF_ITEM: u64 = 40;
 
-/// Bytes for a data segment, which are a pointer and a length. Interpreters can have some thousand.
+/// Bytes for a passive data segment, which are a pointer and a length.
 const METADATA_OF_DATA: u64 = 16;
+
+/// Active data segments of all core instances. wasmtime keeps 12 bytes for each, unless the memory
+/// begins with an image. A module can have 100,000, and those of Go have as many.
+const MAX_DATA: u64 = 200_000;
 
 /// Bytes for a passive element segment, and for each element of it beside its function.
 const METADATA_OF_ELEMENTS: u64 = 80;
@@ -102,6 +106,8 @@ pub(super) struct Extent {
     memory: u64,
     /// Bytes that wasmtime keeps for it beside memories and tables.
     metadata: u64,
+    /// Active data segments.
+    data: u64,
     /// Components that have functions.
     callable: u32,
     /// Components that have functions which run on a stack of their own, however they are called.
@@ -162,6 +168,7 @@ impl Extent {
                 self.metadata,
                 MAX_METADATA,
             ),
+            ("active data segments", self.data, MAX_DATA),
         ] {
             if found > max {
                 return Err(Refusal::TooLarge { what, found, max });
@@ -203,6 +210,7 @@ impl Extent {
             table_elements,
             memory,
             metadata,
+            data,
             callable,
             lifts_async,
             calls_concurrently,
@@ -221,6 +229,7 @@ impl Extent {
         self.table_elements = self.table_elements.max(*table_elements);
         self.memory = self.memory.max(*memory);
         self.metadata = self.metadata.saturating_add(*metadata);
+        self.data = self.data.saturating_add(*data);
         self.unknown_modules = self.unknown_modules.saturating_add(*unknown_modules);
         self.not_offered = self.not_offered.or(*not_offered);
     }
@@ -235,6 +244,7 @@ impl Extent {
             table_elements: self.table_elements.max(other.table_elements),
             memory: self.memory.max(other.memory),
             metadata: self.metadata.max(other.metadata),
+            data: self.data.max(other.data),
             callable: self.callable.max(other.callable),
             lifts_async: self.lifts_async.max(other.lifts_async),
             calls_concurrently: self.calls_concurrently || other.calls_concurrently,
@@ -253,6 +263,7 @@ impl Extent {
                 memories: largest.memories.saturating_mul(count),
                 tables: largest.tables.saturating_mul(count),
                 metadata: largest.metadata.saturating_mul(count.into()),
+                data: largest.data.saturating_mul(count.into()),
                 ..*largest
             });
         }
@@ -325,7 +336,14 @@ impl Extent {
             Payload::GlobalSection(section) => self.add_items(section.count().saturating_mul(2)),
             Payload::ExportSection(section) => self.add_items(section.count()),
             Payload::TagSection(section) => self.add_items(section.count()),
-            Payload::DataSection(section) => self.add_metadata(METADATA_OF_DATA, section.count()),
+            Payload::DataSection(section) => {
+                for segment in section.clone() {
+                    match segment?.kind {
+                        DataKind::Passive => self.add_metadata(METADATA_OF_DATA, 1),
+                        DataKind::Active { .. } => self.data = self.data.saturating_add(1),
+                    }
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -619,8 +637,14 @@ mod tests {
                 "{item}: {refusal}"
             );
         }
-        // Those of wizer, which makes up to 10,000 of the memory of an interpreter.
-        assert!(of_instances(1, &"(data \"\")".repeat(30_000)).check().is_ok());
+        // Those of Go, and of wizer, which makes up to 10,000 of the memory of an interpreter.
+        let active = "(memory 1) ".to_owned() + &"(data (i32.const 0) \"\")".repeat(100_000);
+        assert!(of_instances(2, &active).check().is_ok());
+        let refusal = of_instances(3, &active).check().unwrap_err();
+        assert!(
+            matches!(refusal, Refusal::TooLarge { what, .. } if what == "active data segments"),
+            "{refusal}"
+        );
     }
 
     #[test]
