@@ -45,6 +45,15 @@ fn place(name: &str) -> PathBuf {
     dir
 }
 
+/// A service of a services file, with this component and this grant.
+fn service(name: &str, component: &Path, dir: &str) -> String {
+    format!(
+        "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
+         grants = {{ dirs = [\"{dir}\"] }}\n",
+        component.display()
+    )
+}
+
 fn grant(dir: &Path, guest: &str) -> String {
     format!("{}::/{guest}", dir.display())
 }
@@ -87,13 +96,6 @@ fn a_guest_cannot_put_a_link_in_the_place_of_a_directory_of_another_service() {
     let (data, up) = (dir.join("data"), dir.join("data/up"));
     let module = file("swaps-for-another.wasm", wat::parse_str(SWAPS).unwrap());
     let config = dir.join("services.toml");
-    let service = |name: &str, component: &Path, dir: &str| {
-        format!(
-            "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
-             grants = {{ dirs = [\"{dir}\"] }}\n",
-            component.display()
-        )
-    };
     let writer = service("writer", &module, &grant(&data, "data:rw"));
     let reader = service("reader", &guest("errands"), &grant(&up, "up"));
     replace(&config, format!("{writer}{reader}"));
@@ -140,13 +142,6 @@ fn a_link_of_a_guest_is_not_followed_after_the_end_of_its_grant() {
         symlink(&data, &current).unwrap();
         let module = file(&format!("swaps-{how}.wasm"), wat::parse_str(SWAPS).unwrap());
         let config = dir.join("services.toml");
-        let service = |name: &str, component: &Path, dir: &str| {
-            format!(
-                "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = \"{}\"\n\
-                 grants = {{ dirs = [\"{dir}\"] }}\n",
-                component.display()
-            )
-        };
         let writer = |may: &str| service("writer", &module, &grant(&current, may));
         let reader = service("reader", &guest("errands"), &grant(&up, "up"));
         replace(&config, format!("{}{reader}", writer("data:rw")));

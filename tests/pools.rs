@@ -144,6 +144,20 @@ fn module_with_tables(memories: usize, tables: usize) -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
+/// The arguments of a host whose pools can be looked at.
+fn observed<'a>(component: &'a Path, connections: &'a str) -> [&'a str; 8] {
+    [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--max-connections",
+        connections,
+        "--component",
+        component.to_str().unwrap(),
+    ]
+}
+
 /// Starts a host that takes `limit` for the number of memory mappings that the system allows.
 fn host_with_mappings(limit: u64, args: &[&str]) -> Host {
     let mut command = command();
@@ -282,16 +296,8 @@ fn a_pool_serves_as_many_connections_as_is_said() {
 /// Starts a host for a component that lets so many clients in, and connects as many. Returns what
 /// keeps both.
 fn filled(component: &Path, connections: usize) -> (Host, Vec<Client>) {
-    let args = [
-        "--listen",
-        "127.0.0.1:0",
-        "--admin",
-        "0",
-        "--max-connections",
-        &connections.to_string(),
-        "--component",
-        component.to_str().unwrap(),
-    ];
+    let most = connections.to_string();
+    let args = observed(component, &most);
     let host = Host::start(&args);
     let clients: Vec<_> = (0..connections).map(|_| host.connect()).collect();
     (host, clients)
@@ -314,16 +320,7 @@ fn all_connections_have_the_stacks_that_they_can_keep() {
 #[test]
 fn connections_for_which_there_are_no_stacks_fail_at_the_start() {
     let component = chain(16);
-    let args = [
-        "--listen",
-        "127.0.0.1:0",
-        "--admin",
-        "0",
-        "--max-connections",
-        "64",
-        "--component",
-        component.to_str().unwrap(),
-    ];
+    let args = observed(&component, "64");
     // Pools may take 768, of which 128 are for spare stacks. Each connection takes 36.
     let host = host_with_mappings(1024, &args);
     let sentences = sentences(&host.log());
@@ -513,16 +510,7 @@ fn a_service_for_which_no_mappings_are_left_is_refused() {
 #[test]
 fn pools_of_earlier_generations_count_with_what_they_have() {
     let component = file("pools-generations.wasm", module_with_tables(8, 2));
-    let args = [
-        "--listen",
-        "127.0.0.1:0",
-        "--admin",
-        "0",
-        "--max-connections",
-        "100",
-        "--component",
-        component.to_str().unwrap(),
-    ];
+    let args = observed(&component, "100");
     // A pool takes 332 mappings at once and up to 1,964, and pools may take 6,144.
     let host = host_with_mappings(8192, &args);
     let admin = admin_of(&host);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -344,6 +345,17 @@ struct Bucket {
     full: Option<Instant>,
 }
 
+/// The time in which a bucket fills by one.
+fn each(rate: Rate) -> Duration {
+    rate.per / rate.connections.get()
+}
+
+/// The time in which an empty bucket fills. This can be less than that of the rate, since the
+/// division has rounded down.
+fn whole(rate: Rate) -> Duration {
+    each(rate) * rate.connections.get()
+}
+
 impl Bucket {
     /// Takes one out. If there is none, this says when there will be.
     fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Instant> {
@@ -353,10 +365,8 @@ impl Bucket {
 
     /// The bucket after one was taken out. If there is none, this says when there will be.
     fn without_one(self, rate: Rate, now: Instant) -> Result<Self, Instant> {
-        let each = rate.per / rate.connections.get();
-        // It is not `now + per` that is compared, since the division has rounded down.
-        let empty = each * rate.connections.get();
-        let full = self.full.unwrap_or(now).max(now) + each;
+        let full = self.full.unwrap_or(now).max(now) + each(rate);
+        let empty = whole(rate);
         if full - now > empty {
             return Err(full - empty);
         }
@@ -365,14 +375,12 @@ impl Bucket {
 
     /// Fills by `rate` from now on. A bucket that the old rate had emptied is empty under this one.
     fn fill_by(&mut self, rate: Rate, now: Instant) {
-        let empty = rate.per / rate.connections.get() * rate.connections.get();
-        self.full = self.full.map(|full| full.min(now + empty));
+        self.full = self.full.map(|full| full.min(now + whole(rate)));
     }
 
     /// Puts one back that was taken out. A bucket that has filled since stays full.
     fn put_back(&mut self, rate: Rate) {
-        let each = rate.per / rate.connections.get();
-        self.full = self.full.and_then(|full| full.checked_sub(each));
+        self.full = self.full.and_then(|full| full.checked_sub(each(rate)));
     }
 
     fn is_full(&self, now: Instant) -> bool {

@@ -297,7 +297,7 @@ impl Generations {
 
     /// Creates the generations of `service`, which starts with `first`. `before` has the settings
     /// and the generations of the service that it replaces. An operator may have `insisted` on the
-    /// first. Their numbers continue those that `counts` has given.
+    /// first. `counts` gives the numbers.
     pub(crate) fn new(
         service: &Service,
         first: Arc<Generation>,

@@ -273,7 +273,8 @@ impl Grants {
     }
 }
 
-fn writable(dirs: &[GrantedDir]) -> impl Iterator<Item = &Path> {
+/// Directories among these that guests may write to.
+pub fn writable(dirs: &[GrantedDir]) -> impl Iterator<Item = &Path> {
     dirs.iter().filter(|dir| dir.writable).map(|dir| &*dir.host)
 }
 

@@ -1,8 +1,7 @@
 //! Walks to a directory, name by name from the root.
 //!
 //! Each directory on the way is judged by its own descriptor, and the next name is looked up in
-//! that descriptor. What is judged is therefore what is opened, whatever happens to the path
-//! meanwhile.
+//! that descriptor. A change of the path meanwhile therefore cannot bring in another directory.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};

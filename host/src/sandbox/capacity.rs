@@ -13,7 +13,7 @@ use crate::config::{Limits, Setting};
 /// open.
 const SPARE_INSTANCES: u32 = 2;
 
-/// Stacks beyond those of connections: enough for the spare instances, whatever each of them keeps.
+/// Stacks beyond those of connections. Each spare instance has all the stacks that it can keep.
 const SPARE_STACKS: u32 = 64;
 
 /// Stacks that connections have together whose guests are mostly called directly.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use wasmtime::component::ResourceTable;
@@ -14,7 +14,7 @@ use wasmtime_wasi::p2::bindings::filesystem::preopens::Host as _;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use super::files;
-use crate::config::{GrantedDir, Grants};
+use crate::config::{self, GrantedDir, Grants};
 use crate::file_id::FileId;
 use crate::granted_dir;
 
@@ -27,9 +27,6 @@ use crate::granted_dir;
 pub(super) struct Dirs {
     granted: Vec<GrantedDir>,
     held: ArcSwap<Held>,
-    /// The same directories for the next settings of the service. If there are any, guests with
-    /// these settings use them as well.
-    next: OnceLock<Arc<Self>>,
 }
 
 impl Dirs {
@@ -38,21 +35,16 @@ impl Dirs {
     /// # Errors
     ///
     /// One cannot be opened, or is refused.
-    pub(super) fn open(grants: &Grants) -> io::Result<Arc<Self>> {
-        let granted = grants.dirs.clone();
-        Ok(Arc::new(Self {
-            held: ArcSwap::from_pointee(Held::open(&granted, &grants.writable_by_others)?),
-            granted,
-            next: OnceLock::new(),
-        }))
+    pub(super) fn open(grants: &Grants) -> io::Result<Self> {
+        Ok(Self {
+            held: ArcSwap::from_pointee(Held::open(&grants.dirs, &grants.writable_by_others)?),
+            granted: grants.dirs.clone(),
+        })
     }
 
-    /// Uses `next`, those for the next settings of the service, from now on, if they are the same.
-    pub(super) fn follow(&self, next: &Arc<Self>) {
-        if self.granted == next.granted {
-            // Settings are replaced once.
-            let _ = self.next.set(Arc::clone(next));
-        }
+    /// Whether both are granted as the same directories.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.granted == other.granted
     }
 
     /// Opens them again, for [`hold`](Self::hold). Guests of other services may write to
@@ -76,11 +68,7 @@ impl Dirs {
     ///
     /// One was removed.
     pub(super) fn for_instance(&self) -> io::Result<WasiFilesystemCtx> {
-        let mut newest = self;
-        while let Some(next) = newest.next.get() {
-            newest = next;
-        }
-        let held = newest.held.load();
+        let held = self.held.load();
         for (file, dir) in held.files.iter().zip(&self.granted) {
             if file.metadata()?.nlink() == 0 {
                 return Err(io::Error::new(
@@ -106,12 +94,11 @@ pub(super) struct Held {
 
 impl Held {
     fn open(dirs: &[GrantedDir], writable_by_others: &[PathBuf]) -> io::Result<Self> {
-        let own = dirs.iter().filter(|dir| dir.writable).map(|dir| &*dir.host);
         let others = writable_by_others.iter().map(PathBuf::as_path);
         let mut builder = WasiCtxBuilder::new();
         let mut found = Vec::new();
         for dir in dirs {
-            let writable = own.clone().chain(others.clone());
+            let writable = config::writable(dirs).chain(others.clone());
             found.push(granted_dir::open(&dir.host, writable)?);
             add(&mut builder, dir)?;
         }

@@ -40,7 +40,7 @@ const METADATA_OF_ITEM: u64 = 40;
 const METADATA_OF_DATA: u64 = 16;
 
 /// Active data segments of all core instances. wasmtime keeps 12 bytes for each, unless the memory
-/// begins with an image. A module can have 100,000, and those of Go have as many.
+/// begins with an image. A module can have 100,000, and the Go compiler makes as many.
 const MAX_DATA: u64 = 200_000;
 
 /// Bytes for a passive element segment, and for each element of it beside its function.
@@ -637,7 +637,7 @@ mod tests {
                 "{item}: {refusal}"
             );
         }
-        // Those of Go, and of wizer, which makes up to 10,000 of the memory of an interpreter.
+        // The Go compiler makes as many. wizer makes up to 10,000 of the memory of an interpreter.
         let active = "(memory 1) ".to_owned() + &"(data (i32.const 0) \"\")".repeat(100_000);
         assert!(of_instances(2, &active).check().is_ok());
         let refusal = of_instances(3, &active).check().unwrap_err();

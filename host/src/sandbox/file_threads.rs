@@ -165,7 +165,7 @@ impl FileThreads {
             match working.await.map_err(JoinError::try_into_panic) {
                 Ok(done) => done,
                 Err(Ok(panic)) => resume_unwind(panic),
-                // The runtime ends, so nobody waits for the result any more.
+                // The runtime ends, and with it every task that waits for the result.
                 Err(Err(_)) => pending().await,
             }
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,6 +17,7 @@ use super::clock::ProcessClock;
 use super::dirs::Dirs;
 use super::file_threads::FileThreads;
 use super::files::Files;
+use super::followed::Followed;
 use super::log_share::Share;
 use super::sockets::Sockets;
 use crate::config::{Grants, Limits};
@@ -38,10 +39,10 @@ pub(super) struct Granted {
     args: Vec<String>,
     env: Vec<(String, String)>,
     /// `None` if there are none.
-    dirs: Option<Arc<Dirs>>,
+    dirs: Option<Arc<Followed<Dirs>>>,
     /// Directories that guests of other services may write to.
     writable_by_others: Arc<ArcSwap<Vec<PathBuf>>>,
-    outbound: Arc<Outbound>,
+    outbound: Arc<Followed<Outbound>>,
     uses: Uses,
 }
 
@@ -89,9 +90,12 @@ impl Granted {
             share: Share::of(None),
             args: grants.args.clone(),
             env: grants.env.clone(),
-            dirs: has_dirs.then(|| Dirs::open(grants)).transpose()?,
+            dirs: match has_dirs {
+                true => Some(Followed::new(Dirs::open(grants)?)),
+                false => None,
+            },
             writable_by_others: Arc::new(ArcSwap::from_pointee(grants.writable_by_others.clone())),
-            outbound: Arc::new(Outbound::resolve(&grants.outbound)?),
+            outbound: Followed::new(Outbound::resolve(&grants.outbound)?),
             uses,
         })
     }
@@ -99,10 +103,14 @@ impl Granted {
     /// Has guests with these grants use the directories and addresses of `next`, the next grants of
     /// the service, where both name the same.
     pub(super) fn follow(&self, next: &Self) {
-        if let Some((dirs, next)) = self.dirs.as_ref().zip(next.dirs.as_ref()) {
+        if let Some((dirs, next)) = self.dirs.as_ref().zip(next.dirs.as_ref())
+            && dirs.own().is_same(next.own())
+        {
             dirs.follow(next);
         }
-        self.outbound.follow(&next.outbound);
+        if self.outbound.own().destinations == next.outbound.own().destinations {
+            self.outbound.follow(&next.outbound);
+        }
     }
 
     /// Holds all guests of the service to `limits` from now on, those that run already included.
@@ -143,13 +151,13 @@ impl Granted {
 
     /// Whether there is anything to connect to.
     pub(super) fn has_outbound(&self) -> bool {
-        !self.outbound.destinations.is_empty()
+        !self.outbound.own().destinations.is_empty()
     }
 
     /// Whether a destination has a name, whose addresses can change.
     pub(super) fn has_names(&self) -> bool {
         let is_name = |destination: &String| destination.parse::<SocketAddr>().is_err();
-        self.outbound.destinations.iter().any(is_name)
+        self.outbound.own().destinations.iter().any(is_name)
     }
 
     /// Resolves the names of destinations again, which may wait for a name server. Returns the
@@ -159,11 +167,12 @@ impl Granted {
     ///
     /// One has no address. The addresses stay as they are.
     pub(super) fn resolve_again(&self) -> io::Result<Option<Vec<SocketAddr>>> {
-        let found = addresses(&self.outbound.destinations)?;
-        if found == **self.outbound.addresses.load() {
+        let outbound = self.outbound.own();
+        let found = addresses(&outbound.destinations)?;
+        if found == **outbound.addresses.load() {
             return Ok(None);
         }
-        self.outbound.addresses.store(Arc::new(found.clone()));
+        outbound.addresses.store(Arc::new(found.clone()));
         Ok(Some(found))
     }
 
@@ -205,7 +214,7 @@ impl Granted {
             let outbound = Arc::clone(&self.outbound);
             wasi.socket_addr_check(move |address, purpose| {
                 let granted = match purpose {
-                    SocketAddrUse::TcpConnect => outbound.has(&address),
+                    SocketAddrUse::TcpConnect => outbound.newest().addresses.load().contains(&address),
                     // What every socket that connects is bound to. Listening there is asked for apart.
                     SocketAddrUse::TcpBind => address.ip().is_unspecified() && address.port() == 0,
                     _ => false,
@@ -235,12 +244,12 @@ impl Granted {
         let writable_by_others = self.writable_by_others.load_full();
         let again = Arc::clone(dirs);
         let opened = opening
-            .run(max, move || again.open_again(&writable_by_others))
+            .run(max, move || again.own().open_again(&writable_by_others))
             .await;
         let opened = opened
             .map_err(|error| io::Error::other(format!("opening the granted directories {error}")))??;
         // What comes too late is not used.
-        dirs.hold(opened);
+        dirs.own().hold(opened);
         Ok(())
     }
 
@@ -255,7 +264,11 @@ impl Granted {
             return Ok(None);
         };
         // In a box, so that connections without directories have no room for it.
-        let opened = Box::pin(async move { threads.open(self.service(), move || dirs.for_instance()).await });
+        let opened = Box::pin(async move {
+            threads
+                .open(self.service(), move || dirs.newest().for_instance())
+                .await
+        });
         Ok(Some(Box::new(opened.await?)))
     }
 
@@ -281,9 +294,6 @@ struct Outbound {
     destinations: Vec<String>,
     /// All guests of a service share them, however old they are.
     addresses: ArcSwap<Vec<SocketAddr>>,
-    /// The same destinations for the next settings of the service. If there are any, guests with
-    /// these settings use them as well.
-    next: OnceLock<Arc<Self>>,
 }
 
 impl Outbound {
@@ -291,24 +301,7 @@ impl Outbound {
         Ok(Self {
             addresses: ArcSwap::from_pointee(addresses(destinations)?),
             destinations: destinations.to_owned(),
-            next: OnceLock::new(),
         })
-    }
-
-    /// Uses `next`, those for the next settings of the service, from now on, if they are the same.
-    fn follow(&self, next: &Arc<Self>) {
-        if self.destinations == next.destinations {
-            // Settings are replaced once.
-            let _ = self.next.set(Arc::clone(next));
-        }
-    }
-
-    fn has(&self, address: &SocketAddr) -> bool {
-        let mut newest = self;
-        while let Some(next) = newest.next.get() {
-            newest = next;
-        }
-        newest.addresses.load().contains(address)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Lists of what others keep alive.
+//! Lists of weak references.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 

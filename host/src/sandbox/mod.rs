@@ -24,6 +24,7 @@ mod facts;
 mod file_calls;
 mod file_threads;
 mod files;
+mod followed;
 mod generation;
 mod grants;
 mod handles;

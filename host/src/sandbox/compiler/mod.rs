@@ -48,10 +48,12 @@ const EXAMINATION_MEMORY_PER_BYTE: u64 = 4;
 /// Bytes of machine code that a component may be compiled to.
 const MAX_CODE: u64 = 512 << 20;
 
-/// The same for a small component, and how many more for each of its bytes. The contents of memories
-/// at the start are part of the code, with the gaps between data. So a small file could take as much
-/// as a large one.
+/// Bytes of machine code that any component may be compiled to. The contents of memories at the
+/// start are part of the code, with the gaps between data, so a small file could take as much as a
+/// large one.
 const MAX_CODE_OF_SMALL: u64 = 32 << 20;
+
+/// Further bytes of machine code for each byte of a component.
 const MAX_CODE_PER_BYTE: u64 = 16;
 
 /// Bytes of memory for each thread that compiles functions: its stack, and the function that it

@@ -241,10 +241,8 @@ fn out_of_time(max: Option<u64>, own: Option<u64>) -> Refusal {
 
 /// Bytes of code that a component of parts with such lengths may be compiled to.
 fn most_code_of(lengths: &[u64]) -> u64 {
-    let all = lengths
-        .iter()
-        .fold(0, |sum: u64, length| sum.saturating_add(*length));
-    MAX_CODE_OF_SMALL.saturating_add(all.saturating_mul(MAX_CODE_PER_BYTE))
+    // A file has 256 MiB at most.
+    MAX_CODE_OF_SMALL + lengths.iter().sum::<u64>() * MAX_CODE_PER_BYTE
 }
 
 /// Address space that a child may take beside the memory that it uses: its program, and what
