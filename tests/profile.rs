@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use serde_json::Value;
 
 use crate::harness::tools::with_own_mounts;
@@ -46,6 +47,20 @@ fn a_profile_names_the_functions_of_the_guest() {
     let looks = thread["samples"]["stack"].as_array().unwrap().len();
     assert!(looks > 0);
     assert!(said.contains(&format!(": {looks} sample")), "{said}");
+}
+
+#[test]
+fn a_profile_on_standard_output_is_whole_and_has_its_size() {
+    let dir = conversation("stdout", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
+    let mut command = command();
+    command.arg("profile").arg(&dir).arg(guest("primes"));
+    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice::<Value>(&output.stdout).expect("a profile and nothing else");
+    let size = ByteSize::b(output.stdout.len() as u64).display().iec();
+    assert!(said.contains(&format!("wrote `/dev/stdout` ({size})")), "{said}");
 }
 
 #[test]

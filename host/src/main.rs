@@ -21,7 +21,7 @@ use host::config::{
 use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
-use host::profile::profile;
+use host::profile::{is_on_stdout, profile};
 use host::replay::Replayer;
 use host::sandbox::Program;
 use host::sandbox::compiler::child;
@@ -375,7 +375,13 @@ async fn run(
             Err(error) => return Ok(refuse(USAGE, [format!("{error:#}")]).into()),
         },
         Command::Profile { what, to, time } => {
-            profile(&what, &to, time, &Progress::start(terminal), &program).await?
+            let text = profile(&what, &to, time, &Progress::start(terminal), &program).await?;
+            if is_on_stdout(&to) {
+                eprint!("{text}");
+                String::new()
+            } else {
+                text
+            }
         }
         Command::Replay(what, _) => {
             let progress = Progress::start(terminal);

