@@ -320,6 +320,39 @@ mod spin_in_direct_calls {
     }
 
     #[test]
+    fn keeps_no_call_of_another_service_waiting() {
+        // More than there are stacks for calls that cannot be made directly while it does.
+        const CONNECTIONS: usize = 1200;
+        let service = |name: &str, component: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {:?}\n\
+                 limits = {{ max-connections = {CONNECTIONS}, max-call-time = \"1h\" }}\n",
+                guest(component),
+            )
+        };
+        let services = ["spinning", "others"].map(|name| service(name, "spin")).concat();
+        let config = file("spin-beside.toml", format!("threads = 2\n{services}"));
+        let host = Host::with_config(&config, 2);
+        let [spinning, others] = [0, 1].map(|at| host.addresses()[at]);
+        // As many long calls as there are threads, which do not end.
+        let _busy = [(); 2].map(|()| {
+            let client = Client::connect(spinning).unwrap();
+            client.echo("hello");
+            client.send("!");
+            client
+        });
+        let others: Vec<_> = (0..CONNECTIONS)
+            .map(|_| Client::connect(others).unwrap())
+            .collect();
+        for client in &others {
+            client.send("hello");
+        }
+        for client in &others {
+            client.expect("hello");
+        }
+    }
+
+    #[test]
     fn is_interrupted_in_every_connection_though_all_of_them_wait_for_each_other() {
         // More than there are stacks for calls that are made aside.
         const CONNECTIONS: usize = 1200;

@@ -271,7 +271,7 @@ fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     let started = AtomicUsize::new(0);
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        // Long direct calls need twice as many. Other long calls share the rest.
+        // Long direct calls need up to three times as many. Other long calls share the rest.
         .max_blocking_threads(threads.saturating_mul(4))
         .thread_keep_alive(KEPT)
         // Whatever RUST_MIN_STACK is.

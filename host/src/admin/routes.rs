@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::info;
 
-use super::answer::{Answer, and, events, json, refused, text, whole};
+use super::answer::{Answer, and, events, json, json_list, refused, text, whole};
 use super::exposition::Exposition;
 use super::slots::{Class, Slot};
 use super::view;
@@ -157,14 +157,10 @@ pub(super) async fn answer(
             text(status, format!("{state}\n"))
         }
         Route::Connections => {
-            #[derive(Serialize)]
-            struct Connections {
-                connections: Vec<view::ConnectionView>,
-            }
             let now = Instant::now();
             let (open, ()) = admin.process.open(|| ());
-            let connections = open.iter().map(|open| view::connection(open, now)).collect();
-            json(StatusCode::OK, &Connections { connections })
+            let connections = open.iter().map(|open| view::connection(open, now));
+            json_list("connections", connections).await
         }
         Route::Generations => {
             #[derive(Serialize)]

@@ -8,8 +8,9 @@
 //! other tasks to other threads until one of them works, and goes on with this call alone. The
 //! operating system then shares the processor among the threads. The number of such calls is bounded.
 //! While there are as many, calls are made on fibers, and so are the next calls of a session that took
-//! long. A call that finds no stack either waits for a stack or for the end of a long call. A long call
-//! checks whether something ends its connection from outside.
+//! long. A call that finds no stack either waits for a stack or for the end of a long call. So that it
+//! does not wait for the guests of other services, guests of a pool without a long call may begin one
+//! beyond that bound. A long call checks whether something ends its connection from outside.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,28 +42,35 @@ static LONG: AtomicUsize = AtomicUsize::new(0);
 /// Tells when one of them has ended, or a stack is free.
 static ROOM: Notify = Notify::const_new();
 
-/// The stacks of an engine that has fewer of them than connections.
-pub(super) struct Stacks(AtomicUsize);
+/// The stacks of a pool that has fewer of them than connections.
+pub(super) struct Stacks {
+    free: AtomicUsize,
+    /// The part of [`LONG`] that guests of this pool make.
+    long: AtomicUsize,
+}
 
 /// A stack. wasmtime keeps it with the store that has used one, so this goes with the store too.
 pub(super) struct Stack(Arc<Stacks>);
 
 impl Stacks {
     pub(super) fn new(count: u32) -> Arc<Self> {
-        Arc::new(Self(AtomicUsize::new(count as usize)))
+        Arc::new(Self {
+            free: AtomicUsize::new(count as usize),
+            long: AtomicUsize::new(0),
+        })
     }
 
     /// Takes one, if there is one.
     pub(super) fn take(self: &Arc<Self>) -> Option<Stack> {
         let less = |free: usize| free.checked_sub(1);
-        let taken = self.0.fetch_update(Relaxed, Relaxed, less);
+        let taken = self.free.fetch_update(Relaxed, Relaxed, less);
         taken.ok().map(|_| Stack(Arc::clone(self)))
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        self.0.0.fetch_add(1, Relaxed);
+        self.0.free.fetch_add(1, Relaxed);
         ROOM.notify_waiters();
     }
 }
@@ -71,8 +79,10 @@ impl Drop for Stack {
 pub(super) struct Direct {
     /// The runtime whose threads make calls.
     runtime: Handle,
-    /// Long calls beyond which none is begun.
+    /// Long calls beyond which none is begun by a pool that has one, and half of those beyond which
+    /// none is begun.
     max_long: usize,
+    stacks: Arc<Stacks>,
     max_call_time: Duration,
     ending: Arc<dyn Ending>,
     /// How many of the next calls are made on fibers.
@@ -92,20 +102,26 @@ struct Call {
 
 /// A long call, until this is dropped.
 struct Long {
+    stacks: Arc<Stacks>,
     /// Whether other threads do what else its thread had to do.
     handed_on: bool,
 }
 
 impl Long {
-    fn begin() -> Self {
+    fn begin(stacks: &Arc<Stacks>) -> Self {
         LONG.fetch_add(1, Relaxed);
-        Self { handed_on: false }
+        stacks.long.fetch_add(1, Relaxed);
+        Self {
+            stacks: Arc::clone(stacks),
+            handed_on: false,
+        }
     }
 }
 
 impl Drop for Long {
     fn drop(&mut self) {
         LONG.fetch_sub(1, Relaxed);
+        self.stacks.long.fetch_sub(1, Relaxed);
         ROOM.notify_waiters();
     }
 }
@@ -116,13 +132,19 @@ impl Drop for Long {
 struct Ended;
 
 impl Direct {
-    /// For a connection that `ending` may end; `None` on a runtime whose one thread has nobody to hand anything on to.
-    pub(super) fn new(max_call_time: Duration, ending: Arc<dyn Ending>) -> Option<Self> {
+    /// For a connection of the pool with these stacks, which `ending` may end. Returns `None` on a
+    /// runtime of one thread, which has nobody to hand anything on to.
+    pub(super) fn new(
+        max_call_time: Duration,
+        stacks: &Arc<Stacks>,
+        ending: Arc<dyn Ending>,
+    ) -> Option<Self> {
         let runtime = Handle::current();
         (runtime.runtime_flavor() == RuntimeFlavor::MultiThread).then(|| Self {
             // Besides, each thread of the runtime may be in a call that becomes long.
             max_long: runtime.metrics().num_workers(),
             runtime,
+            stacks: Arc::clone(stacks),
             max_call_time,
             ending,
             aside: 0,
@@ -143,7 +165,8 @@ impl Direct {
     }
 
     fn may_begin(&self) -> bool {
-        LONG.load(Relaxed) < self.max_long
+        let long = LONG.load(Relaxed);
+        long < self.max_long || long < 2 * self.max_long && self.stacks.long.load(Relaxed) == 0
     }
 
     fn end(&mut self) {
@@ -166,7 +189,7 @@ impl Direct {
         if self.ending.has_come() {
             return Some(Err(Ended.into()));
         }
-        let long = call.long.get_or_insert_with(Long::begin);
+        let long = call.long.get_or_insert_with(|| Long::begin(&self.stacks));
         if long.handed_on {
             // Other threads that wait for this processor run first, as on a fiber.
             thread::yield_now();

@@ -137,9 +137,9 @@ impl State {
     pub(super) fn ends_by(&mut self, ending: Arc<dyn Ending>) {
         // Without a limit on calls, long ones might have all the stacks.
         if let Some(max) = self.max_call_time
-            && self.stacks.is_some()
+            && let Some(stacks) = &self.stacks
         {
-            self.direct = Direct::new(max, ending);
+            self.direct = Direct::new(max, stacks, ending);
         }
     }
 
