@@ -489,6 +489,47 @@ fn guests_leave_room_in_the_log_for_lines_of_the_host() {
 }
 
 #[test]
+fn guests_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
+    let herald = crate::harness::guest("herald");
+    let service = |name| {
+        format!("[[service]]\nname = \"{name}\"\ncomponent = {herald:?}\nlisten = [\"127.0.0.1:0\"]\n")
+    };
+    let config = file("log-room.toml", service("loud") + &service("calm"));
+    let mut child = crate::harness::command()
+        .arg("--config")
+        .arg(&config)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
+    let [loud, calm] = [(); 2].map(|()| listens_at(&mut reader));
+    // More than the queue holds, at no more than may be logged in a second.
+    let start = std::time::Instant::now();
+    let mut connections = 0;
+    while start.elapsed() < std::time::Duration::from_secs(4) || connections < 12 {
+        let client = Client::connect(loud).unwrap();
+        client.echo("999\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        connections += 1;
+    }
+    Client::connect(calm).unwrap().echo("500\n");
+    crate::harness::signal(&child, crate::harness::TERM);
+    let mut log = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
+    child.wait().unwrap();
+    let of = |service: &str, text: &str| {
+        let of = format!("service=\"{service}\"");
+        let lines = log.lines().filter(|line| line.contains(&of));
+        lines.filter(|line| line.contains(text)).count()
+    };
+    assert_eq!(of("calm", "guest log"), 500);
+    assert_eq!(of("calm", "lines were not logged"), 0);
+    assert!(of("loud", "lines were not logged") > 0);
+    assert_eq!(of("loud", "connection ended"), connections);
+}
+
+#[test]
 fn quiet_leaves_where_it_listens_and_what_is_wrong() {
     for flag in ["-q", "-qq"] {
         let mut host = Host::serving("echo", &[flag]);

@@ -20,6 +20,7 @@ use super::meter;
 use super::state::State;
 use crate::cost::{Cost, LastLines, Tail};
 use crate::logging::escape::beginning;
+use crate::logging::queue::of_guest;
 
 /// Bytes of a line that are logged in one piece, with characters escaped.
 const MAX_LINE: usize = 1024;
@@ -239,11 +240,13 @@ impl Voice {
         };
         let service = self.service.as_deref();
         // As a field, so that control characters are escaped and no line of the host can be forged.
-        if self.logged.transcript.is_some() {
-            debug!(service, connection, instance, stderr = line, "guest output");
-        } else {
-            info!(service, connection, instance, stderr = line, "guest output");
-        }
+        of_guest(|| {
+            if self.logged.transcript.is_some() {
+                debug!(service, connection, instance, stderr = line, "guest output");
+            } else {
+                info!(service, connection, instance, stderr = line, "guest output");
+            }
+        });
     }
 
     /// Counts one more line.
@@ -349,13 +352,13 @@ fn say(
             )
         };
     }
-    match level {
+    of_guest(|| match level {
         Level::Trace => say!(trace),
         Level::Debug => say!(debug),
         Level::Info => say!(info),
         Level::Warn => say!(warn),
         Level::Error | Level::Critical => say!(error),
-    }
+    });
 }
 
 impl Drop for Lines {

@@ -1,5 +1,7 @@
-//! Shares of the log: how many lines the guests of each service may log in a second.
+//! Shares of the log: how many lines the guests of each service may log in a second, and how many of
+//! them may wait for a slow reader of the log.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -10,7 +12,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::living::{living, locked};
-use crate::logging::queue::is_crowded;
+use crate::logging::queue::{Level, SHARED};
 
 /// Lines of all guests together that are logged in a second.
 const MAX_RATE: u32 = 4000;
@@ -33,6 +35,9 @@ pub(super) struct Share {
     service: Option<Arc<str>>,
     /// Lines that came in this second. It changes under the lock of the pace only.
     lines: AtomicU32,
+    /// The places in the queue of the log that its lines took while the queue was crowded, as counts
+    /// of all lines up to them. It is locked under the lock of the pace only.
+    waiting: Mutex<VecDeque<usize>>,
     /// Those of them that were not logged.
     left_out: AtomicU32,
     /// A task is to report them.
@@ -47,7 +52,7 @@ impl Share {
 
     /// Counts a line, and returns whether it may be logged.
     pub(super) fn one_more(self: &Arc<Self>) -> bool {
-        let logs = PACE.one_more(self, Instant::now(), is_crowded());
+        let logs = PACE.one_more(self, Instant::now(), Level::of_log());
         if !logs
             && let Ok(runtime) = Handle::try_current()
             && !self.reports.swap(true, Relaxed)
@@ -65,6 +70,24 @@ impl Share {
     fn renew(&self) {
         self.lines.store(0, Relaxed);
         self.report();
+    }
+
+    /// Returns whether the queue of the log has room for one more line: while the queue is crowded,
+    /// fewer than `most` lines of the service may wait there.
+    fn has_room(&self, level: Level, most: usize) -> bool {
+        if !level.is_crowded() {
+            return true;
+        }
+        let mut waiting = locked(&self.waiting);
+        while waiting.pop_front_if(|place| *place <= level.taken).is_some() {}
+        waiting.len() < most && !level.is_full()
+    }
+
+    /// Notes that a line is about to be added to the queue of the log.
+    fn adds(&self, level: Level) {
+        if level.is_crowded() {
+            locked(&self.waiting).push_back(level.came + 1);
+        }
     }
 
     /// Logs how many lines were left out since the last call.
@@ -127,6 +150,7 @@ impl Pace {
         let share = Arc::new(Share {
             service: service.cloned(),
             lines: AtomicU32::new(0),
+            waiting: Mutex::default(),
             left_out: AtomicU32::new(0),
             reports: AtomicBool::new(false),
         });
@@ -134,16 +158,19 @@ impl Pace {
         share
     }
 
-    /// Counts a line, and returns whether it may be logged. In a log that is crowded it may not.
-    fn one_more(&self, share: &Share, now: Instant, is_crowded: bool) -> bool {
+    /// Counts a line, and returns whether it may be logged. `level` is that of the queue of the log.
+    fn one_more(&self, share: &Share, now: Instant, level: Level) -> bool {
         let mut second = self.second();
         if second.is_over(now) {
             second.renew(now);
         }
         let lines = share.lines.load(Relaxed).saturating_add(1);
         share.lines.store(lines, Relaxed);
-        let logs = !is_crowded && (lines <= second.each() || second.takes_common());
-        if !logs {
+        let has_room = share.has_room(level, second.room());
+        let logs = has_room && (lines <= second.each() || second.takes_common());
+        if logs {
+            share.adds(level);
+        } else {
             share.left_out.fetch_add(1, Relaxed);
         }
         logs
@@ -178,6 +205,11 @@ impl Second {
         ((MAX_RATE - COMMON) / services).max(1)
     }
 
+    /// Returns the lines of a service that may wait in a crowded queue of the log.
+    fn room(&self) -> usize {
+        (SHARED / self.shares.len().max(1)).max(1)
+    }
+
     /// Takes one of the lines that any service may use, if there is one.
     fn takes_common(&mut self) -> bool {
         let takes = self.common < COMMON;
@@ -202,7 +234,7 @@ mod tests {
     /// Returns how many of so many lines are logged.
     fn logged(pace: &Pace, share: &Share, now: Instant, lines: u32) -> u32 {
         (0..lines)
-            .map(|_| u32::from(pace.one_more(share, now, false)))
+            .map(|_| u32::from(pace.one_more(share, now, Level::default())))
             .sum()
     }
 
@@ -236,11 +268,34 @@ mod tests {
     }
 
     #[test]
-    fn a_crowded_log_takes_no_lines_of_guests() {
-        let (pace, shares) = services(1);
+    fn each_service_keeps_its_share_of_a_crowded_log() {
+        let (pace, shares) = services(4);
         let now = Instant::now();
-        assert!(!pace.one_more(&shares[0], now, true));
-        assert_eq!(shares[0].left_out.load(Relaxed), 1);
-        assert!(pace.one_more(&shares[0], now, false));
+        let mut level = Level {
+            came: SHARED,
+            taken: 0,
+        };
+        assert!(level.is_crowded());
+        let logged = |share: &Share, level: &mut Level, lines: u32| {
+            let logs = |_| {
+                let logs = pace.one_more(share, now, *level);
+                level.came += usize::from(logs);
+                u32::from(logs)
+            };
+            (0..lines).map(logs).sum::<u32>()
+        };
+        assert_eq!(logged(&shares[0], &mut level, 2000), 512);
+        assert_eq!(shares[0].left_out.load(Relaxed), 2000 - 512);
+        assert_eq!(logged(&shares[1], &mut level, 400), 400);
+        // Others keep the queue crowded, and some lines are taken.
+        level.taken = SHARED + 100;
+        level.came += SHARED;
+        assert_eq!(logged(&shares[0], &mut level, 2000), 100);
+        assert_eq!(logged(&shares[1], &mut level, 100), 100);
+        // In a queue that is full, the line would be dropped without being counted.
+        level.taken = level.came;
+        level.came += 4 * SHARED;
+        assert_eq!(logged(&shares[2], &mut level, 1), 0);
+        assert_eq!(shares[2].left_out.load(Relaxed), 1);
     }
 }
