@@ -18,6 +18,10 @@ const SOURCES: usize = 1024;
 /// Sources without a connection that are kept, for what they have used of their rate.
 const MAX_IDLE: usize = 1 << 16;
 
+/// How long no connection has to wait for the rate before the log says again that it is reached. A
+/// source that is refused gives back what it took of the rate, so others may wait again and again.
+const CALM: Duration = Duration::from_secs(60);
+
 /// Why a connection is refused, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -118,8 +122,8 @@ pub struct Admission {
     most: usize,
     /// How many of those that are given out are too many, and are not given out again.
     owed: usize,
-    /// Whether the last connection had to wait for the rate.
-    paced: bool,
+    /// When a connection last had to wait for the rate.
+    waited: Option<Instant>,
     sources: Sources,
 }
 
@@ -141,7 +145,7 @@ impl Admission {
             permits: Arc::new(Semaphore::new(most)),
             most,
             owed: 0,
-            paced: false,
+            waited: None,
             sources: Sources::new(limits),
         }
     }
@@ -183,21 +187,21 @@ impl Admission {
                 Err(_) => std::future::pending().await,
             }
         };
-        let mut paced = false;
         while let Err(at) = self.sources.pace.has_one() {
-            if !paced && !self.paced {
+            let now = Instant::now();
+            if self.waited.is_none_or(|waited| now - waited >= CALM) {
                 info!(
                     service,
                     "max-rate is reached; further connections wait in the backlog"
                 );
             }
-            paced = true;
+            self.waited = Some(now);
             tokio::select! {
                 () = sleep_until(at) => {}
                 () = self.sources.pace.returned.notified() => {}
             }
+            self.waited = Some(Instant::now());
         }
-        self.paced = paced;
         Permit { permit, _share: None }
     }
 

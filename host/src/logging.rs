@@ -1,5 +1,7 @@
 //! The log: lines on standard error.
 
+#[cfg(test)]
+pub(crate) mod captured;
 pub(crate) mod escape;
 pub(crate) mod queue;
 

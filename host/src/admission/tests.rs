@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 
 use super::*;
+use crate::logging::captured::Log;
 use crate::peer::Process;
 
 fn rate(connections: u32, per: Duration) -> Rate {
@@ -198,6 +199,38 @@ async fn a_connection_that_is_refused_for_its_source_gives_the_rate_back() {
     sources.refuse(Refused::TlsHandshake);
     admission.permit("a").await;
     assert!(start.elapsed() >= Duration::from_secs(3600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_that_is_reached_again_and_again_is_logged_once() {
+    let (log, _guard) = Log::start();
+    let reached = || log.lines_with("max-rate is reached");
+    let minute = Duration::from_secs(60);
+    let mut admission = admission(|limits| limits.max_rate = Some(rate(1, 60 * minute)));
+    let sources = admission.sources().clone();
+    // Each connection waits until the one before it is refused.
+    let refuse = async |admission: &mut Admission, waiting: Duration| {
+        admission.permit("a").await;
+        admission.count();
+        let next = async { admission.permit("a").await };
+        let refused = async {
+            tokio::time::sleep(waiting).await;
+            sources.refuse(Refused::SourceRate);
+        };
+        tokio::join!(next, refused);
+    };
+    for _ in 0..100 {
+        refuse(&mut admission, Duration::from_secs(1)).await;
+        tokio::time::advance(minute / 2).await;
+    }
+    assert_eq!(reached(), 1);
+    // A wait can be longer than the time after which the line is repeated.
+    refuse(&mut admission, 2 * minute).await;
+    refuse(&mut admission, 2 * minute).await;
+    assert_eq!(reached(), 1);
+    tokio::time::advance(minute).await;
+    refuse(&mut admission, Duration::from_secs(1)).await;
+    assert_eq!(reached(), 2);
 }
 
 #[test]
