@@ -142,6 +142,49 @@ fn components_of_two_services_are_compiled_one_after_the_other() {
     assert_eq!(field(&line, "service"), "second");
 }
 
+/// An entry that cannot be used, such as one of an earlier version, does not save the wait.
+#[test]
+fn a_component_whose_cache_entry_is_damaged_waits_for_its_turn() {
+    let dir = scratch("compile-turns-damaged");
+    let cache = dir.join("cache");
+    fs::create_dir_all(&dir).unwrap();
+    let mut text = "cache = \"cache\"\n".to_owned();
+    for name in ["first", "second"] {
+        fs::copy(guest("echo"), dir.join(name)).unwrap();
+        text += &format!(
+            "[[service]]\nname = \"{name}\"\ncomponent = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\nwatch = true\n"
+        );
+    }
+    let services = dir.join("services.toml");
+    fs::write(&services, text).unwrap();
+    let next = dir.join("next");
+    fs::write(&next, again("echo", 1)).unwrap();
+    let compiled = compile(&["--cache", cache.to_str().unwrap(), next.to_str().unwrap()]);
+    assert!(compiled.status.success(), "{}", self::text(&compiled.stderr));
+    let host = Host::with_config(&services, 2);
+    for entry in fs::read_dir(&cache).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "cwasm") {
+            fs::write(path, "damaged").unwrap();
+        }
+    }
+    replace(&dir.join("first"), slow());
+    let compiler = compiler_of(&host);
+    replace(&dir.join("second"), fs::read(&next).unwrap());
+    let line = host.line_of(&["waits until another component is compiled", NEW]);
+    assert!(line.contains("waits until"), "{line}");
+    assert_eq!(field(&line, "service"), "second");
+    assert_eq!(compilers(host.pid()), [compiler]);
+    let killed = Command::new("kill")
+        .args(["-KILL", &compiler.to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let line = host.line("reload failed");
+    assert_eq!(field(&line, "service"), "first");
+    let line = host.line(NEW);
+    assert_eq!(field(&line, "service"), "second");
+}
+
 #[test]
 fn a_limit_of_the_process_is_named_that_stops_the_compiler() {
     let cache = scratch("compile-ulimit");

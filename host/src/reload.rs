@@ -24,7 +24,7 @@ use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::{Generations, INSIST, Overtaken};
 use crate::guarded::{self, Owner};
 use crate::replay::{Rules, replay};
-use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Refusal, Sandbox, Source};
+use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Refusal, Sandbox, Source, Turn};
 use crate::service::{ReloadRequest, ReloadRequests, warn_of_migration};
 use crate::stamp::{Stamp, stamp};
 use crate::system;
@@ -382,13 +382,36 @@ impl Reloader {
     /// that was requested.
     async fn take(&self, content: Content, insisted: bool, asked: Instant) -> anyhow::Result<()> {
         let sandbox = self.sandbox.load_full();
-        let runtime = Handle::current();
-        let name = content.name.clone();
-        let config = self.config.clone();
         // Before the deadline begins.
         let turn = sandbox.turn(&content).await;
+        let generation = match self.load_in(&sandbox, &content, turn).await {
+            Err(error) if matches!(error.downcast_ref(), Some(LoadError::NoTurn)) => {
+                let turn = sandbox.turn_to_compile(&content).await;
+                self.load_in(&sandbox, &content, Some(turn)).await
+            }
+            loaded => loaded,
+        }?;
+        if self.config.isolation == Isolation::Connection {
+            let mappings = (self.config.limits.max_connections, generation.mappings());
+            system::check_mappings(Some(&self.config.name), [mappings]);
+        }
+        warn_of_migration(&self.config, &self.source, &generation);
+        Ok(self.generations.replace(generation, insisted, asked)?)
+    }
+
+    /// Loads a component in a thread of its own, within the time that this may take. Compiling it
+    /// needs a `turn`.
+    async fn load_in(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        content: &Content,
+        turn: Option<Turn>,
+    ) -> anyhow::Result<Arc<Generation>> {
+        let runtime = Handle::current();
+        let (config, sandbox, content) = (self.config.clone(), Arc::clone(sandbox), content.clone());
+        let name = content.name.clone();
         let load = async move {
-            let generation = sandbox.load(&content).await?;
+            let generation = sandbox.load_in(&content, turn.as_ref()).await?;
             drop(turn);
             pass_gate(&config, &generation, &content.name).await?;
             anyhow::Ok(generation)
@@ -403,16 +426,10 @@ impl Reloader {
         });
         let loading = loading.map_err(|error| LoadError::Sandbox(error.to_string()))?;
         let late = || format!("loading {name} took longer than {max:?}");
-        let generation = match timeout(max, loading).await.with_context(late)?? {
-            Some(loaded) => loaded.with_context(late)??,
+        match timeout(max, loading).await.with_context(late)?? {
+            Some(loaded) => loaded.with_context(late)?,
             None => bail!("loading {name} was given up"),
-        };
-        if self.config.isolation == Isolation::Connection {
-            let mappings = (self.config.limits.max_connections, generation.mappings());
-            system::check_mappings(Some(&self.config.name), [mappings]);
         }
-        warn_of_migration(&self.config, &self.source, &generation);
-        Ok(self.generations.replace(generation, insisted, asked)?)
     }
 
     /// Says that a rollback has overtaken the load of the component called `name`.

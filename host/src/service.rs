@@ -133,12 +133,10 @@ impl Loaded {
             content,
             insisted,
         } = unloaded;
-        let turn = sandbox.turn(&content).await;
         let generation = sandbox.load(&content).await.map_err(|error| NotLoaded {
             key: key_of(&content, &error),
             error: error.into(),
         })?;
-        drop(turn);
         warn_of_migration(&config, &source, &generation);
         let recorder = config.record.as_deref().map(Recorder::new).transpose();
         Ok(Self {

@@ -70,7 +70,8 @@ impl Sandbox {
                 "the cache cannot be used; choose a directory that only the user of the host can change";
             return Err(unusable(reason));
         };
-        let whole = self.whole(content).await?;
+        let turn = self.turn_to_compile(content).await;
+        let whole = self.whole(content, Some(&turn)).await?;
         let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
         if cache
             .get(engine.engine(), &whole, self.granted.service())
@@ -82,7 +83,7 @@ impl Sandbox {
             });
         }
         let start = Instant::now();
-        let anew = self.compile_anew(&engine, &whole).await?;
+        let anew = self.compile_anew(&engine, &whole, Some(&turn)).await?;
         match anew.entry {
             Some(Ok(entry)) => Ok(Ahead {
                 entry,
@@ -93,15 +94,23 @@ impl Sandbox {
         }
     }
 
-    /// Waits until a component may be loaded: one that has to be compiled waits until no other
-    /// component of the host is compiled. Drop the turn when the component was loaded.
+    /// Waits until a component may be loaded: one that has to be compiled waits for its turn.
     ///
-    /// The wait is no part of the time that a load may take. It has no limit of its own, but each
-    /// load before it in the queue has.
+    /// Returns `None` if the cache has an entry of the component. If the entry cannot be used, a load
+    /// without a turn fails, and [`Sandbox::turn_to_compile`] gives it one.
     pub(crate) async fn turn(&self, content: &Content) -> Option<Turn> {
         if !self.preinit && self.is_known(content) {
             return None;
         }
+        Some(self.turn_to_compile(content).await)
+    }
+
+    /// Waits until no other component of the host is compiled. Drop the turn when the component was
+    /// loaded.
+    ///
+    /// The wait is no part of the time that a load may take. It has no limit of its own, but each
+    /// load before it in the queue has.
+    pub(crate) async fn turn_to_compile(&self, content: &Content) -> Turn {
         let (service, name) = (self.granted.service(), &content.name);
         let waits = || info!(service, "{name} waits until another component is compiled");
         self.compiler.turn(waits).await
@@ -184,8 +193,14 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// It cannot be compiled.
-    pub(super) async fn compile_anew(&self, engine: &Engine, content: &Content) -> Result<Anew, LoadError> {
+    /// It cannot be compiled, or there is no `turn`.
+    pub(super) async fn compile_anew(
+        &self,
+        engine: &Engine,
+        content: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<Anew, LoadError> {
+        turn.ok_or(LoadError::NoTurn)?;
         let (service, name) = (self.granted.service(), &content.name);
         let is_large = content.bytes().len() > LARGE;
         if is_large {

@@ -17,6 +17,7 @@ use wasmtime::{Module, Store, UnknownImportError};
 use super::Sandbox;
 use super::capacity::Shortage;
 use super::code::Code;
+use super::compiler::Turn;
 use super::compose::{compose, importer};
 use super::configuration;
 use super::content::{Content, Digest};
@@ -76,15 +77,37 @@ impl Sandbox {
     /// compiles it, finds its contract, checks what it imports, makes an instance to see that one
     /// can be made, and has its parts check their configuration there.
     ///
+    /// A component that has to be compiled waits until no other one is compiled.
+    ///
     /// # Errors
     ///
     /// It cannot serve.
     pub async fn load(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
+        let turn = self.turn(content).await;
+        match self.load_in(content, turn.as_ref()).await {
+            Err(LoadError::NoTurn) => {
+                let turn = self.turn_to_compile(content).await;
+                self.load_in(content, Some(&turn)).await
+            }
+            loaded => loaded,
+        }
+    }
+
+    /// Does the same in a `turn` that the caller has taken, which is needed to compile.
+    ///
+    /// # Errors
+    ///
+    /// It cannot serve, or has to be compiled without a turn.
+    pub(crate) async fn load_in(
+        &self,
+        content: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<Arc<Generation>, LoadError> {
         let opened = self.granted.open_again(PROBE).await;
         opened.map_err(|error| LoadError::Sandbox(error.to_string()))?;
-        let whole = self.whole(content).await?;
+        let whole = self.whole(content, turn).await?;
         let extent = Extent::of(whole.bytes());
-        let (engine, code) = self.compile(&whole, &extent).await?;
+        let (engine, code) = self.compile(&whole, &extent, turn).await?;
         let mut generation = self.link(content, engine, code)?;
         let took = self.try_start(content, &mut generation, true).await?;
         self.warn_of_slow_start(took);
@@ -102,6 +125,7 @@ impl Sandbox {
     ///
     /// It cannot serve.
     pub(crate) async fn check_without_code(&self, content: &Content) -> Result<Arc<Generation>, LoadError> {
+        let turn = self.turn_to_compile(content).await;
         self.examine_to_check(content).await?;
         content.validate()?;
         let parts = content.parts();
@@ -116,7 +140,7 @@ impl Sandbox {
         };
         let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
         let hollow = whole.hollow();
-        let code = self.compile_anew(&engine, &hollow).await?.code;
+        let code = self.compile_anew(&engine, &hollow, Some(&turn)).await?.code;
         let mut generation = self.link(content, engine, code)?;
         self.try_start(content, &mut generation, false).await?;
         generation.warn_of_shortage();
@@ -185,7 +209,11 @@ impl Sandbox {
     }
 
     /// What is compiled of `content`: its service, initialised if need be, and then composed with its middlewares.
-    pub(super) async fn whole<'a>(&self, content: &'a Content) -> Result<Cow<'a, Content>, LoadError> {
+    pub(super) async fn whole<'a>(
+        &self,
+        content: &'a Content,
+        turn: Option<&Turn>,
+    ) -> Result<Cow<'a, Content>, LoadError> {
         let parts = content.parts();
         for part in parts {
             look(part.bytes()).map_err(|refusal| part.refused(refusal))?;
@@ -196,7 +224,7 @@ impl Sandbox {
         }
         let service = parts.last().unwrap_or(content);
         let service = if self.preinit {
-            Cow::Owned(self.initialise(service).await?)
+            Cow::Owned(self.initialise(service, turn).await?)
         } else {
             Cow::Borrowed(service)
         };
@@ -296,6 +324,7 @@ impl Sandbox {
         &self,
         content: &Content,
         extent: &Extent,
+        turn: Option<&Turn>,
     ) -> Result<(Engine, Code), LoadError> {
         let engine = self.engine_for(content, extent)?;
         let start = Instant::now();
@@ -306,7 +335,7 @@ impl Sandbox {
         let compiled = kept.is_none();
         let code = match kept {
             Some(code) => code,
-            None => self.compile_anew(&engine, content).await?.code,
+            None => self.compile_anew(&engine, content, turn).await?.code,
         };
         let duration_ms = start.elapsed().as_millis() as u64;
         let service = self.granted.service();

@@ -53,6 +53,9 @@ pub enum LoadError {
         /// What is wrong with the cache, and what to do.
         reason: String,
     },
+    /// The component has to be compiled, and the load has no turn for that. With one, it may succeed.
+    #[error("the component has to be compiled, and other components may be compiled at the same time")]
+    NoTurn,
     /// Connections leave no room in the pool for an instance, whatever the component.
     #[error(
         "cannot try the component while instances of open connections fill the pool ({0}): reload again when \

@@ -64,8 +64,8 @@ use std::time::Duration;
 
 pub use capacity::Shortage;
 pub use compile::Ahead;
-pub(crate) use compiler::MAX_TIME;
 pub use compiler::{Compiler, Program};
+pub(crate) use compiler::{MAX_TIME, Turn};
 pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use diagnostics::Transcript;

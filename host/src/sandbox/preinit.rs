@@ -19,6 +19,7 @@ use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
 
 use super::Sandbox;
 use super::code::Code;
+use super::compiler::Turn;
 use super::content::{Content, MAX_FILE};
 use super::contract::Contract;
 use super::diagnostics::Speaker;
@@ -48,14 +49,19 @@ impl Sandbox {
     /// # Errors
     ///
     /// The guest exports no function to initialise it, the function fails or runs longer than
-    /// [`MAX`], or the guest has state that a snapshot cannot keep.
-    pub(super) async fn initialise(&self, content: &Content) -> Result<Content, LoadError> {
+    /// [`MAX`], the guest has state that a snapshot cannot keep, or it has to be compiled without a
+    /// `turn`.
+    pub(super) async fn initialise(
+        &self,
+        content: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<Content, LoadError> {
         let start = Instant::now();
         let snapshot = async {
             if Parser::is_core_wasm(content.bytes()) {
-                self.snapshot_of_module(content).await
+                self.snapshot_of_module(content, turn).await
             } else {
-                self.snapshot_of_component(content).await
+                self.snapshot_of_component(content, turn).await
             }
         };
         // The crate panics where it meets what it does not know.
@@ -74,13 +80,13 @@ impl Sandbox {
         Ok(content.initialised(snapshot))
     }
 
-    async fn snapshot_of_module(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
+    async fn snapshot_of_module(&self, content: &Content, turn: Option<&Turn>) -> Result<Vec<u8>, LoadError> {
         let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
         let mut wizer = Wizer::new();
         let (context, instrumented) = wizer.instrument(content.bytes()).map_err(impossible)?;
         let instrumented = content.instrumented(instrumented);
         let extent = Extent::of(instrumented.bytes());
-        let (engine, code) = self.compile(&instrumented, &extent).await?;
+        let (engine, code) = self.compile(&instrumented, &extent, turn).await?;
         let Code::Module(module) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
@@ -119,7 +125,11 @@ impl Sandbox {
         initialised.or_why_not(snapshot).map_err(impossible)
     }
 
-    async fn snapshot_of_component(&self, content: &Content) -> Result<Vec<u8>, LoadError> {
+    async fn snapshot_of_component(
+        &self,
+        content: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<Vec<u8>, LoadError> {
         let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
         let mut wizer = Wizer::new();
         // What is exported by this name would be taken away from the module within too, where the component looks for it.
@@ -128,7 +138,7 @@ impl Sandbox {
         let (context, instrumented) = instrumented.map_err(impossible)?;
         let instrumented = content.instrumented(instrumented);
         let extent = Extent::of(instrumented.bytes());
-        let (engine, code) = self.compile(&instrumented, &extent).await?;
+        let (engine, code) = self.compile(&instrumented, &extent, turn).await?;
         let Code::Component(component) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };

@@ -124,7 +124,8 @@ pub struct Program {
 /// Permits a component to be compiled. No other component has a turn until this one is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _permit: OwnedSemaphorePermit,
+    /// `None` where compilations are not bounded.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Program {
@@ -206,11 +207,9 @@ impl Compiler {
 
     /// Waits until no other component is compiled for this host. Each compilation may take the whole
     /// of the memory that is permitted. Calls `waits` if there is a wait. Waits are served in order.
-    ///
-    /// Returns `None` where compilations are not bounded.
-    pub(super) async fn turn(&self, waits: impl FnOnce()) -> Option<Turn> {
+    pub(super) async fn turn(&self, waits: impl FnOnce()) -> Turn {
         let Place::InChild(bounds) = &self.place else {
-            return None;
+            return Turn { _permit: None };
         };
         let turns = &bounds.program.turns;
         let permit = match Arc::clone(turns).try_acquire_owned() {
@@ -221,7 +220,7 @@ impl Compiler {
                 Arc::clone(turns).acquire_owned().await.ok()
             }
         };
-        permit.map(|permit| Turn { _permit: permit })
+        Turn { _permit: permit }
     }
 
     /// Compiles what `config` says, which comes from the file at `file` or from flags, in a child
