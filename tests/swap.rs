@@ -226,6 +226,39 @@ fn what_cannot_be_tried_is_tried_ever_more_rarely() {
 }
 
 #[test]
+fn other_files_of_a_watched_directory_cause_few_looks() {
+    let place = Place::new("noise", "echo");
+    let host = place.serve(&["--watch", "-vv"]);
+    let noise = place.0.join("noise");
+    let start = Instant::now();
+    let mut changes = 0;
+    while start.elapsed() < Duration::from_secs(2) {
+        fs::write(&noise, "noise").unwrap();
+        changes += 1;
+    }
+    // A change among them is seen all the same.
+    place.put("lines-session");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, _done) = (&done, Done(&done));
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                fs::write(&noise, "noise").unwrap();
+            }
+        });
+        host.line(NEW);
+    });
+    let log = host.log();
+    let looks = log.matches("looking for changes of the component").count();
+    // Ten in a second, and those that are due.
+    let most = 2 + start.elapsed().as_millis() as usize * 11 / 1000;
+    assert!(
+        (2..=most).contains(&looks),
+        "{looks} looks for {changes} changes; expected {most}"
+    );
+}
+
+#[test]
 fn one_line_is_enough_for_what_stays_bad() {
     let place = Place::new("one-line", "echo");
     let host = place.serve(&["--watch"]);

@@ -14,9 +14,9 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info, trace, warn};
 
 use crate::config::{Isolation, Service as Config, Setting};
 use crate::conversation::Conversation;
@@ -36,6 +36,10 @@ const OUTBOUND: Setting<'_> = Setting::of("grants.allow-outbound");
 /// Time between two looks at a file that is watched. Where the system tells of changes they are seen at once; it does not
 /// for every way in which what a path stands for can change.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Time after a look before the next one that a notice of the system causes. Notices are about
+/// directories, where others can change their own files at any rate.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest time after which what could not be tried is tried again.
 const MAX_RETRY: Duration = Duration::from_secs(60);
@@ -117,6 +121,75 @@ enum Unfit {
 /// Why the files are looked at, and since when.
 type Reason = (Why, Instant);
 
+/// What is known of the files of a component.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// What they were told by when they were last read; `None` if one was not there.
+    stamps: Option<Stamps>,
+    /// They could not be read or tried, and are tried again without a change.
+    again: bool,
+}
+
+/// What causes a look at the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The system has told of a change in a directory.
+    Notice,
+    /// A look is due.
+    Time,
+}
+
+impl Seen {
+    /// Returns whether the files are to be read that are told by `now`.
+    fn is_outdated(&self, now: Option<&Stamps>, cause: Cause) -> bool {
+        let again = self.again && now.is_some() && cause == Cause::Time;
+        again || now != self.stamps.as_ref()
+    }
+}
+
+/// When the files are looked at.
+#[derive(Debug)]
+struct Looks {
+    changed: Arc<Notify>,
+    /// The first time at which a notice causes a look.
+    after: Instant,
+    /// When a look is due without a notice.
+    due: Instant,
+}
+
+impl Looks {
+    fn new(changed: Arc<Notify>) -> Self {
+        let now = Instant::now();
+        Self {
+            changed,
+            after: now,
+            due: now + LOOK,
+        }
+    }
+
+    /// Waits until it is time for a look.
+    async fn next(&mut self) -> Cause {
+        let noticed = async {
+            self.changed.notified().await;
+            sleep_until(self.after).await;
+        };
+        tokio::select! {
+            biased;
+            () = sleep_until(self.due) => Cause::Time,
+            () = noticed => Cause::Notice,
+        }
+    }
+
+    /// Notes that the files were looked at.
+    fn done(&mut self, cause: Option<Cause>) {
+        let now = Instant::now();
+        self.after = now + PAUSE;
+        if cause != Some(Cause::Notice) {
+            self.due = now + LOOK;
+        }
+    }
+}
+
 /// Why the files are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
@@ -161,23 +234,28 @@ impl Reloader {
             );
         }
         // It may have changed since it was read at the start.
-        let mut seen = None;
+        let mut seen = Seen::default();
+        let mut looks = Looks::new(changed);
         loop {
-            let mut reason = tokio::select! {
+            let (mut reason, cause) = tokio::select! {
                 biased;
-                reason = asked(&requests) => reason,
-                () = changed.notified(), if self.config.watch => (Why::Changed, Instant::now()),
-                () = sleep(LOOK), if self.config.watch => (Why::Changed, Instant::now()),
+                reason = asked(&requests) => (reason, None),
+                cause = looks.next(), if self.config.watch => {
+                    ((Why::Changed, Instant::now()), Some(cause))
+                }
             };
             let mut read = None;
-            if reason.0 == Why::Changed {
+            if let Some(cause) = cause {
                 // Who asks does not wait for files that settle or are read for the watch.
                 tokio::select! {
                     biased;
                     asked = asked(&requests) => reason = asked,
-                    changed = self.read_changed(seen.as_ref()) => match changed {
+                    changed = self.read_changed(&seen, cause) => match changed {
                         Some(changed) => read = Some(changed),
-                        None => continue,
+                        None => {
+                            looks.done(Some(cause));
+                            continue;
+                        }
                     },
                 }
             }
@@ -190,8 +268,8 @@ impl Reloader {
                 // Who asks knows that the files are whole.
                 None => self.read().await,
             };
-            // What could not be read or tried now may be so soon, without another change.
             seen = self.load(read, reason).await;
+            looks.done(None);
         }
     }
 
@@ -240,13 +318,14 @@ impl Reloader {
         }
     }
 
-    /// Reads the files once they have changed from what was `seen` and stay as they are. Returns
-    /// `None` if they have not changed.
-    async fn read_changed(&mut self, seen: Option<&Stamps>) -> Option<Read> {
+    /// Reads the files once they have changed from what was `seen` and stay as they are, or if they
+    /// are to be tried again. Returns `None` otherwise.
+    async fn read_changed(&mut self, seen: &Seen, cause: Cause) -> Option<Read> {
         let source = self.source.clone();
         let look = move || stamps(&source);
+        trace!(service = self.config.name, "looking for changes of the component");
         let now = match self.files.run(READ, look.clone()).await {
-            Ok(now) if now.as_ref() == seen => return None,
+            Ok(now) if !seen.is_outdated(now.as_ref(), cause) => return None,
             Ok(now) => now,
             Err(error) => return Some(Err(error)),
         };
@@ -273,28 +352,28 @@ impl Reloader {
             .await
     }
 
-    /// Loads what was read. Returns what the files were told by if they could be read and tried.
-    async fn load(&mut self, read: Read, reason: Reason) -> Option<Stamps> {
-        let (kind, error) = match read {
+    /// Loads what was read. What could not be read or tried now may be so soon, without another
+    /// change.
+    async fn load(&mut self, read: Read, reason: Reason) -> Seen {
+        let (stamps, kind, error) = match read {
             Ok((stamps, Ok(content))) => {
-                return if self.consider(content, reason).await {
-                    stamps
-                } else {
-                    None
-                };
+                let again = !self.consider(content, reason).await;
+                return Seen { stamps, again };
             }
-            Ok((_, Err(error))) => match &error {
-                LoadError::Read { error: cause, .. } => (cause.kind(), anyhow!(error)),
-                _ => (io::ErrorKind::Other, anyhow!(error)),
+            Ok((stamps, Err(error))) => match &error {
+                LoadError::Read { error: cause, .. } => (stamps, cause.kind(), anyhow!(error)),
+                _ => (stamps, io::ErrorKind::Other, anyhow!(error)),
             },
-            Err(error @ NotDone::Late(_)) => (
-                io::ErrorKind::TimedOut,
-                anyhow!("reading {} {error}", self.source),
-            ),
-            Err(error) => (io::ErrorKind::Other, anyhow!("reading {} {error}", self.source)),
+            Err(error) => {
+                let kind = match error {
+                    NotDone::Late(_) => io::ErrorKind::TimedOut,
+                    _ => io::ErrorKind::Other,
+                };
+                (None, kind, anyhow!("reading {} {error}", self.source))
+            }
         };
         self.refuse(Unfit::Unreadable(kind), reason.0, &error);
-        None
+        Seen { stamps, again: true }
     }
 
     /// Has the component serve, if it is another than before and can. Returns whether it could be
@@ -576,6 +655,8 @@ fn directories<'a>(files: impl Iterator<Item = &'a Path>) -> anyhow::Result<Hash
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -593,6 +674,53 @@ mod tests {
         ] {
             assert_eq!(may_pass(&error), expected, "{error:#}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn notices_cause_a_look_at_once_but_only_ten_in_a_second() {
+        let changed = Arc::new(Notify::new());
+        let mut looks = Looks::new(Arc::clone(&changed));
+        let start = Instant::now();
+        changed.notify_one();
+        assert_eq!(looks.next().await, Cause::Notice);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        looks.done(Some(Cause::Notice));
+        let mut causes = Vec::new();
+        while start.elapsed() < Duration::from_secs(10) {
+            changed.notify_one();
+            let cause = looks.next().await;
+            looks.done(Some(cause));
+            causes.push(cause);
+            assert!(causes.len() <= 100, "{:?}", start.elapsed());
+        }
+        assert!(causes.len() >= 90, "{}", causes.len());
+        let due = causes.iter().filter(|cause| **cause == Cause::Time).count();
+        assert!((9..=10).contains(&due), "{due}");
+        // Without notices a look is due after a second.
+        changed.notified().now_or_never();
+        let last = Instant::now();
+        looks.done(None);
+        assert_eq!(looks.next().await, Cause::Time);
+        assert!(last.elapsed() >= LOOK, "{:?}", last.elapsed());
+    }
+
+    #[test]
+    fn only_a_look_that_is_due_tries_again_what_has_not_changed() {
+        let stamps = |size| Some(vec![(1, 2, size, 3, 4)]);
+        let outdated = |seen: &Seen, now: Option<Stamps>| {
+            [Cause::Notice, Cause::Time].map(|cause| seen.is_outdated(now.as_ref(), cause))
+        };
+        let mut seen = Seen {
+            stamps: stamps(5),
+            again: false,
+        };
+        assert_eq!(outdated(&seen, stamps(5)), [false, false]);
+        assert_eq!(outdated(&seen, stamps(6)), [true, true]);
+        seen.again = true;
+        assert_eq!(outdated(&seen, stamps(5)), [false, true]);
+        seen.stamps = None;
+        assert_eq!(outdated(&seen, None), [false, false]);
+        assert_eq!(outdated(&seen, stamps(5)), [true, true]);
     }
 
     #[test]
