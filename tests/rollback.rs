@@ -375,6 +375,26 @@ fn the_log_says_how_to_insist() {
 }
 
 #[test]
+fn nobody_is_told_to_replace_the_file_of_the_embedded_guest() {
+    let service = Service::new("embedded", "lines-session", "");
+    let host = service.serve();
+    let put = |more: &str| {
+        let text = format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
+        replace(&service.0.join("services.toml"), text);
+        host.signal(HUP);
+    };
+    put("");
+    host.line("services reconfigured");
+    host.signal(USR2);
+    host.line("rolled back to the previous generation");
+    put("limits.idle-timeout = \"1h\"\n");
+    let line = host.line("reconfiguration failed");
+    assert!(line.contains("the embedded echo guest was rolled back"), "{line}");
+    assert!(!line.contains("file has not changed"), "{line}");
+    assert!(line.contains("send SIGHUP again"), "{line}");
+}
+
+#[test]
 fn a_request_before_the_refusal_does_not_insist() {
     let service = Service::new("insist-early", "echo", "");
     let token = service.0.join("token");

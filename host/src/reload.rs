@@ -420,9 +420,14 @@ impl Reloader {
                 Why::Changed => "request a reload twice within",
                 _ => "request the reload again within",
             };
+            // The embedded guest has no file that could change.
+            let until = if self.source.files().next().is_some() {
+                " until it changes"
+            } else {
+                ""
+            };
             let error = anyhow!(
-                "{} was rolled back and is not loaded again until it changes; to load it nevertheless, \
-                 {how} {}",
+                "{} was rolled back and is not loaded again{until}; to load it nevertheless, {how} {}",
                 content.name,
                 humantime::format_duration(INSIST)
             );

@@ -264,9 +264,16 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
             found.insisted = insists == Some(true);
         }
         if insists == Some(false) {
-            let error = anyhow!(
+            let unloaded = found.unloaded.as_ref();
+            let has_files = unloaded.is_some_and(|unloaded| unloaded.source.files().next().is_some());
+            let why = if has_files {
                 "the component was rolled back, and its file has not changed since; replace the file, \
-                 choose another, or send SIGHUP again within {} to load it nevertheless",
+                 choose another"
+            } else {
+                "the embedded echo guest was rolled back; choose another component"
+            };
+            let error = anyhow!(
+                "{why}, or send SIGHUP again within {} to load it nevertheless",
                 humantime::format_duration(INSIST)
             );
             obstacles.add(format!("service[{index}].component"), Some(service), error);

@@ -315,6 +315,7 @@ fn the_embedded_guest_is_loaded_again_after_a_rollback_from_it() {
     reload(202);
     let line = host.line("was rolled back");
     assert!(line.contains("the embedded echo guest"), "{line}");
+    assert!(!line.contains("until it changes"), "{line}");
     // A second request insists.
     reload(202);
     assert_eq!(field(&host.line(NEW), "generation"), "3");
