@@ -1,11 +1,15 @@
 //! How a host comes to its end.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{CONT, Client, HUP, Host, INT, STOP, TERM, USR2, field, guest, replace, scratch};
+use crate::disks::{hang, with_pipe};
+use crate::harness::{
+    CONT, Client, HUP, Host, INT, Place, STOP, TERM, USR2, command, field, guest, replace, scratch,
+};
 
 /// How long a drain may take whose timeout is one second: at most four seconds more, for the
 /// connections that are closed with FIN, and for a slow machine.
@@ -121,6 +125,67 @@ fn signals_that_change_nothing_during_a_drain_are_logged() {
     assert_eq!(client.rest(), b"");
     drop(client);
     assert_eq!(host.wait().code(), Some(0));
+}
+
+#[test]
+fn a_signal_that_comes_with_the_one_to_stop_is_logged() {
+    for (signal, line) in [
+        (HUP, "SIGHUP reloads nothing"),
+        (USR2, "SIGUSR2 rolls nothing back"),
+    ] {
+        // Which of the two is heard first must not depend on chance.
+        for _ in 0..4 {
+            let mut host = Host::serving("echo", &[]);
+            host.pause();
+            host.signal(signal);
+            host.signal(TERM);
+            host.signal(CONT);
+            assert_eq!(host.wait().code(), Some(0));
+            assert!(host.log().contains(line), "{}", host.log());
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_a_drain_gives_up_is_logged() {
+    let place = Place::new("drain-reload", "echo");
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--component"]);
+    let (mut host, mut pipe) = with_pipe(command.arg(place.file()));
+    hang(&place.file());
+    host.signal(HUP);
+    // A pipe holds less, so the host has begun to read it when this returns.
+    let bytes = fs::read(guest("upper")).unwrap();
+    assert!(bytes.len() > 64 << 10);
+    pipe.write_all(&bytes).unwrap();
+    host.signal(TERM);
+    let line = host.line_of(&["reload given up", "drained"]);
+    assert!(line.contains("the host drains"), "{line}");
+    assert_eq!(field(&line, "generation"), "1");
+    drop(pipe);
+    assert_eq!(host.wait().code(), Some(0));
+}
+
+#[test]
+fn guests_that_fail_during_a_drain_cause_no_rollback() {
+    let place = Place::new("drain-fails", "echo");
+    let mut host = place.serve(&["--drain-timeout", "1h"]);
+    host.connect().echo("hello");
+    place.put("moody");
+    host.signal(HUP);
+    host.line("component reloaded");
+    let clients: Vec<_> = (0..6).map(|_| host.connect()).collect();
+    for client in &clients {
+        client.echo("hello\n");
+    }
+    host.signal(TERM);
+    host.line("draining: ");
+    for client in &clients {
+        client.send("trap\n");
+        assert_eq!(host.outcome(), "guest-trap");
+    }
+    assert_eq!(host.wait().code(), Some(0));
+    assert!(!host.log().contains("rolled back"), "{}", host.log());
 }
 
 #[test]

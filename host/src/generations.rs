@@ -165,6 +165,28 @@ struct Past {
     previous: Option<Arc<Serving>>,
     /// The content that was rolled back, until another component is loaded.
     left: Option<Left>,
+    /// Why the current generation stays as it is.
+    closed: Option<Closed>,
+}
+
+/// Why the component of a service does not change any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Closed {
+    /// A component that is loaded now would serve no connection.
+    #[error("the host drains and accepts no connections; make the change at its next start")]
+    Draining,
+    /// Another service has taken the place of this one, or none.
+    #[error("a reconfiguration has changed or removed the service meanwhile; request the change again")]
+    Replaced,
+}
+
+/// Why a rollback was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum NotRolledBack {
+    #[error("there is no generation to roll back to")]
+    NoPrevious,
+    #[error(transparent)]
+    Closed(#[from] Closed),
 }
 
 /// Why a generation that was loaded does not serve.
@@ -176,6 +198,9 @@ pub(crate) enum Overtaken {
     /// The host has rolled back the same content while it was loaded again.
     #[error("the host rolled back the same content meanwhile")]
     ByRollback,
+    /// The component of the service does not change any more.
+    #[error(transparent)]
+    Closed(#[from] Closed),
 }
 
 /// How long after a refusal a request insists. Signals that something sends regularly, such as
@@ -226,9 +251,12 @@ impl Past {
             known: Vec::new(),
             previous: None,
             left: None,
+            closed: None,
         };
         if let Some((settings, before)) = before {
-            let past = before.past();
+            let mut past = before.past();
+            // A rollback from here on would be lost.
+            past.closed = Some(Closed::Replaced);
             let current = before.current();
             let same_content = current.generation.digest() == first.digest();
             if same_content {
@@ -384,10 +412,17 @@ impl Generations {
         }
     }
 
+    /// Keeps the current generation from now on: neither a reload nor a rollback, requested or
+    /// automatic, changes it.
+    pub(crate) fn close(&self, why: Closed) {
+        let mut past = self.past();
+        past.closed = Some(why);
+        past.previous = None;
+    }
+
     /// No more connections come: those that are open may go on as long as where another generation has replaced theirs.
     pub(crate) fn wind_up(&self) {
-        // Nothing is served by this service again, so there is nothing to roll back.
-        self.past().previous = None;
+        self.close(Closed::Replaced);
         let last = self.current();
         last.generation.set_current(false);
         self.cut_in_time(&last);
@@ -440,7 +475,7 @@ impl Generations {
     ///
     /// # Errors
     ///
-    /// A rollback has overtaken it.
+    /// A rollback or the end of the service has overtaken it.
     pub(crate) fn replace(
         &self,
         generation: Arc<Generation>,
@@ -448,6 +483,9 @@ impl Generations {
         asked: Instant,
     ) -> Result<(), Overtaken> {
         let mut past = self.past();
+        if let Some(closed) = past.closed {
+            return Err(closed.into());
+        }
         if self.is_rollback_requested(asked) {
             return Err(Overtaken::ByRequest);
         }
@@ -483,18 +521,25 @@ impl Generations {
         Ok(())
     }
 
-    /// Gives new connections what they got before the last change, and says whether there is such.
-    /// The content that is left is not taken again, and reloads requested so far are given up.
-    pub(crate) fn go_back(&self, reason: &str) -> bool {
+    /// Gives new connections the generation that they got before the last change. The content that
+    /// is left is not taken again, and reloads requested so far are given up.
+    ///
+    /// # Errors
+    ///
+    /// There is no such generation, or the component does not change any more.
+    pub(crate) fn go_back(&self, reason: &str) -> Result<(), NotRolledBack> {
         self.go_back_from(None, reason)
     }
 
-    /// The same if `from` is current, or whatever is.
-    fn go_back_from(&self, from: Option<u64>, reason: &str) -> bool {
+    /// Does the same if `from` is current, or whatever is.
+    fn go_back_from(&self, from: Option<u64>, reason: &str) -> Result<(), NotRolledBack> {
         let mut past = self.past();
+        if let Some(closed) = past.closed {
+            return Err(closed.into());
+        }
         let current = self.current();
         match from {
-            Some(from) if from != current.number => return false,
+            Some(from) if from != current.number => return Ok(()),
             Some(_) => {}
             None => drop(self.rollback_requested.send_replace(Some(Instant::now()))),
         }
@@ -505,7 +550,7 @@ impl Generations {
                 reason,
                 "there is no generation to roll back to"
             );
-            return false;
+            return Err(NotRolledBack::NoPrevious);
         };
         past.left = Some(Left::new(*current.generation.digest()));
         // Its open connections continue, unless they are closed already.
@@ -536,7 +581,7 @@ impl Generations {
         self.retire(&current);
         drop(past);
         self.report_staying(&self.current());
-        true
+        Ok(())
     }
 
     /// Logs how many sessions have not moved to `next` some time after it has replaced their
@@ -618,7 +663,7 @@ impl Generations {
     fn judge(&self, serving: &Serving, trial: fn(&Tally) -> &Trial, reason: fn(u64, u64) -> String) {
         let past = self.past();
         let is_original = past.last_number == self.first && !self.replaces_service;
-        if is_original || self.current().number != serving.number {
+        if is_original || past.closed.is_some() || self.current().number != serving.number {
             return;
         }
         let failing = match &past.previous {
@@ -641,7 +686,8 @@ impl Generations {
         let reason = reason(failed, over);
         let kept = match verdict {
             Verdict::Worse if has_previous => {
-                self.go_back_from(Some(serving.number), &reason);
+                // Another rollback or the end of the service may have been faster.
+                let _ = self.go_back_from(Some(serving.number), &reason);
                 return;
             }
             Verdict::Worse => "there is no generation to roll back to",

@@ -1,6 +1,7 @@
 //! Taking a component that has changed, if it can serve.
 
 use std::collections::HashSet;
+use std::future::pending;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use tracing::{debug, info, trace, warn};
 use crate::config::{Isolation, Service as Config, Setting};
 use crate::conversation::Conversation;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
-use crate::generations::{Generations, INSIST, Overtaken};
+use crate::generations::{Closed, Generations, INSIST, Overtaken};
 use crate::guarded::{self, Owner};
 use crate::replay::{Rules, replay};
 use crate::sandbox::{Content, Digest, Generation, LoadError, MAX_TIME, Refusal, Sandbox, Source, Turn};
@@ -77,6 +78,8 @@ pub(crate) struct Reloader {
     retry: Option<Retry>,
     /// The files changed all the time when they were last read for a change.
     restless: bool,
+    /// A request is carried out, or a component is loaded that has changed.
+    reloads: bool,
 }
 
 /// When a content that could not be tried is tried again without a change.
@@ -216,11 +219,34 @@ impl Reloader {
             unfit: None,
             retry: None,
             restless: false,
+            reloads: false,
         }
     }
 
-    /// Loads the component whenever somebody asks, and when one of its files changes if they are watched. Never ends.
+    /// Loads the component whenever somebody asks, and when one of its files changes if they are
+    /// watched. Ends when there can be no further requests.
     pub(crate) async fn run(mut self, requests: Arc<ReloadRequests>) {
+        let closed = tokio::select! {
+            biased;
+            closed = requests.closed() => closed,
+            never = self.attend(&requests) => never,
+        };
+        // If another service takes the place of this one, its component was read for that.
+        let is_lost = closed == Closed::Draining && (self.reloads || requests.take().is_some());
+        if is_lost {
+            let (service, generation) = (&self.config.name, self.generations.current().number);
+            warn!(
+                service,
+                generation,
+                "reload given up: the host drains and accepts no connections; its next start loads the \
+                 component"
+            );
+        }
+    }
+
+    /// Loads the component whenever somebody asks, and when one of its files changes if they are
+    /// watched.
+    async fn attend(&mut self, requests: &ReloadRequests) -> ! {
         let changed = Arc::new(Notify::new());
         let watching = if self.config.watch {
             Some(self.watch(&changed).await)
@@ -237,9 +263,10 @@ impl Reloader {
         let mut seen = Seen::default();
         let mut looks = Looks::new(changed);
         loop {
+            self.reloads = false;
             let (mut reason, cause) = tokio::select! {
                 biased;
-                reason = asked(&requests) => (reason, None),
+                reason = asked(requests) => (reason, None),
                 cause = looks.next(), if self.config.watch => {
                     ((Why::Changed, Instant::now()), Some(cause))
                 }
@@ -249,7 +276,7 @@ impl Reloader {
                 // Who asks does not wait for files that settle or are read for the watch.
                 tokio::select! {
                     biased;
-                    asked = asked(&requests) => reason = asked,
+                    asked = asked(requests) => reason = asked,
                     changed = self.read_changed(&seen, cause) => match changed {
                         Some(changed) => read = Some(changed),
                         None => {
@@ -260,6 +287,7 @@ impl Reloader {
                 }
             }
             if reason.0 != Why::Changed {
+                self.reloads = true;
                 self.resolve().await;
                 self.open_dirs().await;
             }
@@ -434,6 +462,7 @@ impl Reloader {
             self.refuse(Unfit::Content(digest), why, &error);
             return true;
         }
+        self.reloads = true;
         let last = self.retry.take();
         let name = content.name.clone();
         debug!(service = self.config.name, "loading {name}");
@@ -447,9 +476,14 @@ impl Reloader {
             self.unfit = None;
             return true;
         };
-        if error.downcast_ref() == Some(&Overtaken::ByRequest) {
-            self.give_up(&name);
-            return true;
+        match error.downcast_ref() {
+            Some(Overtaken::ByRequest) => {
+                self.give_up(&name);
+                return true;
+            }
+            // No further requests are taken either, which ends this.
+            Some(Overtaken::Closed(_)) => return pending().await,
+            Some(Overtaken::ByRollback) | None => {}
         }
         let tried = !may_pass(&error);
         let unfit = if tried {

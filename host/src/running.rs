@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::Acceptor;
-use crate::generations::Generations;
+use crate::generations::{Closed, Generations};
 use crate::listener::{Entrance, Listener};
 use crate::reload::Reloader;
 use crate::sandbox::Sandbox;
@@ -132,14 +132,23 @@ impl Running {
         self.acceptor = tokio::spawn(acceptor.run(Arc::clone(&self.service), self.stop.clone()));
     }
 
-    /// Loads its component no more.
-    pub(crate) fn stop_reloading(&self) {
-        self.reloader.abort();
+    /// Keeps its current generation during a drain. A reload that was accepted is given up, which the
+    /// log says.
+    pub(crate) fn keep_generation(&self) {
+        self.service.reload.close(Closed::Draining);
+        self.service.generations.close(Closed::Draining);
+    }
+
+    /// Waits until its component is loaded no more, after a call of
+    /// [`keep_generation`](Self::keep_generation).
+    pub(crate) async fn stop_reloading(&mut self) {
+        // The hook for panics has said why it failed.
+        let _ = (&mut self.reloader).await;
     }
 
     /// Ends what it does beside the connections that are open.
     pub(crate) fn end(self) {
-        self.stop_reloading();
+        self.service.reload.close(Closed::Replaced);
         self.service.generations.wind_up();
     }
 }

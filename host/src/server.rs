@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -20,7 +20,7 @@ use crate::admin::{self, CurrentToken, measures};
 use crate::admission::Admission;
 use crate::config::{Config, Service};
 use crate::file::Text;
-use crate::generations::Overtaken;
+use crate::generations::{Closed, Overtaken};
 use crate::listener::Listener;
 use crate::logging::READY;
 use crate::peer::End;
@@ -188,7 +188,10 @@ impl Server {
         };
         self.process.draining.store(true, Relaxed);
         // A component that is loaded now would serve no connection.
-        self.running.iter().for_each(Running::stop_reloading);
+        self.running.iter().for_each(Running::keep_generation);
+        let reloading = self.running.iter_mut().map(Running::stop_reloading);
+        // The process may end soon. Before that, the log says which reloads are given up.
+        let _ = timeout(CUT, join_all(reloading)).await;
         if let Some(planning) = planning {
             planning.abort();
             warn!("reconfiguration given up: the host drains; nothing changed");
@@ -201,12 +204,14 @@ impl Server {
             }
         }
         let drained = tokio::select! {
-            drained = drain(&self.process, self.config.drain_timeout) => drained,
+            // First, so that the log says what becomes of signals that came before.
+            biased;
             signal = second_signal(signals, signalled) => {
                 let connections = self.process.connections.len();
                 warn!(signal, connections, "second signal: stopping at once");
                 Drained::Quit
             }
+            drained = drain(&self.process, self.config.drain_timeout) => drained,
         };
         Ok(drained)
     }
@@ -357,7 +362,8 @@ impl Server {
 
     fn go_back(&self) {
         for running in &self.running {
-            running.service.generations.go_back("requested by SIGUSR2");
+            // The log says if there is none.
+            let _ = running.service.generations.go_back("requested by SIGUSR2");
         }
     }
 
@@ -472,6 +478,8 @@ impl Server {
                             // Its connections that still send a PROXY header or shake hands.
                             let access = &running.service.config.access;
                             old.service.access.store(Arc::new(access.clone()));
+                            // Further requests are refused until others see the new service.
+                            old.service.reload.close(Closed::Replaced);
                             if old.service.reload.is_new() {
                                 // The file may have changed since it was read for this change.
                                 running.reload_component(Instant::now());

@@ -17,7 +17,7 @@ use tracing::warn;
 use crate::config::{Access, Isolation, Service as Config, Setting};
 use crate::cost::Cost;
 use crate::counts::Counts;
-use crate::generations::Generations;
+use crate::generations::{Closed, Generations};
 use crate::place::Place;
 use crate::preflight::{Unloaded, key_of};
 use crate::record::Recorder;
@@ -182,54 +182,94 @@ pub(crate) struct ReloadRequest {
     pub(crate) insists: bool,
 }
 
-/// A service serves the component that is embedded in the host.
+/// Why a request to load a component again was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("nothing to reload: the embedded echo guest has no file")]
-pub(crate) struct NothingToReload;
+pub(crate) enum NotReloaded {
+    /// The service serves the component that is embedded in the host.
+    #[error("nothing to reload: the embedded echo guest has no file")]
+    Embedded,
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
 
 /// Requests to load the component of a service again.
 #[derive(Debug, Default)]
 pub(crate) struct ReloadRequests {
     asked: Notify,
-    is_new: AtomicBool,
-    /// What was asked for since the last call of [`next`](Self::next).
-    waiting: Mutex<Option<ReloadRequest>>,
+    /// Cancelled when there can be no further requests.
+    end: CancellationToken,
+    state: Mutex<Requests>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    /// What was asked for since the last call of [`ReloadRequests::next`].
+    waiting: Option<ReloadRequest>,
+    /// There was a request since the last call of [`ReloadRequests::forget`].
+    is_new: bool,
+    /// Why there can be no further requests.
+    closed: Option<Closed>,
 }
 
 impl ReloadRequests {
     /// Asks for the component to be loaded again.
-    pub(crate) fn ask(&self, mut request: ReloadRequest) {
-        let mut waiting = self.waiting();
-        request.insists |= waiting.is_some_and(|waiting| waiting.insists);
-        *waiting = Some(request);
-        drop(waiting);
-        self.is_new.store(true, Relaxed);
+    ///
+    /// # Errors
+    ///
+    /// There can be no further requests.
+    pub(crate) fn ask(&self, mut request: ReloadRequest) -> Result<(), Closed> {
+        let mut state = self.state();
+        if let Some(closed) = state.closed {
+            return Err(closed);
+        }
+        request.insists |= state.waiting.is_some_and(|waiting| waiting.insists);
+        state.waiting = Some(request);
+        state.is_new = true;
+        drop(state);
         self.asked.notify_one();
+        Ok(())
     }
 
     /// Waits until somebody asks, and returns the last request.
     pub(crate) async fn next(&self) -> ReloadRequest {
         loop {
             self.asked.notified().await;
-            if let Some(request) = self.waiting().take() {
+            if let Some(request) = self.take() {
                 return request;
             }
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<ReloadRequest>> {
+    /// Returns the last request, if nobody has taken it yet.
+    pub(crate) fn take(&self) -> Option<ReloadRequest> {
+        self.state().waiting.take()
+    }
+
+    /// Refuses further requests.
+    pub(crate) fn close(&self, why: Closed) {
+        self.state().closed.get_or_insert(why);
+        self.end.cancel();
+    }
+
+    /// Waits until there can be no further requests, and returns why.
+    pub(crate) async fn closed(&self) -> Closed {
+        self.end.cancelled().await;
+        self.state().closed.unwrap_or(Closed::Replaced)
+    }
+
+    fn state(&self) -> MutexGuard<'_, Requests> {
         // Nothing can panic while it is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets that there were requests so far.
     pub(crate) fn forget(&self) {
-        self.is_new.store(false, Relaxed);
+        self.state().is_new = false;
     }
 
     /// Returns whether there was a request since the last call of [`forget`](Self::forget).
     pub(crate) fn is_new(&self) -> bool {
-        self.is_new.load(Relaxed)
+        self.state().is_new
     }
 }
 
@@ -262,18 +302,45 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// There is nothing to load.
-    pub(crate) fn reload(&self, request: ReloadRequest) -> Result<(), NothingToReload> {
+    /// There is nothing to load, or the component does not change any more.
+    pub(crate) fn reload(&self, request: ReloadRequest) -> Result<(), NotReloaded> {
         // After a rollback, another component than that of the settings serves.
         if self.embedded.as_ref() == Some(self.generations.current().generation.digest()) {
-            return Err(NothingToReload);
+            return Err(NotReloaded::Embedded);
         }
-        self.reload.ask(request);
-        Ok(())
+        Ok(self.reload.ask(request)?)
     }
 
     /// What the connection at `place` has cost; `None` where it shares an instance, whose cost is not its own alone.
     pub(crate) fn own_cost<'a>(&self, place: &'a Place) -> Option<&'a Cost> {
         (self.config.isolation == Isolation::Connection).then_some(&*place.cost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_carried_out_or_refused_or_can_be_said_to_be_lost() {
+        let requests = ReloadRequests::default();
+        let request = |insists| ReloadRequest {
+            asked: Instant::now(),
+            insists,
+        };
+        assert_eq!(requests.ask(request(true)), Ok(()));
+        assert_eq!(requests.ask(request(false)), Ok(()));
+        let next = requests.next().now_or_never();
+        assert!(next.is_some_and(|next| next.insists), "{next:?}");
+        assert!(requests.next().now_or_never().is_none());
+        assert_eq!(requests.ask(request(false)), Ok(()));
+        assert_eq!(requests.closed().now_or_never(), None);
+        requests.close(Closed::Draining);
+        assert_eq!(requests.ask(request(false)), Err(Closed::Draining));
+        assert_eq!(requests.closed().now_or_never(), Some(Closed::Draining));
+        assert!(requests.take().is_some());
+        assert!(requests.take().is_none());
     }
 }

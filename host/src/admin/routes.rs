@@ -1,6 +1,7 @@
 //! What can be asked for, and who may.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,6 +22,7 @@ use super::slots::{Class, Slot};
 use super::view;
 use super::watch::LOOK;
 use super::{Admin, CurrentToken, is_no_name, metrics, token};
+use crate::generations::Closed;
 use crate::service::ReloadRequest;
 
 /// The page, which takes a fresh nonce each time.
@@ -279,10 +281,8 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
     };
     let no_service = || refused(StatusCode::NOT_FOUND, "there is no service with this name");
     let is_draining = process.draining.load(Relaxed);
-    let drains = || {
-        let why = "the host drains and accepts no connections; make the change at its next start";
-        refused(StatusCode::CONFLICT, why)
-    };
+    let conflict = |why: &dyn Display| refused(StatusCode::CONFLICT, &why.to_string());
+    let drains = || conflict(&Closed::Draining);
     match *change {
         Change::Close(connection) => {
             match process
@@ -313,21 +313,20 @@ fn make(admin: &Admin, change: &Change<'_>, force: bool) -> Answer {
                         info!(service = service.config.name, force, "reload requested");
                         done("reloading")
                     }
-                    Err(error) => refused(StatusCode::CONFLICT, &error.to_string()),
+                    Err(error) => conflict(&error),
                 }
             }
         },
         Change::Rollback(name) => match service(name) {
             None => no_service(),
             Some(_) if is_draining => drains(),
-            Some(service)
-                if service
-                    .generations
-                    .go_back("requested through the admin interface") =>
-            {
-                done("rolled back")
+            Some(service) => {
+                let reason = "requested through the admin interface";
+                match service.generations.go_back(reason) {
+                    Ok(()) => done("rolled back"),
+                    Err(error) => conflict(&error),
+                }
             }
-            Some(_) => refused(StatusCode::CONFLICT, "there is no generation to roll back to"),
         },
         Change::Drain => {
             info!("drain requested");
