@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, command, guest, replace, scratch, until};
+use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, command, guest, replace, scratch, until};
 
 /// More connections than the host has threads for files, of all services together.
 const MANY: usize = 520;
@@ -163,6 +163,36 @@ fn a_watched_file_that_hangs_keeps_one_thread() {
     pipe.write_all(b"late").unwrap();
     drop(pipe);
     host.line(NEW);
+}
+
+#[test]
+fn a_services_file_that_hangs_keeps_one_thread() {
+    let dir = scratch("hung-services");
+    fs::create_dir_all(&dir).unwrap();
+    let services = dir.join("services.toml");
+    let put = |more: &str| {
+        let text = format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
+        replace(&services, text);
+    };
+    put("");
+    let (host, mut pipe) = with_pipe(command().arg("--config").arg(&services));
+    hang(&services);
+    host.signal(HUP);
+    // A pipe holds less, so the host has begun to read it when this returns.
+    pipe.write_all(&[b'#'; (64 << 10) + 1]).unwrap();
+    host.signal(USR2);
+    host.line("reconfiguration given up");
+    let threads = host.entries("task");
+    host.signal(HUP);
+    let line = host.line("reconfiguration failed: an earlier one has not returned from reading");
+    assert!(line.contains("services.toml"), "{line}");
+    assert!(host.entries("task") <= threads, "each signal keeps a thread");
+    host.connect().echo("still here");
+    // Once the call has returned, the file is read again.
+    put("limits.max-connections = 7\n");
+    drop(pipe);
+    host.signal(HUP);
+    host.line("services reconfigured");
 }
 
 #[test]

@@ -23,10 +23,18 @@ pub(crate) const RESTLESS: Duration = Duration::from_secs(10);
 ///
 /// The system cannot be told to give up a call that hangs, as on a lost mount, so the call keeps
 /// its thread. Repeated tries would take one thread after another.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FileWork {
+    /// The name of its threads.
+    name: &'static str,
     /// The last piece, which may still run.
     last: Option<Work<()>>,
+}
+
+impl Default for FileWork {
+    fn default() -> Self {
+        Self::named("files")
+    }
 }
 
 /// Why work was not done.
@@ -42,11 +50,30 @@ pub(crate) enum NotDone {
     #[error("failed in the host")]
     Panicked,
     /// There is no thread for it.
-    #[error("failed: the system gives the host no further thread")]
+    #[error(
+        "failed: the system gives the host no further thread; raise the limit (`ulimit -u`, or `TasksMax=` in \
+         the systemd unit)"
+    )]
     NoThread,
 }
 
 impl FileWork {
+    /// Creates work in threads of this name.
+    pub(crate) fn named(name: &'static str) -> Self {
+        Self { name, last: None }
+    }
+
+    /// Waits until the last piece of work has returned, for at most `max`. Returns whether it has.
+    pub(crate) async fn is_free(&mut self, max: Duration) -> bool {
+        if let Some(last) = &mut self.last {
+            if timeout(max, last).await.is_err() {
+                return false;
+            }
+            self.last = None;
+        }
+        true
+    }
+
     /// Runs `work` once the piece before it has returned. Gives up after `max`; the work then
     /// continues, and its result is dropped.
     ///
@@ -65,7 +92,7 @@ impl FileWork {
             }
             let (sender, done) = oneshot::channel();
             self.last = None;
-            let work = threads::run("files", move || {
+            let work = threads::run(self.name, move || {
                 // Fails if nobody waits any more.
                 let _ = sender.send(work());
             });

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::admin;
 use crate::config::{Access, Address, Admin, Config, Grants, Listen, Service, SocketOptions, excludes};
 use crate::file::Text;
-use crate::file_work::FileWork;
+use crate::file_work::{FileWork, NotDone, READ};
 use crate::generations::{INSIST, Left};
 use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
@@ -87,12 +87,80 @@ struct Found {
     sandbox: Option<Arc<Sandbox>>,
 }
 
-/// The work on the files of each service, by its name. It outlives a plan, so that a service whose
-/// files hang keeps one thread, however often the configuration is read.
-#[derive(Debug, Default)]
-pub(crate) struct Files(Mutex<HashMap<String, FileWork>>);
+/// Makes plans, one after another, and does their work on files.
+///
+/// It outlives the plans: what hangs keeps one thread, however often the configuration is read, and
+/// whether a plan is given up or not.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    /// The work on the files of each service, by its name.
+    services: Mutex<HashMap<String, Arc<WorkMutex>>>,
+    /// The thread of the last plan, which may still run.
+    plans: WorkMutex,
+    /// The last step of the last plan, as messages name it, such as "reading the admin token".
+    step: Mutex<String>,
+}
 
-impl Files {
+/// Work on files, locked while it is waited for. Whoever gives up the wait leaves it as it is.
+type WorkMutex = tokio::sync::Mutex<FileWork>;
+
+impl Planner {
+    pub(crate) fn new() -> Self {
+        Self {
+            services: Mutex::default(),
+            plans: WorkMutex::new(FileWork::named("plan")),
+            step: Mutex::default(),
+        }
+    }
+
+    /// Makes a plan by `make` in a thread of its own, for at most `max`.
+    ///
+    /// # Errors
+    ///
+    /// The plan fails or takes longer, or the thread of an earlier one that was given up hangs.
+    pub(crate) async fn make<T: Send + 'static>(
+        &self,
+        max: Duration,
+        make: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let mut plans = self.plans.lock().await;
+        if !plans.is_free(READ).await {
+            bail!(
+                "an earlier one has not returned from {}: the file system may not answer; send SIGHUP again \
+                 once it does",
+                self.step()
+            );
+        }
+        match plans.run(max, make).await {
+            Ok(plan) => plan,
+            Err(NotDone::Late(_)) => {
+                let max = humantime::format_duration(max);
+                bail!("it took longer than {max}; its last step was {}", self.step());
+            }
+            Err(error) => bail!("it {error}"),
+        }
+    }
+
+    /// Runs `work` on the files of the service called `name`, as [`FileWork::run`] does.
+    async fn run<T: Send + 'static>(
+        &self,
+        name: &str,
+        max: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotDone> {
+        let files = Arc::clone(locked(&self.services).entry(name.to_owned()).or_default());
+        files.lock().await.run(max, work).await
+    }
+
+    /// Notes what the plan does from now on.
+    fn begins(&self, step: String) {
+        *locked(&self.step) = step;
+    }
+
+    fn step(&self) -> String {
+        locked(&self.step).clone()
+    }
+
     /// Looks for what `service` needs, whose number is `index`, and which may run `before`. If it
     /// `stays` as it is, this looks for its directories only, and the service keeps its state if
     /// they do not answer. Its later components are compiled by `compiler` if the settings of the
@@ -105,11 +173,11 @@ impl Files {
         (before, stays): (Option<&Runs>, bool),
         obstacles: &mut Obstacles,
     ) -> Found {
-        let mut files = self.all().remove(&service.name).unwrap_or_default();
+        self.begins(format!("reading the files of service `{}`", service.name));
         let (of, compiler) = (service.clone(), compiler.clone());
         let max = if stays { LOOK } else { FIND };
         let sandbox = before.map(|runs| Arc::clone(&runs.sandbox));
-        let found = files.run(max, move || {
+        let found = self.run(&service.name, max, move || {
             let mut obstacles = Obstacles::default();
             let mut found = Found::default();
             match sandbox {
@@ -126,9 +194,7 @@ impl Files {
             }
             (found, obstacles)
         });
-        let found = found.await;
-        self.all().insert(service.name.clone(), files);
-        match found {
+        match found.await {
             Ok((found, others)) => {
                 obstacles.append(others);
                 found
@@ -148,11 +214,11 @@ impl Files {
             }
         }
     }
+}
 
-    fn all(&self) -> MutexGuard<'_, HashMap<String, FileWork>> {
-        // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing can panic while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is to become of the services.
@@ -212,13 +278,19 @@ pub(crate) enum Listening<New = Listener> {
 }
 
 /// Reads the file at `path`, and makes everything that the services in it need. `now` is what runs.
-/// `files` has the work on files of earlier plans. Components are compiled by `program`.
+/// `planner` has the work on files of earlier plans. Components are compiled by `program`.
 ///
 /// # Errors
 ///
 /// The file is refused, a component cannot serve or was rolled back, or an address cannot be bound.
 /// Nothing has changed.
-pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Program) -> anyhow::Result<Plan> {
+pub(crate) async fn plan(
+    path: &Path,
+    now: &Now,
+    planner: &Planner,
+    program: &Program,
+) -> anyhow::Result<Plan> {
+    planner.begins(format!("reading the services file `{}`", path.display()));
     let file = Text::read(path)?;
     let config = file.config()?;
     let before = &now.config;
@@ -240,6 +312,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
     }
     system::raise_descriptors(&config, admin::DESCRIPTORS);
     let mut obstacles = Obstacles::default();
+    planner.begins("reading the admin token".to_owned());
     preflight::check_admin(&config, preflight::ADMIN_KEY, &mut obstacles);
     let compiles_alike =
         config.cache == before.cache && config.max_compile_memory == before.max_compile_memory;
@@ -248,7 +321,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
     for (index, service) in config.services.iter().enumerate() {
         let runs = now.service(&service.name);
         let stays = runs.is_some_and(|(before, _)| serves_alike(before, service));
-        let found = files.find(
+        let found = planner.find(
             index,
             service,
             (&compiler, !compiles_alike),
@@ -281,7 +354,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
         unloaded.push(found);
     }
     let mut recreated = Vec::new();
-    let prepared = prepare(&config, now, &file, &mut recreated, &mut obstacles);
+    let prepared = prepare(&config, now, &file, planner, &mut recreated, &mut obstacles);
     for name in obstacles.without_component() {
         now.count_rejected(name);
     }
@@ -303,11 +376,13 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
             None => None,
             Some(unloaded) => {
                 let name = unloaded.content.name.clone();
+                planner.begins(format!("loading {name} for service `{}`", service.name));
                 let one = Loaded::new(unloaded).await;
                 let one = one.map_err(|NotLoaded { key, error }| blocked(&key, error))?;
                 // A service that is new starts as it would with the host, without its gate.
                 if now.service(&service.name).is_some() {
                     let max = time_to_load(service);
+                    planner.begins(format!("passing the gate of service `{}`", service.name));
                     let passed = timeout(max, pass_gate(service, &one.generation, &name)).await;
                     let passed = passed.with_context(|| format!("the gate took longer than {max:?}"));
                     passed.flatten().map_err(|error| blocked("gate", error))?;
@@ -321,6 +396,7 @@ pub(crate) async fn plan(path: &Path, now: &Now, files: &Files, program: &Progra
     let mut services = Vec::new();
     for (index, ((loaded, sandbox), prepared)) in loaded.into_iter().zip(prepared).enumerate() {
         let service = &config.services[index];
+        planner.begins(format!("binding the listeners of service `{}`", service.name));
         let listeners = prepared.into_iter().enumerate().map(|(number, listening)| {
             Ok(match listening {
                 Listening::New(prepared) => Listening::New(prepared.bind().map_err(|error| {
@@ -352,12 +428,15 @@ fn prepare<'a>(
     config: &'a Config,
     now: &Now,
     file: &Text,
+    planner: &Planner,
     recreated: &mut Vec<(String, Address)>,
     obstacles: &mut Obstacles,
 ) -> Vec<Vec<Listening<Prepared<'a>>>> {
     let mut taken = Vec::new();
     let mut prepared = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
+        let name = &service.name;
+        planner.begins(format!("reading the files of the listeners of service `{name}`"));
         let mut listeners = Vec::new();
         for (number, listen) in service.listen.iter().enumerate() {
             let key = format!("service[{index}].listen[{number}]");
@@ -465,7 +544,55 @@ fn find(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn files_that_hang_keep_one_thread_when_a_plan_is_given_up() {
+        let planner = Planner::new();
+        let (end, hangs) = mpsc::channel::<()>();
+        let first = planner.run("a", LONG, move || hangs.recv());
+        assert!(first.now_or_never().is_none());
+        let (began, begins) = mpsc::channel();
+        let second = planner.run("a", SHORT, move || began.send(())).await;
+        assert!(matches!(second, Err(NotDone::Late(_))), "{second:?}");
+        assert_eq!(begins.recv(), Err(mpsc::RecvError));
+        // Another service has a thread of its own.
+        assert_eq!(planner.run("b", LONG, || 7).await, Ok(7));
+        drop(end);
+        assert_eq!(planner.run("a", LONG, || 7).await, Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plan_that_hangs_is_named_and_no_other_begins() {
+        let planner = Arc::new(Planner::new());
+        let (end, hangs) = mpsc::channel::<()>();
+        let (began, begins) = mpsc::channel();
+        let step = Arc::clone(&planner);
+        let late = planner.make(SHORT, move || {
+            step.begins("reading the file".to_owned());
+            let _ = began.send(());
+            let _ = hangs.recv();
+            Ok(())
+        });
+        let late = late.await.unwrap_err().to_string();
+        assert!(late.contains("longer than 50ms"), "{late}");
+        begins.recv().unwrap();
+        let refused = planner.make(LONG, || Ok(7)).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("has not returned from reading the file"),
+            "{refused}"
+        );
+        drop(end);
+        tokio::time::resume();
+        assert_eq!(planner.make(LONG, || Ok(7)).await.unwrap(), 7);
+    }
 
     fn config(text: &str) -> Config {
         crate::file::parse(text, Path::new("/")).unwrap()

@@ -25,7 +25,7 @@ use crate::listener::Listener;
 use crate::logging::READY;
 use crate::peer::End;
 use crate::preflight::{self, Obstacles, Purpose};
-use crate::reread::{self, Listening, Now, Plan, Runs};
+use crate::reread::{self, Listening, Now, Plan, Planner, Runs};
 use crate::running::Running;
 use crate::sandbox::{Compiler, Program};
 use crate::service::{Loaded, NotLoaded, Process};
@@ -34,7 +34,6 @@ use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
 use crate::telemetry::Telemetry;
 use crate::terminal::Terminal;
-use crate::threads;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
@@ -60,8 +59,8 @@ struct Server {
     /// What has admitted the connections of services that were removed, by name, while some are
     /// open.
     removed: Vec<(String, Admission)>,
-    /// The work on the files of services, by plans.
-    files: Arc<reread::Files>,
+    /// Makes the plans.
+    planner: Arc<Planner>,
     /// Compiles components.
     program: Program,
     /// Accepted by the admin interface, if it accepts one.
@@ -288,7 +287,7 @@ impl Server {
             process,
             running,
             removed: Vec::new(),
-            files: Arc::default(),
+            planner: Arc::new(Planner::new()),
             program,
             token: current_token,
         };
@@ -325,7 +324,8 @@ impl Server {
         for running in &self.running {
             running.service.reload.forget();
         }
-        let (runtime, files, program) = (Handle::current(), Arc::clone(&self.files), self.program.clone());
+        let (runtime, program) = (Handle::current(), self.program.clone());
+        let planner = Arc::clone(&self.planner);
         // Compiling takes a thread for as long as it takes.
         let given_up = CancellationToken::new();
         let ended = given_up.clone().drop_guard();
@@ -334,14 +334,16 @@ impl Server {
                 // The plan checks the file, which may be missing until it is loaded.
                 let _ = token.await;
             }
-            let planning = threads::run("plan", move || {
-                let plan = reread::plan(&file, &now, &files, &program);
-                let plan = runtime.block_on(given_up.run_until_cancelled(plan));
-                plan.unwrap_or_else(|| bail!("it was given up"))
-            });
-            let planned = timeout(PLAN, planning?).await;
-            drop(ended);
-            planned.with_context(|| format!("it took longer than {PLAN:?}"))??
+            let _ended = ended;
+            let plan = {
+                let planner = Arc::clone(&planner);
+                move || {
+                    let plan = reread::plan(&file, &now, &planner, &program);
+                    let plan = runtime.block_on(given_up.run_until_cancelled(plan));
+                    plan.unwrap_or_else(|| bail!("it was given up"))
+                }
+            };
+            planner.make(PLAN, plan).await
         })
     }
 
