@@ -161,9 +161,10 @@ impl Cache {
         })
     }
 
-    /// Returns whether there is an entry for a component or module, whether it can be used or not.
+    /// Returns whether there is an entry for a component or module that can be used. Reads the whole
+    /// entry.
     pub(super) fn has(&self, engine: &Engine, content: &Content) -> bool {
-        matches!(open(&self.dir, &name(engine, content)), Ok(Some(_)))
+        matches!(self.read(&name(engine, content), content), Ok(Some(_)))
     }
 
     /// Returns whether there is an entry for `content` as it serves, `initialised` or not, whatever
@@ -209,8 +210,8 @@ impl Cache {
         kept.map(|()| path)
     }
 
-    /// The code of an entry; `None` if there is no such entry.
-    fn find(&self, engine: &Engine, name: &str, content: &Content) -> io::Result<Option<Code>> {
+    /// Reads an entry, and compares its signature. Returns `None` if there is no such entry.
+    fn read(&self, name: &str, content: &Content) -> io::Result<Option<(File, Vec<u8>)>> {
         let Some(mut file) = open(&self.dir, name)? else {
             return Ok(None);
         };
@@ -226,7 +227,15 @@ impl Cache {
                  user's host",
             )
         })?;
-        let code = deserialize(engine, code).map_err(io::Error::other)?;
+        Ok(Some((file, entry)))
+    }
+
+    /// The code of an entry; `None` if there is no such entry.
+    fn find(&self, engine: &Engine, name: &str, content: &Content) -> io::Result<Option<Code>> {
+        let Some((file, entry)) = self.read(name, content)? else {
+            return Ok(None);
+        };
+        let code = deserialize(engine, &entry[SIGNATURE..]).map_err(io::Error::other)?;
         // For `prune`.
         let _ = file.set_modified(SystemTime::now());
         Ok(Some(code))
@@ -573,8 +582,10 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             let name = path.file_name().unwrap().to_str().unwrap();
             assert!(cache.find(&engine, name, &content(&empty())).is_err());
+            assert!(!cache.has(&engine, &content(&empty())));
             component(&cache, &engine, &empty()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
+            assert!(cache.has(&engine, &content(&empty())));
         }
     }
 
