@@ -5,6 +5,7 @@ mod inherited;
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use socket2::Domain;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config::{Address, Listen, ProxyProtocol};
@@ -28,6 +30,10 @@ pub use inherited::inherit;
 /// The pause after an accept that failed for want of something, which doubles from the one to the other.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
+/// Time between two warnings that connections cannot be accepted. A host at a limit can accept one
+/// whenever another has ended.
+const REPEAT: Duration = Duration::from_secs(60);
+
 /// Connections in a row that may be gone before they are accepted. Then it is not the connections: back off.
 const MAX_SKIPPED: u32 = 100;
 
@@ -38,6 +44,10 @@ pub struct Listener {
     entrance: Arc<Entrance>,
     /// The last pause, while connections cannot be accepted.
     pause: Option<Duration>,
+    /// When the log last had a warning that connections cannot be accepted.
+    warned: Option<Instant>,
+    /// That warning has not been followed yet by a line that they can be accepted again.
+    is_told: bool,
     hold: Hold,
     /// Errors with which the next calls of accept(2) fail, in a test.
     #[cfg(test)]
@@ -96,6 +106,8 @@ impl Prepared<'_> {
             socket: bound.socket,
             entrance: Arc::new(Entrance::made(self.config, local, self.tls, self.service)),
             pause: None,
+            warned: None,
+            is_told: false,
             hold: bound.hold,
             #[cfg(test)]
             failures: Default::default(),
@@ -390,7 +402,7 @@ impl Listener {
         loop {
             match self.attempt().await {
                 Ok(accepted) => {
-                    if self.pause.take().is_some() {
+                    if self.pause.take().is_some() && mem::take(&mut self.is_told) {
                         info!(service, listener = self.name(), "accepting connections again");
                     }
                     return self.entrance.admit(accepted);
@@ -404,7 +416,10 @@ impl Listener {
                         }
                         Remedy::Next | Remedy::BackOff => {
                             let pause = self.pause;
-                            if pause.is_none() {
+                            let is_due = self.warned.is_none_or(|warned| warned.elapsed() >= REPEAT);
+                            if !self.is_told && is_due {
+                                self.warned = Some(Instant::now());
+                                self.is_told = true;
                                 warn!(
                                     service,
                                     listener = self.name(),
@@ -415,7 +430,7 @@ impl Listener {
                             }
                             let wait = pause.map_or(BACK_OFF.0, |last: Duration| (last * 2).min(BACK_OFF.1));
                             self.pause = Some(wait);
-                            tokio::time::sleep(wait).await;
+                            sleep(wait).await;
                         }
                     }
                 }

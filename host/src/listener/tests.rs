@@ -2,6 +2,7 @@ use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::*;
 use crate::config::{Address, SocketOptions};
+use crate::logging::captured::Log;
 
 #[test]
 fn a_dead_client_is_skipped_and_exhaustion_is_waited_out() {
@@ -74,6 +75,29 @@ async fn accept_pauses_for_half_a_second_at_most() {
         let took = start.elapsed().as_millis();
         assert!((50_635..50_835).contains(&took), "{code}: {took} ms");
     }
+}
+
+/// A host at a limit accepts a connection whenever another has ended.
+#[tokio::test(start_paused = true)]
+async fn errors_that_come_and_go_are_logged_once_a_minute() {
+    let (log, _guard) = Log::start();
+    let lines =
+        || ["cannot accept connections", "accepting connections again"].map(|text| log.lines_with(text));
+    let mut listener = Listener::bind(&at(([127, 0, 0, 1], 0).into())).unwrap();
+    let reached = address(&listener);
+    let errors = Count::default();
+    let mut accept = async |failures: usize| {
+        listener.failures = vec![libc::EMFILE; failures].into();
+        let _client = std::net::TcpStream::connect(reached).unwrap();
+        listener.accept(&errors, None).await;
+    };
+    for _ in 0..100 {
+        accept(1).await;
+    }
+    assert_eq!(lines(), [1, 1]);
+    // If no connection is accepted any more, the log has a warning in time.
+    accept(1000).await;
+    assert_eq!(lines(), [2, 2]);
 }
 
 fn at(address: SocketAddr) -> Listen {
