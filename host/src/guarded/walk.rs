@@ -69,8 +69,8 @@ pub(crate) fn walk<J: Judge>(path: &Path, judge: &mut J) -> Result<(OwnedFd, Pat
     while let Some(name) = rest.pop_front() {
         if name == ".." {
             judge.leave(&at)?;
-            dir = enter(&dir, &name, &at, judge)?;
             at.pop();
+            dir = enter(&dir, &name, &at, judge)?;
             continue;
         }
         let next = at.join(&name);
@@ -136,4 +136,56 @@ fn enter<J: Judge>(dir: impl AsFd, name: &OsStr, path: &Path, judge: &mut J) -> 
     let (status, opened) = opened.map_err(|error| J::error(path, error.into()))?;
     judge.enter(&status, path)?;
     Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// Notes the directories that it judges, and compares each with what its path names.
+    #[derive(Default)]
+    struct Notes(Vec<PathBuf>);
+
+    impl Judge for Notes {
+        type Error = io::Error;
+
+        fn error(path: &Path, error: io::Error) -> io::Error {
+            io::Error::new(error.kind(), path.display().to_string())
+        }
+
+        fn enter(&mut self, status: &Stat, path: &Path) -> io::Result<()> {
+            self.0.push(path.to_owned());
+            assert_eq!(
+                fs::metadata(path)?.ino(),
+                status.st_ino,
+                "judged as `{}`",
+                path.display()
+            );
+            Ok(())
+        }
+
+        fn follow(&mut self, _status: &Stat, _path: &Path) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_directory_is_judged_by_its_own_path() {
+        let dir = std::env::temp_dir().join(format!("walk-{}", std::process::id()));
+        let dir = dir.canonicalize().unwrap_or(dir);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("a/b")).unwrap();
+        fs::create_dir(dir.join("c")).unwrap();
+        let mut notes = Notes::default();
+        let (_, at) = walk(&dir.join("a/b/../../c"), &mut notes).unwrap();
+        assert_eq!(at, dir.join("c"));
+        let entered = ["a", "a/b", "a", "", "c"].map(|name| dir.join(name).components().collect());
+        let last = notes.0.len() - entered.len();
+        assert_eq!(notes.0[last..], entered as [PathBuf; 5]);
+        walk(Path::new("/../.."), &mut Notes::default()).unwrap();
+        fs::remove_dir_all(dir).unwrap();
+    }
 }
