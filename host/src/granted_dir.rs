@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 
 use crate::file_id::FileId;
 use crate::guarded::walk::{Judge, walk};
-use crate::system::is_of_kernel;
+use crate::system::{KernelFs, is_of_kernel};
 
 /// Directories of the kernel, through which a process reaches its own memory, other processes and
 /// devices.
@@ -21,38 +21,6 @@ const DEVICES: &str = "/dev";
 
 /// The directory below `/dev` that has ordinary files.
 const SHARED_MEMORY: &str = "/dev/shm";
-
-/// File systems of the kernel, which can be mounted elsewhere too.
-const KERNEL_FILES: [&str; 28] = [
-    "binder",
-    "binfmt_misc",
-    "bpf",
-    "cgroup",
-    "cgroup2",
-    "configfs",
-    "debugfs",
-    "devpts",
-    "devtmpfs",
-    "efivarfs",
-    "functionfs",
-    "fusectl",
-    "gadgetfs",
-    "hugetlbfs",
-    "mqueue",
-    "nfsd",
-    "nsfs",
-    "pidfs",
-    "proc",
-    "pstore",
-    "resctrl",
-    "rpc_pipefs",
-    "securityfs",
-    "selinuxfs",
-    "smackfs",
-    "sysfs",
-    "tracefs",
-    "xenfs",
-];
 
 /// The directories that were opened for guests to write to since the host started, also for a
 /// component that was only tried.
@@ -246,7 +214,7 @@ fn mount_of_kernel(line: &str) -> Option<((u32, u32), PathBuf)> {
         .fold(point.to_owned(), |point, (escape, character)| {
             point.replace(escape, character)
         });
-    KERNEL_FILES.contains(&kind).then(|| (device, point.into()))
+    KernelFs::named(kind).map(|_| (device, point.into()))
 }
 
 #[cfg(test)]

@@ -26,45 +26,70 @@ const DESCRIPTORS_FOR_FILES: u64 = 8 + 2 * FILE_THREADS as u64;
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
 
-/// Numbers of file systems of the kernel in which no file can be created (statfs(2)): cgroup,
-/// cgroup2, configfs, debugfs, devpts, proc, securityfs, sysfs and tracefs.
-#[cfg(target_os = "linux")]
-const WITHOUT_FILES: [u64; 9] = [
-    0x0027_e0eb,
-    0x6367_7270,
-    0x6265_6570,
-    0x6462_6720,
-    0x1cd1,
-    0x9fa0,
-    0x7363_6673,
-    0x6265_6572,
-    0x7472_6163,
+/// A kind of file system by which the kernel shows itself, a device or another process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelFs {
+    /// Its name in `/proc/self/mountinfo` (proc(5)).
+    name: &'static str,
+    /// Its number (statfs(2)), unless it shares the number of a file system of ordinary files.
+    number: Option<u64>,
+    /// Whether files can be created in it, if only of a kind of its own.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
+    has_new_files: bool,
+}
+
+const fn kernel_fs(name: &'static str, number: Option<u64>, has_new_files: bool) -> KernelFs {
+    KernelFs {
+        name,
+        number,
+        has_new_files,
+    }
+}
+
+/// All file systems of the kernel.
+const KERNEL_FS: [KernelFs; 28] = [
+    kernel_fs("binder", Some(0x6c6f_6f70), true),
+    kernel_fs("binfmt_misc", Some(0x4249_4e4d), true),
+    kernel_fs("bpf", Some(0xcafe_4a11), true),
+    kernel_fs("cgroup", Some(0x0027_e0eb), false),
+    kernel_fs("cgroup2", Some(0x6367_7270), false),
+    kernel_fs("configfs", Some(0x6265_6570), false),
+    kernel_fs("debugfs", Some(0x6462_6720), false),
+    kernel_fs("devpts", Some(0x1cd1), false),
+    kernel_fs("devtmpfs", None, true),
+    kernel_fs("efivarfs", Some(0xde5e_81e4), true),
+    kernel_fs("functionfs", Some(0x0a64_7361), true),
+    kernel_fs("fusectl", Some(0x6573_5543), true),
+    kernel_fs("gadgetfs", Some(0xaee7_1ee7), true),
+    kernel_fs("hugetlbfs", Some(0x9584_58f6), true),
+    kernel_fs("mqueue", Some(0x1980_0202), true),
+    kernel_fs("nfsd", Some(0x6e66_7364), true),
+    kernel_fs("nsfs", Some(0x6e73_6673), true),
+    kernel_fs("pidfs", Some(0x5049_4446), true),
+    kernel_fs("proc", Some(0x9fa0), false),
+    kernel_fs("pstore", Some(0x6165_676c), true),
+    kernel_fs("resctrl", Some(0x0765_5821), true),
+    kernel_fs("rpc_pipefs", Some(0x6759_6969), true),
+    kernel_fs("securityfs", Some(0x7363_6673), false),
+    kernel_fs("selinuxfs", Some(0xf97c_ff8c), true),
+    kernel_fs("smackfs", Some(0x4341_5d53), true),
+    kernel_fs("sysfs", Some(0x6265_6572), false),
+    kernel_fs("tracefs", Some(0x7472_6163), false),
+    kernel_fs("xenfs", Some(0xabba_1974), true),
 ];
 
-/// Numbers of other file systems of the kernel: binder, binfmt_misc, bpf, efivarfs, functionfs,
-/// fusectl, gadgetfs, hugetlbfs, mqueue, nfsd, nsfs, pidfs, pstore, resctrl, rpc_pipefs, selinuxfs,
-/// smackfs and xenfs. In some of them, files of a kind of their own can be created.
-#[cfg(target_os = "linux")]
-const OF_KERNEL: [u64; 18] = [
-    0x6c6f_6f70,
-    0x4249_4e4d,
-    0xcafe_4a11,
-    0xde5e_81e4,
-    0x0a64_7361,
-    0x6573_5543,
-    0xaee7_1ee7,
-    0x9584_58f6,
-    0x1980_0202,
-    0x6e66_7364,
-    0x6e73_6673,
-    0x5049_4446,
-    0x6165_676c,
-    0x0765_5821,
-    0x6759_6969,
-    0xf97c_ff8c,
-    0x4341_5d53,
-    0xabba_1974,
-];
+impl KernelFs {
+    /// Finds the kind with this name.
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
+        KERNEL_FS.iter().find(|kind| kind.name == name)
+    }
+
+    /// Finds the kind with this number.
+    #[cfg(target_os = "linux")]
+    fn numbered(number: u64) -> Option<&'static Self> {
+        KERNEL_FS.iter().find(|kind| kind.number == Some(number))
+    }
+}
 
 /// The number of the capability to change and remove files of other users (capabilities(7)).
 const CAP_FOWNER: u32 = 3;
@@ -252,7 +277,8 @@ pub(crate) fn is_writable(dir: &Path) -> io::Result<()> {
 /// whatever the mode of a directory says.
 pub(crate) fn takes_no_files(dir: &Path) -> bool {
     #[cfg(target_os = "linux")]
-    return rustix::fs::statfs(dir).is_ok_and(|found| WITHOUT_FILES.contains(&(found.f_type as u64)));
+    return rustix::fs::statfs(dir)
+        .is_ok_and(|found| KernelFs::numbered(found.f_type as u64).is_some_and(|kind| !kind.has_new_files));
     #[cfg(not(target_os = "linux"))]
     return false;
 }
@@ -260,10 +286,7 @@ pub(crate) fn takes_no_files(dir: &Path) -> bool {
 /// Returns whether an open directory belongs to a file system of the kernel.
 pub(crate) fn is_of_kernel(dir: impl AsFd) -> bool {
     #[cfg(target_os = "linux")]
-    return rustix::fs::fstatfs(dir).is_ok_and(|found| {
-        let number = found.f_type as u64;
-        WITHOUT_FILES.contains(&number) || OF_KERNEL.contains(&number)
-    });
+    return rustix::fs::fstatfs(dir).is_ok_and(|found| KernelFs::numbered(found.f_type as u64).is_some());
     #[cfg(not(target_os = "linux"))]
     return {
         let _ = dir;
@@ -294,7 +317,47 @@ pub(crate) fn max_map_count() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn each_file_system_of_the_kernel_has_a_name_and_a_number_of_its_own() {
+        let names: BTreeSet<_> = KERNEL_FS.iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), KERNEL_FS.len());
+        let numbers: BTreeSet<_> = KERNEL_FS.iter().filter_map(|kind| kind.number).collect();
+        let without = KERNEL_FS.iter().filter(|kind| kind.number.is_none());
+        let without: Vec<_> = without.map(|kind| kind.name).collect();
+        // Its number is that of tmpfs.
+        assert_eq!(without, ["devtmpfs"]);
+        assert_eq!(numbers.len(), KERNEL_FS.len() - without.len());
+    }
+
+    /// Compares the list with the file systems that are mounted on this machine.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn names_and_numbers_of_file_systems_of_the_kernel_are_those_of_the_system() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut seen = BTreeSet::new();
+        for line in mounts.lines() {
+            let (mount, kind) = line.split_once(" - ").unwrap();
+            let name = kind.split(' ').next().unwrap();
+            let number = KernelFs::named(name).and_then(|kind| kind.number);
+            let point = mount.split(' ').nth(4).unwrap();
+            // Another file system can be mounted over it, or its directory be hidden.
+            let Some((number, found)) = number.zip(rustix::fs::statfs(point).ok()) else {
+                continue;
+            };
+            let over = mounts
+                .lines()
+                .filter(|other| other.split(' ').nth(4) == Some(point));
+            if over.count() == 1 {
+                assert_eq!(found.f_type as u64, number, "{name} at {point}");
+                seen.insert(name);
+            }
+        }
+        assert!(seen.contains("proc"), "{seen:?}");
+    }
 
     #[test]
     fn no_file_can_be_created_in_a_file_system_of_the_kernel() {
