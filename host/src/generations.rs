@@ -34,8 +34,8 @@ pub(crate) struct Serving {
     pub(crate) cut: CancellationToken,
     /// Another serves new connections.
     pub(crate) replaced: CancellationToken,
-    /// It was rolled back to, so `drain-generations` does not close its connections any more.
-    restored: CancellationToken,
+    /// Closes its connections some time after another has replaced it.
+    draining: Arc<Draining>,
     /// What is counted of the generation, also over a rollback to it.
     pub(crate) tally: Arc<Tally>,
     /// An operator has insisted on it, so it is not rolled back automatically.
@@ -94,13 +94,52 @@ impl Serving {
         Arc::new(Self {
             number,
             breaker: Arc::new(Breaker::new(service)),
+            draining: Arc::new(Draining::new(cut.clone())),
             cut,
             replaced: CancellationToken::new(),
-            restored: CancellationToken::new(),
             tally,
             generation,
             insisted,
         })
+    }
+}
+
+/// The end of the connections of a generation, which comes some time after another has replaced it.
+///
+/// A rollback to the generation can come at the same moment, on another thread. So the first of the
+/// two decides.
+#[derive(Debug)]
+struct Draining {
+    cut: CancellationToken,
+    /// Whether the generation was rolled back to; unset until that or the end of the time.
+    is_restored: OnceLock<bool>,
+    restored: CancellationToken,
+}
+
+impl Draining {
+    fn new(cut: CancellationToken) -> Self {
+        Self {
+            cut,
+            is_restored: OnceLock::new(),
+            restored: CancellationToken::new(),
+        }
+    }
+
+    /// Closes the connections after `max`, and calls `log` before, unless the generation is restored
+    /// within that time.
+    async fn end_after(&self, max: Duration, log: impl FnOnce()) {
+        if timeout(max, self.restored.cancelled()).await.is_err() && self.is_restored.set(false).is_ok() {
+            log();
+            self.cut.cancel();
+        }
+    }
+
+    /// Lets the connections continue. Returns the token that closes them, which further connections
+    /// can share; `None` if they are closed or about to be.
+    fn restore(&self) -> Option<CancellationToken> {
+        let is_first = self.is_restored.set(true).is_ok();
+        self.restored.cancel();
+        (is_first && !self.cut.is_cancelled()).then(|| self.cut.clone())
     }
 }
 
@@ -554,12 +593,8 @@ impl Generations {
         };
         past.left = Some(Left::new(*current.generation.digest()));
         // Its open connections continue, unless they are closed already.
-        previous.restored.cancel();
-        let cut = if previous.cut.is_cancelled() {
-            self.cut.child_token()
-        } else {
-            previous.cut.clone()
-        };
+        let cut = previous.draining.restore();
+        let cut = cut.unwrap_or_else(|| self.cut.child_token());
         let again = Serving::new(
             &self.service,
             previous.number,
@@ -710,19 +745,18 @@ impl Generations {
 
     fn cut_in_time(&self, replaced: &Serving) {
         if let Some(drain) = self.drain {
-            let (service, generation, cut) = (self.service.clone(), replaced.number, replaced.cut.clone());
-            let restored = replaced.restored.clone();
+            let (service, generation) = (self.service.clone(), replaced.number);
+            let draining = Arc::clone(&replaced.draining);
             tokio::spawn(async move {
-                if timeout(drain, restored.cancelled()).await.is_ok() {
-                    return;
-                }
-                info!(
-                    service,
-                    generation,
-                    "old generation reached {}; its connections are closed",
-                    Setting::of("drain-generations")
-                );
-                cut.cancel();
+                let log = || {
+                    info!(
+                        service,
+                        generation,
+                        "old generation reached {}; its connections are closed",
+                        Setting::of("drain-generations")
+                    );
+                };
+                draining.end_after(drain, log).await;
             });
         }
     }
@@ -765,6 +799,27 @@ mod tests {
         ] {
             assert!(!runs_alike(&now, &service(more)), "{more}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rollback_at_the_end_of_the_time_serves_new_connections() {
+        let max = Duration::from_secs(1);
+        let draining = || Draining::new(CancellationToken::new());
+        // As if another thread rolled back after the time has passed, and before the end.
+        let late = draining();
+        let mut shared = Some(late.cut.clone());
+        late.end_after(max, || shared = late.restore()).await;
+        assert!(shared.is_none_or(|cut| !cut.is_cancelled()));
+        assert!(late.cut.is_cancelled());
+
+        let in_time = draining();
+        let shared = in_time.restore().unwrap();
+        in_time.end_after(max, || panic!("it was restored")).await;
+        assert!(!shared.is_cancelled());
+
+        let closed = draining();
+        closed.cut.cancel();
+        assert!(closed.restore().is_none());
     }
 
     #[test]
