@@ -168,6 +168,18 @@ pub enum Refusal {
         /// How many there may be.
         max: u64,
     },
+    /// It is compiled to more code than the memory of the compiler holds.
+    #[error(
+        "is compiled to {found} bytes, which is more than the limit on memory for compiling allows \
+         ({limit}): raise {MAX_COMPILE_MEMORY}, compile it ahead with `wasm-inetd compile` where there is \
+         more memory, or build a smaller component"
+    )]
+    CodeMemory {
+        /// Bytes of its code, with what its memories contain at the start.
+        found: u64,
+        /// The limit, with its source.
+        limit: String,
+    },
     /// The system, or a user, has ended the process that compiled it.
     #[error(
         "was not compiled, since a signal ended the compiler, most likely from the system because \

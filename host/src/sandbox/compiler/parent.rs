@@ -6,11 +6,13 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytesize::ByteSize;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use rustix::io::Errno;
-use rustix::process::{Resource, Signal, getpid, getrlimit};
+use rustix::process::{Resource, Rlimit, Signal, WaitId, WaitIdOptions, getpid, getrlimit, waitid};
 use tokio::time::timeout;
 
 use super::{
@@ -136,19 +138,17 @@ impl Bounds {
             .program
             .command(request.task, self.threads())
             .map_err(Failure::Start)?;
-        let start = Instant::now();
         let (stdin, stdout, stderr) = running.start(&mut command).map_err(Failure::Start)?;
         // If the child does not take all of it, its answer or its end says why.
         let _ = send(stdin, request, parts);
-        let max = self.memory.map_or(MAX_CODE, |memory| memory.min(MAX_CODE));
-        let max = match request.task {
-            Task::Compile { .. } => max.min(most_code_of(&request.lengths)),
-            Task::Examine(_) => max,
+        let most = match request.task {
+            Task::Compile { .. } => MAX_CODE.min(most_code_of(&request.lengths)),
+            Task::Examine(_) => MAX_CODE,
         };
-        let answer = receive(stdout, max);
+        let answer = receive(stdout, self.memory.map_or(most, |memory| memory.min(most)));
         let mut message = String::new();
         let _ = stderr.take(MAX_MESSAGE).read_to_string(&mut message);
-        let status = running.end();
+        let ended = running.end();
         match answer {
             Ok((Answer::Done { peak, .. }, code)) => Ok(Compiled { code, peak }),
             Ok((Answer::Refused(kind, reason), _)) => Err(match kind {
@@ -159,9 +159,21 @@ impl Bounds {
             }
             .into()),
             Ok((Answer::OutOfMemory, _)) => Err(self.out_of_memory(request).into()),
-            Err(Unusable::TooLarge(found)) => Err(Refusal::CodeSize { found, max }.into()),
+            Err(Unusable::TooLarge(found)) => Err(self.too_large(found, most).into()),
             Err(Unusable::Damaged(reason)) => Err(Failure::Answer(reason)),
-            Err(Unusable::Ended) => Err(self.why_ended(request, start.elapsed(), status, &message)),
+            Err(Unusable::Ended) => Err(self.why_ended(request, ended, &message)),
+        }
+    }
+
+    /// Says which bound `found` bytes of code exceed: `most` for such a component, or the memory of
+    /// the compiler if that is less.
+    fn too_large(&self, found: u64, most: u64) -> Refusal {
+        match self.memory {
+            Some(memory) if memory < most => Refusal::CodeMemory {
+                found,
+                limit: self.setting.describe(memory),
+            },
+            _ => Refusal::CodeSize { found, max: most },
         }
     }
 
@@ -179,14 +191,8 @@ impl Bounds {
         }
     }
 
-    /// Says why the child has ended without an answer, `time` after its start.
-    fn why_ended(
-        &self,
-        request: &Request,
-        time: Duration,
-        status: io::Result<ExitStatus>,
-        message: &str,
-    ) -> Failure {
+    /// Says why the child has ended without an answer.
+    fn why_ended(&self, request: &Request, ended: io::Result<Ended>, message: &str) -> Failure {
         if message.contains(NO_THREAD) {
             return Failure::Start(Errno::AGAIN.into());
         }
@@ -206,25 +212,38 @@ impl Bounds {
         let said = said
             .map(|line| format!(": {}", in_one_line(line.trim())))
             .unwrap_or_default();
-        let status = status.map(|status| (status.signal(), status));
+        let Ended { status, cpu_time } = match ended {
+            Ok(ended) => ended,
+            Err(error) => return Failure::Answer(error.to_string()),
+        };
         let limit = getrlimit(Resource::Cpu);
-        // At most, since a thread can have waited.
-        let used = time.saturating_mul(u32::try_from(self.threads()).unwrap_or(u32::MAX));
-        match (status, request.cpu_time) {
-            // At the hard limit the kernel sends SIGKILL, at the soft one SIGXCPU.
-            (Ok((Some(libc::SIGKILL), _)), _)
-                if limit.maximum.is_some_and(|max| used >= Duration::from_secs(max)) =>
-            {
-                out_of_time(None, limit.maximum).into()
-            }
-            (Ok((Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _)), _) => {
-                Refusal::CompilerKilled.into()
-            }
-            (Ok((Some(OUT_OF_TIME), _)), max) => out_of_time(max, limit.current).into(),
-            (Ok((_, status)), _) => Refusal::CompilerFailed(format!("{status}{said}")).into(),
-            (Err(error), _) => Failure::Answer(error.to_string()),
-        }
+        let by_signal = status
+            .signal()
+            .and_then(|signal| why_killed(signal, cpu_time, request.cpu_time, &limit));
+        by_signal
+            .unwrap_or_else(|| Refusal::CompilerFailed(format!("{status}{said}")))
+            .into()
     }
+}
+
+/// Says why a signal has ended a child that has used this CPU time: `max` seconds are its own limit,
+/// and `own` are those of this process. Returns `None` for a signal that says nothing of it.
+fn why_killed(signal: i32, cpu_time: Option<Duration>, max: Option<u64>, own: &Rlimit) -> Option<Refusal> {
+    match signal {
+        // At the hard limit the kernel sends SIGKILL, at the soft one SIGXCPU.
+        libc::SIGKILL if own.maximum.is_some_and(|hard| has_used(cpu_time, hard)) => {
+            Some(out_of_time(None, own.maximum))
+        }
+        libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP => Some(Refusal::CompilerKilled),
+        OUT_OF_TIME => Some(out_of_time(max, own.current)),
+        _ => None,
+    }
+}
+
+/// Returns whether a child has used as many seconds of CPU time as a limit allows. For the limit, the
+/// kernel counts ticks of its clock. On a busy virtual machine, this was up to 17% too much.
+fn has_used(cpu_time: Option<Duration>, limit: u64) -> bool {
+    cpu_time.is_some_and(|used| used >= Duration::from_secs(limit) * 3 / 4)
 }
 
 /// Says which limit on CPU time has ended a child: `max` seconds of its own, or `own`, which it has
@@ -350,17 +369,37 @@ impl Running {
     }
 
     /// Kills the child, if it has not ended, and removes it from the table of processes.
-    fn end(&self) -> io::Result<ExitStatus> {
+    fn end(&self) -> io::Result<Ended> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *state, State::Killed) {
             State::Started(mut child) => {
                 // One that is about to end by itself keeps its status.
                 let _ = child.kill();
-                child.wait()
+                let cpu_time = cpu_time_of_ended(&child);
+                let status = child.wait()?;
+                Ok(Ended { status, cpu_time })
             }
             State::NotStarted | State::Killed => Err(io::ErrorKind::Interrupted.into()),
         }
     }
+}
+
+/// How a child has ended.
+#[derive(Debug)]
+struct Ended {
+    status: ExitStatus,
+    /// The CPU time that it has used, if the system tells.
+    cpu_time: Option<Duration>,
+}
+
+/// Waits for the end of a child, and returns the CPU time that it has used. The child stays in the
+/// table of processes, since its clock goes with it.
+fn cpu_time_of_ended(child: &Child) -> Option<Duration> {
+    let process = Pid::from_raw(i32::try_from(child.id()).ok()?);
+    let of_child = WaitId::Pid(rustix::process::Pid::from_raw(process.as_raw())?);
+    waitid(of_child, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).ok()?;
+    let clock = clock_getcpuclockid(process).ok()?;
+    clock_gettime(clock).ok().map(Duration::from)
 }
 
 /// Kills the child when nobody waits for it any more.
@@ -374,6 +413,7 @@ impl Drop for KillOnDrop {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{MemorySetting, Program};
     use super::*;
 
     fn answer(length: u64, code: &[u8]) -> Vec<u8> {
@@ -394,6 +434,80 @@ mod tests {
             (None, Some(2), &process),
         ] {
             assert_eq!(out_of_time(max, own).to_string(), *expected, "{max:?} {own:?}");
+        }
+    }
+
+    #[test]
+    fn a_killed_child_has_reached_a_limit_only_if_it_has_used_the_time() {
+        let process = Refusal::ProcessTime(Duration::from_secs(10)).to_string();
+        let killed = Refusal::CompilerKilled.to_string();
+        let why = |cpu_time, hard| {
+            let own = Rlimit {
+                current: hard,
+                maximum: hard,
+            };
+            let cpu_time = Some(Duration::from_millis(cpu_time));
+            why_killed(libc::SIGKILL, cpu_time, None, &own)
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(why(9_990, Some(10)), process);
+        assert_eq!(why(10_100, Some(10)), process);
+        // However long it has waited.
+        assert_eq!(why(3_000, Some(10)), killed);
+        assert_eq!(why(10_000, None), killed);
+        let unlimited = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        assert!(why_killed(libc::SIGSEGV, None, None, &unlimited).is_none());
+    }
+
+    #[test]
+    fn the_processor_time_of_a_child_is_its_own() {
+        let ended = |script: &str| {
+            let running = Running::default();
+            let mut command = Command::new("sh");
+            // It reads from standard input until it is killed.
+            let (_stdin, mut stdout, _stderr) = running.start(command.args(["-c", script])).unwrap();
+            stdout.read_to_end(&mut Vec::new()).unwrap();
+            running.end().unwrap()
+        };
+        let busy = ended("ulimit -t 1; while :; do :; done");
+        assert_eq!(busy.status.signal(), Some(libc::SIGKILL));
+        // It ends earlier if the kernel counts too much.
+        let half = Some(Duration::from_millis(500));
+        assert!(busy.cpu_time > half, "{busy:?}");
+        let idle = ended("exec >&-; read line");
+        assert_eq!(idle.status.signal(), Some(libc::SIGKILL));
+        assert!(idle.cpu_time.is_some() && idle.cpu_time < half, "{idle:?}");
+    }
+
+    #[test]
+    fn the_bound_that_code_exceeds_is_named() {
+        const MIB: u64 = 1 << 20;
+        let bounds = |memory| Bounds {
+            program: Program::open(),
+            memory,
+            setting: MemorySetting::Given(None),
+            time: None,
+        };
+        for (memory, most, expected) in [
+            (Some(16 * MIB), 32 * MIB, "raise `max-compile-memory`"),
+            (Some(16 * MIB), 32 * MIB, "16.0 MiB, as `max-compile-memory` says"),
+            (Some(64 * MIB), 32 * MIB, "this host allows 33554432 for its size"),
+            (None, 32 * MIB, "this host allows 33554432 for its size"),
+        ] {
+            let said = bounds(memory).too_large(40 * MIB, most).to_string();
+            assert!(
+                said.contains(expected) && said.contains("41943040 bytes"),
+                "{said}"
+            );
+            assert_eq!(
+                said.contains("max-compile-memory"),
+                memory == Some(16 * MIB),
+                "{said}"
+            );
         }
     }
 
