@@ -770,6 +770,15 @@ mod moody {
     }
 }
 
+/// `shared.rs` has what clients can do with its calls.
+mod dawdle {
+    #[test]
+    fn echoes_when_it_has_waited() {
+        let host = super::Host::serving("dawdle", &["--env", "WAIT=10"]);
+        host.connect().echo("late\n");
+    }
+}
+
 /// `migrate.rs` has what it does when it is to move.
 mod stuck {
     use super::*;

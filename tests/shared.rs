@@ -1,7 +1,8 @@
 //! What connections that share an instance have in common, and what each still has to itself.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
+use std::net::Shutdown;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -561,22 +562,48 @@ fn an_instance_whose_guest_does_not_return_from_its_calls_is_ended() {
             unreachable))"#;
     let component = guest_of(wat::parse_str(module).unwrap(), "service");
     let component = file("never-returns.wasm", component);
-    let limits = ["--first-byte-timeout", "20ms", "--max-connections", "10"];
-    let host = Host::with(&component, &[&limits[..], &["--isolation", "service"]].concat());
-    // 1,024 calls, and two for each of 10 connections.
-    for round in 0..105 {
-        let failed = host.log().contains("shared instance failed");
-        assert!(!failed, "after {round} rounds: {}", host.log());
+    let times = ["--first-byte-timeout", "20ms", "--max-call-time", "100ms"];
+    let shares = ["--max-connections", "10", "--isolation", "service"];
+    let host = Host::with(&component, &[times, shares].concat());
+    // 1,024 calls, and two for each of 10 connections. A connection can end before its call.
+    until("the instance is ended", || {
         let clients: Vec<_> = (0..10).map(|_| host.connect()).collect();
         for client in clients {
             let _ = (&client.0).read_to_end(&mut Vec::new());
         }
-    }
+        host.log().contains("shared instance failed")
+    });
     let line = host.line("shared instance failed");
     assert!(
         line.contains("not returned from 1044 calls of `handle`"),
         "{line}"
     );
+}
+
+/// The host cannot take back calls for connections that have ended. The guest returns from them
+/// later, and other connections wait until then.
+#[test]
+fn clients_that_leave_while_the_guest_waits_end_no_instance() {
+    let limits = ["--first-byte-timeout", "100ms", "--max-connections", "100"];
+    let host = sharing("dawdle", &[&limits[..], &["--env", "WAIT=6000"]].concat());
+    // 1,024 calls, and two for each of 100 connections.
+    for _ in 0..14 {
+        let clients: Vec<_> = (0..100).map(|_| host.connect()).collect();
+        for client in clients {
+            let _ = (&client.0).read_to_end(&mut Vec::new());
+        }
+    }
+    until("the guest returns from its calls", || {
+        let client = host.connect();
+        let mut answer = Vec::new();
+        // Until then, the host resets it.
+        let echoed = (&client.0).write_all(b"served");
+        let echoed = echoed.and_then(|()| client.0.shutdown(Shutdown::Write));
+        echoed.is_ok() && (&client.0).read_to_end(&mut answer).is_ok() && answer == b"served"
+    });
+    let log = host.log();
+    let failed = log.lines().find(|line| line.contains("shared instance failed"));
+    assert_eq!(failed, None);
 }
 
 #[test]

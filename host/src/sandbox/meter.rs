@@ -68,6 +68,11 @@ pub enum Passed {
     Wait,
 }
 
+/// How long a call may wait for the host that may have the processor for `max`.
+pub(super) fn longest_wait(max: Duration) -> Duration {
+    max.saturating_mul(WAITS)
+}
+
 /// Holds one call to its limits.
 #[derive(Debug, Default)]
 pub(super) struct Meter {

@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::meter::{Meter, Passed};
+use super::meter::{Meter, Passed, longest_wait};
 use super::ticker::Ticker;
 
 /// Connections that are over and still in an instance, beyond which the next one waits for them.
@@ -26,6 +27,9 @@ const TURNS: u32 = 16;
 
 /// Calls from which a guest has not returned although their connections are over, at most. The host
 /// cannot take a call back, and each keeps up to 9 KiB.
+///
+/// Clients alone can cause so many, by resets while the guest waits for something else. So with as
+/// many, further connections wait until the guest returns from a call.
 const CALLS_LEFT: usize = 1024;
 
 /// The pulse of one instance.
@@ -38,9 +42,7 @@ pub(super) struct Pulse {
     /// Halves that the guest has, of connections that are open and of others that it has not let go.
     pub(super) halves: AtomicUsize,
     max_halves: usize,
-    /// Calls from which the guest has not returned.
-    calls: Arc<AtomicUsize>,
-    max_calls: usize,
+    calls: Arc<Calls>,
     /// How often the task of the instance has polled the store.
     turns: AtomicU32,
 }
@@ -54,9 +56,12 @@ impl Pulse {
             last: AtomicU64::new(ticker.now()),
             halves: AtomicUsize::new(0),
             max_halves: max_connections.saturating_add(LEAVING).saturating_mul(2),
-            calls: Arc::default(),
-            // All connections can end at once, before the guest has its turn.
-            max_calls: max_connections.saturating_mul(2).saturating_add(CALLS_LEFT),
+            calls: Arc::new(Calls {
+                count: AtomicUsize::new(0),
+                // All connections can end at once, before the guest has its turn.
+                max: max_connections.saturating_mul(2).saturating_add(CALLS_LEFT),
+                returned: Notify::new(),
+            }),
             turns: AtomicU32::new(0),
         }
     }
@@ -88,21 +93,36 @@ impl Pulse {
         .await;
     }
 
-    /// Counts a call until the value is dropped.
+    /// Waits while the guest has not returned from as many calls as there may be. Others return
+    /// meanwhile, and each return gives the guest the time again that a call may wait for the host
+    /// with the limit `max` on its own time.
     ///
     /// # Errors
     ///
-    /// The guest has not returned from too many.
-    pub(super) fn call(&self) -> wasmtime::Result<Call> {
-        let calls = self.calls.load(Relaxed);
-        if calls >= self.max_calls {
-            wasmtime::bail!(
-                "the guest has not returned from {calls} calls of `handle`, most of them for connections \
-                 that are over"
-            );
+    /// The guest has returned from none of them in that time, so it makes no progress.
+    pub(super) async fn room_for_call(&self, max: Option<Duration>) -> wasmtime::Result<()> {
+        while self.calls.are_most() {
+            let returned = self.calls.returned.notified();
+            let Some(max) = max else {
+                returned.await;
+                continue;
+            };
+            let max = longest_wait(max);
+            if timeout(max, returned).await.is_err() && self.calls.are_most() {
+                wasmtime::bail!(
+                    "the guest has not returned from {} calls of `handle`, most of them for connections that \
+                     are over, and from none of them for {max:?}",
+                    self.calls.max
+                );
+            }
         }
-        self.calls.fetch_add(1, Relaxed);
-        Ok(Call(Arc::clone(&self.calls)))
+        Ok(())
+    }
+
+    /// Counts a call until the value is dropped.
+    pub(super) fn call(&self) -> Call {
+        self.calls.count.fetch_add(1, Relaxed);
+        Call(Arc::clone(&self.calls))
     }
 
     /// Runs `future`, which the store has to poll each time that it can turn to something else.
@@ -171,13 +191,30 @@ impl Pulse {
     }
 }
 
+/// Calls from which a guest has not returned.
+#[derive(Debug)]
+struct Calls {
+    count: AtomicUsize,
+    max: usize,
+    /// Notified when there is room for one more again.
+    returned: Notify,
+}
+
+impl Calls {
+    fn are_most(&self) -> bool {
+        self.count.load(Relaxed) >= self.max
+    }
+}
+
 /// A call from which the guest has not returned.
 #[derive(Debug)]
-pub(super) struct Call(Arc<AtomicUsize>);
+pub(super) struct Call(Arc<Calls>);
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        if self.0.count.fetch_sub(1, Relaxed) == self.0.max {
+            self.0.returned.notify_one();
+        }
     }
 }
 
@@ -185,8 +222,7 @@ impl Drop for Call {
 mod tests {
     use std::future::pending;
 
-    use tokio::sync::Notify;
-    use tokio::time::{advance, sleep, timeout};
+    use tokio::time::advance;
 
     use super::*;
 
@@ -194,14 +230,32 @@ mod tests {
         Pulse::new(&Ticker::start(Duration::from_millis(2)).unwrap(), 1)
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn calls_from_which_a_guest_does_not_return_are_few() {
         let pulse = pulse();
-        let mut calls: Vec<_> = (0..CALLS_LEFT + 2).map(|_| pulse.call().unwrap()).collect();
-        let error = pulse.call().unwrap_err().to_string();
+        let mut calls = Vec::new();
+        let fill = async |calls: &mut Vec<Call>| {
+            while calls.len() < CALLS_LEFT + 2 {
+                pulse.room_for_call(Some(MAX)).await.unwrap();
+                calls.push(pulse.call());
+            }
+        };
+        fill(&mut calls).await;
+        // A guest that returns from a call now and then makes progress.
+        for _ in 0..3 {
+            let mut room = pin!(pulse.room_for_call(Some(MAX)));
+            assert!(timeout(9 * MAX, &mut room).await.is_err());
+            calls.pop();
+            room.await.unwrap();
+            fill(&mut calls).await;
+        }
+        assert!(timeout(1000 * MAX, pulse.room_for_call(None)).await.is_err());
+        let start = Instant::now();
+        let error = pulse.room_for_call(Some(MAX)).await.unwrap_err().to_string();
         assert!(error.contains("not returned from 1026 calls"), "{error}");
+        assert_eq!(start.elapsed().as_secs(), 10 * MAX.as_secs());
         calls.pop();
-        assert!(pulse.call().is_ok());
+        pulse.room_for_call(Some(MAX)).await.unwrap();
     }
 
     const MAX: Duration = Duration::from_secs(1);

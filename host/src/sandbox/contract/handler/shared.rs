@@ -74,9 +74,9 @@ pub(in crate::sandbox) async fn run(
         accessor.spawn(Never)?;
         pulse
             .beat(async {
-                while let Some(arrival) = waiting.next(accessor, handle).await {
+                while let Some(arrival) = waiting.next(accessor, handle, pulse.room_for_call(max)).await? {
                     pulse.room().await;
-                    let call = pulse.call()?;
+                    let call = pulse.call();
                     accessor.with(|mut store| store.as_context_mut().data_mut().joined());
                     let service = Arc::clone(&service);
                     let (called, is_called) = oneshot::channel();
@@ -112,7 +112,7 @@ fn handle_of(instance: &Instance, store: &mut Store<State>) -> wasmtime::Result<
 ///
 /// A guest can raise its back-pressure, so that its calls wait. A call that was made cannot be
 /// taken back, and would stay in the store after the end of its connection. So it is made only when
-/// the guest is ready for it.
+/// the guest is ready for it, and not while many of its calls are for connections that are over.
 struct Waiting {
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// At most as many as were open when the last one came.
@@ -127,17 +127,36 @@ impl Waiting {
         }
     }
 
-    /// Waits for a connection for which the guest is ready. Returns `None` if no more can come.
-    async fn next(&mut self, accessor: &Accessor<State>, handle: Func) -> Option<Arrival> {
+    /// Waits for a connection, and until there is `room` for a call and the guest is ready for it.
+    /// Returns `None` if no more can come.
+    ///
+    /// # Errors
+    ///
+    /// There will be no room.
+    async fn next(
+        &mut self,
+        accessor: &Accessor<State>,
+        handle: Func,
+        room: impl Future<Output = wasmtime::Result<()>>,
+    ) -> wasmtime::Result<Option<Arrival>> {
+        // The time without room counts on while others arrive.
+        let mut is_ready = pin!(async {
+            room.await?;
+            poll_fn(|cx| accessor.poll_ready_for_concurrent_call(handle, cx)).await;
+            wasmtime::error::Ok(())
+        });
         loop {
-            let is_ready = poll_fn(|cx| accessor.poll_ready_for_concurrent_call(handle, cx));
             tokio::select! {
                 biased;
-                () = is_ready, if !self.queue.is_empty() => return self.queue.pop_front(),
+                is_ready = &mut is_ready, if !self.queue.is_empty() => {
+                    is_ready?;
+                    return Ok(self.queue.pop_front());
+                }
                 arrival = self.arrivals.recv() => {
                     self.queue.retain(|waiting| !waiting.is_over());
                     // Without senders, the connections in the queue are over as well.
-                    self.queue.push_back(arrival?);
+                    let Some(arrival) = arrival else { return Ok(None) };
+                    self.queue.push_back(arrival);
                 }
             }
         }
