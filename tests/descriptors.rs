@@ -114,12 +114,13 @@ fn the_guests_of_a_service_hold_no_more_files_than_they_may() {
     host.line("connection ended");
     // A file that is closed makes room for another.
     let third = host.connect();
-    assert_eq!(third.asks("hold-files 199 /data/file"), "199");
+    assert_eq!(third.asks("hold-files 198 /data/file"), "198");
     for _ in 0..20 {
         assert_eq!(third.asks("read /data/file"), "a file");
+        // The directory is one, and its list is another.
         assert_eq!(third.asks("list /data"), "1");
     }
-    assert_eq!(third.asks("hold-files 2 /data/file"), "1");
+    assert_eq!(third.asks("hold-files 3 /data/file"), "2");
     assert!(third.asks("read /data/file").starts_with("refused: "));
 }
 
@@ -156,6 +157,19 @@ fn lists_of_directories_count() {
     assert_eq!(second.asks("drop lists 300"), "300");
     assert_eq!(second.asks("drop begun-lists 300"), "300");
     assert_eq!(second.asks("begun-lists 50"), "50");
+}
+
+#[test]
+fn lists_of_directories_by_wasi_0_2_count() {
+    let (_, grant) = with_file("held-by-listings");
+    let host = Host::serving("lengthy", &["--dir", &grant, "--max-connections", "2"]);
+    let (first, second) = (host.connect(), host.connect());
+    assert_eq!(first.asks("hold listings 200"), "200");
+    assert_eq!(second.asks("hold listings 100"), "56");
+    first.finish();
+    first.rest();
+    host.line("connection ended");
+    assert_eq!(second.asks("hold begun-listings 100"), "100");
 }
 
 /// Opens 200 files, and answers with how many it has opened and the error number of the last try.

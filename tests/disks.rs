@@ -1,15 +1,19 @@
-//! Files that hang: those of one service stop no other service, and no reload.
+//! Files that hang, and directories that are large: those of one service stop no other service, and
+//! no reload.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{Client, Done, HUP, Host, NEW, Place, USR2, command, guest, replace, scratch, until};
+use crate::harness::{
+    Client, Done, HUP, Host, NEW, Place, USR2, command, file, guest, replace, scratch, until,
+};
 
 /// More connections than the host has threads for files, of all services together.
 const MANY: usize = 520;
@@ -140,6 +144,56 @@ fn lists_that_a_guest_does_not_read_keep_no_thread() {
     assert_eq!(host.connect().asks("entries 2"), "2");
     for client in &holding {
         assert_eq!(client.asks("entries 1"), "1");
+    }
+}
+
+/// Lists the granted directory to its end, with a buffer of `LEN` bytes for each call. Answers with
+/// the number of entries, and of those whose type is not that of a file.
+const LISTS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_readdir" (func $readdir
+        (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 20)
+    (func (export "_start")
+        (local $cookie i64) (local $used i32) (local $at i32) (local $end i32)
+        (local $count i32) (local $others i32)
+        (block $done (loop $call
+            (if (call $readdir (i32.const 3) (i32.const 1024) (i32.const LEN) (local.get $cookie) (i32.const 0))
+                (then unreachable))
+            (local.set $used (i32.load (i32.const 0)))
+            (local.set $at (i32.const 1024))
+            (block $no_more (loop $entry
+                (br_if $no_more (i32.gt_u (i32.add (local.get $at) (i32.const 24))
+                    (i32.add (local.get $used) (i32.const 1024))))
+                (local.set $end (i32.add (i32.add (local.get $at) (i32.const 24))
+                    (i32.load offset=16 (local.get $at))))
+                (br_if $no_more (i32.gt_u (local.get $end) (i32.add (local.get $used) (i32.const 1024))))
+                (local.set $cookie (i64.load (local.get $at)))
+                (local.set $count (i32.add (local.get $count) (i32.const 1)))
+                (if (i32.ne (i32.load8_u offset=20 (local.get $at)) (i32.const 4))
+                    (then (local.set $others (i32.add (local.get $others) (i32.const 1)))))
+                (local.set $at (local.get $end))
+                (br $entry)))
+            (br_if $call (i32.eq (local.get $used) (i32.const LEN)))))
+        (i32.store (i32.const 16) (local.get $count))
+        (i32.store (i32.const 20) (local.get $others))
+        (i32.store (i32.const 4) (i32.const 16))
+        (i32.store (i32.const 8) (i32.const 8))
+        (drop (call $write (i32.const 1) (i32.const 4) (i32.const 1) (i32.const 12)))))"#;
+
+#[test]
+fn modules_list_large_directories_in_pieces() {
+    let grant = with_files("module-lists", 3000);
+    let (dir, _) = grant.split_once("::").unwrap();
+    // Preview 1 has no type for it.
+    let _socket = UnixListener::bind(Path::new(dir).join("socket")).unwrap();
+    for len in ["1000000", "4096", "200"] {
+        let module = wat::parse_str(LISTS.replace("LEN", len)).unwrap();
+        let module = file(&format!("lists-{len}.wasm"), module);
+        let host = Host::with(&module, &["--dir", &grant]);
+        // The directory, the one above it, and the socket are no files.
+        let expected = [3003_u32, 3].map(u32::to_le_bytes).concat();
+        assert_eq!(host.connect().rest(), expected, "{len}");
     }
 }
 

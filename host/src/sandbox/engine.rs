@@ -17,6 +17,7 @@ use super::extent::{MAX_PARTS, Parts};
 use super::file_calls;
 use super::files;
 use super::grants::Granted;
+use super::listing;
 use super::needs::{Calls, Concurrency, HandleTables, Images, Needs};
 use super::never_waits;
 use super::pools::{Pooled, Pools};
@@ -144,6 +145,7 @@ impl Engine {
         }
         if granted.has_dirs() {
             files::add_to_linker(&mut linker)?;
+            listing::add_to_linker(&mut linker)?;
             if needs.concurrency == Concurrency::With {
                 file_calls::add_to_linker(&mut linker)?;
             }

@@ -1,4 +1,7 @@
-//! Lists of directories for guests of WASI 0.3.
+//! Lists of directories for components, which the host reads in pieces.
+//!
+//! wasmtime-wasi reads a directory in one piece. A guest could make a large directory, and its list
+//! would keep a thread that serves connections while the host moves and frees the entries.
 
 use std::fs::File;
 use std::io;
@@ -9,29 +12,114 @@ use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::vec;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RawDirEntry, openat, statat};
 use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{
-    Destination, FutureReader, Resource, StreamProducer, StreamReader, StreamResult, VecBuffer,
+    Destination, FutureReader, Linker, Resource, ResourceType, StreamProducer, StreamReader, StreamResult,
+    VecBuffer,
 };
 use wasmtime_wasi::filesystem::Descriptor;
-use wasmtime_wasi::p3::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+use wasmtime_wasi::p2::bindings::filesystem::types as p2;
+use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 
 use super::file_threads::FileThreads;
-use super::files::Opening;
+use super::files::{Opening, TYPES};
 use super::state::State;
 
 /// Bytes of entries that a thread takes from the kernel at once. In the memory of the host, they
 /// are 20 KiB at most, when all names are short.
-const CHUNK: usize = 4 << 10;
+pub(super) const CHUNK: usize = 4 << 10;
 
 /// How a stream ended, for the guest.
-pub(super) type Ended = FutureReader<Result<(), ErrorCode>>;
+pub(super) type Ended = FutureReader<Result<(), p3::ErrorCode>>;
 
-/// Lists a directory: the entries, and whether that failed.
+/// Has guests of WASI 0.2 list directories by functions in place of WASI's.
+///
+/// # Errors
+///
+/// The functions cannot be replaced.
+pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut types = linker.instance(TYPES)?;
+    types.resource(
+        "directory-entry-stream",
+        ResourceType::host::<List>(),
+        |mut store, handle| {
+            let table = store.data_mut().table();
+            table.delete(Resource::<List>::new_own(handle))?;
+            Ok(())
+        },
+    )?;
+    types.func_wrap("[method]descriptor.read-directory", |store, (descriptor,)| {
+        Ok((list(store, &descriptor)?,))
+    })?;
+    types.func_wrap_async(
+        "[method]directory-entry-stream.read-directory-entry",
+        |store, (list,)| Box::new(async move { Ok((next(store, &list).await?,)) }),
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// Lists a directory for a call of WASI 0.2.
+fn list(
+    mut store: StoreContextMut<'_, State>,
+    descriptor: &Resource<Descriptor>,
+) -> wasmtime::Result<Result<Resource<List>, p2::ErrorCode>> {
+    let state = store.data_mut();
+    let (threads, directory) = match begin(state, descriptor)? {
+        Ok(begun) => begun,
+        Err(refused) => return Ok(Err(refused.into())),
+    };
+    let list = List {
+        threads,
+        directory: Some(directory),
+        entries: Vec::new().into_iter(),
+        end: None,
+    };
+    Ok(Ok(state.table().push(list)?))
+}
+
+/// Takes the next entry of a list for a call of WASI 0.2.
+async fn next(
+    mut store: StoreContextMut<'_, State>,
+    handle: &Resource<List>,
+) -> wasmtime::Result<Result<Option<p2::DirectoryEntry>, p2::ErrorCode>> {
+    loop {
+        let list = store.data_mut().table().get_mut(handle)?;
+        if let Some(entry) = list.entries.next() {
+            return Ok(Ok(Some(entry.into())));
+        }
+        let Some(directory) = list.directory.take() else {
+            let end = list.end.take().unwrap_or(Ok(()));
+            return Ok(end.map(|()| None).map_err(p2::ErrorCode::from));
+        };
+        let reading = list.threads.spawn(move || directory.read());
+        let chunk = read_chunk(reading.await);
+        // Nothing else uses the store meanwhile.
+        let list = store.data_mut().table().get_mut(handle)?;
+        list.entries = chunk.entries.into_iter();
+        list.directory = chunk.end.is_none().then_some(chunk.directory);
+        list.end = chunk.end;
+    }
+}
+
+/// A list of WASI 0.2, of which a guest takes one entry at a time.
+struct List {
+    threads: Arc<FileThreads>,
+    /// `None` while a thread reads it, and after the end.
+    directory: Option<Directory>,
+    /// Entries that the guest has yet to take.
+    entries: vec::IntoIter<Entry>,
+    end: Option<Result<(), Failure>>,
+}
+
+/// Lists a directory for a call of WASI 0.3: the entries, and whether that failed.
 ///
 /// # Errors
 ///
@@ -39,7 +127,7 @@ pub(super) type Ended = FutureReader<Result<(), ErrorCode>>;
 pub(super) fn read(
     mut store: StoreContextMut<'_, State>,
     descriptor: &Resource<Descriptor>,
-) -> wasmtime::Result<(StreamReader<DirectoryEntry>, Ended)> {
+) -> wasmtime::Result<(StreamReader<p3::DirectoryEntry>, Ended)> {
     let (ended, end) = oneshot::channel();
     let entries = match begin(store.data_mut(), descriptor)? {
         Ok((threads, directory)) => {
@@ -52,8 +140,8 @@ pub(super) fn read(
             };
             StreamReader::new(&mut store, listing)?
         }
-        Err(error) => {
-            let _ = ended.send(Err(error));
+        Err(refused) => {
+            let _ = ended.send(Err(refused.into()));
             StreamReader::new(&mut store, iter::empty())?
         }
     };
@@ -64,13 +152,13 @@ pub(super) fn read(
 fn begin(
     state: &mut State,
     descriptor: &Resource<Descriptor>,
-) -> wasmtime::Result<Result<(Arc<FileThreads>, Directory), ErrorCode>> {
+) -> wasmtime::Result<Result<(Arc<FileThreads>, Directory), Refused>> {
     let Descriptor::Dir(dir) = state.descriptor(descriptor)? else {
-        return Ok(Err(ErrorCode::NotDirectory));
+        return Ok(Err(Refused::NotDirectory));
     };
     let granted = Arc::clone(&dir.dir);
     let Some((threads, opening)) = state.file_threads().zip(state.opens_file()) else {
-        return Ok(Err(ErrorCode::Quota));
+        return Ok(Err(Refused::TooManyFiles));
     };
     let directory = Directory {
         granted,
@@ -88,13 +176,82 @@ struct Directory {
     _counts: Opening,
 }
 
+/// Why a directory is not listed.
+enum Refused {
+    NotDirectory,
+    TooManyFiles,
+}
+
+/// Why a list ends before the last entry.
+#[derive(Debug)]
+enum Failure {
+    System(io::Error),
+    /// A name is not UTF-8.
+    Name,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug)]
+struct Entry {
+    kind: FileType,
+    name: String,
+}
+
 /// Some entries of a directory.
 struct Chunk {
     directory: Directory,
-    entries: Vec<DirectoryEntry>,
+    entries: Vec<Entry>,
     /// `None` while the directory may have more.
-    end: Option<Result<(), ErrorCode>>,
+    end: Option<Result<(), Failure>>,
 }
+
+/// Makes conversions for one version of WASI, which has the name `$kind` for other types of files.
+macro_rules! convert {
+    ($wasi:ident, $other:expr) => {
+        impl From<Refused> for $wasi::ErrorCode {
+            fn from(refused: Refused) -> Self {
+                match refused {
+                    Refused::NotDirectory => Self::NotDirectory,
+                    Refused::TooManyFiles => Self::Quota,
+                }
+            }
+        }
+
+        impl From<Failure> for $wasi::ErrorCode {
+            fn from(failure: Failure) -> Self {
+                match failure {
+                    Failure::System(error) => error.into(),
+                    Failure::Name => Self::IllegalByteSequence,
+                }
+            }
+        }
+
+        impl From<Entry> for $wasi::DirectoryEntry {
+            fn from(Entry { kind, name }: Entry) -> Self {
+                let type_ = match kind {
+                    FileType::RegularFile => $wasi::DescriptorType::RegularFile,
+                    FileType::Directory => $wasi::DescriptorType::Directory,
+                    FileType::Symlink => $wasi::DescriptorType::SymbolicLink,
+                    FileType::Fifo => $wasi::DescriptorType::Fifo,
+                    FileType::Socket => $wasi::DescriptorType::Socket,
+                    FileType::CharacterDevice => $wasi::DescriptorType::CharacterDevice,
+                    FileType::BlockDevice => $wasi::DescriptorType::BlockDevice,
+                    _ => $other,
+                };
+                Self { type_, name }
+            }
+        }
+    };
+}
+
+convert!(p2, p2::DescriptorType::Unknown);
+convert!(p3, p3::DescriptorType::Other(None));
 
 impl Directory {
     /// Reads some entries, which waits for the disk.
@@ -113,13 +270,10 @@ impl Directory {
     }
 
     /// Adds entries until the buffer has no more. Returns whether the directory may have more.
-    fn fill(&mut self, entries: &mut Vec<DirectoryEntry>) -> Result<bool, ErrorCode> {
+    fn fill(&mut self, entries: &mut Vec<Entry>) -> Result<bool, Failure> {
         let listed = match self.listed.take() {
             Some(listed) => listed,
-            None => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                openat(&*self.granted, c".", flags, Mode::empty()).map_err(io::Error::from)?
-            }
+            None => open_again(&self.granted)?,
         };
         let listed = self.listed.insert(listed);
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
@@ -137,8 +291,14 @@ impl Directory {
     }
 }
 
+/// Opens the same directory with a position of its own.
+pub(super) fn open_again(directory: &File) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(directory, c".", flags, Mode::empty())?)
+}
+
 /// An entry of `directory` for the guest.
-fn known(directory: &File, entry: &RawDirEntry<'_>) -> Result<DirectoryEntry, ErrorCode> {
+fn known(directory: &File, entry: &RawDirEntry<'_>) -> Result<Entry, Failure> {
     let name = entry.file_name();
     let kind = match entry.file_type() {
         // Some file systems tell only if one asks.
@@ -148,21 +308,13 @@ fn known(directory: &File, entry: &RawDirEntry<'_>) -> Result<DirectoryEntry, Er
         }
         kind => kind,
     };
-    let type_ = match kind {
-        FileType::RegularFile => DescriptorType::RegularFile,
-        FileType::Directory => DescriptorType::Directory,
-        FileType::Symlink => DescriptorType::SymbolicLink,
-        FileType::Fifo => DescriptorType::Fifo,
-        FileType::Socket => DescriptorType::Socket,
-        FileType::CharacterDevice => DescriptorType::CharacterDevice,
-        FileType::BlockDevice => DescriptorType::BlockDevice,
-        _ => DescriptorType::Other(None),
-    };
-    let name = name.to_str().map_err(|_| ErrorCode::IllegalByteSequence)?;
-    Ok(DirectoryEntry {
-        type_,
-        name: name.to_owned(),
-    })
+    let name = name.to_str().map_err(|_| Failure::Name)?.to_owned();
+    Ok(Entry { kind, name })
+}
+
+/// Returns what a thread has read.
+fn read_chunk<T>(read: Result<T, JoinError>) -> T {
+    read.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 /// A stream of the entries of a directory.
@@ -176,21 +328,21 @@ struct Listing {
     /// These stay until nothing is read any more.
     threads: Arc<FileThreads>,
     /// The end, after entries that the guest has yet to read.
-    end: Option<Result<(), ErrorCode>>,
+    end: Option<Result<(), Failure>>,
     /// `None` once the guest was told of the end.
-    ended: Option<oneshot::Sender<Result<(), ErrorCode>>>,
+    ended: Option<oneshot::Sender<Result<(), p3::ErrorCode>>>,
 }
 
 impl Listing {
-    fn close(&mut self, end: Result<(), ErrorCode>) {
+    fn close(&mut self, end: Result<(), Failure>) {
         if let Some(ended) = self.ended.take() {
             // The guest may not want to know.
-            let _ = ended.send(end);
+            let _ = ended.send(end.map_err(p3::ErrorCode::from));
         }
     }
 
     /// The next entries; none at the end.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Vec<DirectoryEntry>> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Vec<Entry>> {
         if let Some(directory) = self.directory.take() {
             self.reading = Some(self.threads.spawn(move || directory.read()));
         }
@@ -206,7 +358,7 @@ impl Listing {
             directory,
             entries,
             end,
-        } = read.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+        } = read_chunk(read);
         if end.is_none() {
             self.directory = Some(directory);
         }
@@ -216,8 +368,8 @@ impl Listing {
 }
 
 impl StreamProducer<State> for Listing {
-    type Item = DirectoryEntry;
-    type Buffer = VecBuffer<DirectoryEntry>;
+    type Item = p3::DirectoryEntry;
+    type Buffer = VecBuffer<p3::DirectoryEntry>;
 
     fn poll_produce<'a>(
         self: Pin<&mut Self>,
@@ -242,6 +394,7 @@ impl StreamProducer<State> for Listing {
             this.close(end);
             return Poll::Ready(Ok(StreamResult::Dropped));
         }
+        let entries: Vec<_> = entries.into_iter().map(p3::DirectoryEntry::from).collect();
         destination.set_buffer(entries.into());
         Poll::Ready(Ok(StreamResult::Completed))
     }
@@ -276,7 +429,7 @@ mod tests {
     }
 
     /// Reads a directory to the end, in chunks.
-    fn list(dir: &Path) -> (Vec<Vec<DirectoryEntry>>, Result<(), ErrorCode>) {
+    fn list(dir: &Path) -> (Vec<Vec<Entry>>, Result<(), Failure>) {
         let mut files = OpenFiles::new(&Files::new(&Limits::default()));
         let mut directory = Directory {
             granted: Arc::new(File::open(dir).unwrap()),
@@ -319,6 +472,7 @@ mod tests {
         assert!(end.is_ok());
         let types = chunks.into_iter().flatten();
         let mut types: Vec<_> = types
+            .map(p3::DirectoryEntry::from)
             .map(|entry| format!("{} {:?}", entry.name, entry.type_))
             .collect();
         types.sort_unstable();
@@ -341,6 +495,6 @@ mod tests {
         File::create(dir.join(OsStr::from_bytes(b"\xff"))).unwrap();
         let (chunks, end) = list(&dir);
         assert_eq!(chunks.concat().len(), 0);
-        assert!(matches!(end, Err(ErrorCode::IllegalByteSequence)), "{end:?}");
+        assert!(matches!(end, Err(Failure::Name)), "{end:?}");
     }
 }

@@ -47,6 +47,7 @@ mod preview1;
 mod profile;
 mod proposals;
 mod pulse;
+mod readdir;
 mod rewrite;
 mod seat;
 mod serve;

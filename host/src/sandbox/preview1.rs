@@ -10,6 +10,7 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1 as wasi;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wiggle::GuestMemory;
 
+use super::readdir::Readdir;
 use super::state::State;
 
 /// The module that these functions are imported from.
@@ -100,7 +101,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// Has modules open no more files than they may, by functions in place of WASI's.
+/// Has modules open no more files than they may, and list directories in pieces, by functions in
+/// place of WASI's.
 ///
 /// # Errors
 ///
@@ -139,6 +141,20 @@ pub(super) fn bound_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )?;
     linker.func_wrap_async(
         MODULE,
+        "fd_readdir",
+        |mut caller: Caller<'_, State>, (fd, buffer, len, cookie, size): (i32, i32, i32, i64, i32)| {
+            let call = Readdir {
+                fd,
+                buffer,
+                len,
+                cookie,
+                size,
+            };
+            Box::new(async move { call.run(&mut caller).await })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
         "fd_close",
         |mut caller: Caller<'_, State>, (fd,): (i32,)| {
             Box::new(async move {
@@ -169,7 +185,9 @@ pub(super) fn bound_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 type OpenParams = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
 
 /// The memory of the module that calls, and what WASI keeps for it.
-fn parts<'a>(caller: &'a mut Caller<'_, State>) -> wasmtime::Result<(GuestMemory<'a>, &'a mut WasiP1Ctx)> {
+pub(super) fn parts<'a>(
+    caller: &'a mut Caller<'_, State>,
+) -> wasmtime::Result<(GuestMemory<'a>, &'a mut WasiP1Ctx)> {
     let memory = memory(caller)?;
     let fuel = caller.as_context_mut().hostcall_fuel();
     let (memory, state) = memory.data_and_store_mut(caller);
@@ -318,7 +336,8 @@ fn first(
     Ok(Ok(None))
 }
 
-fn memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<wasmtime::Memory> {
+/// The memory of the module that calls.
+pub(super) fn memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<wasmtime::Memory> {
     let memory = caller
         .get_export("memory")
         .and_then(wasmtime::Extern::into_memory);
@@ -341,7 +360,7 @@ fn describe(caller: &mut Caller<'_, State>, vector: Vector) -> wasmtime::Result<
 }
 
 /// Tells the module how many bytes have passed.
-fn store(caller: &mut Caller<'_, State>, at: i32, passed: u32) -> wasmtime::Result<i32> {
+pub(super) fn store(caller: &mut Caller<'_, State>, at: i32, passed: u32) -> wasmtime::Result<i32> {
     memory(caller)?.write(caller, at.cast_unsigned() as usize, &passed.to_le_bytes())?;
     Ok(SUCCESS)
 }

@@ -251,6 +251,11 @@ impl State {
         }
     }
 
+    /// The handles of a component.
+    pub(super) fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+
     /// A file or directory of a component.
     ///
     /// # Errors

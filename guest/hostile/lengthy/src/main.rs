@@ -2,7 +2,8 @@
 //!
 //! A line of standard input is a word and a number. The program makes a few calls of that size, and
 //! answers with the microseconds that the fastest and the slowest of them took. `hold WORD
-//! NUMBER` makes that many handles instead, keeps all of them, and answers with the number.
+//! NUMBER` makes that many handles instead, keeps all of them, and answers with the number of those
+//! that it got.
 
 use std::io::{BufRead, Result, Write, stdin, stdout};
 use std::mem::forget;
@@ -30,8 +31,8 @@ fn main() -> Result<()> {
         let number = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
         let word = words.next().unwrap_or_default();
         let answer = if words.next() == Some("hold") {
-            (0..number).for_each(|_| hold(word));
-            number.to_string()
+            let held = (0..number).filter(|_| hold(word));
+            held.count().to_string()
         } else {
             let (fastest, slowest) = call(word, number);
             format!("{fastest} {slowest}")
@@ -42,13 +43,18 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Makes a handle, or takes 64 KiB of memory, and keeps it.
-fn hold(word: &str) {
+/// Makes a handle, or takes 64 KiB of memory, and keeps it. Returns whether there was one.
+fn hold(word: &str) -> bool {
     match word {
-        "listings" => {
-            if let Some((dir, _)) = get_directories().first() {
-                forget(dir.read_directory());
+        "listings" | "begun-listings" => {
+            let dirs = get_directories();
+            let Some(Ok(list)) = dirs.first().map(|(dir, _)| dir.read_directory()) else {
+                return false;
+            };
+            if word == "begun-listings" {
+                let _ = list.read_directory_entry();
             }
+            forget(list);
         }
         "memory" => forget(std::hint::black_box(vec![1_u8; 64 << 10])),
         "pollables" => forget(subscribe_duration(FOR_EVER)),
@@ -61,6 +67,7 @@ fn hold(word: &str) {
         }
         _ => {}
     }
+    true
 }
 
 /// Makes calls of this size, and returns how long they took.
