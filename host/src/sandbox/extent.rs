@@ -6,8 +6,8 @@
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
-    ComponentOuterAliasKind, ComponentType, ComponentTypeRef, DataKind, ElementItems, ElementKind, Encoding,
-    Import, Instance, MemoryType, Parser, Payload, TypeRef,
+    ComponentOuterAliasKind, ComponentType, ComponentTypeRef, ConstExpr, DataKind, ElementItems, ElementKind,
+    Encoding, Import, Instance, MemoryType, Operator, Parser, Payload, TypeRef,
 };
 
 use super::load_error::Refusal;
@@ -42,6 +42,13 @@ const METADATA_OF_DATA: u64 = 16;
 /// Active data segments of all core instances. wasmtime keeps 12 bytes for each, unless the memory
 /// begins with an image. A module can have 100,000, and the Go compiler makes as many.
 const MAX_DATA: u64 = 200_000;
+
+/// Bytes of a page of memory.
+const PAGE: usize = 4 << 10;
+
+/// Pages of data that wasmtime copies when it makes an instance, all core instances together. One
+/// thread copies all of them in one piece. In a dev build on a busy machine, 8,000 pages took 60 ms.
+const MAX_COPIED_PAGES: u64 = 4096;
 
 /// Bytes for a passive element segment, and for each element of it beside its function.
 const METADATA_OF_ELEMENTS: u64 = 80;
@@ -108,6 +115,13 @@ pub(super) struct Extent {
     metadata: u64,
     /// Active data segments.
     data: u64,
+    /// Pages of memory that active data segments cover, of 4 KiB.
+    pub(super) data_pages: u64,
+    /// Those of segments that wasmtime cannot put into an image, whatever the engine: their offsets
+    /// are computed, or their memories are imported.
+    copied_pages: u64,
+    /// Memories that the module imports.
+    imported_memories: u32,
     /// Components that have functions.
     callable: u32,
     /// Components that have functions which run on a stack of their own, however they are called.
@@ -169,6 +183,11 @@ impl Extent {
                 MAX_METADATA,
             ),
             ("active data segments", self.data, MAX_DATA),
+            (
+                "pages of 4 KiB that data covers in imported memories or at computed offsets",
+                self.copied_pages,
+                MAX_COPIED_PAGES,
+            ),
         ] {
             if found > max {
                 return Err(Refusal::TooLarge { what, found, max });
@@ -211,6 +230,9 @@ impl Extent {
             memory,
             metadata,
             data,
+            data_pages,
+            copied_pages,
+            imported_memories: _,
             callable,
             lifts_async,
             calls_concurrently,
@@ -230,6 +252,8 @@ impl Extent {
         self.memory = self.memory.max(*memory);
         self.metadata = self.metadata.saturating_add(*metadata);
         self.data = self.data.saturating_add(*data);
+        self.data_pages = self.data_pages.saturating_add(*data_pages);
+        self.copied_pages = self.copied_pages.saturating_add(*copied_pages);
         self.unknown_modules = self.unknown_modules.saturating_add(*unknown_modules);
         self.not_offered = self.not_offered.or(*not_offered);
     }
@@ -245,6 +269,9 @@ impl Extent {
             memory: self.memory.max(other.memory),
             metadata: self.metadata.max(other.metadata),
             data: self.data.max(other.data),
+            data_pages: self.data_pages.max(other.data_pages),
+            copied_pages: self.copied_pages.max(other.copied_pages),
+            imported_memories: 0,
             callable: self.callable.max(other.callable),
             lifts_async: self.lifts_async.max(other.lifts_async),
             calls_concurrently: self.calls_concurrently || other.calls_concurrently,
@@ -264,6 +291,8 @@ impl Extent {
                 tables: largest.tables.saturating_mul(count),
                 metadata: largest.metadata.saturating_mul(count.into()),
                 data: largest.data.saturating_mul(count.into()),
+                data_pages: largest.data_pages.saturating_mul(count.into()),
+                copied_pages: largest.copied_pages.saturating_mul(count.into()),
                 ..*largest
             });
         }
@@ -300,6 +329,7 @@ impl Extent {
                     let Import { ty, .. } = import?;
                     self.add_items(1);
                     if let TypeRef::Memory(memory) = ty {
+                        self.imported_memories = self.imported_memories.saturating_add(1);
                         self.refuse_shared(&memory);
                     }
                 }
@@ -338,9 +368,20 @@ impl Extent {
             Payload::TagSection(section) => self.add_items(section.count()),
             Payload::DataSection(section) => {
                 for segment in section.clone() {
-                    match segment?.kind {
+                    let segment = segment?;
+                    match segment.kind {
                         DataKind::Passive => self.add_metadata(METADATA_OF_DATA, 1),
-                        DataKind::Active { .. } => self.data = self.data.saturating_add(1),
+                        DataKind::Active {
+                            memory_index,
+                            offset_expr,
+                        } => {
+                            let pages = segment.data.len().div_ceil(PAGE) as u64;
+                            self.data = self.data.saturating_add(1);
+                            self.data_pages = self.data_pages.saturating_add(pages);
+                            if memory_index < self.imported_memories || !is_constant(&offset_expr) {
+                                self.copied_pages = self.copied_pages.saturating_add(pages);
+                            }
+                        }
                     }
                 }
             }
@@ -348,6 +389,16 @@ impl Extent {
         }
         Ok(())
     }
+}
+
+/// Returns whether an offset is a number and not computed.
+fn is_constant(offset: &ConstExpr<'_>) -> bool {
+    let mut operators = offset.get_operators_reader();
+    let is_number = matches!(
+        operators.read(),
+        Ok(Operator::I32Const { .. } | Operator::I64Const { .. })
+    );
+    is_number && matches!(operators.read(), Ok(Operator::End))
 }
 
 /// The components and modules that the parser is in, from the outermost on.
@@ -614,6 +665,36 @@ mod tests {
         // The whole, an instance of `$c`, and two of `$d` with one of `$c` in each.
         assert_eq!(extent.component_instances, 6);
         assert_eq!(extent.table_elements, 7);
+    }
+
+    #[test]
+    fn data_that_is_copied_for_each_core_instance_is_bounded() {
+        let data = "x".repeat(16 * PAGE);
+        let with = |instances: usize, memory: &str, offset: &str| {
+            let instances = "(core instance (instantiate $m (with \"\" (instance $e))))".repeat(instances);
+            of(&format!(
+                "(component (core module $e (memory (export \"m\") 1)) (core instance $e (instantiate $e))
+                    (core module $m {memory} (data {offset} \"{data}\")) {instances})"
+            ))
+        };
+        let (own, imported) = ("(memory 1)", "(import \"\" \"m\" (memory 1))");
+        let base = "(global $base i32 (i32.const 0))";
+        for (memory, offset, pages) in [
+            (own.to_owned(), "(i32.const 0)", 0),
+            (imported.to_owned(), "(i32.const 0)", 16),
+            (format!("{own} {base}"), "(global.get $base)", 16),
+            (own.to_owned(), "(i32.add (i32.const 0) (i32.const 0))", 16),
+        ] {
+            let most = with(256, &memory, offset);
+            assert_eq!(
+                (most.data_pages, most.copied_pages),
+                (256 * 16, 256 * pages),
+                "{memory}"
+            );
+            assert!(most.check().is_ok(), "{memory} {offset}");
+            let more = with(257, &memory, offset).check();
+            assert_eq!(more.is_err(), pages > 0, "{memory} {offset}");
+        }
     }
 
     #[test]

@@ -7,8 +7,14 @@ use super::contract::{Contract, MIGRATION};
 use super::extent::{Extent, MAX_PARTS, MAX_PARTS_WITH_STACKS, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
 use super::wasi::Release;
 
-/// Bytes of data that each instance of a component gets a copy of. Of more, what it reads is shared with the others.
+/// Bytes of data in a file that each core instance gets a copy of. Of more, what it reads is shared
+/// with the others.
 const MAX_COPIED: usize = 64 << 10;
+
+/// Pages of memory that are copied to for one instance of a component. Its core instances can be
+/// many instances of the same module, and a thread that copies to all of them does nothing else
+/// meanwhile: 7 µs for each page that it uses for the first time, on a slow machine.
+const MAX_COPIED_PAGES: u64 = 512;
 
 /// Tables of an instance of most components: one of its own, and one with the adapters of its
 /// imports.
@@ -193,7 +199,7 @@ impl Needs {
     }
 
     /// What a component needs of its engine: concurrency, if its contract needs it or if it is
-    /// valid only with it, images that are mapped, if it begins with much data, room for its
+    /// valid only with it, images that are mapped, if an instance begins with much data, room for its
     /// `extent`, and stacks for its calls.
     ///
     /// For a component that is not valid either way, it does not matter which engine refuses it.
@@ -217,7 +223,8 @@ impl Needs {
         if surface.is_concurrent() {
             concurrency = Concurrency::With;
         }
-        let images = if data > MAX_COPIED {
+        let much_data = data > MAX_COPIED;
+        let images = if much_data || extent.data_pages > MAX_COPIED_PAGES {
             Images::Mapped
         } else {
             Images::Copied
@@ -228,7 +235,7 @@ impl Needs {
             // What begins with much data is an interpreter or the like, of much code that no linker
             // has looked at as a whole. Small guests are no faster for it.
             // A dev build would take minutes for an interpreter.
-            inlining: images == Images::Mapped && !cfg!(debug_assertions),
+            inlining: much_data && !cfg!(debug_assertions),
             room: Room::of(extent),
             table_size: TableSize::of(extent),
             stacks: match concurrency {
@@ -430,6 +437,16 @@ mod tests {
         assert_eq!(images(100), Images::Copied);
         assert_eq!(images(100_000), Images::Mapped);
         assert_eq!(needs(ECHO).images, Images::Copied);
+        // Each core instance gets its data.
+        let of_instances = |count: usize, segments: usize| {
+            let instances = "(core instance (instantiate $m))".repeat(count);
+            let data = "(data (i32.const 0) \"x\")".repeat(segments);
+            let text = format!("(component (core module $m (memory 1) {data}) {instances})");
+            needs(&wat::parse_str(text).unwrap()).images
+        };
+        assert_eq!(of_instances(100, 5), Images::Copied);
+        assert_eq!(of_instances(900, 1), Images::Mapped);
+        assert_eq!(of_instances(100, 6), Images::Mapped);
     }
 
     #[test]
