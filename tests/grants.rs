@@ -5,7 +5,8 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Client, HUP, Host, USR2, again, file, guest, refused, replace, scratch};
+use crate::harness::tools::with_own_mounts;
+use crate::harness::{Client, HOST, HUP, Host, USR2, again, file, guest, refused, replace, scratch};
 
 /// Renames `up` in the first directory to `old` and puts a link to `../secret` in its place. Then
 /// it answers with the content of `file` in the second directory, or of `old/file` in the first one
@@ -169,6 +170,39 @@ fn a_link_of_a_guest_is_not_followed_after_the_end_of_its_grant() {
             );
             assert_eq!(reading(), "granted", "{how}");
         }
+    }
+}
+
+/// Guests can write to `data`, and a part of it is mounted elsewhere.
+#[test]
+fn a_link_of_a_guest_is_not_followed_in_a_bind_mount_of_a_part() {
+    let errands = guest("errands").display().to_string();
+    let setup = "mount -t tmpfs none /mnt && cd /mnt && mkdir whole && mount -t tmpfs none whole && \
+                 mkdir -p whole/data/sub/deep whole/secret data part && \
+                 ln -s ../whole/secret whole/data/sub/up && ln -s ../whole/secret whole/data/sub/deep/up && \
+                 ln -s whole/secret secret && \
+                 mount --bind whole/data data && mount --bind \"$2\" part && \
+                 if [ \"$3\" = hidden ]; then umount -l whole && mkdir whole/secret; fi && \
+                 exec \"$0\" check \"$1\" --dir /mnt/data::/data:rw --dir \"$4::/up\"";
+    for (part, how, dir, is_refused) in [
+        ("whole/data/sub", "visible", "/mnt/part/up", true),
+        ("whole/data/sub/deep", "visible", "/mnt/part/up", true),
+        ("whole/data/sub", "hidden", "/mnt/part/up", true),
+        ("whole/data/sub", "visible", "/mnt/part/deep", false),
+        ("whole/data/sub", "visible", "/mnt/secret", false),
+    ] {
+        let Some(mut command) = with_own_mounts() else {
+            return;
+        };
+        let checked = command
+            .args(["sh", "-c", setup, HOST, &errands, part, how, dir])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(checked.stderr).unwrap();
+        let status = Some(i32::from(is_refused));
+        assert_eq!(checked.status.code(), status, "{part} {how} {dir}: {said}");
+        let refusal = "`up` is a symbolic link below a directory that guests can write to";
+        assert_eq!(said.contains(refusal), is_refused, "{part} {how} {dir}: {said}");
     }
 }
 

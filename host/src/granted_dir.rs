@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 
 use crate::file_id::FileId;
 use crate::guarded::walk::{Judge, walk};
+use crate::mounts::{Mount, containing, mounts};
 use crate::system::{KernelFs, is_of_kernel};
 
 /// Directories of the kernel, through which a process reaches its own memory, other processes and
@@ -70,6 +71,7 @@ pub(crate) fn open<'a>(path: &Path, writable: impl IntoIterator<Item = &'a Path>
 /// The way to a directory past others that guests can write to, or could before.
 struct Way {
     writable: Vec<FileId>,
+    mounts: Vec<Mount>,
     /// Guests can write to a directory on the way, or could before.
     is_below_writable: bool,
 }
@@ -79,13 +81,25 @@ impl Way {
     /// granted to.
     fn past<'a>(writable: impl IntoIterator<Item = &'a Path>) -> Self {
         let dirs = writable.into_iter().filter_map(|dir| fs::metadata(dir).ok());
+        let writable: Vec<_> = dirs
+            .map(|dir| FileId::from(&dir))
+            .chain(once_writable().iter().copied())
+            .collect();
         Self {
-            writable: dirs
-                .map(|dir| FileId::from(&dir))
-                .chain(once_writable().iter().copied())
-                .collect(),
+            mounts: if writable.is_empty() { Vec::new() } else { mounts() },
+            writable,
             is_below_writable: false,
         }
+    }
+
+    /// Returns whether a part of a directory that guests can write to is mounted at `point`. The
+    /// way to it does not lead through that directory.
+    ///
+    /// No guest can change the way by which the directory is found here: that ends at the first one
+    /// that guests can write to.
+    fn is_part_of_writable(&self, point: &Path) -> bool {
+        let mut dirs = containing(&self.mounts, point).into_iter();
+        dirs.any(|dir| fs::symlink_metadata(dir).is_ok_and(|dir| self.writable.contains(&FileId::from(&dir))))
     }
 }
 
@@ -96,8 +110,10 @@ impl Judge for Way {
         error
     }
 
-    fn enter(&mut self, status: &Stat, _path: &Path) -> io::Result<()> {
-        self.is_below_writable |= self.writable.contains(&FileId::from(status));
+    fn enter(&mut self, status: &Stat, path: &Path) -> io::Result<()> {
+        self.is_below_writable = self.is_below_writable
+            || self.writable.contains(&FileId::from(status))
+            || self.is_part_of_writable(path);
         Ok(())
     }
 
@@ -147,9 +163,9 @@ fn refuse_kernel_directory(opened: &File, path: &Path) -> io::Result<()> {
 /// Returns what an open directory has to do with a file system of the kernel.
 fn relation_to_kernel(opened: &File, path: &Path) -> io::Result<Option<String>> {
     let found = path_of(opened, path)?;
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounts: Vec<_> = text.lines().filter_map(mount_of_kernel).collect();
-    let points = mounts.iter().map(|(_, point)| point.as_path());
+    let mut mounts = mounts();
+    mounts.retain(|mount| KernelFs::named(&mount.kind).is_some());
+    let points = mounts.iter().map(|mount| mount.point.as_path());
     for kernel in KERNEL.into_iter().map(Path::new).chain(points) {
         if found.starts_with(kernel) {
             // Its own file system decides below.
@@ -163,7 +179,7 @@ fn relation_to_kernel(opened: &File, path: &Path) -> io::Result<Option<String>> 
     // Its name can lie, as that of a bind mount, or of a directory that was replaced meanwhile.
     let device = opened.metadata()?.dev();
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
-    let belongs = is_of_kernel(opened) || mounts.iter().any(|(of, _)| *of == device);
+    let belongs = is_of_kernel(opened) || mounts.iter().any(|mount| mount.device == device);
     Ok(belongs.then(|| "belongs to a file system of the kernel".to_owned()))
 }
 
@@ -199,24 +215,6 @@ fn path_of(opened: &File, path: &Path) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).or_else(|_| fs::canonicalize(path))
 }
 
-/// The device and the mount point of a line of `/proc/self/mountinfo` (proc(5)), if a file system
-/// of the kernel is mounted there.
-fn mount_of_kernel(line: &str) -> Option<((u32, u32), PathBuf)> {
-    let (mount, kind) = line.split_once(" - ")?;
-    let kind = kind.split(' ').next()?;
-    let mut fields = mount.split(' ').skip(2);
-    let (major, minor) = fields.next()?.split_once(':')?;
-    let device = (major.parse().ok()?, minor.parse().ok()?);
-    let point = fields.nth(1)?;
-    // Such characters are escaped.
-    let point = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(point.to_owned(), |point, (escape, character)| {
-            point.replace(escape, character)
-        });
-    KernelFs::named(kind).map(|_| (device, point.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -225,30 +223,6 @@ mod tests {
 
     fn open(path: impl AsRef<Path>) -> io::Result<File> {
         super::open(path.as_ref(), [])
-    }
-
-    #[test]
-    fn mounts_of_the_kernel_are_found_wherever_they_are() {
-        for (line, found) in [
-            (
-                "22 28 0:20 / /proc rw,nosuid - proc proc rw",
-                Some(((0, 20), "/proc")),
-            ),
-            (
-                "22 28 0:20 / /srv/a\\040b/proc rw shared:5 - proc proc rw",
-                Some(((0, 20), "/srv/a b/proc")),
-            ),
-            (
-                "22 28 0:5 / /srv/dev rw - devtmpfs udev rw",
-                Some(((0, 5), "/srv/dev")),
-            ),
-            ("28 1 8:1 / / rw - ext4 /dev/sda1 rw", None),
-            ("22 28 0:20 / /srv/proc rw - ext4 proc rw", None),
-            ("", None),
-        ] {
-            let found = found.map(|(device, point)| (device, PathBuf::from(point)));
-            assert_eq!(mount_of_kernel(line), found, "{line}");
-        }
     }
 
     #[test]

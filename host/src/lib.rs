@@ -35,6 +35,7 @@ mod guarded;
 pub mod half;
 pub mod listener;
 pub mod logging;
+mod mounts;
 pub mod peer;
 mod place;
 pub mod preflight;
