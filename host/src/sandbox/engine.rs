@@ -44,9 +44,9 @@ const TABLES_KEPT: Kept = Kept {
     of_pool: 32 << 20,
 };
 
-/// Bytes of metadata that a pool allows an instance. They are not reserved, and `Extent::check` has
-/// the bound, which is lower. That bound counts no adapters, which wasmtime makes between the parts
-/// of a component.
+/// Bytes of metadata that a pool allows an instance. They are not reserved. `Extent::check` has the
+/// bounds, which are lower: one on active data segments, and one on everything else, with the
+/// adapters that wasmtime makes between the parts of a component.
 const POOL_METADATA: usize = 16 << 20;
 
 /// Stack for WebAssembly, in bytes: what a guest may use before it traps.
@@ -249,10 +249,15 @@ impl Engine {
     }
 }
 
-/// Makes a pool that holds an instance for every connection or, where there are too few memory
-/// mappings or too little address space for that, as much of it as can be had. Returns `nearest`, a
-/// pool that the service has already, if that serves more. If no pool can be had, instances are
+/// Makes the pool for so many connections, or a smaller one where there are too few memory mappings
+/// or too little address space for it. Returns `nearest`, a pool that the service has already, if
+/// that serves as many as the smaller one. If there is address space for no pool, instances are
 /// allocated on demand.
+///
+/// # Errors
+///
+/// There are too few memory mappings for the smallest pool, or for instances on demand, and there is
+/// no `nearest`.
 fn allocate(
     needs: Needs,
     connections: u32,
@@ -414,8 +419,8 @@ fn config(settings: CodeSettings) -> Config {
         config.wasm_component_model_async(true);
     }
     if settings.inlining {
-        // Of a function that goes into its caller nothing is left of the look at the epoch either.
-        // It takes three times as long to compile, and several times the memory, once.
+        // Saves calls, and what the code does around them. An inlined function still checks the epoch
+        // where it begins. Compiling takes three times as long, and several times the memory, once.
         config.compiler_inlining(Inlining::Yes);
     }
     if !settings.reserves {
