@@ -176,15 +176,11 @@ fn what_it_has_come_to_has_to_be_in_its_memory() {
             "(drop (call $get))",
             "it holds handles of the host",
         ),
-        ("full", "(memory 1 1)", "", "its memory cannot grow by two pages"),
+        ("full", "(memory 1 1)", "", "its memory cannot grow by a page"),
         (
             "pieces",
             "(memory 512)",
-            "(local $at i32)
-             (loop $next
-                (i32.store8 (local.get $at) (i32.const 1))
-                (local.set $at (i32.add (local.get $at) (i32.const 3)))
-                (br_if $next (i32.lt_u (local.get $at) (i32.const 33554432))))",
+            every(3, 512 << 16).as_str(),
             "its memory has too many separate regions",
         ),
     ] {
@@ -194,6 +190,39 @@ fn what_it_has_come_to_has_to_be_in_its_memory() {
             "{said}"
         );
     }
+}
+
+/// Stores 1 in every `distance`th byte of the first `bytes` bytes of memory.
+fn every(distance: usize, bytes: usize) -> String {
+    format!(
+        "(local $at i32)
+         (loop $next
+            (i32.store8 (local.get $at) (i32.const 1))
+            (local.set $at (i32.add (local.get $at) (i32.const {distance})))
+            (br_if $next (i32.lt_u (local.get $at) (i32.const {bytes}))))"
+    )
+}
+
+/// Wizer asks for each memory twice.
+#[test]
+fn a_memory_counts_and_grows_once() {
+    // More than half of the stretches that a snapshot may have.
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 512)
+            (func (export "wizer-initialize") {})
+            (func (export "_start")
+                (i32.store (i32.const 0) (i32.const 6000000))
+                (i32.store (i32.const 4) (i32.const 1))
+                (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#,
+        every(6, 512 << 16)
+    );
+    let module = file("preinit-half.wasm", wat::parse_str(text).unwrap());
+    assert_eq!(says(&Host::with(&module, &["--preinit"])), "\u{1}");
+    // Its snapshot is made, and says what the component lacks.
+    let said = refusal(&component("preinit-page.wasm", "(memory 1 2)", &every(6, 60)));
+    assert!(said.contains("has no `[constructor]session`"), "{said}");
 }
 
 #[test]

@@ -41,7 +41,7 @@ const METADATA_OF_DATA: u64 = 16;
 
 /// Active data segments of all core instances. wasmtime keeps 12 bytes for each, unless the memory
 /// begins with an image. A module can have 100,000, and the Go compiler makes as many.
-const MAX_DATA: u64 = 200_000;
+pub(super) const MAX_DATA: u64 = 200_000;
 
 /// Bytes of a page of memory.
 const PAGE: usize = 4 << 10;

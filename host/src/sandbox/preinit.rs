@@ -4,6 +4,8 @@
 //! The convention is that of Wizer, whose crate does the work on the guest's code: what is initialised exports a function
 //! `wizer-initialize`, and a program that goes on elsewhere than at `_start` exports `wizer.resume`.
 
+use std::collections::{HashMap, HashSet};
+use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ use super::content::{Content, MAX_FILE};
 use super::contract::Contract;
 use super::diagnostics::Speaker;
 use super::engine::Engine;
-use super::extent::Extent;
+use super::extent::{Extent, MAX_DATA};
 use super::file_threads::on;
 use super::generation::{contract_of, line, not_linked};
 use super::load_error::{LoadError, Refusal};
@@ -69,6 +71,9 @@ impl Sandbox {
             return Err(content.refused(Refusal::Snapshot(STRUCTURE.to_owned())));
         };
         let snapshot = snapshot?;
+        if snapshot.len() as u64 > MAX_FILE {
+            return Err(content.refused(Refusal::Snapshot(TOO_LARGE.to_owned())));
+        }
         let duration_ms = start.elapsed().as_millis() as u64;
         let service = self.granted.service();
         debug!(
@@ -165,10 +170,10 @@ impl Sandbox {
         if store.data().holds_handles() {
             return Err(content.refused(Refusal::Snapshot(HANDLES.to_owned())));
         }
-        // A memory comes as one list, for which it grows by two pages.
+        // A memory comes as one list, for which it grows by a page.
         store.set_hostcall_fuel(usize::MAX);
         store.data_mut().take_any_memory();
-        let mut initialised = Initialised::new(store, instance);
+        let mut initialised = Initialised::new(store, Shown::of(instance));
         let snapshot = engine
             .ticker
             .run(wizer.snapshot_component(&context, &mut initialised))
@@ -240,8 +245,6 @@ struct Initialised<I> {
     store: Store<State>,
     instance: I,
     room: Room,
-    /// Why what was told of its state was not the truth.
-    why_not: Option<&'static str>,
 }
 
 /// What is said of a guest or an instance that no snapshot can be made of.
@@ -249,12 +252,19 @@ const STRUCTURE: &str = "its structure is not supported";
 const HANDLES: &str =
     "it holds handles of the host, such as a file or standard output, which a snapshot cannot keep";
 const PIECES: &str = "its memory has too many separate regions of non-zero bytes";
-const NO_ROOM: &str = "its memory cannot grow by two pages";
+const NO_ROOM: &str = "its memory cannot grow by a page";
+const TOO_LARGE: &str = "a snapshot of its memory would be larger than a component file may be";
 
-const TOO_LARGE: &str = "its memory has more bytes other than 0 than a component file may have";
-
-/// Stretches of bytes other than 0 that memories may have. Each is noted by itself before those with little between become one.
+/// Stretches of bytes other than 0 that memories may have. Wizer notes each by itself before it
+/// joins those with little between them.
 const MAX_STRETCHES: usize = 8 << 20;
+
+/// The data segments that Wizer makes of the memories of one module. If there are more, it fills the
+/// smallest gaps between them.
+const MAX_SEGMENTS: usize = 10_000;
+
+/// Bytes of a gap that Wizer fills in any case.
+const SMALL_GAP: usize = 4;
 
 impl<I> Initialised<I> {
     fn new(store: Store<State>, instance: I) -> Self {
@@ -264,52 +274,129 @@ impl<I> Initialised<I> {
             room: Room {
                 bytes: MAX_FILE,
                 stretches: MAX_STRETCHES,
+                segments: MAX_DATA,
+                ..Room::default()
             },
-            why_not: None,
         }
     }
 
     /// The snapshot, if it is of what there is.
     fn or_why_not(self, snapshot: wasmtime::Result<Vec<u8>>) -> wasmtime::Result<Vec<u8>> {
-        match self.why_not {
+        match self.room.why_not {
             Some(why) => Err(wasmtime::format_err!("{why}")),
             None => snapshot,
         }
     }
 }
 
-/// What the memories of an instance may have of bytes other than 0. The host holds these bytes three
-/// times while it makes the snapshot, and 32 bytes for each stretch.
+/// What a snapshot may still take, for memories that are not counted yet.
+///
+/// Wizer asks for the memories of a module twice: first to find the segments of all of them, and
+/// then to copy these segments. A memory counts the first time.
+#[derive(Default)]
 struct Room {
     bytes: u64,
     stretches: usize,
+    segments: u64,
+    /// The segments of the module whose memories are being counted.
+    module: Segments,
+    /// The names of the memories that have been counted.
+    counted: HashSet<String>,
+    /// Why the snapshot is not of what there is.
+    why_not: Option<&'static str>,
 }
 
 impl Room {
-    /// Shows a memory to `contents`, which makes the snapshot, or returns why it is not shown.
-    fn show(&mut self, memory: &[u8], contents: impl FnOnce(&[u8])) -> Option<&'static str> {
-        let (mut bytes, mut stretches) = (0, 0);
-        let mut before = 0;
-        for byte in memory {
-            bytes += u64::from(*byte != 0);
-            stretches += usize::from(before == 0 && *byte != 0);
-            before = *byte;
+    /// Shows the memory of this name to `contents`, which makes the snapshot. A memory for which
+    /// there is no room is shown as empty.
+    fn show(&mut self, name: &str, memory: &[u8], contents: impl FnOnce(&[u8])) {
+        if self.counted.contains(name) {
+            self.end_module();
+            contents(memory);
+            return;
         }
-        let left = self.bytes.checked_sub(bytes).ok_or(TOO_LARGE).and_then(|bytes| {
-            let stretches = self.stretches.checked_sub(stretches).ok_or(PIECES)?;
-            Ok(Self { bytes, stretches })
-        });
-        match left {
-            Ok(left) => {
-                *self = left;
-                contents(memory);
-                None
-            }
-            Err(why) => {
-                contents(&[]);
-                Some(why)
-            }
+        self.counted.insert(name.to_owned());
+        if self.why_not.is_none() {
+            self.why_not = self.count(memory).err();
         }
+        contents(if self.why_not.is_none() { memory } else { &[] });
+    }
+
+    /// # Errors
+    ///
+    /// There is no room for the memory.
+    fn count(&mut self, memory: &[u8]) -> Result<(), &'static str> {
+        self.module.add(memory, self.stretches)?;
+        let (segments, bytes) = self.module.filled();
+        if segments > self.segments {
+            return Err(PIECES);
+        }
+        if bytes > self.bytes {
+            return Err(TOO_LARGE);
+        }
+        Ok(())
+    }
+
+    /// Takes the room of a module whose memories have all been counted.
+    fn end_module(&mut self) {
+        let mut module = take(&mut self.module);
+        let (segments, bytes) = module.filled();
+        self.segments = self.segments.saturating_sub(segments);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.stretches = self.stretches.saturating_sub(module.stretches);
+    }
+}
+
+/// The data segments that Wizer makes of the memories of one module.
+#[derive(Default)]
+struct Segments {
+    stretches: usize,
+    /// What is left of the stretches when small gaps are filled.
+    count: usize,
+    bytes: u64,
+    /// The bytes of each gap between two of them in one memory.
+    gaps: Vec<u32>,
+}
+
+impl Segments {
+    /// Adds those of one memory.
+    ///
+    /// # Errors
+    ///
+    /// The memories have more than `max` stretches.
+    fn add(&mut self, memory: &[u8], max: usize) -> Result<(), &'static str> {
+        let mut gap = None;
+        for run in memory.chunk_by(|byte, next| (*byte == 0) == (*next == 0)) {
+            if run.first() == Some(&0) {
+                gap = gap.map(|_: usize| run.len());
+                continue;
+            }
+            self.stretches += 1;
+            if self.stretches > max {
+                return Err(PIECES);
+            }
+            self.bytes += run.len() as u64;
+            match gap {
+                Some(gap) if gap <= SMALL_GAP => self.bytes += gap as u64,
+                Some(gap) => {
+                    self.count += 1;
+                    self.gaps.push(u32::try_from(gap).unwrap_or(u32::MAX));
+                }
+                None => self.count += 1,
+            }
+            gap = Some(0);
+        }
+        Ok(())
+    }
+
+    /// Returns how many there are in the snapshot, and their bytes.
+    fn filled(&mut self) -> (u64, u64) {
+        let more = self.count.saturating_sub(MAX_SEGMENTS);
+        if (1..self.gaps.len()).contains(&more) {
+            self.gaps.select_nth_unstable(more);
+        }
+        let filled = self.gaps.iter().take(more).map(|gap| u64::from(*gap));
+        ((self.count - more) as u64, self.bytes + filled.sum::<u64>())
     }
 }
 
@@ -330,21 +417,32 @@ impl InstanceState for Initialised<Instance> {
     async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
         let memory = self.instance.get_memory(&mut self.store, name);
         let memory = memory.expect("a memory of this name").data(&self.store);
-        self.why_not = self.room.show(memory, contents).or(self.why_not);
+        self.room.show(name, memory, contents);
     }
 }
 
-impl Initialised<ComponentInstance> {
+/// A component instance with the memories that it has shown. For each it had to grow the memory.
+struct Shown {
+    instance: ComponentInstance,
+    memories: HashMap<String, WasmList<u8>>,
+}
+
+impl Shown {
+    fn of(instance: ComponentInstance) -> Self {
+        Self {
+            instance,
+            memories: HashMap::new(),
+        }
+    }
+}
+
+impl Initialised<Shown> {
     /// Calls a function that was added to the component to show its state, and gives what it answers.
     async fn ask<T: Lift + Send + Sync + 'static>(&mut self, instance: &str, function: &str) -> Option<T> {
-        let added = self.instance.get_export_index(&mut self.store, None, instance)?;
-        let index = self
-            .instance
-            .get_export_index(&mut self.store, Some(&added), function)?;
-        let function = self
-            .instance
-            .get_typed_func::<(), (T,)>(&mut self.store, index)
-            .ok()?;
+        let shown = self.instance.instance;
+        let added = shown.get_export_index(&mut self.store, None, instance)?;
+        let index = shown.get_export_index(&mut self.store, Some(&added), function)?;
+        let function = shown.get_typed_func::<(), (T,)>(&mut self.store, index).ok()?;
         let answer = function.call_async(&mut self.store, ()).await;
         answer.ok().map(|(answer,)| answer)
     }
@@ -357,26 +455,30 @@ impl Initialised<ComponentInstance> {
     ) -> T {
         let answer = self.ask(instance, function).await;
         answer.unwrap_or_else(|| {
-            self.why_not = Some(NO_ROOM);
+            self.room.why_not = Some(NO_ROOM);
             T::default()
         })
     }
 }
 
-impl ComponentInstanceState for Initialised<ComponentInstance> {
+impl ComponentInstanceState for Initialised<Shown> {
     async fn call_func_ret_list_u8(
         &mut self,
         instance: &str,
         func: &str,
         contents: impl FnOnce(&[u8]) + Send,
     ) {
-        let Some(list) = self.ask::<WasmList<u8>>(instance, func).await else {
+        let list = match self.instance.memories.remove(func) {
+            Some(list) => Some(list),
+            None => self.ask::<WasmList<u8>>(instance, func).await,
+        };
+        let Some(list) = list else {
             contents(&[]);
-            self.why_not = Some(NO_ROOM);
+            self.room.why_not = Some(NO_ROOM);
             return;
         };
-        let memory = list.as_le_slice(&self.store);
-        self.why_not = self.room.show(memory, contents).or(self.why_not);
+        self.room.show(func, list.as_le_slice(&self.store), contents);
+        self.instance.memories.insert(func.to_owned(), list);
     }
 
     async fn call_func_ret_s32(&mut self, instance: &str, func: &str) -> i32 {
@@ -398,25 +500,127 @@ impl ComponentInstanceState for Initialised<ComponentInstance> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+    use wasmparser::Payload;
+
     use super::*;
+
+    /// Memories of a module, in place of an instance.
+    struct Memories<'a> {
+        contents: &'a [Vec<u8>],
+        room: Room,
+    }
+
+    impl InstanceState for Memories<'_> {
+        async fn global_get(&mut self, _: &str, _: ValType) -> SnapshotVal {
+            unreachable!("the module has no global")
+        }
+
+        async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
+            let index: usize = name
+                .rsplit(|at: char| !at.is_ascii_digit())
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap();
+            self.room.show(name, &self.contents[index], contents);
+        }
+    }
+
+    /// Has Wizer make a snapshot of a module with these memories. Returns the number and the bytes
+    /// of its data segments, and why the memories were not shown.
+    fn snapshot(contents: &[Vec<u8>], room: Room) -> ((u64, u64), Option<&'static str>) {
+        let memories = "(memory 1)".repeat(contents.len());
+        let module = format!(r#"(module {memories} (func (export "initialise")))"#);
+        let module = wat::parse_str(module).unwrap();
+        let wizer = Wizer::new();
+        let (context, _) = wizer.instrument(&module).unwrap();
+        let mut memories = Memories { contents, room };
+        let made = wizer.snapshot(&context, &mut memories).now_or_never().unwrap();
+        let (mut count, mut bytes) = (0, 0);
+        for payload in Parser::new(0).parse_all(&made.unwrap()) {
+            if let Payload::DataSection(segments) = payload.unwrap() {
+                for segment in segments {
+                    count += 1;
+                    bytes += segment.unwrap().data.len() as u64;
+                }
+            }
+        }
+        ((count, bytes), memories.room.why_not)
+    }
+
+    fn room(bytes: u64, stretches: usize, segments: u64) -> Room {
+        Room {
+            bytes,
+            stretches,
+            segments,
+            ..Room::default()
+        }
+    }
+
+    /// A memory of one page that begins with these bytes.
+    fn page(bytes: &[u8]) -> Vec<u8> {
+        let mut page = bytes.to_vec();
+        page.resize(1 << 16, 0);
+        page
+    }
 
     #[test]
     fn memories_have_together_what_a_snapshot_may_hold() {
-        let room = || Room {
-            bytes: 4,
-            stretches: 3,
+        // 3 bytes with a small gap, and 1 byte after a gap that stays.
+        let memories = [page(&[1, 0, 1, 0, 0, 0, 0, 0, 1]), page(&[1])];
+        let exact = || room(5, 4, 3);
+        assert_eq!(snapshot(&memories, exact()), ((3, 5), None));
+        for (less, why) in [
+            (room(4, 4, 3), TOO_LARGE),
+            (room(5, 3, 3), PIECES),
+            (room(5, 4, 2), PIECES),
+        ] {
+            // The memory for which there is no room is not in the snapshot.
+            assert_eq!(snapshot(&memories, less), ((2, 4), Some(why)));
+        }
+        let empty = [page(&[]), page(&[])];
+        assert_eq!(snapshot(&empty, room(0, 0, 0)), ((0, 0), None));
+    }
+
+    /// Wizer fills gaps where segments are too many. The snapshot then has more bytes than the
+    /// memory has of other values than 0.
+    #[test]
+    fn the_gaps_that_a_snapshot_fills_count() {
+        let every = |distance: usize| -> Vec<u8> {
+            let byte = |at| u8::from(at % distance == 0);
+            (0..15_000 * distance).map(byte).collect()
         };
-        // Returns the bytes that were shown of each memory, and why the last one was not shown.
-        let show = |memories: &[&[u8]]| {
-            let (mut room, mut shown, mut why) = (room(), Vec::new(), None);
-            for memory in memories {
-                why = room.show(memory, |contents| shown.push(contents.len()));
-            }
-            (shown, why)
+        // Whole pages of single bytes, with 7 between them in one memory and 15 in the other.
+        let memories = [8, 16].map(|distance| {
+            let mut memory = every(distance);
+            memory.resize(memory.len().next_multiple_of(1 << 16), 0);
+            memory
+        });
+        // All 14,999 gaps of the one, and 5,001 gaps of the other.
+        let bytes = 30_000 + 14_999 * 7 + 5_001 * 15;
+        let most = MAX_SEGMENTS as u64;
+        assert_eq!(
+            snapshot(&memories, room(bytes, 30_000, most)),
+            ((most, bytes), None)
+        );
+        let (_, why) = snapshot(&memories, room(bytes - 1, 30_000, most));
+        assert_eq!(why, Some(TOO_LARGE));
+    }
+
+    #[test]
+    fn modules_take_room_one_after_the_other() {
+        let mut room = room(5, 9, 9);
+        let mut show = |name: &str, memory: &[u8]| {
+            let mut bytes = 0;
+            room.show(name, memory, |contents| bytes = contents.len());
+            (bytes, room.why_not)
         };
-        assert_eq!(show(&[&[0, 1, 1, 0], &[1, 0, 1]]), (vec![4, 3], None));
-        assert_eq!(show(&[&[1, 1, 1], &[1, 1]]), (vec![3, 0], Some(TOO_LARGE)));
-        assert_eq!(show(&[&[1, 0, 1, 0], &[1, 0, 1]]), (vec![4, 0], Some(PIECES)));
-        assert_eq!(show(&[&[0; 100]]), (vec![100], None));
+        assert_eq!(show("a", &[1, 0, 1]), (3, None));
+        assert_eq!(show("a", &[1, 0, 1]), (3, None));
+        assert_eq!(show("b", &[1, 1]), (2, None));
+        assert_eq!(show("b", &[1, 1]), (2, None));
+        assert_eq!(show("c", &[1]), (0, Some(TOO_LARGE)));
+        assert_eq!(show("c", &[1]), (1, Some(TOO_LARGE)));
     }
 }
