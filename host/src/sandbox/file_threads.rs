@@ -45,6 +45,10 @@ const SLOW: Duration = Duration::from_secs(1);
 ///
 /// Its threads stay once they are started. If the system gives the host no further thread, work
 /// waits for one of them.
+///
+/// An instance that ends leaves its operations in the queue, with up to 64 KiB each, until a thread
+/// takes them out. A guest begins only after [`open`](Self::open) has passed the same queue, so the
+/// queue never has operations of more guests than may be connected at once.
 #[derive(Debug)]
 pub(super) struct FileThreads {
     runtime: Handle,
@@ -260,5 +264,52 @@ impl<F: Future> Future for On<F> {
         let this = self.project();
         let _current = this.threads.as_ref().map(|threads| threads.runtime.enter());
         this.guest.poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Notes its drop.
+    struct Queued(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Drop for Queued {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push("left the queue");
+        }
+    }
+
+    /// While operations of guests that have ended are in the queue, no other guest begins. So the
+    /// queue never has operations of more guests than may be connected at once.
+    #[tokio::test]
+    async fn a_guest_begins_when_the_operations_before_it_have_left_the_queue() {
+        let threads = FileThreads::start().unwrap();
+        let (release, released) = mpsc::channel();
+        let (started, has_started) = mpsc::channel();
+        let released = Arc::new(Mutex::new(released));
+        for _ in 0..FILE_THREADS {
+            let (released, started) = (Arc::clone(&released), started.clone());
+            threads.runtime.spawn_blocking(move || {
+                started.send(()).unwrap();
+                // Fails at the end of the test.
+                let _ = released.lock().unwrap().recv();
+            });
+        }
+        has_started.iter().take(FILE_THREADS).for_each(drop);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        // wasmtime-wasi does the same when an instance ends.
+        let operation = Queued(Arc::clone(&order));
+        threads.runtime.spawn_blocking(move || drop(operation)).abort();
+        let begins = threads.spawn({
+            let order = Arc::clone(&order);
+            move || order.lock().unwrap().push("begins")
+        });
+        assert!(order.lock().unwrap().is_empty());
+        release.send(()).unwrap();
+        begins.await.unwrap();
+        assert_eq!(*order.lock().unwrap(), ["left the queue", "begins"]);
     }
 }
