@@ -7,18 +7,18 @@
 //! reading it, up to [`buffer::SIZE`], since a transport does not tell otherwise.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
-use super::waiters::Waiters;
+use super::waiters::{Asking, Seat, Waiters};
 use crate::buffer;
 use crate::half::Lent;
 
@@ -29,9 +29,10 @@ const MAX_WAITING: usize = 1 << 20;
 /// standard output or error keeps a buffer of 8 KiB, and the program holds no handle for it.
 const MAX_STREAMS: usize = 64;
 
-/// For who looks and does not wait.
-fn nobody() -> Context<'static> {
-    Context::from_waker(Waker::noop())
+/// Waits until `poll` is ready.
+async fn wait<T>(mut poll: impl FnMut(Option<Asking<'_>>) -> Poll<T>) -> T {
+    let mut seat: Pin<&mut Seat> = pin!(None);
+    std::future::poll_fn(|cx| poll(Some(Asking::new(seat.as_mut(), cx)))).await
 }
 
 /// Whether a program has turned to its connection yet.
@@ -112,18 +113,40 @@ impl<R> Stdin<R> {
 
 impl<R: AsyncRead + Unpin> Input<R> {
     /// Has something that can be told, reading at most `max` bytes for it.
-    fn poll_fill(&mut self, cx: &Context<'_>, max: usize) -> Poll<()> {
+    fn poll_fill(&mut self, asking: Option<Asking<'_>>, max: usize) -> Poll<()> {
         self.turned.set();
         if !self.read.is_empty() || self.end.is_some() {
             return Poll::Ready(());
         }
         let reader = &mut self.reader;
-        match ready!(self.waiters.poll(cx, |cx| buffer::poll_read(reader, cx, max))) {
+        match ready!(self.waiters.poll(asking, |cx| buffer::poll_read(reader, cx, max))) {
             Ok(chunk) if chunk.is_empty() => self.end = Some(End::Closed),
             Ok(chunk) => self.read = Bytes::copy_from_slice(&chunk),
             Err(error) => self.end = Some(End::Failed(error)),
         }
         Poll::Ready(())
+    }
+
+    /// Reads what there is.
+    fn poll_read(&mut self, asking: Asking<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.turned.set();
+        if self.read.is_empty() {
+            if let Some(end) = &mut self.end {
+                return Poll::Ready(end.tell_or(Ok(())));
+            }
+            let Self { reader, waiters, .. } = self;
+            let poll = |cx: &mut Context<'_>| Pin::new(&mut *reader).poll_read(cx, buffer);
+            let result = ready!(waiters.poll(Some(asking), poll));
+            if result.is_err() {
+                // Those who have not been told find it closed.
+                self.end = Some(End::Closed);
+            }
+            return Poll::Ready(result);
+        }
+        let count = self.read.len().min(buffer.remaining());
+        buffer.put_slice(&self.read[..count]);
+        self.read.advance(count);
+        Poll::Ready(Ok(()))
     }
 
     fn take(&mut self, max: usize) -> StreamResult<Bytes> {
@@ -156,7 +179,7 @@ impl<R: AsyncRead + Unpin + Send + 'static> StdinStream for Stdin<R> {
 #[wasmtime_wasi::async_trait]
 impl<R: AsyncRead + Unpin + Send + 'static> Pollable for Stdin<R> {
     async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.input().poll_fill(cx, buffer::SIZE)).await;
+        wait(|asking| self.input().poll_fill(asking, buffer::SIZE)).await;
     }
 }
 
@@ -166,61 +189,41 @@ impl<R: AsyncRead + Unpin + Send + 'static> InputStream for Stdin<R> {
         let mut input = self.input();
         if size > 0 {
             // Who finds nothing waits by `ready`.
-            let _ = input.poll_fill(&nobody(), size);
+            let _ = input.poll_fill(None, size);
         }
         input.take(size)
     }
 
     async fn blocking_read(&mut self, size: usize) -> StreamResult<Bytes> {
         if size > 0 {
-            std::future::poll_fn(|cx| self.input().poll_fill(cx, size)).await;
+            wait(|asking| self.input().poll_fill(asking, size)).await;
         }
         self.input().take(size)
     }
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Stdin<R> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut input = self.input();
-        input.turned.set();
-        if input.read.is_empty() {
-            if let Some(end) = &mut input.end {
-                return Poll::Ready(end.tell_or(Ok(())));
-            }
-            let Input { reader, waiters, .. } = &mut *input;
-            let result = ready!(waiters.poll(cx, |cx| Pin::new(&mut *reader).poll_read(cx, buffer)));
-            if result.is_err() {
-                // Those who have not been told find it closed.
-                input.end = Some(End::Closed);
-            }
-            return Poll::Ready(result);
-        }
-        let count = input.read.len().min(buffer.remaining());
-        buffer.put_slice(&input.read[..count]);
-        input.read.advance(count);
-        Poll::Ready(Ok(()))
-    }
+/// A stream of WASI 0.3 from standard input.
+struct Stream<R> {
+    /// `None` is one too many, which fails.
+    stdin: Option<Stdin<R>>,
+    seat: Pin<Box<Seat>>,
 }
-
-/// A stream of WASI 0.3 from standard input. `None` is one too many, which fails.
-struct Stream<R>(Option<Stdin<R>>);
 
 impl<R> Stream<R> {
     fn new(stdin: &Stdin<R>) -> Self {
         let mut input = stdin.input();
         let fits = input.streams < MAX_STREAMS;
         input.streams += usize::from(fits);
-        Self(fits.then(|| stdin.clone()))
+        Self {
+            stdin: fits.then(|| stdin.clone()),
+            seat: Box::pin(None),
+        }
     }
 }
 
 impl<R> Drop for Stream<R> {
     fn drop(&mut self) {
-        if let Some(stdin) = &self.0 {
+        if let Some(stdin) = &self.stdin {
             stdin.input().streams -= 1;
         }
     }
@@ -232,8 +235,9 @@ impl<R: AsyncRead + Unpin> AsyncRead for Stream<R> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Some(stdin) => Pin::new(stdin).poll_read(cx, buffer),
+        let Self { stdin, seat } = &mut *self;
+        match stdin {
+            Some(stdin) => stdin.input().poll_read(Asking::new(seat.as_mut(), cx), buffer),
             // Of the errors that WASI has, this is the one that is not logged.
             None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
@@ -287,20 +291,21 @@ impl<W> Stdout<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Stdout<W> {
-    /// Hands what waits to the transport, as far as that takes it, and wakes the task when it takes more.
-    pub(super) fn drain(&self, cx: &mut Context<'_>) {
-        let _ = self.output().poll_drain(cx);
+    /// Hands what waits to the transport, as far as that takes it, and wakes the one who asks when
+    /// it takes more.
+    pub(super) fn drain(&self, asking: Asking<'_>) {
+        let _ = self.output().poll_drain(Some(asking));
     }
 
     /// Waits until nothing waits for the transport any more.
     pub(super) async fn drained(&self) {
-        std::future::poll_fn(|cx| self.output().poll_drain(cx)).await;
+        wait(|asking| self.output().poll_drain(asking)).await;
     }
 }
 
 impl<W: AsyncWrite + Unpin> Output<W> {
     /// Hands what waits to the transport, and is ready when that has taken it.
-    fn poll_drain(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_drain(&mut self, mut asking: Option<Asking<'_>>) -> Poll<()> {
         while !self.waiting.is_empty() {
             let Self {
                 writer,
@@ -308,7 +313,8 @@ impl<W: AsyncWrite + Unpin> Output<W> {
                 waiting,
                 ..
             } = self;
-            match ready!(waiters.poll(cx, |cx| Pin::new(&mut *writer).poll_write(cx, waiting))) {
+            let asking = asking.as_mut().map(Asking::reborrow);
+            match ready!(waiters.poll(asking, |cx| Pin::new(&mut *writer).poll_write(cx, waiting))) {
                 Ok(count) if count > 0 => self.waiting.advance(count),
                 Ok(_) => self.fail(io::ErrorKind::WriteZero.into()),
                 Err(error) => self.fail(error),
@@ -320,11 +326,11 @@ impl<W: AsyncWrite + Unpin> Output<W> {
     }
 
     /// Is ready when there is room for more behind what waits.
-    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_room(&mut self, asking: Option<Asking<'_>>) -> Poll<()> {
         if self.waiting.len() < buffer::SIZE {
             return Poll::Ready(());
         }
-        self.poll_drain(cx)
+        self.poll_drain(asking)
     }
 
     /// Puts bytes behind those that wait.
@@ -338,7 +344,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
                 "the guest writes through too many handles of standard output at once",
             ));
         }
-        let _ = self.poll_room(&nobody());
+        let _ = self.poll_room(None);
         Ok(())
     }
 
@@ -370,7 +376,10 @@ impl<W> IsTerminal for Stdout<W> {
 
 impl<W: AsyncWrite + Unpin + Send + 'static> StdoutStream for Stdout<W> {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
+        Box::new(Writer {
+            stdout: self.clone(),
+            seat: Box::pin(None),
+        })
     }
 
     fn p2_stream(&self) -> Box<dyn OutputStream> {
@@ -381,7 +390,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> StdoutStream for Stdout<W> {
 #[wasmtime_wasi::async_trait]
 impl<W: AsyncWrite + Unpin + Send + 'static> Pollable for Stdout<W> {
     async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.output().poll_room(cx)).await;
+        wait(|asking| self.output().poll_room(asking)).await;
     }
 }
 
@@ -406,7 +415,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
 
     fn check_write(&mut self) -> StreamResult<usize> {
         let mut output = self.output();
-        let room = output.poll_room(&nobody());
+        let room = output.poll_room(None);
         output.check()?;
         let permit = if room.is_ready() {
             // Others may have written more than that.
@@ -420,22 +429,29 @@ impl<W: AsyncWrite + Unpin + Send + 'static> OutputStream for Stdout<W> {
     }
 }
 
-impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Stdout<W> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut output = self.output();
+/// A stream of WASI 0.3 to standard output.
+struct Writer<W> {
+    stdout: Stdout<W>,
+    seat: Pin<Box<Seat>>,
+}
+
+impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Writer<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { stdout, seat } = &mut *self;
+        let mut output = stdout.output();
         output.turned.set();
         // What was written by another handle comes first.
-        ready!(output.poll_drain(cx));
+        ready!(output.poll_drain(Some(Asking::new(seat.as_mut(), cx))));
         output.check_io()?;
         let Output { writer, waiters, .. } = &mut *output;
-        match waiters.poll(&nobody(), |cx| Pin::new(&mut *writer).poll_write(cx, bytes)) {
+        match waiters.poll(None, |cx| Pin::new(&mut *writer).poll_write(cx, bytes)) {
             Poll::Ready(Ok(count)) => Poll::Ready(Ok(count)),
             Poll::Ready(Err(error)) => {
                 output.fail(error);
                 Poll::Ready(output.check_io().map(|()| 0))
             }
-            // They are taken, for a program that gives the write up is to know what of it is sent. Who waits for the
-            // transport does so by `poll_flush`.
+            // They are taken, for a program that gives the write up is to know what of it is sent.
+            // Who waits for the transport does so by `poll_flush`.
             Poll::Pending => {
                 let count = bytes.len().min(buffer::SIZE);
                 output.waiting = BytesMut::from(&bytes[..count]);
@@ -444,9 +460,10 @@ impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Stdout<W> {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut output = self.output();
-        ready!(output.poll_drain(cx));
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stdout, seat } = &mut *self;
+        let mut output = stdout.output();
+        ready!(output.poll_drain(Some(Asking::new(seat.as_mut(), cx))));
         Poll::Ready(output.check_io())
     }
 

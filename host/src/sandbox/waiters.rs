@@ -1,101 +1,113 @@
 //! Who waits for one half of a connection.
 //!
-//! A transport wakes who has asked it last, and a program may wait for its half in several places at once. So the transport
-//! is asked for all of them together, and what it wakes is all of them.
+//! A transport wakes only the last task that polled it, and a program may wait for its half in
+//! several places at once. So the transport is polled with one waker, which wakes all of them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Wakers that are kept beside the first. Beyond it all are woken, and those that still wait ask again.
-const MAX: usize = 1000;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 /// Those who wait.
 pub(super) struct Waiters {
-    list: Arc<List>,
+    woken: Arc<Notify>,
     /// Wakes them.
     waker: Waker,
 }
 
-#[derive(Default)]
-struct List(Mutex<Wakers>);
+/// Where one of them waits. It is woken no more when this is dropped, so that as many wait as have
+/// a seat, and not as often as they have asked.
+pub(super) type Seat = Option<OwnedNotified>;
 
-#[derive(Default)]
-struct Wakers {
-    /// Mostly there is no more than one, for whom nothing has to be allocated.
-    first: Option<Waker>,
-    others: Vec<Waker>,
+/// One who asks, and waits in its seat.
+pub(super) struct Asking<'a> {
+    seat: Pin<&'a mut Seat>,
+    waker: &'a Waker,
+}
+
+impl<'a> Asking<'a> {
+    /// The task of `cx`, in `seat`.
+    pub(super) fn new(seat: Pin<&'a mut Seat>, cx: &'a Context<'_>) -> Self {
+        let waker = cx.waker();
+        Self { seat, waker }
+    }
+
+    /// The same one, who asks once more later.
+    pub(super) fn reborrow(&mut self) -> Asking<'_> {
+        Asking {
+            seat: self.seat.as_mut(),
+            waker: self.waker,
+        }
+    }
 }
 
 impl Waiters {
     pub(super) fn new() -> Self {
-        let list = Arc::<List>::default();
+        let woken = Arc::<Notify>::default();
         Self {
-            waker: Waker::from(Arc::clone(&list)),
-            list,
+            waker: Waker::from(Arc::new(All(Arc::clone(&woken)))),
+            woken,
         }
     }
 
-    /// Polls the transport by `poll`. If that has to wait, so does the task of `cx`, unless it is one that cannot be woken.
+    /// Polls the transport by `poll`. If that has to wait, so does the one who asks. `None` only
+    /// looks.
     pub(super) fn poll<T>(
         &self,
-        cx: &Context<'_>,
+        asking: Option<Asking<'_>>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         let mut all = Context::from_waker(&self.waker);
         let polled = poll(&mut all);
-        if polled.is_ready() || cx.waker().will_wake(Waker::noop()) {
+        let Some(Asking { mut seat, waker }) = asking else {
+            return polled;
+        };
+        if polled.is_ready() {
+            seat.set(None);
             return polled;
         }
-        self.list.add(cx.waker());
+        seat.set(Some(Arc::clone(&self.woken).notified_owned()));
+        let woken = seat
+            .as_mut()
+            .as_pin_mut()
+            .map(|woken| woken.poll(&mut Context::from_waker(waker)));
+        if woken.is_some_and(|woken| woken.is_ready()) {
+            // It has not been entered, since all were woken meanwhile.
+            waker.wake_by_ref();
+        }
         // It may have become ready before there was somebody to be woken.
         poll(&mut all)
     }
 }
 
-impl List {
-    fn add(&self, waker: &Waker) {
-        let mut wakers = self.wakers();
-        let Wakers { first, others } = &mut *wakers;
-        match first {
-            None => *first = Some(waker.clone()),
-            Some(first) if first.will_wake(waker) => {}
-            Some(_) if others.iter().any(|other| other.will_wake(waker)) => {}
-            Some(_) => {
-                let full = others.len() >= MAX;
-                let woken = if full { std::mem::take(others) } else { Vec::new() };
-                others.push(waker.clone());
-                drop(wakers);
-                woken.into_iter().for_each(Waker::wake);
-            }
-        }
-    }
+/// The waker of all.
+struct All(Arc<Notify>);
 
-    fn wakers(&self) -> MutexGuard<'_, Wakers> {
-        // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Wake for List {
+impl Wake for All {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let Wakers { first, others } = std::mem::take(&mut *self.wakers());
-        first.into_iter().chain(others).for_each(Waker::wake);
+        self.0.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
     use crate::counting_task::counting_task as task;
 
-    /// Has `waker` wait, and gives what the transport wakes.
-    fn wait(waiters: &Waiters, waker: &Waker) -> Waker {
+    /// Lets the one with `waker` wait in `seat`, or only look without one. Returns the waker that
+    /// the transport wakes.
+    fn wait(waiters: &Waiters, asking: Option<(Pin<&mut Seat>, &Waker)>) -> Waker {
+        let asking = asking.map(|(seat, waker)| Asking { seat, waker });
         let mut asked = Waker::noop().clone();
-        let polled = waiters.poll(&Context::from_waker(waker), |cx| {
+        let polled = waiters.poll(asking, |cx| {
             asked = cx.waker().clone();
             Poll::<()>::Pending
         });
@@ -108,14 +120,30 @@ mod tests {
         let waiters = Waiters::new();
         let (one, first) = task();
         let (two, second) = task();
-        wait(&waiters, &first);
-        wait(&waiters, &second);
-        wait(&waiters, &first);
+        let (mut one_seat, mut two_seat) = (pin!(None), pin!(None));
+        wait(&waiters, Some((one_seat.as_mut(), &first)));
+        wait(&waiters, Some((two_seat.as_mut(), &second)));
+        wait(&waiters, Some((one_seat.as_mut(), &first)));
         // Who only looks takes nobody's place.
-        let asked = wait(&waiters, Waker::noop());
+        let asked = wait(&waiters, None);
         asked.wake_by_ref();
         asked.wake();
         assert_eq!((one.wakes(), two.wakes()), (1, 1));
+    }
+
+    #[test]
+    fn who_has_given_up_is_not_woken() {
+        let waiters = Waiters::new();
+        let (one, first) = task();
+        let (two, second) = task();
+        let mut two_seat = pin!(None);
+        let asked = {
+            let mut seat = pin!(None);
+            wait(&waiters, Some((seat.as_mut(), &first)));
+            wait(&waiters, Some((two_seat.as_mut(), &second)))
+        };
+        asked.wake();
+        assert_eq!((one.wakes(), two.wakes()), (0, 1));
     }
 
     #[test]
@@ -123,7 +151,8 @@ mod tests {
         let waiters = Waiters::new();
         let (one, waker) = task();
         let mut polls = 0;
-        let polled = waiters.poll(&Context::from_waker(&waker), |cx| {
+        let (seat, waker) = (pin!(None), &waker);
+        let polled = waiters.poll(Some(Asking { seat, waker }), |cx| {
             polls += 1;
             if polls == 1 {
                 cx.waker().wake_by_ref();
@@ -135,15 +164,19 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound_on_those_who_are_kept_and_nobody_is_forgotten() {
+    fn nobody_is_woken_without_an_event_however_many_wait() {
         let waiters = Waiters::new();
-        let tasks: Vec<_> = (0..2 * MAX + 10).map(|_| task()).collect();
+        // As many as a program has handles. Each asks twice.
+        let (tasks, wakers): (Vec<_>, Vec<_>) = (0..10_000).map(|_| task()).unzip();
+        let mut seats: Vec<Pin<Box<Seat>>> = wakers.iter().map(|_| Box::pin(None)).collect();
         let mut asked = Waker::noop().clone();
-        for (_, waker) in &tasks {
-            asked = wait(&waiters, waker);
-            assert!(waiters.list.wakers().others.len() <= MAX);
+        for _ in 0..2 {
+            for (waker, seat) in wakers.iter().zip(&mut seats) {
+                asked = wait(&waiters, Some((seat.as_mut(), waker)));
+            }
         }
+        assert!(tasks.iter().all(|task| task.wakes() == 0));
         asked.wake();
-        assert!(tasks.iter().all(|(task, _)| task.wakes() == 1));
+        assert!(tasks.iter().all(|task| task.wakes() == 1));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +18,7 @@ use crate::half::Half;
 use crate::peer::{Peer, Process};
 use crate::sandbox::state::{ProgramKind, State};
 use crate::sandbox::stdio::{Stdin, Stdout, Turned};
+use crate::sandbox::waiters::{Asking, Seat};
 use crate::sandbox::wasi::Release;
 
 /// A program that is ready to be instantiated, by the version of WASI that it is written for.
@@ -206,6 +207,7 @@ async fn noting<W: AsyncWrite + Unpin, T>(
     run: impl Future<Output = T>,
 ) -> T {
     let mut run = pin!(run);
+    let mut seat: Pin<&mut Seat> = pin!(None);
     poll_fn(|cx| {
         let polled = run.as_mut().poll(cx);
         if turned.is_set()
@@ -214,7 +216,7 @@ async fn noting<W: AsyncWrite + Unpin, T>(
             started();
         }
         if polled.is_pending() {
-            stdout.drain(cx);
+            stdout.drain(Asking::new(seat.as_mut(), cx));
         }
         polled
     })
