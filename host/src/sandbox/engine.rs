@@ -18,7 +18,7 @@ use super::file_calls;
 use super::files;
 use super::grants::Granted;
 use super::listing;
-use super::needs::{Calls, Concurrency, HandleTables, Images, Needs};
+use super::needs::{Calls, Concurrency, HandleTables, Images, Needs, Passing};
 use super::never_waits;
 use super::pools::{Pooled, Pools};
 use super::preview1;
@@ -224,6 +224,11 @@ impl Engine {
     /// How many tables of handles an instance has.
     pub(super) fn handle_tables(&self) -> HandleTables {
         self.needs.handle_tables
+    }
+
+    /// How its guests pass values.
+    pub(super) fn passing(&self) -> Passing {
+        self.needs.passing
     }
 
     /// Whether its guests may use the concurrency of the component model.

@@ -128,6 +128,8 @@ pub(super) struct Extent {
     lifts_async: u32,
     /// Whether a component calls functions concurrently, so that these run on stacks of their own.
     calls_concurrently: bool,
+    /// Components that read or write streams or futures. Two of them can exchange values.
+    exchanging: u32,
     /// Whether a component has a function by which its call waits for events on its stack.
     pub(super) waits: bool,
     /// Instances of modules that are imported, or that come out of an instance.
@@ -210,6 +212,11 @@ impl Extent {
         self.lifts_async.saturating_add(is_called_by_host.into())
     }
 
+    /// Whether two of its components can exchange values by a stream or a future.
+    pub(super) fn exchanges(&self) -> bool {
+        self.exchanging > 1
+    }
+
     /// Its memories and tables.
     #[cfg(test)]
     pub(super) fn parts(&self) -> Parts {
@@ -236,6 +243,7 @@ impl Extent {
             callable,
             lifts_async,
             calls_concurrently,
+            exchanging,
             waits,
             unknown_modules,
             not_offered,
@@ -243,6 +251,7 @@ impl Extent {
         self.callable = self.callable.saturating_add(*callable);
         self.lifts_async = self.lifts_async.saturating_add(*lifts_async);
         self.calls_concurrently |= *calls_concurrently;
+        self.exchanging = self.exchanging.saturating_add(*exchanging);
         self.waits |= *waits;
         self.component_instances = self.component_instances.saturating_add(*component_instances);
         self.core_instances = self.core_instances.saturating_add(*core_instances);
@@ -275,6 +284,7 @@ impl Extent {
             callable: self.callable.max(other.callable),
             lifts_async: self.lifts_async.max(other.lifts_async),
             calls_concurrently: self.calls_concurrently || other.calls_concurrently,
+            exchanging: self.exchanging.max(other.exchanging),
             waits: self.waits || other.waits,
             unknown_modules: 0,
             not_offered: self.not_offered.or(other.not_offered),
@@ -419,6 +429,8 @@ struct Level {
     /// Whether it has functions of its own that can be called, and asynchronous ones.
     lifts: bool,
     lifts_async: bool,
+    /// Whether it reads or writes streams or futures.
+    exchanges: bool,
     /// The size of its instance.
     extent: Extent,
     /// The modules and components of its index spaces.
@@ -634,6 +646,10 @@ impl Level {
             | CanonicalFunction::FutureRead { options, .. }
             | CanonicalFunction::FutureWrite { options, .. } => {
                 self.extent.waits |= !is_async(options);
+                if !self.exchanges {
+                    self.exchanges = true;
+                    self.extent.exchanging = self.extent.exchanging.saturating_add(1);
+                }
             }
             // A cancellation can wait, too, but most guests import one and never wait in it.
             _ => {}
@@ -810,6 +826,40 @@ mod tests {
         let refusal = extent.check().unwrap_err().to_string();
         assert!(refusal.contains("1112 component instances"), "{refusal}");
         assert!(of(&text("")).check().is_ok());
+    }
+
+    #[test]
+    fn only_components_that_read_or_write_streams_exchange_values() {
+        let of_parts = |parts: usize, function: &str| {
+            let part = format!(
+                "(component $part
+                    (type $s (stream string)) (type $f (future string))
+                    (core module $m (memory (export \"m\") 1)
+                      (func (export \"r\") (param i32 i32 i32 i32) (result i32) (i32.const 0)))
+                    (core instance $i (instantiate $m))
+                    (core func (canon {function}
+                      (memory (core memory $i \"m\")) (realloc (core func $i \"r\"))))
+                    (core func (canon stream.new $s)))"
+            );
+            let parts = "(instance (instantiate $part))".repeat(parts);
+            of(&format!("(component {part} {parts})"))
+        };
+        for function in [
+            "stream.read $s async",
+            "stream.write $s async",
+            "future.read $f async",
+            "future.write $f async",
+        ] {
+            assert!(!of_parts(1, function).exchanges(), "{function}");
+            assert!(of_parts(2, function).exchanges(), "{function}");
+        }
+        assert!(
+            !of(
+                "(component (component $c (type $s (stream u8)) (core func (canon stream.new $s)))
+            (instance (instantiate $c)) (instance (instantiate $c)))"
+            )
+            .exchanges()
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! A call of WASI 0.3 that waits for a file keeps its path as well. So a guest that may have files
 //! passes less in one call, and holds fewer handles.
 
-use super::needs::{Concurrency, HandleTables};
+use super::needs::{Concurrency, HandleTables, Passing};
 
 /// Handles of one instance, however much memory it may have. With one more, it traps.
 const MAX: usize = 10_000;
@@ -35,9 +35,15 @@ const MAX_CONCURRENT_GRANTED: usize = 512;
 /// not bounded by it, since its bytes stay in the guest's memory.
 const CALL_BYTES: usize = 1 << 20;
 
-/// The same for a guest that has files or sockets and makes calls concurrently: what a stream of
-/// WASI 0.2 takes in one call, and a path.
-const CALL_BYTES_GRANTED: usize = (64 << 10) + (4 << 10);
+/// The same for a guest that has files or sockets and makes calls concurrently, or whose parts can
+/// exchange values: what a stream of WASI 0.2 takes in one call, and a path.
+///
+/// A stream or future between two parts passes values other than numbers as [`wasmtime`]'s `Val`,
+/// all values of a write at once. These take up to 26 times what wasmtime charges for them: a set of
+/// 26 flags takes 1,656 bytes, and is charged with 66.
+///
+/// [`wasmtime`]: wasmtime::component::Val
+const FEW_CALL_BYTES: usize = (64 << 10) + (4 << 10);
 
 /// Handles beyond these for each connection that an instance may have: the ends of its streams and
 /// futures, and what the guest waits for them by, with room for as many of the guest's own.
@@ -70,21 +76,28 @@ pub(super) struct Handles {
 impl Handles {
     /// The bounds of an instance with `max_memory` bytes. `share` is the number of connections that
     /// may share it, or 0. `granted` says whether it may have files or sockets. With more `tables`
-    /// it has fewer handles, so that all tables together stay as large.
+    /// it has fewer handles, so that all tables together stay as large. `passing` says how it passes
+    /// values.
     pub(super) fn of(
         max_memory: usize,
         share: usize,
         granted: bool,
         concurrency: Concurrency,
         tables: HandleTables,
+        passing: Passing,
     ) -> Self {
         let more = share.saturating_mul(PER_CONNECTION);
         let own = (max_memory / SHARE).clamp(MIN, MAX);
         let confined = granted && concurrency == Concurrency::With;
-        let (all, call_bytes) = if confined {
-            (own.min(MAX_CONCURRENT_GRANTED), CALL_BYTES_GRANTED)
+        let all = if confined {
+            own.min(MAX_CONCURRENT_GRANTED)
         } else {
-            (own, CALL_BYTES)
+            own
+        };
+        let call_bytes = if confined || passing.between_parts {
+            FEW_CALL_BYTES
+        } else {
+            CALL_BYTES
         };
         let entries = if confined {
             ENTRIES_GRANTED
@@ -110,9 +123,12 @@ mod tests {
 
     const FEW: HandleTables = HandleTables::FEW;
 
+    /// A guest of one part.
+    const PLAIN: Passing = Passing { between_parts: false };
+
     #[test]
     fn a_guest_with_less_memory_holds_fewer() {
-        let all = |max_memory| Handles::of(max_memory, 0, false, Concurrency::With, FEW).all;
+        let all = |max_memory| Handles::of(max_memory, 0, false, Concurrency::With, FEW, PLAIN).all;
         assert_eq!(all(64 << 20), 10_000);
         assert_eq!(all(usize::MAX), 10_000);
         assert_eq!(all(4 << 20), 1024);
@@ -125,7 +141,7 @@ mod tests {
 
     #[test]
     fn calls_that_wait_for_files_keep_little() {
-        let of = |concurrency| Handles::of(64 << 20, 0, true, concurrency, FEW);
+        let of = |concurrency| Handles::of(64 << 20, 0, true, concurrency, FEW, PLAIN);
         let plain = of(Concurrency::Without);
         assert_eq!((plain.all, plain.of_wasi), (10_000, 256));
         let concurrent = of(Concurrency::With);
@@ -135,8 +151,18 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_exchange_values_pass_few_bytes_in_a_call() {
+        let of = |passing| Handles::of(64 << 20, 0, false, Concurrency::With, FEW, passing);
+        let parts = of(Passing { between_parts: true });
+        assert_eq!((parts.all, parts.call_bytes), (10_000, 68 << 10));
+        assert_eq!(of(PLAIN).call_bytes, 1 << 20);
+        // Measured: bytes of the host for each that is charged.
+        assert!(parts.call_bytes * 26 < 2 << 20);
+    }
+
+    #[test]
     fn connections_of_a_shared_instance_bring_handles_of_their_own() {
-        let handles = Handles::of(1 << 20, 100, true, Concurrency::With, FEW);
+        let handles = Handles::of(1 << 20, 100, true, Concurrency::With, FEW, PLAIN);
         assert_eq!((handles.all, handles.of_wasi), (256 + 1600, 256 + 1600));
     }
 
@@ -147,7 +173,7 @@ mod tests {
         for component_instances in 0..=1000 {
             let tables = HandleTables::of(component_instances);
             for max_memory in [1 << 20, 4 << 20, 64 << 20] {
-                let all = Handles::of(max_memory, 0, false, Concurrency::Without, tables).all;
+                let all = Handles::of(max_memory, 0, false, Concurrency::Without, tables, PLAIN).all;
                 assert!(all * component_instances as usize * slot < 2 << 20);
                 let few = component_instances <= 8;
                 assert_eq!(

@@ -148,6 +148,13 @@ impl HandleTables {
     }
 }
 
+/// How a component passes values, which bounds the bytes that one call may pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Passing {
+    /// Whether two of its parts can exchange values by a stream or a future.
+    pub(super) between_parts: bool,
+}
+
 /// What a component needs of its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Needs {
@@ -160,6 +167,7 @@ pub(super) struct Needs {
     /// Stacks that an instance can keep at the same time.
     pub(super) stacks: u32,
     pub(super) handle_tables: HandleTables,
+    pub(super) passing: Passing,
     pub(super) calls: Calls,
 }
 
@@ -168,6 +176,7 @@ impl Needs {
     pub(super) fn like(self, other: Self) -> Self {
         Self {
             handle_tables: other.handle_tables,
+            passing: other.passing,
             ..self
         }
     }
@@ -243,6 +252,9 @@ impl Needs {
                 Concurrency::With => stacks(extent, extent.waits || surface.waits || !surface.streams),
             },
             handle_tables: HandleTables::of(extent.component_instances),
+            passing: Passing {
+                between_parts: extent.exchanges(),
+            },
             calls: if concurrency == Concurrency::Without {
                 surface.calls()
             } else {

@@ -88,6 +88,7 @@ impl State {
             granted.has_dirs() || granted.has_outbound(),
             engine.concurrency(),
             engine.handle_tables(),
+            engine.passing(),
         );
         let mut table = ResourceTable::new();
         table.set_max_capacity(handles.of_wasi);
