@@ -305,6 +305,27 @@ mod forger {
     }
 }
 
+mod chain {
+    use super::*;
+
+    #[test]
+    fn forwards_few_ends_at_the_same_time() {
+        let host = Host::serving("chain", &[]);
+        let client = host.connect();
+        client.send([16]);
+        client.echo("as many as parts");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        assert_eq!(host.outcome(), "finished");
+        let client = host.connect();
+        client.send([17]);
+        client.expect_reset();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), "guest-trap");
+        assert!(line.contains("while 16 of its ends were forwarded"), "{line}");
+    }
+}
+
 #[test]
 fn the_first_is_nearest_the_peer() {
     let long = [vec![b'x'; 5000], b"\n".to_vec()].concat();

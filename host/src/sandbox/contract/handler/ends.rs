@@ -14,14 +14,20 @@ use wasmtime::component::{FutureConsumer, FutureProducer, FutureReader, Linker, 
 
 use super::halves::HalfEnd;
 use crate::bindings::service::inet::service::types::ErrorCode;
+use crate::sandbox::extent::MAX_PARTS_WITH_STACKS;
 use crate::sandbox::state::State;
 
 /// The name of the interface.
 const INTERFACE: &str = "inet:service/ends@0.1.0";
 
+/// Ends of one connection that are forwarded at the same time: one for each part that can keep a
+/// stack. The guest needs no handle for them, so nothing else bounds them.
+const MAX_FORWARDED: usize = MAX_PARTS_WITH_STACKS as usize;
+
 /// Ends of inbound halves that middlewares have yet to tell, or the parts behind them to hear.
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Ends {
+    /// Two for each that is forwarded, until it is told and until it is heard.
     open: AtomicUsize,
     /// The end that the host itself tells the part nearest the peer, while that part has not
     /// dropped its future.
@@ -65,6 +71,14 @@ impl Ends {
             }
         })
         .await
+    }
+
+    /// Forwards one more, unless there are too many. Returns how long it is to be told, and to be
+    /// heard.
+    fn forward(self: &Arc<Self>) -> Option<[Open; 2]> {
+        // Only the task that drives the connection adds some.
+        let fits = self.open.load(Relaxed) <= 2 * (MAX_FORWARDED - 1);
+        fits.then(|| [Open::new(self), Open::new(self)])
     }
 
     /// The error code by which a middleware has refused what the peer sent, if one has.
@@ -117,18 +131,18 @@ pub(in crate::sandbox) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime:
                     "`forward` was called for connection {connection}, which this guest is not handling"
                 );
             };
+            let Some([tell, hear]) = ends.forward() else {
+                wasmtime::bail!(
+                    "`forward` was called for connection {connection} while {MAX_FORWARDED} of its \
+                     ends were forwarded"
+                );
+            };
             let (teller, how) = oneshot::channel();
             let told = Told {
-                teller: Some((teller, Open::new(&ends))),
+                teller: Some((teller, tell)),
             };
             end.pipe(&mut store, told)?;
-            let heard = FutureReader::new(
-                &mut store,
-                Heard {
-                    how,
-                    _open: Open::new(&ends),
-                },
-            )?;
+            let heard = FutureReader::new(&mut store, Heard { how, _open: hear })?;
             Ok((heard,))
         },
     )
@@ -232,6 +246,18 @@ mod tests {
         assert!(!hearing.is_finished());
         drop(second);
         timeout(Duration::from_secs(10), hearing).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn few_are_forwarded_at_the_same_time() {
+        let ends = Arc::new(Ends::default());
+        let mut forwarded: Vec<_> = (0..MAX_FORWARDED).map(|_| ends.forward().unwrap()).collect();
+        assert!(ends.forward().is_none());
+        let [told, heard] = forwarded.pop().unwrap();
+        drop(told);
+        assert!(ends.forward().is_none(), "nobody has heard it yet");
+        drop(heard);
+        assert!(ends.forward().is_some());
     }
 
     #[tokio::test]
