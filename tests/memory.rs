@@ -302,6 +302,47 @@ fn the_parts_of_a_composition_that_wait_are_few() {
     );
 }
 
+/// A program that logs a message of so many bytes, in an encoding.
+fn logging(encoding: &str, bytes: usize) -> PathBuf {
+    let pages = bytes.div_ceil(64 << 10) + 1;
+    let text = format!(
+        r#"(component
+          (import "wasi:logging/logging@0.1.0-draft" (instance $log
+            (type $levels (enum "trace" "debug" "info" "warn" "error" "critical"))
+            (export "level" (type $level (eq $levels)))
+            (export "log" (func (param "level" $level) (param "context" string) (param "message" string)))))
+          (core module $libc (memory (export "mem") {pages}))
+          (core instance $libc (instantiate $libc))
+          (core func $log (canon lower (func $log "log")
+            (memory (core memory $libc "mem")) string-encoding={encoding}))
+          (core module $m
+            (import "" "mem" (memory {pages}))
+            (import "" "log" (func $log (param i32 i32 i32 i32 i32)))
+            (func (export "run") (result i32)
+              ;; Of Latin-1, these are letters that take two bytes in UTF-8.
+              (memory.fill (i32.const 0) (i32.const 0xe9) (i32.const {bytes}))
+              (call $log (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const {bytes}))
+              (i32.const 0)))
+          (core instance $i (instantiate $m (with "" (instance
+            (export "mem" (memory $libc "mem")) (export "log" (func $log))))))
+          (func $run (result (result)) (canon lift (core func $i "run")))
+          (instance $run (export "run" (func $run)))
+          (export "wasi:cli/run@0.2.0" (instance $run)))"#
+    );
+    file(&format!("logging-{bytes}.wasm"), wat::parse_str(text).unwrap())
+}
+
+/// A letter of Latin-1 takes two bytes in the host.
+#[test]
+fn strings_that_take_more_in_the_host_are_shorter() {
+    for (bytes, outcome) in [(500 << 10, "finished"), (600 << 10, "guest-trap")] {
+        let host = Host::with(&logging("latin1+utf16", bytes), &[]);
+        let _client = host.connect();
+        let line = host.line("connection ended");
+        assert_eq!(field(&line, "outcome"), outcome, "{line}");
+    }
+}
+
 /// A composition of a part that writes a list of so many sets of 26 flags to another part. The
 /// allocator of the reader, which is called while the host has all of them, never returns.
 fn exchange(sets: usize) -> PathBuf {

@@ -130,6 +130,8 @@ pub(super) struct Extent {
     calls_concurrently: bool,
     /// Components that read or write streams or futures. Two of them can exchange values.
     exchanging: u32,
+    /// Whether a function has strings in another encoding than UTF-8.
+    pub(super) wide_strings: bool,
     /// Whether a component has a function by which its call waits for events on its stack.
     pub(super) waits: bool,
     /// Instances of modules that are imported, or that come out of an instance.
@@ -244,6 +246,7 @@ impl Extent {
             lifts_async,
             calls_concurrently,
             exchanging,
+            wide_strings,
             waits,
             unknown_modules,
             not_offered,
@@ -252,6 +255,7 @@ impl Extent {
         self.lifts_async = self.lifts_async.saturating_add(*lifts_async);
         self.calls_concurrently |= *calls_concurrently;
         self.exchanging = self.exchanging.saturating_add(*exchanging);
+        self.wide_strings |= *wide_strings;
         self.waits |= *waits;
         self.component_instances = self.component_instances.saturating_add(*component_instances);
         self.core_instances = self.core_instances.saturating_add(*core_instances);
@@ -285,6 +289,7 @@ impl Extent {
             lifts_async: self.lifts_async.max(other.lifts_async),
             calls_concurrently: self.calls_concurrently || other.calls_concurrently,
             exchanging: self.exchanging.max(other.exchanging),
+            wide_strings: self.wide_strings || other.wide_strings,
             waits: self.waits || other.waits,
             unknown_modules: 0,
             not_offered: self.not_offered.or(other.not_offered),
@@ -623,6 +628,16 @@ impl Level {
                 .iter()
                 .any(|option| matches!(option, CanonicalOption::Async))
         };
+        if let CanonicalFunction::Lift { options, .. }
+        | CanonicalFunction::Lower { options, .. }
+        | CanonicalFunction::StreamRead { options, .. }
+        | CanonicalFunction::StreamWrite { options, .. }
+        | CanonicalFunction::FutureRead { options, .. }
+        | CanonicalFunction::FutureWrite { options, .. } = function
+        {
+            let is_wide = |option| matches!(option, &CanonicalOption::UTF16 | &CanonicalOption::CompactUTF16);
+            self.extent.wide_strings |= options.iter().any(is_wide);
+        }
         match function {
             CanonicalFunction::Lift { options, .. } => {
                 if !self.lifts {
@@ -860,6 +875,29 @@ mod tests {
             )
             .exchanges()
         );
+    }
+
+    #[test]
+    fn encodings_of_strings_are_seen() {
+        let extent = |encoding: &str| {
+            of(&format!(
+                "(component
+                    (import \"f\" (func $f (param \"s\" string)))
+                    (component $c (import \"f\" (func $f (param \"s\" string)))
+                        (core module $m (memory (export \"m\") 1))
+                        (core instance $i (instantiate $m))
+                        (core func (canon lower (func $f) (memory (core memory $i \"m\")) {encoding})))
+                    (instance (instantiate $c (with \"f\" (func $f)))))"
+            ))
+        };
+        for (encoding, is_wide) in [
+            ("", false),
+            ("string-encoding=utf8", false),
+            ("string-encoding=utf16", true),
+            ("string-encoding=latin1+utf16", true),
+        ] {
+            assert_eq!(extent(encoding).wide_strings, is_wide, "{encoding}");
+        }
     }
 
     #[test]

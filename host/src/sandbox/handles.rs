@@ -45,6 +45,11 @@ const CALL_BYTES: usize = 1 << 20;
 /// [`wasmtime`]: wasmtime::component::Val
 const FEW_CALL_BYTES: usize = (64 << 10) + (4 << 10);
 
+/// Bytes of a string in UTF-8 for each byte of the guest, in the other encodings. A byte of Latin-1
+/// takes up to two. The host decodes UTF-16 to up to three bytes for two, in a string that has
+/// doubled as it grew.
+const WIDTH: usize = 2;
+
 /// Handles beyond these for each connection that an instance may have: the ends of its streams and
 /// futures, and what the guest waits for them by, with room for as many of the guest's own.
 const PER_CONNECTION: usize = 16;
@@ -99,6 +104,7 @@ impl Handles {
         } else {
             CALL_BYTES
         };
+        let width = if passing.wide_strings { WIDTH } else { 1 };
         let entries = if confined {
             ENTRIES_GRANTED
         } else {
@@ -112,7 +118,7 @@ impl Handles {
             concurrent: entries
                 .saturating_add(more.saturating_mul(ENTRIES))
                 .saturating_add(ENTRIES_OF_HOST),
-            call_bytes,
+            call_bytes: call_bytes / width,
         }
     }
 }
@@ -124,7 +130,10 @@ mod tests {
     const FEW: HandleTables = HandleTables::FEW;
 
     /// A guest of one part.
-    const PLAIN: Passing = Passing { between_parts: false };
+    const PLAIN: Passing = Passing {
+        between_parts: false,
+        wide_strings: false,
+    };
 
     #[test]
     fn a_guest_with_less_memory_holds_fewer() {
@@ -153,11 +162,26 @@ mod tests {
     #[test]
     fn parts_that_exchange_values_pass_few_bytes_in_a_call() {
         let of = |passing| Handles::of(64 << 20, 0, false, Concurrency::With, FEW, passing);
-        let parts = of(Passing { between_parts: true });
+        let parts = of(Passing {
+            between_parts: true,
+            ..PLAIN
+        });
         assert_eq!((parts.all, parts.call_bytes), (10_000, 68 << 10));
         assert_eq!(of(PLAIN).call_bytes, 1 << 20);
         // Measured: bytes of the host for each that is charged.
         assert!(parts.call_bytes * 26 < 2 << 20);
+    }
+
+    #[test]
+    fn strings_that_take_twice_as_much_in_the_host_count_twice() {
+        let wide = Passing {
+            wide_strings: true,
+            ..PLAIN
+        };
+        for (granted, bytes) in [(false, 512 << 10), (true, 34 << 10)] {
+            let handles = Handles::of(64 << 20, 0, granted, Concurrency::With, FEW, wide);
+            assert_eq!(handles.call_bytes, bytes);
+        }
     }
 
     #[test]

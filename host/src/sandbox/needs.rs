@@ -149,10 +149,12 @@ impl HandleTables {
 }
 
 /// How a component passes values, which bounds the bytes that one call may pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Passing {
     /// Whether two of its parts can exchange values by a stream or a future.
     pub(super) between_parts: bool,
+    /// Whether it has strings in another encoding than UTF-8.
+    pub(super) wide_strings: bool,
 }
 
 /// What a component needs of its engine.
@@ -254,6 +256,7 @@ impl Needs {
             handle_tables: HandleTables::of(extent.component_instances),
             passing: Passing {
                 between_parts: extent.exchanges(),
+                wide_strings: extent.wide_strings,
             },
             calls: if concurrency == Concurrency::Without {
                 surface.calls()
