@@ -1,8 +1,10 @@
 //! What the host keeps for one connection, whatever its guest does. SECURITY.md lists the bounds.
 
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 
 use crate::harness::{Client, Host, field, file, guest, refused, scratch, until};
 
@@ -299,6 +301,28 @@ fn the_parts_of_a_composition_that_wait_are_few() {
             .contains("17 components that each can keep a stack"),
         "{}",
         refusal.message
+    );
+}
+
+/// Each socket has a write that waits, since nobody reads from it.
+#[test]
+fn sockets_keep_one_write_each() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let grant = address.to_string();
+    let host = Host::serving(
+        "errands",
+        &["--max-memory", MAX_MEMORY, "--allow-outbound", &grant],
+    );
+    // It ends with the process.
+    thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let grown = grown(&host, |client| {
+        assert_eq!(client.asks(&format!("fill-sockets 16 {address}")), "16");
+    });
+    // 64 KiB for each, and 128 KiB for the rest of the connection.
+    assert!(
+        grown < 16 * 64 + 2 * 64,
+        "{grown} KiB for each of {PEERS} with 16 sockets"
     );
 }
 

@@ -35,6 +35,12 @@ fn main() -> Result<()> {
             }
             "hold-files" => hold(rest, |path| fs::File::open(path)),
             "hold-sockets" => hold(rest, |address| TcpStream::connect(address)),
+            "fill-sockets" => hold(rest, |address| {
+                let mut socket = TcpStream::connect(address)?;
+                socket.set_nonblocking(true)?;
+                while socket.write(&[b'x'; 64 << 10]).is_ok() {}
+                Ok(socket)
+            }),
             "exit" => {
                 print!("leaving");
                 stdout().flush()?;
