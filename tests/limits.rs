@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::admin::admin_of;
-use crate::harness::{Client, DEADLINE, Host, field, file, scratch, until};
+use crate::harness::{Client, DEADLINE, HUP, Host, TERM, field, file, scratch, until};
 use crate::tls::served;
 
 const ECHOES: [&str; 3] = ["echo", "lines", "lines-session"];
@@ -278,6 +278,48 @@ fn ten_bytes_are_all(flag: &str, count: &str, more: &str) {
         let line = host.line("connection ended");
         assert_eq!(field(&line, "outcome"), "byte-limit", "{guest}");
         assert_eq!(field(&line, count), "10", "{guest}");
+    }
+}
+
+/// Longer than any clock can count from now, and short enough for a flag.
+const EONS: &str = "400000000000y";
+
+#[test]
+fn limits_beyond_all_time_are_none() {
+    let flags = [
+        "--max-call-time",
+        "--first-byte-timeout",
+        "--idle-timeout",
+        "--write-timeout",
+        "--max-lifetime",
+        "--drain-timeout",
+        "--drain-generations",
+    ];
+    let flags: Vec<_> = flags.into_iter().flat_map(|flag| [flag, EONS]).collect();
+    let own = ["--max-cpu-time", EONS];
+    let shared = ["--isolation", "service"];
+    for (guest, more) in [
+        ("echo", own),
+        ("lines", shared),
+        ("lines-session", own),
+        ("cat", own),
+    ] {
+        let mut host = Host::serving(guest, &[&flags[..], &more].concat());
+        let client = host.connect();
+        client.echo("hello\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        assert_eq!(host.outcome(), "finished", "{guest}: {}", host.log());
+        // A reload and a drain wait by some of them.
+        let open = host.connect();
+        open.echo("hello\n");
+        host.signal(HUP);
+        host.connect().echo("hello\n");
+        host.signal(TERM);
+        host.line("draining");
+        drop(open);
+        assert!(host.wait().success(), "{guest}: {}", host.log());
+        assert!(!host.log().contains("panic"), "{guest}: {}", host.log());
     }
 }
 

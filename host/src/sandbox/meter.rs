@@ -169,7 +169,7 @@ impl Meter {
 impl Wait {
     /// Whether its timer is so late that the process was stopped, or got no processor.
     fn is_stalled(&self) -> bool {
-        self.timer.deadline() + STALL <= Instant::now()
+        Instant::now().saturating_duration_since(self.timer.deadline()) >= STALL
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::meter::{Meter, Passed, longest_wait};
 use super::ticker::Ticker;
+use crate::deadlines::after;
 
 /// Connections that are over and still in an instance, beyond which the next one waits for them.
 const LEAVING: usize = 64;
@@ -180,7 +181,7 @@ impl Pulse {
             }
             if !armed {
                 armed = true;
-                timer.as_mut().reset(Instant::now() + max);
+                timer.as_mut().reset(after(Instant::now(), max));
             }
             if timer.as_mut().poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
