@@ -288,6 +288,9 @@ fn a_pause_takes_its_time_and_patience_is_as_long_as_it_is_asked_to_be() {
     let (status, said) = replay_with(&dir, &guest("metronome"), &["--patience", "1ms"]);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("nothing more for 1ms"), "{said}");
+    // No clock counts as far.
+    let (status, said) = replay_with(&dir, &guest("metronome"), &["--patience", "400000000000y"]);
+    assert_eq!(status, Some(0), "{said}");
     let (status, said) = replay_with(&dir, &guest("metronome"), &["--patience", "0s"]);
     assert_eq!(status, Some(2), "{said}");
     assert!(said.contains("--patience"), "{said}");
@@ -496,9 +499,11 @@ fn what_does_not_pass_the_gate_does_not_serve() {
     let file = dir.join("guest.wasm");
     let put = |name: &str| replace(&file, fs::read(guest(name)).unwrap());
     put("lines-session");
+    let gate_flag = ["--gate", gate.to_str().unwrap()];
+    let more = ["--gate-patience", "400000000000y", "--max-connections", "1"];
     let host = Host::with(
         &file,
-        &["--gate", gate.to_str().unwrap(), "--max-connections", "1"],
+        &[gate_flag, [more[0], more[1]], [more[2], more[3]]].concat(),
     );
     // Every connection that there may be is open meanwhile.
     let client = host.connect();

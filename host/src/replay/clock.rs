@@ -9,6 +9,7 @@ use futures_util::poll;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::deadlines::after;
 use crate::sandbox::real_timer;
 
 /// Why an event has not come.
@@ -153,7 +154,7 @@ impl Clock {
             let now = (self.state().now, Instant::now());
             if now.0 - began.0 > now.1 - began.1 {
                 began = now;
-                real.as_mut().reset(now.1 + patience);
+                real.as_mut().reset(after(now.1, patience));
             }
         }
     }
