@@ -248,6 +248,30 @@ fn certificates_that_are_not_valid_now_are_warned_of() {
     assert_eq!(host.log().matches("expired at").count(), 1, "{}", host.log());
 }
 
+#[test]
+fn certificates_that_break_rfc_5280_are_warned_of_too() {
+    let authority = Authority::new("lenient");
+    let issued = Issued {
+        certificate: authority.dir.join("localhost.crt"),
+        key: authority.dir.join("localhost.key"),
+    };
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2001, 1, 2);
+    params.not_after = date_time_ymd(2002, 1, 2);
+    // RFC 5280, section 4.1.2.2 permits 20 bytes.
+    params.serial_number = Some(vec![0x7f; 25].into());
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+    replace(&issued.certificate, certificate.pem());
+    replace(&issued.key, key.serialize_pem());
+    let host = serving("echo", &issued, &[]);
+    let warning = format!(
+        "certificate on line 1 of `{}` expired at 2002-01-02T00:00:00Z",
+        issued.certificate.display()
+    );
+    assert!(host.log().contains(&warning), "{}", host.log());
+}
+
 /// Runs OpenSSL in a directory.
 fn run(openssl: &Path, dir: &Path, args: &str) {
     let output = Command::new(openssl)

@@ -16,8 +16,6 @@ use thiserror::Error;
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
-use x509_cert::ext::pkix::SubjectAltName;
-use x509_cert::ext::pkix::name::GeneralName;
 
 use super::algorithm::{self, Algorithm, Use};
 use super::client_chain::Bounded;
@@ -395,7 +393,7 @@ fn certificates(path: &Path, files: &mut Vec<CertificateFile>) -> Result<Vec<Cer
             let mislabelled = mislabelled(CERTIFICATE, path, (line, "CERTIFICATE"), &der);
             return Err(mislabelled.unwrap_or_else(|| invalid(path, line)));
         }
-        warnings.extend(parsed.as_ref().and_then(|parsed| validity(parsed, path, line)));
+        warnings.extend(invalidity(&der, path, line));
         certificates.push(Certificate {
             line,
             der,
@@ -426,11 +424,16 @@ fn trusts_clients(settings: &[u8]) -> x509_cert::der::Result<bool> {
     Ok(trusted.is_none_or(covers) && !rejected.is_some_and(covers))
 }
 
-/// Says that a certificate is not valid at the moment, if so.
-fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> Option<String> {
-    let validity = certificate.tbs_certificate().validity();
+/// Says that a certificate is not valid at the moment, or that the host cannot tell, if so.
+pub(super) fn invalidity(certificate: &[u8], path: &Path, line: usize) -> Option<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     let name = path.display();
+    let Ok(validity) = algorithm::validity(certificate) else {
+        return Some(format!(
+            "cannot read the validity of the certificate on line {line} of `{name}`; check it with \
+             `openssl x509 -noout -dates`, or have the certificate issued again"
+        ));
+    };
     if now > validity.not_after.to_unix_duration() {
         let end = validity.not_after;
         return Some(format!(
@@ -448,17 +451,9 @@ fn validity(certificate: &x509_cert::Certificate, path: &Path, line: usize) -> O
 
 /// Warns of a certificate without the name of a server, which no client can request.
 fn unnamed(certified: &CertifiedKey, path: &Path) -> Option<String> {
-    let certificate = x509_cert::Certificate::from_der(certified.end_entity_cert().ok()?).ok()?;
-    let extension = certificate.tbs_certificate().get_extension::<SubjectAltName>();
-    let names = extension.ok()?.map(|(_, SubjectAltName(names))| names);
-    let is_server = |name: &GeneralName| match name {
-        GeneralName::DnsName(name) => {
-            let name = name.as_str();
-            DnsName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok()
-        }
-        _ => false,
-    };
-    (!names.unwrap_or_default().iter().any(is_server)).then(|| {
+    let names = algorithm::dns_names(certified.end_entity_cert().ok()?).ok()?;
+    let is_server = |name: &&str| DnsName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok();
+    (!names.iter().any(is_server)).then(|| {
         format!(
             "no client gets the certificate in `{}`, because its subjectAltName has no DNS name; issue it \
              with the names that clients request",

@@ -144,6 +144,59 @@ fn certificates_that_no_client_gets_are_warned_of() {
     assert!(warning.contains("has no DNS name"), "{warning}");
 }
 
+/// An expired certificate for some names, whose serial number has this size.
+fn lenient(dir: &Path, names: &[&str], serial: usize) -> (Identity, CertificateDer<'static>) {
+    let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+    let stem = format!("{}-{serial}", names[0]);
+    let mut params = CertificateParams::new(names).unwrap();
+    params.serial_number = Some(vec![0x7f; serial].into());
+    params.not_before = rcgen::date_time_ymd(2001, 1, 2);
+    params.not_after = rcgen::date_time_ymd(2002, 1, 2);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let identity = Identity {
+        certificate: dir.join(format!("{stem}.crt")),
+        key: dir.join(format!("{stem}.key")),
+    };
+    fs::write(&identity.certificate, certificate.pem()).unwrap();
+    fs::write(&identity.key, key.serialize_pem()).unwrap();
+    (identity, certificate.der().clone())
+}
+
+#[test]
+fn certificates_that_do_not_follow_rfc_5280_are_warned_of_too() {
+    let dir = Dir::new("lenient");
+    // RFC 5280 permits 20 bytes.
+    for serial in [20, 25] {
+        let (first, der) = lenient(&dir.0, &["a.example"], serial);
+        let (second, _) = lenient(&dir.0, &["127.0.0.1"], serial);
+        let config = Config {
+            identities: vec![first, second],
+            alpn: Vec::new(),
+            clients: None,
+            timeout: Duration::from_secs(60),
+        };
+        let files = identity::read(&config).unwrap().files;
+        let [first, second] = &files[..] else { panic!() };
+        let [expired] = &first.warnings[..] else {
+            panic!("{serial}: {:?}", first.warnings)
+        };
+        assert!(expired.contains("expired at 2002-01-02T00:00:00Z"), "{expired}");
+        let [_, unnamed] = &second.warnings[..] else {
+            panic!("{serial}: {:?}", second.warnings)
+        };
+        assert!(unnamed.contains("has no DNS name"), "{unnamed}");
+        // There is no month 91.
+        let mut der = der.to_vec();
+        let end = b"020102000000Z";
+        let at = der.windows(end.len()).position(|bytes| bytes == end).unwrap();
+        der[at + 2] = b'9';
+        let warning = identity::invalidity(&der, Path::new("a.crt"), 3).unwrap();
+        let expected = "cannot read the validity of the certificate on line 3 of `a.crt`";
+        assert!(warning.starts_with(expected), "{warning}");
+    }
+}
+
 #[tokio::test]
 async fn what_was_written_arrives_whoever_waits() {
     let dir = Dir::new("flushed");
