@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{admin_of, pool_used};
 use crate::harness::http::At;
-use crate::harness::{Client, Host, until};
+use crate::harness::{Client, Host, guest, until};
 
 /// Peers at once that take or send nothing.
 const PEERS: u32 = 500;
@@ -122,4 +122,51 @@ fn a_panic_of_the_host_ends_one_connection() {
     }
     neighbour.echo("still here");
     host.connect().echo("hello");
+}
+
+#[test]
+fn what_passed_before_a_panic_of_the_host_stays_counted() {
+    let component = guest("lines-session");
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "0",
+        "--component",
+        component.to_str().unwrap(),
+    ];
+    let host = Host::below_shell("export WASM_INETD_PANIC_AFTER=1", &args);
+    let admin = admin_of(&host);
+    let counted = |name: &str| {
+        let metrics = admin.get("/metrics").body;
+        let series = format!("wasm_inetd_{name}{{service=\"lines-session\"");
+        let samples = metrics.lines().filter(|line| line.starts_with(&series));
+        let values = samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap());
+        values.sum::<f64>()
+    };
+    let client = host.connect();
+    client.echo("hello\n");
+    until("the time of the guest is counted", || {
+        counted("guest_cpu_seconds_total") > 0.0
+    });
+    let names = [
+        "received_bytes_total",
+        "sent_bytes_total",
+        "guest_cpu_seconds_total",
+    ];
+    let before = names.map(counted);
+    assert_eq!((before[0], before[1]), (6.0, 6.0));
+    // It panics when the connection is over, and before it is counted.
+    client.finish();
+    assert!(host.line("panic").contains("failpoint: panic after connection 1"));
+    assert_eq!(host.outcome(), "host-panic");
+    for (name, before) in names.into_iter().zip(before) {
+        let after = counted(name);
+        assert!(after >= before, "{name} fell from {before} to {after}");
+    }
+    assert_eq!(counted("connections_ended_total"), 1.0);
+    assert_eq!(counted("connection_duration_seconds_count"), 1.0);
+    let ended = "wasm_inetd_connections_ended_total{service=\"lines-session\",outcome=\"host-panic\"} 1";
+    let metrics = admin.get("/metrics").body;
+    assert!(metrics.contains(ended), "{metrics}");
 }

@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -21,8 +22,9 @@ use crate::arrival::{Arrival, Entered, Turned};
 use crate::config::LogConnections;
 use crate::connection::{self, Outcome, Report};
 use crate::cost::Cost;
+use crate::counts::Totals;
 use crate::failpoint;
-use crate::half::Half;
+use crate::half::{Half, Traffic};
 use crate::listener::{Accepted, Entrance, Listener};
 use crate::peer::{ClientKey, End, Peer};
 use crate::place::Place;
@@ -246,7 +248,6 @@ fn serve_one(
     };
     async move {
         let served = async {
-            failpoint::serve(peer.connection);
             let Some(recorder) = &service.recorder else {
                 return converse(&service, &place, &peer, reader, writer).await;
             };
@@ -287,7 +288,6 @@ fn serve_one(
             }
             // The hook for panics has said what happened.
             Err(_) => {
-                service.counts().ended(Outcome::HostPanic).one_more();
                 error!(
                     service = service.config.name,
                     connection = peer.connection,
@@ -318,13 +318,14 @@ where
     let limits = &service.config.limits;
     let inbound = Half::new(reader, limits.max_bytes_in);
     let outbound = Half::new(writer, limits.max_bytes_out);
+    let since = Instant::now();
     let entry = service.process.roster.as_ref().map(|roster| {
         roster.enter(Open {
             place: Arc::clone(place),
             service: Arc::clone(service),
             peer: peer.remote.clone(),
             listener: peer.listener.clone(),
-            since: Instant::now(),
+            since,
             inbound: Arc::downgrade(&inbound.traffic()),
             outbound: Arc::downgrade(&outbound.traffic()),
             seen: Default::default(),
@@ -332,13 +333,65 @@ where
         })
     });
     let cut = cut(Arc::clone(place), entry.as_ref().map(Entry::closed));
+    let uncounted = Uncounted {
+        service,
+        place,
+        since,
+        inbound: inbound.traffic(),
+        outbound: outbound.traffic(),
+        entry,
+        is_counted: false,
+    };
+    failpoint::serve(peer.connection);
     let report = connection::serve(&**place, peer, inbound, outbound, limits, cut).await;
-    let count = || service.counts().count(&report, &place.cost);
-    match entry {
-        Some(entry) => entry.leave(count),
-        None => count(),
-    }
+    failpoint::served(peer.connection);
+    uncounted.end(&report);
     report
+}
+
+/// A connection that is open, and counted when it ends. A panic of the host while it is served
+/// drops this, and is an end too.
+struct Uncounted<'a> {
+    service: &'a Service,
+    place: &'a Place,
+    since: Instant,
+    /// With the halves in it, so that there is something to count after a panic.
+    inbound: Arc<dyn Traffic>,
+    outbound: Arc<dyn Traffic>,
+    entry: Option<Entry>,
+    is_counted: bool,
+}
+
+impl Uncounted<'_> {
+    /// Counts the connection, which has ended as `report` says.
+    fn end(mut self, report: &Report) {
+        self.count(&report.into());
+    }
+
+    /// Counts the connection, and takes it off the connection table in the same moment.
+    fn count(&mut self, totals: &Totals) {
+        self.is_counted = true;
+        let count = || self.service.counts().count(totals, &self.place.cost);
+        match self.entry.take() {
+            Some(entry) => entry.leave(count),
+            None => count(),
+        }
+    }
+}
+
+impl Drop for Uncounted<'_> {
+    fn drop(&mut self) {
+        // The runtime drops it without a panic, at its end, when nobody can ask any more.
+        if !self.is_counted && thread::panicking() {
+            self.count(&Totals {
+                outcome: Outcome::HostPanic,
+                bytes_in: self.inbound.bytes(),
+                bytes_out: self.outbound.bytes(),
+                duration: self.since.elapsed(),
+                first_byte: self.outbound.first(),
+            });
+        }
+    }
 }
 
 /// Waits until a connection is ended by whoever runs the host: with all of its generation, or as one that is `closed`.

@@ -62,6 +62,28 @@ pub(crate) struct Counts {
     shared: Mutex<Shared>,
 }
 
+/// What is counted of one connection, besides its cost. The fields are as in [`Report`].
+#[derive(Debug)]
+pub(crate) struct Totals {
+    pub(crate) outcome: Outcome,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) duration: Duration,
+    pub(crate) first_byte: Option<Duration>,
+}
+
+impl From<&Report> for Totals {
+    fn from(report: &Report) -> Self {
+        Self {
+            outcome: report.outcome,
+            bytes_in: report.bytes_in,
+            bytes_out: report.bytes_out,
+            duration: report.duration,
+            first_byte: report.first_byte,
+        }
+    }
+}
+
 /// The cost of instances that connections share.
 #[derive(Debug, Default)]
 struct Shared {
@@ -114,14 +136,14 @@ impl Counts {
     }
 
     /// Counts a connection that has ended.
-    pub(crate) fn count(&self, report: &Report, cost: &Cost) {
-        self.ended(report.outcome).one_more();
-        self.bytes_in.add(report.bytes_in);
-        self.bytes_out.add(report.bytes_out);
+    pub(crate) fn count(&self, totals: &Totals, cost: &Cost) {
+        self.ended(totals.outcome).one_more();
+        self.bytes_in.add(totals.bytes_in);
+        self.bytes_out.add(totals.bytes_out);
         self.guest_cpu.add(cost.cpu().as_nanos() as u64);
         self.memory_hits.add(u64::from(cost.was_refused_memory()));
-        self.duration.observe(report.duration);
-        if let Some(first_byte) = report.first_byte {
+        self.duration.observe(totals.duration);
+        if let Some(first_byte) = totals.first_byte {
             self.first_byte.observe(first_byte);
         }
         if let Some(instantiation) = cost.instantiation() {

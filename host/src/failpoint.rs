@@ -21,6 +21,17 @@ pub(crate) fn serve(number: u64) {
     }
 }
 
+/// Panics after connection `number`, before it is counted, if `WASM_INETD_PANIC_AFTER` in the
+/// environment says so.
+pub(crate) fn served(number: u64) {
+    if cfg!(debug_assertions)
+        && let Ok(chosen) = std::env::var("WASM_INETD_PANIC_AFTER")
+        && chosen == number.to_string()
+    {
+        panic!("failpoint: panic after connection {number}");
+    }
+}
+
 /// Returns how long compiling may take instead of the usual time, if `WASM_INETD_COMPILE_MS` in the
 /// environment says so.
 pub(crate) fn compile_time() -> Option<Duration> {

@@ -138,8 +138,7 @@ impl<T> Half<T> {
 
     /// How long it took until the first bytes passed, from when the half was made.
     pub fn first(&self) -> Option<Duration> {
-        let first = self.shared.first.load(Relaxed);
-        (first > 0).then(|| Duration::from_nanos(first))
+        self.shared.until_first()
     }
 
     /// Whether bytes wait to be written since the peer does not read.
@@ -182,6 +181,9 @@ pub trait Traffic: Send + Sync {
     /// When bytes passed last, or when the half was made.
     fn moved(&self) -> Instant;
 
+    /// How long it took until the first bytes passed, from when the half was made.
+    fn first(&self) -> Option<Duration>;
+
     /// Since when bytes wait to be written and the peer has not taken one.
     fn stalled_since(&self) -> Option<Instant>;
 }
@@ -193,6 +195,10 @@ impl<T: Send> Traffic for Shared<T> {
 
     fn moved(&self) -> Instant {
         self.last()
+    }
+
+    fn first(&self) -> Option<Duration> {
+        self.until_first()
     }
 
     fn stalled_since(&self) -> Option<Instant> {
@@ -217,6 +223,12 @@ impl<T> Shared<T> {
     /// When bytes passed last, or when the half was made.
     fn last(&self) -> Instant {
         self.start + Duration::from_nanos(self.moved.load(Relaxed))
+    }
+
+    /// How long it took until the first bytes passed, from when the half was made.
+    fn until_first(&self) -> Option<Duration> {
+        let first = self.first.load(Relaxed);
+        (first > 0).then(|| Duration::from_nanos(first))
     }
 
     fn passed(&self, bytes: usize) {

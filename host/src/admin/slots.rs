@@ -306,6 +306,10 @@ mod tests {
             self.start
         }
 
+        fn first(&self) -> Option<std::time::Duration> {
+            None
+        }
+
         fn stalled_since(&self) -> Option<Instant> {
             self.stalls.load(Ordering::Relaxed).then_some(self.start)
         }
