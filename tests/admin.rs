@@ -219,7 +219,9 @@ fn it_is_ready_when_it_serves_and_not_before_or_after() {
             .arg(format!("unix:{}", socket.display())),
         component,
     );
-    host.line("admin interface at unix:");
+    // The log says where it is when all listeners are bound.
+    let connects = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
+    until("the admin interface listens", connects);
     let admin = At::Unix(socket);
     let said = |path: &str| {
         let answer = admin.get(path);
@@ -232,6 +234,7 @@ fn it_is_ready_when_it_serves_and_not_before_or_after() {
     openmetrics::parse(&admin.get("/metrics").body);
     writer.write_all(&fs::read(guest("lines")).unwrap()).unwrap();
     drop(writer);
+    host.line("admin interface at unix:");
     host.listens(1);
     assert_eq!(said("/readyz"), (200, "serving\n".to_owned()));
     let client = host.connect();

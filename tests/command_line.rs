@@ -377,6 +377,33 @@ fn an_address_in_use_is_named() {
 }
 
 #[test]
+fn a_start_that_cannot_listen_announces_and_creates_nothing() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dir = scratch("in-use-records");
+    let records = dir.join("records");
+    fs::create_dir_all(&dir).unwrap();
+    let refusal = refused(&[
+        "record",
+        "--to",
+        records.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--listen",
+        &address,
+        "--admin",
+        "0",
+        "--otlp",
+        "http://127.0.0.1:1",
+    ]);
+    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+    for line in ["admin interface at", "sending traces", "serving", "listening on"] {
+        assert!(!refusal.message.contains(line), "{}", refusal.message);
+    }
+    assert!(!records.exists());
+}
+
+#[test]
 fn values_neither_add_lines_to_the_output_nor_control_a_terminal() {
     let dir = crate::harness::scratch("output-lines");
     std::fs::create_dir_all(&dir).unwrap();

@@ -1,6 +1,7 @@
 //! Conversations: recorded, replayed, and as a gate that a component has to pass.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -468,6 +469,24 @@ fn a_service_that_comes_later_records_beside_another() {
             "{said}: {texts:?}"
         );
     }
+}
+
+#[test]
+fn a_reconfiguration_that_cannot_listen_creates_no_directory() {
+    let dir = scratch("talks-not-reconfigured");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("services.toml");
+    let service = "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n";
+    fs::write(&file, service).unwrap();
+    let host = Host::with_config(&file, 1);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let other = format!("[[service]]\nname = \"b\"\nlisten = [\"{address}\"]\nrecord = \"talks\"\n");
+    fs::write(&file, service.to_owned() + &other).unwrap();
+    host.signal(HUP);
+    let line = host.line("reconfiguration failed");
+    assert!(line.contains(&format!("cannot listen on {address}")), "{line}");
+    assert!(!dir.join("talks").exists());
 }
 
 #[test]

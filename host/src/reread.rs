@@ -413,6 +413,15 @@ pub(crate) async fn plan(
             listeners: listeners?,
         });
     }
+    for (index, planned) in services.iter_mut().enumerate() {
+        let Some(loaded) = &mut planned.loaded else {
+            continue;
+        };
+        loaded.record().map_err(|NotLoaded { key, error }| {
+            let key = format!("service[{index}].{key}");
+            Obstacles::only(Some(&file), key, config.services.get(index), error)
+        })?;
+    }
     Ok(Plan {
         asked: now.asked,
         config,

@@ -32,7 +32,7 @@ use crate::service::{Loaded, NotLoaded, Process};
 use crate::service_manager;
 use crate::shutdown::{Changes, Notice, Signals};
 use crate::system;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{self, Telemetry};
 use crate::terminal::Terminal;
 
 /// How long connections that were cut at the end of a drain may take to be gone.
@@ -236,6 +236,7 @@ impl Server {
         let process = Arc::new(Process::new(observed, telemetry));
         let mut obstacles = Obstacles::default();
         let mut current_token = None;
+        let mut admin_started = None;
         // First, so that it can be asked whether the host is ready.
         if preflight::check_admin(&config, admin_listen, &mut obstacles)
             && let Some(admin) = &config.admin
@@ -244,11 +245,8 @@ impl Server {
             if let Some(token) = obstacles.note("admin.token", None, token) {
                 current_token = token;
                 let token = current_token.clone();
-                obstacles.note(
-                    "admin.listen",
-                    None,
-                    admin::start(admin, token, admin_listen, &process),
-                );
+                let started = admin::start(admin, token, admin_listen, &process);
+                admin_started = obstacles.note("admin.listen", None, started);
             }
         }
         let compiler = Compiler::of(&config, &program, file.map(Text::path));
@@ -256,12 +254,13 @@ impl Server {
         let found = preflight::find(&config, file, &compiler, purpose, &mut obstacles);
         obstacles.end(file)?;
         // Of what follows, the first obstacle ends the start.
+        let not_loaded = |index, service, NotLoaded { key, error }| {
+            Obstacles::only(file, format!("service[{index}].{key}"), Some(service), error)
+        };
         let mut loaded = Vec::new();
         for ((index, unloaded), service) in found.services.into_iter().zip(&config.services) {
             let one = Loaded::new(unloaded).await;
-            loaded.push(one.map_err(|NotLoaded { key, error }| {
-                Obstacles::only(file, format!("service[{index}].{key}"), Some(service), error)
-            })?);
+            loaded.push(one.map_err(|error| not_loaded(index, service, error))?);
         }
         system::check_mappings(None, loaded.iter().filter_map(Loaded::mappings));
         let mut acceptors = Vec::new();
@@ -275,8 +274,17 @@ impl Server {
             let admission = Admission::new(&service.limits);
             acceptors.push(Acceptor::new(admission, listeners.collect::<Result<_, _>>()?));
         }
+        for (index, (one, service)) in loaded.iter_mut().zip(&config.services).enumerate() {
+            one.record().map_err(|error| not_loaded(index, service, error))?;
+        }
         // Until here a signal to stop ends the host at once, as it does by default.
         let signals = Signals::new(changes).context("cannot install the signal handlers")?;
+        if let Some(admin) = admin_started {
+            admin.announce();
+        }
+        if let Some(otlp) = &config.otlp {
+            telemetry::announce(otlp);
+        }
         let started = loaded.into_iter().zip(acceptors).map(|(loaded, acceptor)| {
             let listeners = addresses(acceptor.listeners());
             (Running::start(loaded, None, acceptor, &process), listeners)

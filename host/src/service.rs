@@ -120,11 +120,11 @@ impl Loaded {
         mappings(&self.config, &self.generation)
     }
 
-    /// Loads the component of a service.
+    /// Loads the component of a service. [`record`](Self::record) prepares the rest.
     ///
     /// # Errors
     ///
-    /// The component cannot serve, or conversations cannot be recorded.
+    /// The component cannot serve.
     pub(crate) async fn new(unloaded: Unloaded) -> Result<Self, NotLoaded> {
         let Unloaded {
             config,
@@ -138,18 +138,29 @@ impl Loaded {
             error: error.into(),
         })?;
         warn_of_migration(&config, &source, &generation);
-        let recorder = config.record.as_deref().map(Recorder::new).transpose();
         Ok(Self {
-            recorder: recorder.map_err(|error| NotLoaded {
-                key: "record".to_owned(),
-                error,
-            })?,
+            recorder: None,
             config,
             sandbox,
             source,
             generation,
             insisted,
         })
+    }
+
+    /// Opens the directory for records, if the service has one, and creates it if it does not
+    /// exist. The listeners are bound before, so that a start that fails leaves no directory.
+    ///
+    /// # Errors
+    ///
+    /// Conversations cannot be recorded.
+    pub(crate) fn record(&mut self) -> Result<(), NotLoaded> {
+        let recorder = self.config.record.as_deref().map(Recorder::new).transpose();
+        self.recorder = recorder.map_err(|error| NotLoaded {
+            key: "record".to_owned(),
+            error,
+        })?;
+        Ok(())
     }
 }
 

@@ -104,7 +104,22 @@ pub(crate) fn warn_of(config: &Config, setting: &str) {
     listener::warn_of(&Listen::at(config.address.clone()), setting, None);
 }
 
+/// The address on which the admin interface listens.
+#[derive(Debug)]
+pub(crate) struct Started(End);
+
+impl Started {
+    /// Logs the address.
+    pub(crate) fn announce(&self) {
+        match &self.0 {
+            End::Tcp(address) => info!(target: READY, "admin interface at http://{address}/"),
+            other => info!(target: READY, "admin interface at {other}"),
+        }
+    }
+}
+
 /// Listens as `config` says, and answers until the runtime ends. The address was chosen by `flag`.
+/// The caller announces it once nothing else can keep the host from starting.
 ///
 /// # Errors
 ///
@@ -118,7 +133,7 @@ pub(crate) fn start(
     token: Option<CurrentToken>,
     flag: &'static str,
     process: &Arc<Process>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Started> {
     let mut listen = Listen::at(config.address.clone());
     if let Address::Unix(_) = &listen.address {
         listen.socket.mode = Some(MODE);
@@ -132,10 +147,6 @@ pub(crate) fn start(
     if let End::Tcp(address) = &local {
         warn_of_exposure(address);
     }
-    match &local {
-        End::Tcp(address) => info!(target: READY, "admin interface at http://{address}/"),
-        other => info!(target: READY, "admin interface at {other}"),
-    }
     let admin = Arc::new(Admin {
         process: Arc::clone(process),
         slots: Arc::default(),
@@ -144,7 +155,7 @@ pub(crate) fn start(
         loopback,
     });
     tokio::spawn(accept(listener, admin));
-    Ok(())
+    Ok(Started(local))
 }
 
 async fn accept(mut listener: Listener, admin: Arc<Admin>) {

@@ -54,6 +54,16 @@ pub(crate) struct Telemetry {
     started: SystemTime,
 }
 
+/// Logs what `config` has sent, and where.
+pub(crate) fn announce(config: &Config) {
+    info!(
+        sample = config.sample.get(),
+        // The path may contain the key of an account.
+        "sending traces and metrics to http://{}",
+        config.endpoint.authority()
+    );
+}
+
 impl Telemetry {
     /// Tells what `config` says.
     ///
@@ -78,12 +88,6 @@ impl Telemetry {
             ))))
             .with_span_processor(processor)
             .build();
-        info!(
-            sample = config.sample.get(),
-            // The path may contain the key of an account.
-            "sending traces and metrics to http://{}",
-            config.endpoint.authority()
-        );
         Ok(Self {
             tracer: provider.tracer(NAME),
             collector,
