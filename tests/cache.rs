@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::harness::tools::or_skip;
+use crate::harness::tools::is_root;
 use crate::harness::{HUP, Host, NEW, Place, command, guest, scratch};
 
 /// Serves one connection with compiled components in `dir`, and returns what is then there.
@@ -24,13 +24,6 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     let entries = entries.map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with("key")).collect()
-}
-
-/// Whether the test runs as root, who can give files away.
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root().then_some(());
-    let root = root.ok_or_else(|| "the test changes the owners of files; run it as root".to_owned());
-    or_skip("root", root).is_some()
 }
 
 /// The user `nobody` on most systems, who is neither root nor runs the test.

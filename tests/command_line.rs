@@ -6,25 +6,33 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Client, Host, command, guest, refusal_of, refused, scratch};
+use crate::harness::{Client, Host, command, first_word, guest, refusal_of, refused, scratch};
 
 fn output(args: &[&str]) -> (Option<i32>, String) {
     let output = command().args(args).output().unwrap();
     (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
-#[test]
-fn help_shows_every_flag_with_its_default() {
+/// Returns the names of all subcommands, as `--help` lists them.
+fn subcommands() -> Vec<String> {
     let (status, help) = output(&["--help"]);
     assert_eq!(status, Some(0));
-    for heading in ["Service:", "Limits:", "Log:", "Examples:"] {
-        assert!(help.contains(heading), "{heading} is missing in\n{help}");
-    }
-    let page = std::fs::read_to_string(guest_builder::workspace().join("docs/flags.md")).unwrap();
-    let (page, _) = page.split_once("\n## Subcommands\n").unwrap();
+    let (_, list) = help.split_once("\nCommands:\n").unwrap();
+    let (list, _) = list.split_once("\n\n").unwrap();
+    // Further lines of a description are indented by more.
+    let names = list.lines().filter_map(|line| line.strip_prefix("  "));
+    let names = names.filter(|line| !line.starts_with(' ')).map(first_word);
+    let names: Vec<_> = names.filter(|name| *name != "help").map(str::to_owned).collect();
+    assert!(names.len() > 5, "{help}");
+    names
+}
+
+/// Checks that `help` shows the flags that a section of docs/flags.md lists, with their defaults.
+/// Returns how many flags and defaults there are.
+fn shows(help: &str, section: &str) -> (usize, usize) {
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let (mut flags, mut defaults) = (0, 0);
-    for entry in page.split("\n- **`").skip(1) {
+    for entry in section.split("\n- **`").skip(1) {
         let entry = entry.split_whitespace().collect::<Vec<_>>().join(" ");
         let Some((flag, text)) = entry.split_once("`**: ") else {
             continue;
@@ -49,7 +57,41 @@ fn help_shows_every_flag_with_its_default() {
         );
         defaults += 1;
     }
+    (flags, defaults)
+}
+
+#[test]
+fn help_shows_every_flag_with_its_default() {
+    let (status, help) = output(&["--help"]);
+    assert_eq!(status, Some(0));
+    for heading in ["Service:", "Limits:", "Log:", "Examples:"] {
+        assert!(help.contains(heading), "{heading} is missing in\n{help}");
+    }
+    let page = std::fs::read_to_string(guest_builder::workspace().join("docs/flags.md")).unwrap();
+    let (page, of_subcommands) = page.split_once("\n## Subcommands\n").unwrap();
+    let (flags, defaults) = shows(&help, page);
     assert!(flags > 50 && defaults > 15, "{flags} flags, {defaults} defaults");
+    let (mut names, mut flags, mut defaults) = (Vec::new(), 0, 0);
+    for section in of_subcommands.split("\n### `").skip(1) {
+        let (name, section) = section.split_once('`').unwrap();
+        let (status, help) = output(&[name, "--help"]);
+        assert_eq!(status, Some(0), "{name}");
+        let shown = shows(&help, section);
+        flags += shown.0;
+        defaults += shown.1;
+        if let Some((_, headings)) = section.split_once("\nAlso takes the flags under: ") {
+            let headings = headings.replace('\n', " ");
+            for heading in headings.trim_end().trim_end_matches('.').split(", ") {
+                assert!(
+                    help.contains(&format!("\n{heading}:\n")),
+                    "{name}: {heading} is missing in\n{help}"
+                );
+            }
+        }
+        names.push(name);
+    }
+    assert_eq!(names, subcommands());
+    assert!(flags > 8 && defaults > 3, "{flags} flags, {defaults} defaults");
 }
 
 #[test]
@@ -86,16 +128,7 @@ fn shells_complete_and_the_manual_has_a_page_for_each_command() {
             String::from_utf8_lossy(&bash.stderr)
         );
     }
-    for command in [
-        "check",
-        "config",
-        "record",
-        "new",
-        "profile",
-        "replay",
-        "completions",
-        "man",
-    ] {
+    for command in &subcommands() {
         let (status, page) = output(&["man", command]);
         assert_eq!(status, Some(0), "{command}");
         assert!(

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::harness::tools::{permitted, tool};
+use crate::harness::tools::{is_root, permitted, tool};
 use crate::harness::{
     HOST, HUP, Host, Place, TERM, command, field, file, guest, refusal_of, refused, scratch, until,
     with_cache,
 };
+use crate::pools::{MAPPINGS, host_with_mappings};
 
 #[test]
 fn a_peer_that_resets_while_the_guest_writes() {
@@ -151,25 +152,20 @@ fn a_timeout_beyond_all_time_is_none() {
 
 #[test]
 fn more_connections_than_the_system_has_mappings_for_are_warned_of() {
-    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
-    let limit: usize = limit.trim().parse().unwrap();
-    let start = |guest: &str, connections: usize| {
-        Host::serving(guest, &["--max-connections", &connections.to_string()])
+    let start = |name: &str, connections: u64| {
+        let (component, most) = (guest(name), connections.to_string());
+        let args = ["--listen", "127.0.0.1:0", "--max-connections", &most];
+        let args = [&args[..], &["--component", component.to_str().unwrap()]].concat();
+        host_with_mappings(MAPPINGS, &args)
     };
     assert!(!start("echo", 1000).log().contains("max_map_count"));
-    // A system that allows far more than the usual 65,530 has no use for the warning here.
-    if limit < 200_000 {
-        // Those of sessions need no stacks of their own.
-        assert!(
-            !start("lines-session", limit / 4 + 1)
-                .log()
-                .contains("max_map_count")
-        );
-        for (guest, connections) in [("echo", limit / 4 + 1), ("lines-session", limit / 2 + 1)] {
-            let host = start(guest, connections);
-            assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
-            host.connect().echo("hello\n");
-        }
+    // Those of sessions need no stacks of their own.
+    let of_sessions = start("lines-session", MAPPINGS / 4 + 1);
+    assert!(!of_sessions.log().contains("max_map_count"));
+    for (name, connections) in [("echo", MAPPINGS / 4 + 1), ("lines-session", MAPPINGS / 2 + 1)] {
+        let host = start(name, connections);
+        assert!(host.log().contains("vm.max_map_count"), "{}", host.log());
+        host.connect().echo("hello\n");
     }
 }
 
@@ -283,7 +279,7 @@ fn a_start_without_threads_says_so() {
 fn files_are_polled_without_a_thread_to_watch_them() {
     const USER: u32 = 64_100;
     // The limit counts all processes of a user, so this needs one who has no others.
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return;
     }
     let place = Place::new("threadless-watch", "lines");

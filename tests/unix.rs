@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::harness::tools;
-use crate::harness::tools::or_skip;
+use crate::harness::tools::is_root;
 use crate::harness::{
     Client, DEADLINE, HOST, Host, TERM, command, field, guest, refusal_of, refused, scratch, until,
     with_cache,
@@ -204,7 +204,7 @@ fn what_is_no_socket_is_left_alone() {
 }
 
 #[test]
-fn mode_and_owner_are_as_asked_for() {
+fn the_mode_is_as_asked_for() {
     let (path, listen) = place("mode");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     for asked in ["0600", "0666", "0007"] {
@@ -219,14 +219,20 @@ fn mode_and_owner_are_as_asked_for() {
         refusal.message
     );
     assert!(!path.exists());
-    if rustix::process::geteuid().is_root() {
-        let host = serving("echo", &listen, &["--socket-owner", "4711:4712"]);
-        let file = fs::metadata(&path).unwrap();
-        assert_eq!((file.uid(), file.gid()), (4711, 4712));
-        drop(host);
-        let _host = serving("echo", &listen, &["--socket-owner", ":root"]);
-        assert_eq!(fs::metadata(&path).unwrap().gid(), 0);
+}
+
+#[test]
+fn the_owner_is_as_asked_for() {
+    if !is_root() {
+        return;
     }
+    let (path, listen) = place("owner");
+    let host = serving("echo", &listen, &["--socket-owner", "4711:4712"]);
+    let file = fs::metadata(&path).unwrap();
+    assert_eq!((file.uid(), file.gid()), (4711, 4712));
+    drop(host);
+    let _host = serving("echo", &listen, &["--socket-owner", ":root"]);
+    assert_eq!(fs::metadata(&path).unwrap().gid(), 0);
 }
 
 /// Runs `check` and a start with a file of services as a user without privileges, and returns what
@@ -273,9 +279,7 @@ fn an_owner_that_the_host_may_not_set_is_found_before_the_start() {
 
 #[test]
 fn a_stale_socket_that_the_host_may_not_replace_is_found_before_the_start() {
-    let root = rustix::process::geteuid().is_root().then_some(());
-    let root = root.ok_or_else(|| "the test changes the owners of files; run it as root".to_owned());
-    if or_skip("root", root).is_none() {
+    if !is_root() {
         return;
     }
     let (path, _) = place("forbidden-stale");

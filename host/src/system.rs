@@ -12,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 use crate::config::{Config, FILE_THREADS, Setting};
+use crate::failpoint;
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
@@ -309,6 +310,9 @@ const MAX_MAP_COUNT: u64 = 65_530;
 
 /// The kernel's limit on the mappings of one process, where it has one (`vm.max_map_count` of Linux).
 pub(crate) fn max_map_count() -> Option<u64> {
+    if let Some(limit) = failpoint::max_map_count() {
+        return Some(limit);
+    }
     let told = fs::read_to_string("/proc/sys/vm/max_map_count").ok();
     let told = told.and_then(|told| told.trim().parse().ok());
     // A service manager may hide the file.

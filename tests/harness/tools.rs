@@ -120,6 +120,14 @@ pub fn or_skip<T>(name: &str, had: Result<T, String>) -> Option<T> {
     }
 }
 
+/// Returns whether the test runs as root, who can give files away and become other users; skips the
+/// test if not.
+pub fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root().then_some(());
+    let root = root.ok_or_else(|| "the test acts as other users; run it as root".to_owned());
+    or_skip("root", root).is_some()
+}
+
 /// Returns the path of a tool, or skips the test.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let found = Tool::named(name).available().map(|()| {
@@ -210,9 +218,7 @@ pub fn permitted(tool: &str, command: &mut Command) -> bool {
     let permitted = if command.output().unwrap().status.success() {
         Ok(())
     } else {
-        Err(format!(
-            "this machine does not permit what the test does with {tool}"
-        ))
+        Err(format!("this machine does not permit {command:?}"))
     };
     or_skip(tool, permitted).is_some()
 }

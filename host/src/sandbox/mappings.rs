@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use wasmtime::{Engine, EngineWeak};
 
 use super::living::{living, locked};
-use crate::failpoint;
 use crate::system;
 
 /// Mappings of a connection to an ordinary component: 2 for its stack, and 4 for a memory whose
@@ -85,7 +84,7 @@ impl Share {
     ) -> Result<(T, Arc<Lease>), E> {
         let mut shares = locked(&SHARES);
         let all = living(&mut shares);
-        let limit = failpoint::max_map_count().or_else(system::max_map_count);
+        let limit = system::max_map_count();
         let terms = limit.map_or(Terms::UNLIMITED, |limit| self.terms(limit, &all));
         let (pool, size) = plan(terms)?;
         let lease = Arc::new(Lease {
