@@ -463,6 +463,54 @@ fn lines_of_the_log_name_their_service() {
     assert!(found > 50, "{found}");
 }
 
+/// Adds the Rust files below `dir` to `found`, without tests, as paths in host/src.
+fn modules(dir: &Path, found: &mut Vec<String>) {
+    let root = guest_builder::workspace().join("host/src");
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            modules(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("tests.rs") {
+            found.push(path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_map_has_each_file_of_the_host() {
+    let page = document("ARCHITECTURE.md");
+    let (_, map) = page.split_once("\n## Map\n").unwrap();
+    let (_, map) = map.split_once("```text\n").unwrap();
+    let (map, _) = map.split_once("\n```").unwrap();
+    let mut listed = BTreeSet::new();
+    let mut place = String::new();
+    for line in map.lines() {
+        if !line.starts_with(' ') {
+            let dir = line.split_once(", in ").map_or("", |(_, dir)| dir);
+            place = dir.split(' ').next().unwrap().to_owned();
+            continue;
+        }
+        let words = line.split([' ', ',']);
+        for word in words.filter(|word| word.ends_with(".rs") || word.ends_with('/')) {
+            let path = match word.strip_prefix('/') {
+                Some(path) => path.to_owned(),
+                None => format!("{place}{word}"),
+            };
+            assert!(guest_builder::workspace().join(&path).exists(), "{path}");
+            listed.insert(path);
+        }
+    }
+    let mut files = Vec::new();
+    modules(&guest_builder::workspace().join("host/src"), &mut files);
+    assert!(files.len() > 100, "{files:?}");
+    for file in files {
+        let path = format!("host/src/{file}");
+        let ends = path.match_indices('/').map(|(end, _)| &path[..=end]);
+        let is_listed = listed.contains(&path) || ends.into_iter().any(|dir| listed.contains(dir));
+        assert!(is_listed, "the map of ARCHITECTURE.md lacks {path}");
+    }
+}
+
 #[test]
 fn rooms_do_not_know_what_they_should_not() {
     let rooms: &[(&str, &[&str])] = &[

@@ -55,7 +55,7 @@ pub enum Outcome {
     PeerReset,
     /// The transport gave up on the peer, which vanished or broke TLS.
     PeerLost,
-    /// No byte came or went for as long as `--first-byte-timeout` after the accept.
+    /// No byte came or went for as long as `--first-byte-timeout` after it was admitted.
     FirstByteTimeout,
     /// No byte moved for as long as `--idle-timeout`.
     IdleTimeout,

@@ -27,7 +27,7 @@ pub(crate) fn after(at: Instant, time: Duration) -> Instant {
 /// The limit that a connection has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passed {
-    /// No byte came or went since the connection was accepted.
+    /// No byte came or went since the connection was admitted, behind its header and handshake.
     FirstByte,
     /// No byte has moved for too long.
     Idle,

@@ -34,20 +34,21 @@ pub struct Limits {
     ///
     /// Default 2 ms, and no finer than 1 ms.
     pub cpu_slice: Duration,
-    /// How long the start of an instance and each call of a session may take, waiting and the turns of others included, and
-    /// how long an instance that connections share may keep all but one of them waiting; `None` for ever.
+    /// CPU time of the start of an instance and of each call of a session, and of an instance that
+    /// connections share while it keeps all but one of them waiting; `None` for any.
     ///
-    /// Default 1 second.
+    /// A call may also wait for the host, for ten times as long in total. Default: 1 second.
     pub max_call_time: Option<Duration>,
     /// Time on the processor that one connection's instance may take in all; `None` for any.
     ///
     /// Default: any. It is exceeded by at most one slice. Measuring it costs two system calls for each turn of the
     /// connection.
     pub max_cpu_time: Option<Duration>,
-    /// How long a connection may move no byte in either direction from its accept on; `None` for as long as
+    /// How long a new connection may move no byte in either direction; `None` for as long as
     /// `idle_timeout` allows.
     ///
-    /// Default 1 minute.
+    /// It counts from when the connection is admitted, behind the header of the PROXY protocol and
+    /// the TLS handshake. Default: 1 minute.
     pub first_byte_timeout: Option<Duration>,
     /// How long a connection may move no byte in either direction before it is closed; `None` for ever.
     ///
