@@ -221,6 +221,7 @@ mod gzip {
             &whole[..5],
             &whole[..5_000],
             &whole[..whole.len() - 1],
+            b"",
             b"no gzip at all",
             &damaged,
             &other_sum,
@@ -257,8 +258,9 @@ mod gzip {
                 }
             }
         }
-        // Who says nothing breaks nothing off.
+        // A member of nothing is whole.
         let client = host.connect();
+        client.send(gzip(&["-c"], b""));
         client.finish();
         assert_eq!(gzip(&["-dc"], &client.rest()), b"");
         assert_eq!(host.outcome(), "finished");

@@ -1,7 +1,8 @@
 //! Decodes gzip from the peer, and encodes the bytes of the service as gzip (RFC 1952).
 //!
-//! The peer can send one or several members, and zero bytes behind the last one, which gzip(1)
-//! ignores too. The service's bytes become one member. The encoder is flushed after each chunk, so
+//! The peer sends one or several members, and can send zero bytes behind the last one, which gzip(1)
+//! ignores too. A stream without a member is cut off: gzip(1) encodes nothing as a member too. The
+//! service's bytes become one member. The encoder is flushed after each chunk, so
 //! the peer can decode all bytes that the service has sent so far.
 
 use std::io::{self, Write};
@@ -52,7 +53,7 @@ impl Middleware for Gzip {
 /// The state of the peer's gzip stream, with the decoded bytes that were not passed on yet.
 #[allow(clippy::large_enum_variant, reason = "a connection has one")]
 enum Members {
-    /// No byte has arrived. Such a stream needs no member.
+    /// No byte has arrived.
     Nothing(Vec<u8>),
     /// A member has begun.
     Member(GzDecoder<Vec<u8>>),
@@ -90,11 +91,15 @@ impl Members {
         }
     }
 
-    /// Checks that the last member is whole.
+    /// Checks that there is a member, and that the last one is whole.
     fn finish(&mut self) -> io::Result<()> {
-        if let Self::Member(decoder) = self {
-            decoder.try_finish()?;
-            *self = Self::Whole(std::mem::take(decoder.get_mut()));
+        match self {
+            Self::Nothing(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Self::Member(decoder) => {
+                decoder.try_finish()?;
+                *self = Self::Whole(std::mem::take(decoder.get_mut()));
+            }
+            Self::Whole(_) | Self::Padded(_) => {}
         }
         Ok(())
     }
