@@ -375,6 +375,7 @@ fn check_token(path: &Path) -> anyhow::Result<()> {
     if admin::has_token(path)? {
         return Ok(());
     }
+    admin::check_token_directories(path)?;
     if path.is_symlink() {
         bail!(
             "cannot create the token file `{}`: it is a link to a file that does not exist; remove the link",

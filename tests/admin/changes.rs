@@ -545,11 +545,26 @@ fn a_token_that_others_can_replace_is_refused_at_the_start() {
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
     let token = dir.join("token");
     let path = token.to_str().unwrap();
+    let services = dir.join("services.toml");
+    let text = format!(
+        "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{path}\"\n\
+         [[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n"
+    );
+    fs::write(&services, text).unwrap();
+    let services = services.to_str().unwrap();
     let refuses = || {
-        let refusal = refused(&["--listen", "127.0.0.1:0", "--admin", "0", "--admin-token", path]);
-        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
-        for part in [path, "other users can write", "chmod go-w"] {
-            assert!(refusal.message.contains(part), "{part}: {}", refusal.message);
+        for args in [
+            &["--listen", "127.0.0.1:0", "--admin", "0", "--admin-token", path][..],
+            &["--config", services],
+            &["check", "--config", services],
+        ] {
+            let refusal = refused(args);
+            assert_eq!(refusal.status, Some(1), "{args:?}: {}", refusal.message);
+            for part in [path, "other users can write", "chmod go-w"] {
+                assert!(refusal.message.contains(part), "{part}: {}", refusal.message);
+            }
+            let named = format!("`{path}`");
+            assert_eq!(refusal.message.matches(&named).count(), 1, "{}", refusal.message);
         }
     };
     refuses();

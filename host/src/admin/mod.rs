@@ -37,7 +37,7 @@ use crate::peer::End;
 use crate::service::Process;
 use crate::socket::{Reader, Stream, Writer};
 use slots::{Slot, Slots};
-pub(crate) use token::{CurrentToken, named as named_token};
+pub(crate) use token::{CurrentToken, check_directories as check_token_directories, named as named_token};
 use watch::Watch;
 
 /// Descriptors that the connections to the admin interface may take.

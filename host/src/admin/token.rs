@@ -38,7 +38,10 @@ impl Token {
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         match Self::read(path)? {
             Some(token) => Ok(token),
-            None => Self::make(path).with_context(|| format!("cannot create the token file {}", named(path))),
+            None => {
+                check_directories(path)?;
+                Self::make(path).with_context(|| format!("cannot create the token file {}", named(path)))
+            }
         }
     }
 
@@ -101,7 +104,6 @@ impl Token {
     }
 
     fn make(path: &Path) -> anyhow::Result<Self> {
-        check_directories(path)?;
         let token = random::<BYTES>()?;
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
@@ -129,7 +131,7 @@ impl Token {
 /// # Errors
 ///
 /// Another user could put another file in its place, such as one of root with a known content.
-fn check_directories(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_directories(path: &Path) -> anyhow::Result<()> {
     let target = path.canonicalize().ok();
     for path in iter::once(path).chain(target.as_deref()) {
         if let Err(error) = guarded::check(directory_of(path), Owner::HostOrRoot) {
