@@ -59,8 +59,44 @@ fn an_empty_file() {
 fn something_else() {
     refuses(
         &file("text.wasm", "#!/bin/sh\n"),
-        &["is not WebAssembly", "#!/bin/s", "expected a component"],
+        &["is not WebAssembly (it is a script)", "expected a component"],
     );
+}
+
+/// The file may be a key, of which a line of the log must not show a byte.
+#[test]
+fn another_format_is_named_without_its_content() {
+    for (name, bytes, format) in [
+        ("format-text.wasm", &b"s3cr3t of many words\n"[..], "(it is text)"),
+        (
+            "format-pem.wasm",
+            b"-----BEGIN PRIVATE KEY-----\ns3cr3t\n",
+            "(it is a PEM file, such as a certificate or a key)",
+        ),
+        ("format-gzip.wasm", b"\x1f\x8b\x08s3cr3t", "(it is gzip data)"),
+        ("format-elf.wasm", b"\x7fELFs3cr3t", "(it is an ELF file)"),
+        ("format-html.wasm", b"\n<!DOCTYPE html>s3cr3t", "(it is HTML)"),
+        (
+            "format-wat.wasm",
+            b"(component s3cr3t)",
+            "(it is WebAssembly text",
+        ),
+        (
+            "format-unknown.wasm",
+            b"\xffs3cr3t\x00",
+            "(it is of no known format)",
+        ),
+    ] {
+        let path = file(name, bytes);
+        refuses(&path, &["is not WebAssembly", format]);
+        let check = refused(&["check", path.to_str().unwrap()]);
+        for message in [
+            check.message,
+            refused(&["--listen", "127.0.0.1:0", "--component", path.to_str().unwrap()]).message,
+        ] {
+            assert!(message.contains(format) && !message.contains("s3cr"), "{message}");
+        }
+    }
 }
 
 #[test]

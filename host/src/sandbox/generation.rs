@@ -25,6 +25,7 @@ use super::contract::{self, Contract, OtherTypes, Prepared, lacks_resources, poo
 use super::diagnostics::{Logged, Speaker};
 use super::engine::{Engine, PoolUse};
 use super::extent::{Extent, check_nested};
+use super::file_format;
 use super::file_threads::on;
 use super::grants::Opened;
 use super::load_error::{LoadError, Refusal};
@@ -562,10 +563,9 @@ pub(super) fn look(bytes: &[u8]) -> Result<(), Refusal> {
     match bytes {
         [] => Err(Refusal::Empty),
         [b'\0', b'a', b's', b'm', ..] => Ok(()),
-        _ => {
-            let found = bytes[..bytes.len().min(8)].escape_ascii().to_string();
-            Err(Refusal::NotWasm { found })
-        }
+        _ => Err(Refusal::NotWasm {
+            found: file_format::of(bytes),
+        }),
     }
 }
 
@@ -725,7 +725,28 @@ mod tests {
     #[test]
     fn what_is_no_component_is_told_by_its_first_bytes() {
         assert!(matches!(look(b""), Err(Refusal::Empty)));
-        assert!(matches!(look(b"\x7fELF"), Err(Refusal::NotWasm { found }) if found == "\\x7fELF"));
+        assert!(matches!(look(b"\x7fELF"), Err(Refusal::NotWasm { found }) if found == "an ELF file"));
         assert!(look(ECHO).is_ok());
+    }
+
+    /// The file may be a key or a list of passwords.
+    #[test]
+    fn no_byte_of_another_file_is_shown() {
+        for bytes in [
+            &b"s3cr3t\n"[..],
+            b"s3cr3t",
+            b"\xffs3cr3t",
+            b"#!s3cr3t",
+            b"{s3cr3t",
+            b"<?xml s3cr3t",
+            b"(component s3cr3t",
+            b"-----BEGIN s3cr3t",
+        ] {
+            let message = look(bytes).unwrap_err().to_string();
+            assert!(
+                message.contains("is not WebAssembly") && !message.contains("s3c"),
+                "{message}"
+            );
+        }
     }
 }

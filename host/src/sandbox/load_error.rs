@@ -94,12 +94,12 @@ pub enum Refusal {
     Empty,
     /// It is something else altogether.
     #[error(
-        "is not WebAssembly (it starts with {found}): expected a component, for example a Rust \
+        "is not WebAssembly (it is {found}): expected a component, for example a Rust \
          guest built for wasm32-wasip2"
     )]
     NotWasm {
-        /// Its first bytes.
-        found: String,
+        /// Its format.
+        found: &'static str,
     },
     /// It is a core module, and no program.
     #[error(

@@ -22,6 +22,7 @@ mod examine;
 mod extent;
 mod facts;
 mod file_calls;
+mod file_format;
 mod file_threads;
 mod files;
 mod followed;
