@@ -368,14 +368,14 @@ fn a_component_that_exports_something_else() {
     let component = wat::parse_str(
         r#"(component
             (instance $i)
-            (export "wasi:http/incoming-handler@0.2.0" (instance $i))
+            (export "acme:http/handler@1.0.0" (instance $i))
             (export "extra" (instance $i)))"#,
     )
     .unwrap();
     refuses(
         &file("other.wasm", component),
         &[
-            "exports `wasi:http/incoming-handler@0.2.0`, `extra`",
+            "exports `acme:http/handler@1.0.0`, `extra`",
             "inet:service/handler@0.1.0",
             "inet:service/sessions@0.1.0",
             "wasi:cli/run",
@@ -487,6 +487,20 @@ fn functions_of_wasi_that_are_not_provided_are_named() {
     refuses(
         &file("other-version.wasm", component.unwrap()),
         &["exports `inet:service/handler@0.2.0`, but this host serves version 0.1.0"],
+    );
+    let component = wat::parse_str(program(
+        "(import \"inet:service/types@0.2.0\" (instance (export \"x\" (type (sub resource)))))",
+    ));
+    refuses(
+        &file("other-version-of-types.wasm", component.unwrap()),
+        &["imports `inet:service/types@0.2.0`, but this host serves version 0.1.0"],
+    );
+    let component = wat::parse_str(
+        r#"(component (instance $i) (export "wasi:http/incoming-handler@0.2.6" (instance $i)))"#,
+    );
+    refuses(
+        &file("http-handler.wasm", component.unwrap()),
+        &["exports `wasi:http/incoming-handler@0.2.6`, but this host serves no HTTP components"],
     );
     let module = wat::parse_str(
         r#"(module (import "wasi_unstable" "fd_write" (func (param i32 i32 i32 i32) (result i32)))

@@ -573,9 +573,13 @@ pub(super) fn look(bytes: &[u8]) -> Result<(), Refusal> {
 fn refused(content: &Content, refusal: Refusal) -> LoadError {
     match &refusal {
         Refusal::Import(what) => importer(content, what).refused(refusal),
-        Refusal::Http(name) | Refusal::OtherWasi { found: name, .. } => {
-            importer(content, &format!("`{name}`")).refused(refusal)
-        }
+        Refusal::Http(name)
+        | Refusal::OtherWasi { found: name, .. }
+        | Refusal::OtherVersion {
+            does: "imports",
+            found: name,
+            ..
+        } => importer(content, &format!("`{name}`")).refused(refusal),
         _ => content.refused(refusal),
     }
 }
@@ -605,16 +609,13 @@ fn find_contract(exports: &[&str]) -> Result<Contract, Refusal> {
             found: (*found).to_owned(),
         });
     }
-    let other_version = |name: &&&str| {
-        let version = name
-            .strip_prefix(contract::PACKAGE)
-            .and_then(|name| name.split_once('@'));
-        version.is_some_and(|(_, version)| version != contract::VERSION)
-    };
-    if let Some(found) = exports.iter().find(other_version) {
-        return Err(Refusal::OtherVersion {
+    if let Some(found) = exports.iter().find(|name| is_other_version(name)) {
+        return Err(other_version("exports", found));
+    }
+    if let Some(found) = exports.iter().find(|name| name.starts_with("wasi:http/")) {
+        return Err(Refusal::HttpHandler {
             found: (*found).to_owned(),
-            expected: contract::VERSION,
+            streams: Contract::Streams.interface(),
         });
     }
     let found = match exports {
@@ -631,6 +632,23 @@ fn find_contract(exports: &[&str]) -> Result<Contract, Refusal> {
         sessions: Contract::Sessions.interface(),
         cli: Contract::Cli.interface(),
     })
+}
+
+/// Checks whether an interface belongs to another version of the package of the contracts.
+fn is_other_version(name: &str) -> bool {
+    let version = name
+        .strip_prefix(contract::PACKAGE)
+        .and_then(|name| name.split_once('@'));
+    version.is_some_and(|(_, version)| version != contract::VERSION)
+}
+
+/// Says that a component `does` import or export an interface of such a version.
+fn other_version(does: &'static str, found: &str) -> Refusal {
+    Refusal::OtherVersion {
+        does,
+        found: found.to_owned(),
+        expected: contract::VERSION,
+    }
 }
 
 /// Links a component to what the host offers.
@@ -664,6 +682,9 @@ fn refused_import(component: &Component, error: &wasmtime::Error) -> Refusal {
         Some(item) => format!("`{item}` of `{import}`"),
         None => format!("`{import}`"),
     };
+    if is_missing && is_other_version(&import) {
+        return other_version("imports", &import);
+    }
     if is_missing {
         return Refusal::Import(name);
     }
@@ -748,5 +769,24 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn another_version_and_http_have_sentences_of_their_own() {
+        let refused = |export| find_contract(&[export]).unwrap_err().to_string();
+        for export in ["wasi:http/incoming-handler@0.2.6", "wasi:http/handler@0.3.0"] {
+            let message = refused(export);
+            assert!(
+                message.starts_with(&format!(
+                    "exports `{export}`, but this host serves no HTTP components"
+                )),
+                "{message}"
+            );
+        }
+        let message = refused("inet:service/handler@0.2.0");
+        assert!(
+            message.starts_with("exports `inet:service/handler@0.2.0`, but this host serves version 0.1.0"),
+            "{message}"
+        );
     }
 }

@@ -225,14 +225,28 @@ pub enum Refusal {
     Http(String),
     /// It speaks another version of the contract.
     #[error(
-        "exports `{found}`, but this host serves version {expected} of that package: build it \
+        "{does} `{found}`, but this host serves version {expected} of that package: build it \
          against the `wit/` of this host"
     )]
     OtherVersion {
-        /// The export that was found.
+        /// `imports` or `exports`.
+        does: &'static str,
+        /// The interface.
         found: String,
         /// The version that this host serves.
         expected: &'static str,
+    },
+    /// It serves HTTP requests, and exports no contract.
+    #[error(
+        "exports `{found}`, but this host serves no HTTP components, since it hands the bytes of connections \
+         to components: run it with an HTTP server such as `wasmtime serve`, or export `{streams}` and serve \
+         HTTP from these bytes"
+    )]
+    HttpHandler {
+        /// The interface.
+        found: String,
+        /// The streams contract.
+        streams: &'static str,
     },
     /// It exports no contract.
     #[error(
