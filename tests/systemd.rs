@@ -276,6 +276,12 @@ fn what_cannot_be_inherited_is_named() {
             "the inherited sockets are 0 (web)",
         ),
         (
+            "web",
+            "127.0.0.1",
+            "inherited:+0",
+            "the inherited sockets are 0 (web)",
+        ),
+        (
             "web:web",
             "127.0.0.1 127.0.0.1",
             "inherited:web",

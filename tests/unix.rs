@@ -218,6 +218,9 @@ fn the_mode_is_as_asked_for() {
         "{}",
         refusal.message
     );
+    // A number has no sign.
+    let refusal = refused(&["--listen", &listen, "--socket-owner", "+0"]);
+    assert!(refusal.message.contains("no user `+0`"), "{}", refusal.message);
     assert!(!path.exists());
 }
 

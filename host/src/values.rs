@@ -55,9 +55,13 @@ pub(crate) const SLICE: RangeInclusive<Duration> = Duration::from_millis(1)..=Du
 pub(crate) const MIN_CALL: Duration = Duration::from_millis(1);
 
 /// Parses a whole number. The standard library takes a sign too.
-fn number<T: FromStr>(text: &str) -> Option<T> {
-    let digits = text.bytes().all(|digit| digit.is_ascii_digit());
-    digits.then(|| text.parse().ok()).flatten()
+pub(crate) fn number<T: FromStr>(text: &str) -> Option<T> {
+    is_digits(text).then(|| text.parse().ok()).flatten()
+}
+
+/// Checks whether a text consists of decimal digits.
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 /// Parses a number of bytes. The library takes a sign too, and a point that no digit follows.

@@ -24,6 +24,7 @@ use super::watch::LOOK;
 use super::{Admin, CurrentToken, is_no_name, metrics, token};
 use crate::generations::Closed;
 use crate::service::ReloadRequest;
+use crate::values;
 
 /// The page, which takes a fresh nonce each time.
 const PAGE: &str = include_str!("page.html");
@@ -68,7 +69,7 @@ impl<'a> Route<'a> {
             "/generations" => Self::Generations,
             "/drain" => Self::Change(Change::Drain),
             other => match other.strip_prefix('/')?.split('/').collect::<Vec<_>>().as_slice() {
-                ["connections", number, "close"] => Self::Change(Change::Close(number.parse().ok()?)),
+                ["connections", number, "close"] => Self::Change(Change::Close(values::number(number)?)),
                 ["services", service, "reload"] => Self::Change(Change::Reload(service)),
                 ["services", name, "rollback"] => Self::Change(Change::Rollback(name)),
                 _ => return None,
@@ -401,6 +402,7 @@ mod tests {
             "/x",
             "/connections/",
             "/connections/-1/close",
+            "/connections/+2/close",
             "/connections/1/close/",
             "/services/a",
         ] {

@@ -220,7 +220,7 @@ impl Conversation {
         let mut last = 0;
         for entry in dir.read_dir()? {
             let path = entry?.path();
-            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            let number = path.file_stem().and_then(|stem| number(stem.to_str()?));
             if let Some(number) = number.filter(|number| *number <= MAX_NUMBER && is_conversation(&path)) {
                 last = last.max(number);
             }
@@ -232,6 +232,12 @@ impl Conversation {
     pub fn file_name(number: u64) -> String {
         format!("{number:08}.{EXTENSION}")
     }
+}
+
+/// Parses a whole number. The standard library takes a sign too.
+fn number(text: &str) -> Option<u64> {
+    let is_number = text.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| text.parse().ok()).flatten()
 }
 
 fn is_conversation(path: &Path) -> bool {

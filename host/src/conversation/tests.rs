@@ -169,6 +169,7 @@ fn a_number_that_cannot_be_followed_is_ignored() {
     for name in [
         "7.conversation",
         "00000012.conversation",
+        "+50.conversation",
         "18446744073709551615.conversation",
         "99.txt",
         "notes.conversation",

@@ -575,9 +575,9 @@ pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
         .map_or((text, None), |(user, group)| (user, Some(group)));
     let user = match user {
         "" => None,
-        name => Some(match name.parse() {
-            Ok(number) => number,
-            Err(_) => User::from_name(name)?
+        name => Some(match values::number(name) {
+            Some(number) => number,
+            None => User::from_name(name)?
                 .with_context(|| format!("there is no user `{name}` to own the socket"))?
                 .uid
                 .as_raw(),
@@ -585,9 +585,9 @@ pub(super) fn owner(options: &SocketOptions) -> anyhow::Result<Option<Owner>> {
     };
     let group = match group {
         None => None,
-        Some(name) => Some(match name.parse() {
-            Ok(number) => number,
-            Err(_) => Group::from_name(name)?
+        Some(name) => Some(match values::number(name) {
+            Some(number) => number,
+            None => Group::from_name(name)?
                 .with_context(|| format!("there is no group `{name}` to own the socket"))?
                 .gid
                 .as_raw(),

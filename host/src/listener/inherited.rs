@@ -15,6 +15,7 @@ use rustix::process::{Resource, getrlimit};
 use socket2::{SockAddr, SockRef, Socket};
 
 use crate::config::{Address, Listen, excludes};
+use crate::values;
 
 /// What was inherited. It is kept for as long as the process lives, since nothing could open it again.
 static INHERITED: OnceLock<Vec<Inherited>> = OnceLock::new();
@@ -141,12 +142,12 @@ fn find(name: &str) -> anyhow::Result<&'static Inherited> {
         .iter()
         .filter(|one| one.name.as_deref() == Some(name))
         .collect();
-    Ok(match (named.as_slice(), name.parse::<usize>()) {
+    Ok(match (named.as_slice(), values::number::<usize>(name)) {
         ([one], _) => *one,
-        ([], Ok(index)) => inherited
+        ([], Some(index)) => inherited
             .get(index)
             .ok_or_else(|| anyhow!("{}", Found(inherited)))?,
-        ([], Err(_)) => bail!("{}", Found(inherited)),
+        ([], None) => bail!("{}", Found(inherited)),
         (several, _) => bail!(
             "{} inherited sockets have this name; select one by number, such as inherited:0",
             several.len()

@@ -14,6 +14,8 @@ use opentelemetry_sdk::trace::{BatchConfig, BatchConfigBuilder};
 use percent_encoding::percent_decode_str;
 use tracing::warn;
 
+use crate::values;
+
 /// The largest queue of spans. The SDK allocates the whole queue at the start.
 const MAX_QUEUE: usize = 100_000;
 
@@ -45,7 +47,7 @@ pub(super) fn variable(name: &str) -> Option<String> {
 /// A time above zero in milliseconds. Other values are warned of and ignored.
 pub(super) fn milliseconds(name: &str) -> Option<Duration> {
     let text = variable(name)?;
-    let time = text.trim().parse().ok().filter(|time| *time > 0);
+    let time = values::number(text.trim()).filter(|time| *time > 0);
     if time.is_none() {
         warn!(
             "the environment variable {name} is ignored: expected a whole number of milliseconds above zero"
@@ -67,7 +69,7 @@ pub(super) fn batches() -> BatchConfig {
 /// A number of spans. Values that are not from 1 to [`MAX_QUEUE`] are warned of and ignored.
 fn spans(name: &str) -> Option<usize> {
     let text = variable(name)?;
-    let count = text.trim().parse().ok();
+    let count = values::number(text.trim());
     let count = count.filter(|count| (1..=MAX_QUEUE).contains(count));
     if count.is_none() {
         warn!("the environment variable {name} is ignored: expected a number from 1 to {MAX_QUEUE}");
