@@ -30,6 +30,9 @@ pub(crate) const MAX_CONNECTIONS: usize = 1_000_000_000;
 /// Far more threads than any machine has cores.
 pub(crate) const MAX_THREADS: usize = 1024;
 
+/// The highest number of a user or a group. For chown(2), the next one means to change nothing.
+pub(crate) const MAX_OWNER: u32 = u32::MAX - 1;
+
 /// What the kernel's own limit on a backlog can be set to.
 pub(crate) const MAX_BACKLOG: u32 = 65_535;
 
@@ -95,10 +98,16 @@ pub(crate) fn owner(text: &str) -> Result<String, String> {
     let fine = group != Some("")
         && !group.is_some_and(|group| group.contains(':'))
         && !(user.is_empty() && group.is_none());
-    if fine {
+    if !fine {
+        return Err("expected USER, USER:GROUP or :GROUP, as names or numbers".to_owned());
+    }
+    let fits = |name: &str| !is_digits(name) || number(name).is_some_and(|number: u32| number <= MAX_OWNER);
+    if fits(user) && group.is_none_or(fits) {
         Ok(text.to_owned())
     } else {
-        Err("expected USER, USER:GROUP or :GROUP, as names or numbers".to_owned())
+        Err(format!(
+            "expected USER, USER:GROUP or :GROUP, with numbers of at most {MAX_OWNER}"
+        ))
     }
 }
 

@@ -452,6 +452,9 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         ("--receive-buffer", "1", "4KiB"),
         ("--socket-mode", "rw", "0660"),
         ("--socket-owner", ":", "GROUP"),
+        ("--socket-owner", "4294967295", "at most 4294967294"),
+        ("--socket-owner", "root:4294967295", "at most 4294967294"),
+        ("--socket-owner", ":99999999999", "at most 4294967294"),
         ("--name", "a b", "letters"),
     ] {
         let error = config(&[flag, value]).unwrap_err();

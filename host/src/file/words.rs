@@ -191,6 +191,14 @@ fn or_off_pattern(pattern: &str) -> String {
     format!("^({OFF}|{pattern})$")
 }
 
+/// A pattern for the owner of a socket.
+fn owner_pattern() -> String {
+    // A text of digits is a number, and another one a name.
+    let number = ranges::number(0..=u64::from(values::MAX_OWNER));
+    let one = format!("({number}|[^:]*[^:0-9][^:]*)");
+    whole(&format!("{one}(:{one})?|:{one}"))
+}
+
 kinds! {
     /// A time that may be none.
     Timeout: Option<Duration> = values::timeout, |time| or_off(time.as_ref(), span), "30s", patterns::TIMEOUT;
@@ -237,7 +245,7 @@ kinds! {
     /// The mode of a socket.
     SocketMode: Mode = values::mode, |mode| format!("{:04o}", mode.0), "0660", patterns::MODE;
     /// The owner of a socket.
-    Owner: String = values::owner, Clone::clone, "user:group", patterns::OWNER;
+    Owner: String = values::owner, Clone::clone, "user:group", owner_pattern();
     /// A protocol for ALPN.
     Protocol: String = values::protocol, Clone::clone, "h2", patterns::PROTOCOL;
     /// The name of a service or a listener.
