@@ -191,9 +191,11 @@ pub(crate) fn buffer(text: &str) -> Result<Option<usize>, String> {
 
 /// A protocol that is agreed upon by ALPN (RFC 7301, section 3.1).
 pub(crate) fn protocol(text: &str) -> Result<String, String> {
-    match text.len() {
-        1..=255 => Ok(text.to_owned()),
-        _ => Err("expected a protocol name of 1 to 255 bytes".to_owned()),
+    // Programs receive it in a variable of the environment.
+    if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a protocol name of 1 to 255 bytes, without control characters".to_owned())
     }
 }
 

@@ -595,6 +595,15 @@ fn no_message_shows_a_secret_or_has_a_line_that_a_value_added() {
 }
 
 #[test]
+fn a_protocol_has_no_control_characters() {
+    for name in ["x\0A=b", "h2\n", "\u{7f}", "\u{85}"] {
+        let flag = format!("--tls-alpn={name}");
+        let message = refused(&["--tls-certificate", "a", "--tls-key", "b", &flag]);
+        assert!(message.contains("without control characters"), "{message}");
+    }
+}
+
+#[test]
 fn a_variable_without_its_flag_is_named_without_its_value() {
     for command in [
         &[][..],

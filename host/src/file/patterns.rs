@@ -169,7 +169,7 @@ pub(super) const IPV6_NETWORK: &str = concat!(ipv6!(), "(/0*(12[0-8]|1[01][0-9]|
 pub(super) const OCTET: &str = octet!();
 pub(super) const ANY_TIME: &str = time!();
 pub(super) const MODE: &str = whole!("0*[0-7]{1,3}");
-pub(super) const PROTOCOL: &str = whole!(r"[\s\S]{1,255}");
+pub(super) const PROTOCOL: &str = whole!(r"[^\x00-\x1f\x7f-\x9f]{1,255}");
 pub(super) const NAME: &str = whole!("[A-Za-z0-9_.-]{1,64}");
 pub(super) const DIRECTORY: &str =
     r"^((?!::)[^\x00])+::(?!r[wo](:|$))(?!([^:]*/)?\.\.(/|:|$))[^:\x00]+(:r[wo])?$";

@@ -829,6 +829,18 @@ fn the_schema_has_the_ranges_of_the_host() {
             "tls = { certificate = \"a\", key = \"b\", alpn = [\"\"] }",
         ),
         (
+            "tls = { certificate = \"a\", key = \"b\", alpn = [\"http/1.1\", \"é =\"] }",
+            "tls = { certificate = \"a\", key = \"b\", alpn = [\"x\\u0000A=b\"] }",
+        ),
+        (
+            "tls = { certificate = \"a\", key = \"b\" }",
+            "tls = { certificate = \"a\", key = \"b\", alpn = [\"h2\\n\"] }",
+        ),
+        (
+            "tls = { certificate = \"a\", key = \"b\" }",
+            "tls = { certificate = \"a\", key = \"b\", alpn = [\"\\u0085\"] }",
+        ),
+        (
             "tls = { certificate = \"a\", key = \"b\", timeout = \"1s\" }",
             "tls = { certificate = \"a\", key = \"b\", timeout = \"0s\" }",
         ),
