@@ -311,6 +311,30 @@ fn a_url_in_place_of_a_destination_is_not_shown() {
     }
 }
 
+/// A command line is in the log of the service manager, and a URL in it may have a password.
+#[test]
+fn a_url_with_a_password_is_shown_in_no_place() {
+    let url = "https://user:s3cr3t@host/x";
+    for args in [
+        &["check", url][..],
+        &["--component", url],
+        &["--config", url],
+        &["check", "--config", url],
+        &["replay", url, "a.wasm"],
+        &["--component", "a", "--gate", url],
+        &["man", "q83v/EjRWs3cr3t+Zk42LmNo/abc="],
+        &["--env", "PASSWORD", "s3cr3t"],
+    ] {
+        let refusal = refused(args);
+        assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
+        assert!(
+            !refusal.message.contains("s3cr3t"),
+            "{args:?}: {}",
+            refusal.message
+        );
+    }
+}
+
 #[test]
 fn a_secret_in_place_of_its_file_is_not_shown() {
     let secret = "5f4dcc3b5aa765d61d8327deb882cf99";

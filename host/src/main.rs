@@ -347,12 +347,8 @@ async fn run(
         Command::Schema => file::schema(),
         Command::Completions(shell) => cli::completions(shell),
         Command::Manual(of) => match cli::manual(of.as_deref()) {
-            Some(page) => page,
-            None => {
-                let of = of.unwrap_or_default();
-                let sentence = format!("there is no command `{of}`; `wasm-inetd --help` lists the commands");
-                return Ok(refuse(USAGE, [sentence]).into());
-            }
+            Ok(page) => page,
+            Err(sentence) => return Ok(refuse(USAGE, [sentence]).into()),
         },
         Command::Check(file, terms) => {
             let progress = Progress::start(terminal);

@@ -31,10 +31,10 @@ const SDK_DIR: &str = "inet-guest";
 pub enum BadName {
     /// It has other characters than a package.
     #[error(
-        "`{0}` cannot name a guest: the last part of the path must start with a lowercase letter and \
-         consist of ASCII letters, digits and `-`"
+        "this cannot name a guest: the last part of the path must start with a lowercase letter and consist \
+         of ASCII letters, digits and `-`"
     )]
-    Form(String),
+    Form,
     /// A package that the project depends on has that name.
     #[error("`{0}` is the name of a crate that guests use; choose another name")]
     Taken(String),
@@ -178,7 +178,7 @@ pub fn name(dir: &Path) -> Result<&str, BadName> {
     let fits = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     if !fits {
-        Err(BadName::Form(dir.display().to_string()))
+        Err(BadName::Form)
     } else if TAKEN.contains(&name) {
         Err(BadName::Taken(name.to_owned()))
     } else if RESERVED.contains(&name) {

@@ -209,11 +209,14 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks that the content of a file was not given in place of its path. Messages show paths, and must
-/// not show a key.
+/// Checks that neither the content of a file nor a URL with credentials was given in place of a path.
+/// Messages show paths, and must not show a key or a password.
 pub(crate) fn path(path: &Path) -> Result<(), String> {
-    if is_key(&path.to_string_lossy()) {
+    let text = path.to_string_lossy();
+    if is_key(&text) {
         Err("expected a path, not the content of a file".to_owned())
+    } else if is_secret_url(&text) {
+        Err("expected the path of a file or directory, not a URL".to_owned())
     } else {
         Ok(())
     }
@@ -224,7 +227,7 @@ pub(crate) fn path_in_one_line(file: &Path) -> Result<(), String> {
     if is_content(&file.to_string_lossy()) {
         Err("expected a path in one line, not the content of a file".to_owned())
     } else {
-        Ok(())
+        path(file)
     }
 }
 
@@ -234,12 +237,63 @@ pub(crate) const NO_FILE: &str = "no file has this name; expected the path of a 
      directory with `./`";
 
 /// What is wrong with a value in place of which a URL may have been given, with its password.
-pub(crate) const URL: &str = "it has a `/` or `@` and may be a URL with a password; expected HOST:PORT, \
-     such as 192.0.2.7:5432 or [2001:db8::7]:5432";
+const URL: &str = "it has a `/`, `@`, `?`, `#` or `=` and may be a URL with a password; expected \
+     HOST:PORT, such as 192.0.2.7:5432 or [2001:db8::7]:5432";
 
 /// Checks whether messages must not show a value that was refused with this `reason`.
-pub(crate) fn hides_value(reason: &str) -> bool {
-    [NO_FILE, URL].contains(&reason)
+pub(crate) fn hides_value(value: &str, reason: &str) -> bool {
+    reason == NO_FILE || may_be_secret(value)
+}
+
+/// Checks whether a value may be or contain a secret. Messages that refuse a value do not show it
+/// then, whatever the setting: operators give a value to the wrong flag, or in the wrong order.
+pub(crate) fn may_be_secret(text: &str) -> bool {
+    is_content(text) || has_credentials(text) || has_token(text)
+}
+
+/// Checks whether a text contains a URL with credentials or parameters, or credentials before a
+/// host.
+fn has_credentials(text: &str) -> bool {
+    let user = text.rsplit_once('@').and_then(|(user, _)| user.split_once(':'));
+    is_secret_url(text) || user.is_some_and(|(_, password)| !password.is_empty())
+}
+
+/// Checks whether a text contains a URL with credentials or parameters.
+fn is_secret_url(text: &str) -> bool {
+    let rest = text.split_once("://").map(|(_, rest)| rest);
+    rest.is_some_and(|rest| rest.contains(['@', '?']))
+}
+
+/// Characters that the part of a token has at least in which letters and digits are mixed.
+const MIN_MIXED: usize = 8;
+
+/// Checks whether a text contains what looks like a token: at least [`MIN_TOKEN`] characters of
+/// base64 or hexadecimal digits, with a part that is no word. Names of hosts and files consist of
+/// words.
+fn has_token(text: &str) -> bool {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "+/-_=~".contains(c);
+    let mut runs = text.split(|c| !is_token(c)).filter(|run| run.len() >= MIN_TOKEN);
+    runs.any(|run| run.split(|c: char| !c.is_ascii_alphanumeric()).any(is_mixed))
+}
+
+/// Checks whether a text of ASCII letters and digits is long, and neither a word nor a short number.
+fn is_mixed(text: &str) -> bool {
+    let has = |is: fn(&char) -> bool| text.chars().any(|c| is(&c));
+    let digits = has(char::is_ascii_digit);
+    let letters = has(char::is_ascii_alphabetic);
+    // A capital within a word.
+    let capitals = text.chars().skip(1).any(|c| c.is_ascii_uppercase()) && has(char::is_ascii_lowercase);
+    let is_number = digits && !letters && text.len() >= MIN_TOKEN;
+    text.len() >= MIN_MIXED && (digits && letters || capitals) || is_number
+}
+
+/// Returns the value as a message quotes it, or `placeholder` if it may be a secret.
+pub(crate) fn quoted(value: &str, placeholder: &str) -> String {
+    if may_be_secret(value) {
+        placeholder.to_owned()
+    } else {
+        format!("`{value}`")
+    }
 }
 
 /// Characters that a token has at least.
@@ -317,17 +371,16 @@ pub(crate) fn cache(text: &str) -> Result<CacheDir, String> {
 
 /// The path of a component or a middleware.
 pub(crate) fn component(file: &Path) -> Result<(), String> {
-    path(file)?;
     let text = file.to_string_lossy();
     if text.is_empty() {
         return Err("the path is empty; expected the path of a component".to_owned());
     }
     match text.split_once("://") {
         Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => Err(format!(
-            "`{scheme}://` references are not supported; expected the path of a file; download the \
-             component first"
+            "{} references are not supported; expected the path of a file; download the component first",
+            quoted(&format!("{scheme}://"), "such")
         )),
-        _ => Ok(()),
+        _ => path(file),
     }
 }
 
@@ -421,9 +474,10 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
             ));
         }
         Some((_, mode)) => {
+            let found = quoted(&format!(":{mode}"), "other text");
             return Err(format!(
                 "expected `:rw`, `:ro` or nothing after the path of the directory in the guest, not \
-                 `:{mode}`; a path in the guest cannot contain `:`"
+                 {found}; a path in the guest cannot contain `:`"
             ));
         }
     };
@@ -442,8 +496,8 @@ pub(crate) fn directory(text: &str) -> Result<GrantedDir, String> {
 }
 
 pub(crate) fn destination(text: &str) -> Result<String, String> {
-    // No name of a host has these. A URL may have a password, which messages must not show.
-    if text.contains(['/', '@']) {
+    // No name of a host has these, and a URL has. The value is not shown in any case.
+    if text.contains(['/', '@', '?', '#', '=']) {
         return Err(URL.to_owned());
     }
     match text.rsplit_once(':') {

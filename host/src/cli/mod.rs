@@ -514,19 +514,28 @@ pub fn completions(shell: Shell) -> String {
     text.replace("wasm__subcmd__inetd", "wasm__inetd")
 }
 
-/// The page of the manual about the command of a name, or about the program, in the language of man(7); `None` if there is no such
-/// command.
-pub fn manual(of: Option<&str>) -> Option<String> {
+/// The page of the manual about the command of a name, or about the program, in the language of
+/// man(7).
+///
+/// # Errors
+///
+/// There is no such command. The error is a sentence for the user.
+pub fn manual(of: Option<&str>) -> Result<String, String> {
     let mut program = Cli::command();
     program.build();
     let command = match of {
         None => program,
-        Some(name) => program.find_subcommand(name)?.clone(),
+        Some(name) => program.find_subcommand(name).cloned().ok_or_else(|| {
+            format!(
+                "there is no command {}; `wasm-inetd --help` lists the commands",
+                values::quoted(name, "of this name")
+            )
+        })?,
     };
     let mut text = Vec::new();
-    // Nothing fails that is written to memory.
-    clap_mangen::Man::new(command).render(&mut text).ok()?;
-    Some(String::from_utf8_lossy(&text).into_owned())
+    let written = clap_mangen::Man::new(command).render(&mut text);
+    written.map_err(|error| format!("cannot write the page: {error}"))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 const AFTER: &str = "\

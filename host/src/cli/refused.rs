@@ -1,5 +1,6 @@
 //! Messages about command lines that are refused.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use crate::logging::in_one_line;
 use crate::values;
 
 /// Flags whose values are not shown, because they can contain credentials.
-const SECRET: [&str; 2] = ["--env", "--otlp"];
+const SECRET: [&str; 3] = ["--allow-outbound", "--env", "--otlp"];
 
 /// Says what is wrong with a command line, in place of the words of clap where those do not name
 /// the flags. `words` are the command line. The first line is the sentence. No value adds a line,
@@ -22,6 +23,7 @@ pub fn sentence(mut error: Error, words: impl IntoIterator<Item = OsString>) -> 
     conflict(&error)
         .or_else(|| not_utf8(&error, &words))
         .or_else(|| negative(&error, &words))
+        .or_else(|| split_variable(&error, &words))
         .or_else(|| assignment(&error, &words))
         .or_else(|| no_config(&error, &words))
         .or_else(|| invalid(&error))
@@ -65,10 +67,11 @@ fn invalid(error: &Error) -> Option<String> {
         return None;
     };
     let reason = error.source()?.to_string();
-    let is_secret =
-        SECRET.contains(&name(flag).as_str()) || values::hides_value(&reason) || reason == VARIABLE;
+    let is_secret = SECRET.contains(&name(flag).as_str()) || reason == VARIABLE;
     let value = match error.get(ContextKind::InvalidValue) {
-        Some(ContextValue::String(value)) if !is_secret => format!(" '{}'", shown(value)),
+        Some(ContextValue::String(value)) if !is_secret && !values::hides_value(value, &reason) => {
+            format!(" '{}'", shown(value))
+        }
         _ => String::new(),
     };
     let reason = if values::is_content(&reason) {
@@ -85,6 +88,8 @@ fn invalid(error: &Error) -> Option<String> {
 fn shown(value: &str) -> String {
     if values::is_content(value) {
         "(the content of a file, not shown)".to_owned()
+    } else if values::may_be_secret(value) {
+        "(not shown, since it may be a secret)".to_owned()
     } else {
         in_one_line(value).to_string()
     }
@@ -113,13 +118,7 @@ fn negative(error: &Error, words: &[OsString]) -> Option<String> {
 /// Names an argument of the form `NAME=VALUE` that no flag takes, without its value: it may be a
 /// variable that was meant for `--env`, with a secret.
 fn assignment(error: &Error, words: &[OsString]) -> Option<String> {
-    let (ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand) = error.kind() else {
-        return None;
-    };
-    let kinds = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
-    let ContextValue::String(found) = kinds.into_iter().find_map(|kind| error.get(kind))? else {
-        return None;
-    };
+    let found = unexpected(error)?;
     if !found.contains('=') {
         return None;
     }
@@ -137,6 +136,40 @@ fn assignment(error: &Error, words: &[OsString]) -> Option<String> {
     Some(format!(
         "{found}: {advice}\n\nFor more information, try '--help'."
     ))
+}
+
+/// Returns the argument that no command or flag takes.
+fn unexpected(error: &Error) -> Option<&str> {
+    let (ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand) = error.kind() else {
+        return None;
+    };
+    let kinds = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
+    match kinds.into_iter().find_map(|kind| error.get(kind))? {
+        ContextValue::String(found) => Some(found),
+        _ => None,
+    }
+}
+
+/// Explains the second word of a variable that was given as two, such as `--env PASSWORD secret`,
+/// without showing it.
+fn split_variable(error: &Error, words: &[OsString]) -> Option<String> {
+    let found = unexpected(error)?;
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let is_value = |(number, word): (usize, &Cow<'_, str>)| {
+        // A flag of one letter is named without the others.
+        let before = &words[..number];
+        let variable = match before {
+            [.., flag, variable] if flag == "--env" => Some(&**variable),
+            [.., flag] => flag.strip_prefix("--env="),
+            [] => None,
+        };
+        word.starts_with(found) && variable.is_some_and(|variable| !variable.contains('='))
+    };
+    words.iter().enumerate().any(is_value).then(|| {
+        "`--env` takes KEY=VALUE as one argument, and the argument after it (not shown) belongs to no flag: \
+         write `--env KEY=VALUE`"
+            .to_owned()
+    })
 }
 
 /// Says that a variable was given where a path is expected.

@@ -339,7 +339,8 @@ fn existing_directory(text: &str) -> Result<GrantedDir, String> {
     if dir.host.is_dir() {
         Ok(dir)
     } else {
-        Err(format!("`{}` is not a directory", dir.host.display()))
+        let host = dir.host.to_string_lossy();
+        Err(format!("{} is not a directory", values::quoted(&host, "HOST")))
     }
 }
 

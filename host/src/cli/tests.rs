@@ -594,6 +594,93 @@ fn no_message_shows_a_secret_or_has_a_line_that_a_value_added() {
     }
 }
 
+/// A URL with a password, or a token, can be given to any flag.
+#[test]
+fn no_flag_shows_a_value_that_may_be_a_secret() {
+    let tokens = ["https://user:s3cr3t@host/x.wasm", "A7qEjRWs3cr3t42xs3cr3t"];
+    let command = Cli::command();
+    let (mut refused_count, mut flags) = (0, 0);
+    let commands = std::iter::once(&command).chain(command.get_subcommands());
+    for of in commands {
+        let name = (of.get_name() != "wasm-inetd").then(|| of.get_name());
+        for argument in of.get_arguments() {
+            flags += 1;
+            for token in tokens {
+                let given = match argument.get_long() {
+                    Some(flag) => vec![format!("--{flag}={token}")],
+                    None => vec![token.to_owned()],
+                };
+                let args: Vec<_> = name.into_iter().map(str::to_owned).chain(given).collect();
+                let args: Vec<_> = args.iter().map(String::as_str).collect();
+                let words = [&["wasm-inetd"], &args[..]].concat();
+                let Err(error) = Cli::try_parse_from(words).and_then(Cli::checked) else {
+                    continue;
+                };
+                let message = sentence(error, args.iter().map(|arg| arg.into()));
+                assert!(!message.contains("s3cr3t"), "{args:?}: {message}");
+                refused_count += 1;
+            }
+        }
+    }
+    assert!(flags > 100 && refused_count > 200, "{flags} {refused_count}");
+    for args in [
+        &["--listen", "http://user:s3cr3t@host:80"][..],
+        &["--listen", "https://host/x?token=s3cr3t"],
+        &["--admin", "q83v/EjRWs3cr3t+Zk42LmNo/abc="],
+        &["--admin", "s3cr3t-5f4dcc3b5aa765d61d8327deb882cf99"],
+        &["--component", "oci://user:s3cr3t@host/x:1"],
+        &["check", "https://user:s3cr3t@host/x.wasm"],
+        &["compile", "https://user:s3cr3t@host/x.wasm"],
+        &["replay", "https://user:s3cr3t@host/talks", "a.wasm"],
+        &["replay", "talks", "https://user:s3cr3t@host/x.wasm"],
+        &["--component", "a", "--gate", "https://user:s3cr3t@host/talks"],
+        &["--config", "https://user:s3cr3t@host/services.toml"],
+        &["record", "--to", "https://user:s3cr3t@host/talks"],
+        &["--cache", "https://user:s3cr3t@host/cache"],
+        &["--dir", "https://user:s3cr3t@host::/x"],
+        &["--dir", "/A7qEjRWs3cr3t42xs3cr3t::/x"],
+        &["new", "https://user:s3cr3t@host/guest"],
+        &["new", "A7qEjRWs3cr3t42xs3cr3t"],
+        &["completions", "A7qEjRWs3cr3t42xs3cr3t"],
+        &["A7qEjRWs3cr3t42xs3cr3t"],
+        &["--A7qEjRWs3cr3t42xs3cr3t"],
+        &["--allow-outbound", "h:6379?password=s3cr3t"],
+        &["--allow-outbound", "s3cr3t"],
+        &["--listen", "[fe80::1%A7qEjRWs3cr3t42xs3cr3t]:80"],
+        &["--env", "PASSWORD", "s3cr3t"],
+        &["--env", "PASSWORD", "s3cr3t", "--quiet"],
+        &["--env=PASSWORD", "s3cr3t"],
+        &["--quiet", "--env", "s3cr3t", "="],
+        &["check", "a.wasm", "--env", "PASSWORD", "s3cr3t"],
+        &["record", "--to", "d", "--env", "PASSWORD", "s3cr3t"],
+    ] {
+        let message = refused(args);
+        assert!(!message.contains("s3cr3t"), "{args:?}: {message}");
+    }
+    let message = refused(&["--env", "PASSWORD", "s3cr3t"]);
+    assert!(message.contains("KEY=VALUE"), "{message}");
+    // Other values are shown.
+    for (args, shown) in [
+        (
+            &["--listen", "my-host.example.org:8080"][..],
+            "my-host.example.org:8080",
+        ),
+        (
+            &["--dir", "./no-such-directory/x86_64-unknown-linux-gnu::/x"],
+            "no-such-directory",
+        ),
+        (&["--dir", "/::/x:readonly"], "`:readonly`"),
+        (
+            &["--component", "https://example.org/a.wasm"],
+            "https://example.org/a.wasm",
+        ),
+        (&["--idle-timeout", "5"], "'5'"),
+    ] {
+        let message = refused(args);
+        assert!(message.contains(shown), "{args:?}: {message}");
+    }
+}
+
 #[test]
 fn a_protocol_has_no_control_characters() {
     for name in ["x\0A=b", "h2\n", "\u{7f}", "\u{85}"] {

@@ -149,6 +149,94 @@ mod tests {
 
     use super::*;
 
+    /// The header of a table, alone or as an entry of a list of tables.
+    fn header(names: &[&str]) -> String {
+        match names {
+            [] => String::new(),
+            ["service"] => "[[service]]".to_owned(),
+            ["service", "listen", rest @ ..] => {
+                let rest = if *rest == ["tls", "more"] {
+                    "[[service.listen.tls.more]]".to_owned()
+                } else if rest.is_empty() {
+                    String::new()
+                } else {
+                    format!("[service.listen.{}]", rest.join("."))
+                };
+                format!("[[service]]\n[[service.listen]]\n{rest}")
+            }
+            names => {
+                let service = if names[0] == "service" {
+                    "[[service]]\n"
+                } else {
+                    ""
+                };
+                format!("{service}[{}]", names.join("."))
+            }
+        }
+    }
+
+    /// Whether a schema is one of a value that can be a number.
+    fn takes_numbers(schema: &Value) -> bool {
+        let types = schema.get("type");
+        ["integer", "number"].iter().any(|number| {
+            types.is_some_and(|types| {
+                types == number
+                    || types
+                        .as_array()
+                        .is_some_and(|types| types.iter().any(|one| one == number))
+            })
+        })
+    }
+
+    #[test]
+    fn no_key_shows_a_value_of_the_wrong_type_or_one_that_may_be_a_secret() {
+        let known = Known::new();
+        let mut tables = Vec::new();
+        known.add_tables(&known.0, &mut Vec::new(), &mut tables);
+        let texts = [
+            "postgres://u:s3cr3t@h:5432/db",
+            "https://h/a?key=s3cr3t",
+            "A7qEjRWs3cr3t42xs3cr3t",
+        ]
+        .map(|text| format!("{text:?}"));
+        let numbers = ["5323753237532375".to_owned(), "53237.5".to_owned()];
+        let mut refused = 0;
+        for (here, own) in &tables {
+            for (key, schema) in *own {
+                let takes_numbers = known.forms(schema).into_iter().any(takes_numbers);
+                let scalars: Vec<_> = numbers
+                    .iter()
+                    .filter(|_| !takes_numbers)
+                    .chain(&texts)
+                    .cloned()
+                    .collect();
+                let all: Vec<_> = numbers.iter().chain(&texts).cloned().collect();
+                let below = all.iter().flat_map(|value| {
+                    [
+                        format!("[{value}]"),
+                        format!("[[{value}]]"),
+                        format!("{{ x = {value} }}"),
+                        format!("[{{ x = {value} }}]"),
+                        format!("[\"x\", {{ x = [{value}] }}]"),
+                    ]
+                });
+                for value in scalars.into_iter().chain(below) {
+                    let text = format!("{}\n{key} = {value}\n", header(here));
+                    let Err(problems) = crate::file::parse(&text, Path::new("")) else {
+                        continue;
+                    };
+                    let problems = problems.to_string();
+                    assert!(
+                        !problems.contains("s3cr3t") && !problems.contains("53237"),
+                        "{text}\n{problems}"
+                    );
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 1000, "{refused}");
+    }
+
     #[test]
     fn every_key_in_the_wrong_table_is_told_where_it_belongs() {
         let known = Known::new();
@@ -158,29 +246,7 @@ mod tests {
         assert!(keys.len() > 50, "{keys:?}");
         let mut wrong = 0;
         for (here, own) in &tables {
-            // Each as a table, or as an entry of a list of tables.
-            let table = match here.as_slice() {
-                [] => String::new(),
-                ["service"] => "[[service]]".to_owned(),
-                ["service", "listen", rest @ ..] => {
-                    let rest = if *rest == ["tls", "more"] {
-                        "[[service.listen.tls.more]]".to_owned()
-                    } else if rest.is_empty() {
-                        String::new()
-                    } else {
-                        format!("[service.listen.{}]", rest.join("."))
-                    };
-                    format!("[[service]]\n[[service.listen]]\n{rest}")
-                }
-                names => {
-                    let service = if names[0] == "service" {
-                        "[[service]]\n"
-                    } else {
-                        ""
-                    };
-                    format!("{service}[{}]", names.join("."))
-                }
-            };
+            let table = header(here);
             for key in keys.iter().filter(|key| !own.contains_key(**key)) {
                 let text = format!("{table}\n{key} = 1\n");
                 let problems = crate::file::parse(&text, Path::new("")).unwrap_err().to_string();

@@ -173,4 +173,4 @@ pub(super) const PROTOCOL: &str = whole!(r"[^\x00-\x1f\x7f-\x9f]{1,255}");
 pub(super) const NAME: &str = whole!("[A-Za-z0-9_.-]{1,64}");
 pub(super) const DIRECTORY: &str =
     r"^((?!::)[^\x00])+::(?!r[wo](:|$))(?!([^:]*/)?\.\.(/|:|$))[^:\x00]+(:r[wo])?$";
-pub(super) const DESTINATION: &str = whole!("[^/@]+:", port!());
+pub(super) const DESTINATION: &str = whole!("[^/@?#=]+:", port!());

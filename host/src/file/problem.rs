@@ -192,34 +192,23 @@ fn known(message: &str) -> Vec<&str> {
     message.split('`').skip(3).step_by(2).collect()
 }
 
-/// Whether values at or below a key, with its index if it has one, can contain credentials.
-fn is_secret(key: &str) -> bool {
-    let key = key.split('[').next().unwrap_or_default();
-    ["args", "endpoint", "env"].contains(&key)
-}
-
 /// Rewrites serde's message about a value of the wrong type in the words of TOML. `path` leads to
 /// the value.
+///
+/// The message names the type that was found and not the value: any key can have been given a
+/// secret, such as the URL of a database in place of a list of destinations.
 fn in_words_of_toml(message: &str, path: &[String]) -> String {
     let types = message.strip_prefix("invalid type: ");
-    let Some((found, expected)) = types.and_then(|types| types.split_once(", expected ")) else {
+    // The value can contain any text.
+    let Some((found, expected)) = types.and_then(|types| types.rsplit_once(", expected ")) else {
         return message.to_owned();
     };
-    // A value in place of a table can be meant for any key of the table.
-    let of_table = expected.starts_with("struct ") || ["a map", "map", "a table"].contains(&expected);
-    let is_secret = path.iter().any(|part| is_secret(part))
-        || of_table && found.starts_with("string")
-        || values::is_content(found);
-    let found = if is_secret {
-        // The type without the value.
-        found.split([' ', '`', '"']).next().unwrap_or_default()
-    } else {
-        found
-    };
+    let found = found.split(['`', '"']).next().unwrap_or_default().trim_end();
     let of_toml = |word: &str| match word {
         "a sequence" | "sequence" => "a list".to_owned(),
         "a map" | "map" => "a table".to_owned(),
         "a boolean" => "true or false".to_owned(),
+        "floating point" => "float".to_owned(),
         "path string" => "a path in quotes".to_owned(),
         word if word.starts_with("struct ") => "a table".to_owned(),
         word => word.to_owned(),
@@ -242,10 +231,7 @@ fn in_words_of_toml(message: &str, path: &[String]) -> String {
         }
         // Lists of tables, which a table with single brackets does not begin.
         ("map", "a sequence") => format!("; write [[{0}]] instead of [{0}]", names().join(".")),
-        (found, "a sequence") => match found.strip_prefix("string ") {
-            Some(text) => format!("; write [{text}]"),
-            None => String::new(),
-        },
+        ("string", "a sequence") => "; write [VALUE]".to_owned(),
         _ => String::new(),
     };
     format!(
@@ -261,9 +247,10 @@ fn unknown_word(kind: &str, found: &str, known: &[&str]) -> String {
         .map(|known| (strsim::jaro_winkler(found, known), known))
         .filter(|(alike, known)| *alike >= VERY_ALIKE || *alike >= ALIKE && few_slips(found, known))
         .max_by(|(one, _), (other, _)| one.total_cmp(other));
+    let found = values::quoted(found, "(not shown)");
     match near {
-        Some((_, near)) => format!("unknown {kind} `{found}`; did you mean `{near}`?"),
-        None => format!("unknown {kind} `{found}`; expected one of {}", list(known)),
+        Some((_, near)) => format!("unknown {kind} {found}; did you mean `{near}`?"),
+        None => format!("unknown {kind} {found}; expected one of {}", list(known)),
     }
 }
 

@@ -160,7 +160,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}limits = {{ idle-timeout = 5 }}"),
-            "4: service[0].limits.idle-timeout: invalid type: integer `5`, expected a string such as \"30s\"",
+            "4: service[0].limits.idle-timeout: invalid type: integer, expected a string such as \"30s\"",
         ),
         (
             &format!("log = {{ level = \"inof\" }}\n{service}"),
@@ -278,8 +278,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = \"127.0.0.1:1\"",
-            "3: service[0].listen: invalid type: string \"127.0.0.1:1\", expected a list; write \
-             [\"127.0.0.1:1\"]",
+            "3: service[0].listen: invalid type: string, expected a list; write [VALUE]",
         ),
         (
             "[[service]]\nname = \"a\"\n[service.listen]\naddress = \"127.0.0.1:1\"",
@@ -288,7 +287,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}limits = 1"),
-            "4: service[0].limits: invalid type: integer `1`, expected a table",
+            "4: service[0].limits: invalid type: integer, expected a table",
         ),
         (
             &format!("{service}limits = [7]"),
@@ -305,7 +304,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             "service = \"a\"",
-            "1: service: invalid type: string \"a\", expected a list; write [[service]]",
+            "1: service: invalid type: string, expected a list; write [[service]]",
         ),
         (
             "[[service]]\nname = \"a\"\nlisten = [{ address = \"127.0.0.1:1\", tls = { certificate = \
@@ -345,7 +344,7 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
         ),
         (
             &format!("{service}watch = 1"),
-            "4: service[0].watch: invalid type: integer `1`, expected true or false",
+            "4: service[0].watch: invalid type: integer, expected true or false",
         ),
         (
             &format!("{service}limits = {{ max-connections = 0 }}"),
@@ -398,7 +397,7 @@ watch = true
         "2: drain-timeout: invalid value `x`: expected",
         "3: unknown key `xyz`; expected one of",
         "4: cache: the path is empty",
-        "8: service[0].component: invalid type: integer `5`, expected a path in quotes",
+        "8: service[0].component: invalid type: integer, expected a path in quotes",
         "10: service[0].listen[1]: invalid value `here`: expected",
         "10: service[0].listen[3]: invalid value `there`: expected",
         "11: service[0].limits.idle-timeout: invalid value `q`: expected",
@@ -408,7 +407,7 @@ watch = true
         // No other check is made of a service whose values are not all known.
         "15: service[1]: unknown key `nmae`; did you mean `name`?",
         "19: service[2].name: invalid value `a b`: expected",
-        "20: service[2].listen: invalid type: integer `5`, expected a list",
+        "20: service[2].listen: invalid type: integer, expected a list",
         "25: service[3].watch: requires `component` or `middleware` to be set",
     ];
     let found: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
@@ -686,6 +685,8 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("[\"a:080\"]", "[\"a:+1\"]"),
             ("[\"a b:80\"]", "[\"postgres://user@a:80\"]"),
             ("[\"::1:80\"]", "[\"user@a:80\"]"),
+            ("[\"a&b:80\"]", "[\"a?password=b:80\"]"),
+            ("[\"a:1\"]", "[\"a#b:80\"]"),
         ],
     );
     of_service(
@@ -1056,6 +1057,32 @@ s3cr3tAQBwYDK2VwBCIEIHs3cr3t
         format!("otlp = {{ endpoint = \"http://user:s3cr3t@127.0.0.1:1\" }}\n{service}"),
         format!("otlp = {{ endpoint = \"https://127.0.0.1:1/s3cr3t\" }}\n{service}"),
         format!("otlp = {{ endpoint = 53237 }}\n{service}"),
+        format!("{service}grants = {{ allow-outbound = \"postgres://u:s3cr3t@h:5432/db\" }}"),
+        format!("{service}grants = {{ allow-outbound = [\"h:6379?password=s3cr3t\"] }}"),
+        format!("{service}grants = {{ allow-outbound = [\"s3cr3t\"] }}"),
+        format!("{service}grants = {{ allow-outbound = [53237] }}"),
+        format!("{service}grants = {{ allow-outbound = \"x, expected s3cr3t\" }}"),
+        format!("{service}grants = {{ dirs = [\"https://u:s3cr3t@h::/a:RO\"] }}"),
+        format!("{service}grants = {{ dirs = [\"a::/b:A7qEjRWs3cr3t42xs3cr3t\"] }}"),
+        format!("{service}component = \"https://u:s3cr3t@h/a.wasm\""),
+        format!("{service}middleware = [\"oci://u:s3cr3t@h/a.wasm\"]"),
+        format!("{service}component = \"a\"\ngate = \"https://u:s3cr3t@h/talks\""),
+        format!("{service}record = \"https://u:s3cr3t@h/talks\""),
+        format!("cache = \"https://u:s3cr3t@h/cache\"\n{service}"),
+        format!("{service}log-connections = \"A7qEjRWs3cr3t42xs3cr3t\""),
+        format!("{service}A7qEjRWs3cr3t42xs3cr3t = 1"),
+        format!("admin = {{ listen = 9, token = 5323753237532375 }}\n{service}"),
+        format!("admin = {{ listen = 9, token = 53237.5 }}\n{service}"),
+        format!("admin = {{ listen = 5323753237532375 }}\n{service}"),
+        format!("admin = {{ listen = \"A7qEjRWs3cr3t42xs3cr3t\" }}\n{service}"),
+        format!("admin = {{ listen = \"http://u:s3cr3t@h\" }}\n{service}"),
+        "[[service]]\nname = \"a\"\nlisten = [\"http://u:s3cr3t@h:80\"]\n".to_owned(),
+        "[[service]]\nname = \"a\"\nlisten = [\"[fe80::1%A7qEjRWs3cr3t42xs3cr3t]:80\"]\n".to_owned(),
+        tls("certificate = 53237, key = \"a\""),
+        tls("certificate = \"a\", key = 53237"),
+        tls("certificate = \"a\", key = [\"s3cr3t\"]"),
+        tls("certificate = \"a\", key = \"a\", client-ca = 53237"),
+        tls("certificate = \"a\", key = \"a\", alpn = \"s3cr3t\""),
         tls(&format!("certificate = \"a\", key = {key}")),
         tls(&format!("certificate = {key}, key = \"a\"")),
         tls(&format!("certificate = \"a\", key = \"a\", client-ca = {key}")),

@@ -67,7 +67,7 @@ impl<K: Kind> Visitor<'_> for Reader<K> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Word<K>, E> {
         K::parse(text).map(Word).map_err(|expected| {
-            if K::IS_SECRET || values::is_content(text) || values::hides_value(&expected) {
+            if K::IS_SECRET || values::hides_value(text, &expected) {
                 E::custom(format_args!("invalid value: {expected}"))
             } else {
                 E::custom(format_args!("invalid value `{text}`: {expected}"))
@@ -253,7 +253,7 @@ kinds! {
     /// A directory that is granted.
     Directory: GrantedDir = values::directory, show_directory, "data::/data:rw", patterns::DIRECTORY;
     /// A destination that is granted.
-    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432", patterns::DESTINATION;
+    Destination: String = values::destination, Clone::clone, "192.0.2.7:5432", patterns::DESTINATION => true;
 }
 
 fn or_off<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {

@@ -76,7 +76,8 @@ fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
         .and_then(|mut found| found.next());
     Some(found.filter(|_| !interface.is_empty()).ok_or_else(|| {
         format!(
-            "there is no network interface `{interface}`; expected the name or the number of one after `%`"
+            "there is no network interface {}; expected the name or the number of one after `%`",
+            super::quoted(interface, "of this name")
         )
     }))
 }
