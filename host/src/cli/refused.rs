@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Error, Parser as _};
+use clap::{CommandFactory as _, Error, Parser as _};
 
 use super::Cli;
 use crate::logging::in_one_line;
@@ -23,6 +23,7 @@ pub fn sentence(mut error: Error, words: impl IntoIterator<Item = OsString>) -> 
     conflict(&error)
         .or_else(|| not_utf8(&error, &words))
         .or_else(|| negative(&error, &words))
+        .or_else(|| late_command(&error))
         .or_else(|| split_variable(&error, &words))
         .or_else(|| assignment(&error, &words))
         .or_else(|| no_config(&error, &words))
@@ -169,6 +170,22 @@ fn split_variable(error: &Error, words: &[OsString]) -> Option<String> {
         "`--env` takes KEY=VALUE as one argument, and the argument after it (not shown) belongs to no flag: \
          write `--env KEY=VALUE`"
             .to_owned()
+    })
+}
+
+/// Explains a command that comes after flags of the host, where clap takes it for an argument.
+fn late_command(error: &Error) -> Option<String> {
+    let kinds = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg];
+    let found = kinds.into_iter().find_map(|kind| match error.get(kind)? {
+        ContextValue::String(found) => Some(found),
+        _ => None,
+    })?;
+    let is_command = Cli::command().find_subcommand(found).is_some();
+    is_command.then(|| {
+        format!(
+            "unexpected argument '{found}': a command comes before all flags; write `wasm-inetd {found}` \
+             first"
+        )
     })
 }
 

@@ -682,6 +682,23 @@ fn no_flag_shows_a_value_that_may_be_a_secret() {
 }
 
 #[test]
+fn a_command_after_flags_is_told_to_come_first() {
+    for args in [
+        &["--config", "s.toml", "check", "a.wasm"][..],
+        &["--config", "s.toml", "check"],
+        &["--listen", "127.0.0.1:0", "check", "a.wasm"],
+        &["--quiet", "check"],
+    ] {
+        let message = refused(args);
+        assert!(
+            message.contains("a command comes before all flags; write `wasm-inetd check`"),
+            "{args:?}: {message}"
+        );
+    }
+    assert!(!refused(&["stray"]).contains("comes before"));
+}
+
+#[test]
 fn a_protocol_has_no_control_characters() {
     for name in ["x\0A=b", "h2\n", "\u{7f}", "\u{85}"] {
         let flag = format!("--tls-alpn={name}");
