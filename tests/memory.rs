@@ -529,3 +529,91 @@ fn lists_that_a_guest_does_not_read_keep_few_entries() {
         );
     }
 }
+
+/// A scratch directory with a file of so many bytes, and the grant of it to guests that may write.
+fn granted(name: &str, bytes: usize) -> (PathBuf, String) {
+    let dir = scratch(name);
+    fs::create_dir_all(&dir).unwrap();
+    let content: Vec<_> = (0..bytes).map(|at| (at % 251) as u8).collect();
+    fs::write(dir.join("file"), content).unwrap();
+    let grant = format!("{}::/data:rw", dir.display());
+    (dir, grant)
+}
+
+/// KiB of 100 streams of files: 16 of them keep 64 KiB, and each of the others 4 KiB.
+const STREAMS: u64 = 16 * 64 + 84 * 4;
+
+/// Streams of WASI 0.2 keep what they have read until it is taken.
+#[test]
+fn streams_of_files_that_have_read_keep_few_bytes() {
+    let (_, grant) = granted("memory-file-reads", 1 << 20);
+    let host = Host::serving("amass", &["--dir", &grant, "--max-memory", MAX_MEMORY]);
+    let grown = grown(&host, |client| {
+        assert_eq!(client.asks("file-reads 100"), "100");
+    });
+    let most = STREAMS + 512;
+    assert!(
+        grown < most,
+        "{grown} KiB for each of {PEERS} with 100 streams from a file"
+    );
+}
+
+/// What they are given to write waits for a thread.
+#[test]
+fn streams_of_files_that_wait_to_write_keep_few_bytes() {
+    let (dir, grant) = granted("memory-file-writes", 0);
+    let made = Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap();
+    assert!(made.success());
+    let host = Host::serving("amass", &["--dir", &grant, "--max-memory", MAX_MEMORY]);
+    let writers: Vec<_> = (0..PEERS).map(|_| host.connect()).collect();
+    for client in &writers {
+        assert_eq!(client.asks("file-outputs 100"), "100");
+    }
+    let keeps_threads = host.connect();
+    assert_eq!(keeps_threads.asks("fifos 64"), "64");
+    let before = host.memory("RssAnon");
+    for client in &writers {
+        assert_eq!(client.asks("file-writes 100"), "100");
+    }
+    let grown = host.memory("RssAnon").saturating_sub(before) / PEERS as u64;
+    // The guest itself makes 64 KiB of bytes.
+    let most = STREAMS + 512;
+    assert!(
+        grown < most,
+        "{grown} KiB for each of {PEERS} with 100 streams to a file"
+    );
+}
+
+#[test]
+fn a_write_to_a_file_above_what_its_stream_permits_traps() {
+    let (_, grant) = granted("memory-file-trap", 0);
+    let host = Host::serving("lengthy", &["--dir", &grant]);
+    let client = host.connect();
+    client.send("hold writes 1\n");
+    client.expect_reset();
+    let line = host.line("guest-trap");
+    assert!(
+        line.contains("write exceeds what check-write permitted"),
+        "{line}"
+    );
+}
+
+/// Streams that keep little read and write everything all the same.
+#[test]
+fn files_are_copied_whole_while_many_streams_have_read() {
+    let (dir, grant) = granted("memory-file-copies", 300_000);
+    let copied = || {
+        let copied = fs::read(dir.join("copy")).unwrap() == fs::read(dir.join("file")).unwrap();
+        fs::remove_file(dir.join("copy")).unwrap();
+        copied
+    };
+    let host = Host::serving("amass", &["--dir", &grant]);
+    let client = host.connect();
+    for streams in [0, 17] {
+        assert_eq!(client.asks(&format!("file-reads {streams}")), streams.to_string());
+        for kind in ["file-copies", "drop file-copies"] {
+            assert_eq!(client.asks(&format!("{kind} 1")), "1");
+            assert!(copied(), "{kind} with {streams} other streams");
+        }
+    }
+}

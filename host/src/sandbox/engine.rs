@@ -15,6 +15,7 @@ use super::diagnostics;
 use super::direct::Stacks;
 use super::extent::{MAX_PARTS, Parts};
 use super::file_calls;
+use super::file_streams;
 use super::files;
 use super::grants::Granted;
 use super::listing;
@@ -149,6 +150,7 @@ impl Engine {
             if needs.concurrency == Concurrency::With {
                 file_calls::add_to_linker(&mut linker)?;
             }
+            file_streams::add_to_linker(&mut linker)?;
         }
         if granted.has_outbound() {
             sockets::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;

@@ -23,6 +23,7 @@ mod extent;
 mod facts;
 mod file_calls;
 mod file_format;
+mod file_streams;
 mod file_threads;
 mod files;
 mod followed;

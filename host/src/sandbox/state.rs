@@ -17,6 +17,7 @@ use super::diagnostics::{Diagnostics, Logged, Speaker, Voice};
 use super::direct::{Direct, Stack, Stacks};
 use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
+use super::file_streams::LargeStreams;
 use super::file_threads::FileThreads;
 use super::files::{self, OpenFiles, Opening};
 use super::grants::{Granted, Opened};
@@ -55,6 +56,8 @@ pub(super) struct State {
     _live: Arc<()>,
     /// The files that the guest has opened, if it may have any. This is dropped after the tables.
     files: Option<OpenFiles>,
+    /// The streams of files that keep much, once the guest has such streams.
+    large_streams: Option<LargeStreams>,
 }
 
 /// What a program is.
@@ -121,6 +124,7 @@ impl State {
             _live: engine.pooled.lease.live_mark(),
             stack: None,
             files,
+            large_streams: None,
         };
         let mut store = Store::new(engine.engine(), state);
         store.limiter(|state| &mut state.memory);
@@ -303,6 +307,21 @@ impl State {
         if let Some(files) = &mut self.files {
             files.recount();
         }
+    }
+
+    /// Replaces a stream of a file in WASI 0.2 by the one that `bounds` makes of it.
+    ///
+    /// # Errors
+    ///
+    /// There is no such handle.
+    pub(super) fn bound_stream<T: Send + 'static>(
+        &mut self,
+        opened: Resource<T>,
+        bounds: impl FnOnce(T, LargeStreams) -> T,
+    ) -> wasmtime::Result<Resource<T>> {
+        let streams = self.large_streams.get_or_insert_default().clone();
+        let stream = bounds(self.table.delete(opened)?, streams);
+        Ok(self.table.push(stream)?)
     }
 
     /// The threads on which the guest uses files.

@@ -5,6 +5,7 @@
 //! names, keeps all of them, and answers with the number that it has made. `drop WORD` lets go of
 //! each at once.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::future::poll_fn;
 use std::mem::forget;
@@ -14,6 +15,8 @@ use std::task::Poll;
 use wasip2::cli::stdin::get_stdin;
 use wasip2::cli::stdout::get_stdout;
 use wasip2::clocks::monotonic_clock::subscribe_duration;
+use wasip2::filesystem as files;
+use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 use wasip3::cli::environment::get_environment;
 use wasip3::cli::{stderr, stdin, stdout};
 use wasip3::clocks::monotonic_clock::wait_for;
@@ -34,6 +37,11 @@ const LOOKUP: usize = 60 << 10;
 
 /// Entries of the directory that `entries` expects.
 const ENTRIES: usize = 1000;
+
+thread_local! {
+    /// Streams to files that nothing was written to yet.
+    static OUTPUTS: RefCell<Vec<OutputStream>> = const { RefCell::new(Vec::new()) };
+}
 
 #[link(wasm_import_module = "$root")]
 unsafe extern "C" {
@@ -133,6 +141,26 @@ async fn make(kind: &str, keeps: bool) -> bool {
             Some(file) => done(file.read_via_stream(0), keeps),
             None => return false,
         },
+        // Of WASI 0.2, with what they have read, that are opened, and with what they are given.
+        "file-reads" => {
+            let stream = input();
+            let read = stream.read(u64::MAX);
+            stream.subscribe().block();
+            done(stream, keeps);
+            return matches!(read, Ok(bytes) if bytes.is_empty());
+        }
+        "file-outputs" => OUTPUTS.with_borrow_mut(|streams| streams.push(output())),
+        "file-writes" => {
+            let Some(stream) = OUTPUTS.with_borrow_mut(Vec::pop) else {
+                return false;
+            };
+            let permit = stream.check_write().unwrap_or_default();
+            let written = stream.write(&vec![7; permit as usize]);
+            done(stream, keeps);
+            return permit > 0 && written.is_ok();
+        }
+        // By splices if they are not kept.
+        "file-copies" => return copy(&input(), &output(), !keeps).is_ok(),
         // Streams keep the socket open without its handle.
         "socket-receives" => match connect().await {
             Some(socket) => done(socket.receive().0, keeps),
@@ -217,6 +245,47 @@ async fn open(path: String) -> Option<Descriptor> {
         DescriptorFlags::READ,
     );
     opened.await.ok()
+}
+
+/// Opens a stream from a file by WASI 0.2.
+fn input() -> InputStream {
+    let (dir, _) = files::preopens::get_directories().remove(0);
+    let (links, create) = (files::types::PathFlags::empty(), files::types::OpenFlags::empty());
+    let file = dir.open_at(links, "file", create, files::types::DescriptorFlags::READ);
+    file.unwrap().read_via_stream(0).unwrap()
+}
+
+/// Opens a stream to another file by WASI 0.2.
+fn output() -> OutputStream {
+    let (dir, _) = files::preopens::get_directories().remove(0);
+    let (links, create) = (files::types::PathFlags::empty(), files::types::OpenFlags::CREATE);
+    let file = dir.open_at(links, "copy", create, files::types::DescriptorFlags::WRITE);
+    file.unwrap().write_via_stream(0).unwrap()
+}
+
+/// Copies a file without a call that waits, but for those to pollables.
+fn copy(input: &InputStream, output: &OutputStream, splices: bool) -> Result<(), StreamError> {
+    loop {
+        let permit = output.check_write()?;
+        if permit == 0 {
+            output.subscribe().block();
+            continue;
+        }
+        let copied = if splices {
+            output.splice(input, u64::MAX)
+        } else {
+            input.read(permit).and_then(|bytes| {
+                output.write(&bytes)?;
+                Ok(bytes.len() as u64)
+            })
+        };
+        match copied {
+            Ok(0) => input.subscribe().block(),
+            Ok(_) => {}
+            Err(StreamError::Closed) => return output.blocking_flush(),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn done<T>(what: T, keeps: bool) {

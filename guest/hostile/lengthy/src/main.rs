@@ -13,7 +13,7 @@ use wasip2::cli::stdin::get_stdin;
 use wasip2::cli::stdout::get_stdout;
 use wasip2::clocks::monotonic_clock::{now, subscribe_duration};
 use wasip2::filesystem::preopens::get_directories;
-use wasip2::filesystem::types::PathFlags;
+use wasip2::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip2::io::poll::{Pollable, poll};
 use wasip2::io::streams::OutputStream;
 use wasip2::random::random::get_random_bytes;
@@ -55,6 +55,21 @@ fn hold(word: &str) -> bool {
                 let _ = list.read_directory_entry();
             }
             forget(list);
+        }
+        // More than its stream permits.
+        "writes" => {
+            if let Some((dir, _)) = get_directories().first() {
+                let file = dir.open_at(
+                    PathFlags::empty(),
+                    "file",
+                    OpenFlags::CREATE,
+                    DescriptorFlags::WRITE,
+                );
+                let stream = file.unwrap().write_via_stream(0).unwrap();
+                let permit = stream.check_write().unwrap();
+                let _ = stream.write(&vec![7; permit as usize + 1]);
+                forget(stream);
+            }
         }
         "memory" => forget(std::hint::black_box(vec![1_u8; 64 << 10])),
         "pollables" => forget(subscribe_duration(FOR_EVER)),
