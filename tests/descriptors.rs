@@ -476,3 +476,96 @@ fn shared_memory_is_granted_without_a_file_system_of_the_kernel_in_it() {
         assert!(said.contains(refusal.unwrap_or_default()), "{dir}: {said}");
     }
 }
+
+/// A module that uses a path of as many names as its client says in a byte. It answers with the
+/// number of calls that find the path too long.
+const NAMES: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_open" (func $open
+        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_create_directory" (func $create
+        (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_filestat_get" (func $stat
+        (param i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_filestat_set_times" (func $set_times
+        (param i32 i32 i32 i32 i64 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_link" (func $link
+        (param i32 i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_readlink" (func $readlink
+        (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_remove_directory" (func $remove
+        (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_rename" (func $rename
+        (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_symlink" (func $symlink
+        (param i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_unlink_file" (func $unlink
+        (param i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 64) "link")
+    (data (i32.const 72) "b")
+    (global $refused (mut i32) (i32.const 0))
+    (func $count (param i32)
+        (global.set $refused
+            (i32.add (global.get $refused) (i32.eq (local.get 0) (i32.const 37)))))
+    (func (export "_start") (local $path i32) (local $len i32) (local $at i32)
+        (i32.store (i32.const 0) (i32.const 16))
+        (i32.store (i32.const 4) (i32.const 1))
+        (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+        (local.set $path (i32.const 4096))
+        (local.set $len (i32.mul (i32.load8_u (i32.const 16)) (i32.const 2)))
+        (loop $names
+            (i32.store16 (i32.add (local.get $path) (local.get $at)) (i32.const 0x2f61))
+            (local.set $at (i32.add (local.get $at) (i32.const 2)))
+            (br_if $names (i32.lt_u (local.get $at) (local.get $len))))
+        (call $count (call $open (i32.const 3) (i32.const 0) (local.get $path) (local.get $len)
+            (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 32)))
+        (call $count (call $create (i32.const 3) (local.get $path) (local.get $len)))
+        (call $count (call $stat (i32.const 3) (i32.const 0) (local.get $path) (local.get $len)
+            (i32.const 1024)))
+        (call $count (call $set_times (i32.const 3) (i32.const 0) (local.get $path) (local.get $len)
+            (i64.const 0) (i64.const 0) (i32.const 0)))
+        (call $count (call $link (i32.const 3) (i32.const 0) (local.get $path) (local.get $len)
+            (i32.const 3) (i32.const 72) (i32.const 1)))
+        (call $count (call $link (i32.const 3) (i32.const 0) (i32.const 72) (i32.const 1)
+            (i32.const 3) (local.get $path) (local.get $len)))
+        (call $count (call $readlink (i32.const 3) (local.get $path) (local.get $len)
+            (i32.const 1024) (i32.const 64) (i32.const 32)))
+        (call $count (call $remove (i32.const 3) (local.get $path) (local.get $len)))
+        (call $count (call $rename (i32.const 3) (local.get $path) (local.get $len)
+            (i32.const 3) (i32.const 72) (i32.const 1)))
+        (call $count (call $rename (i32.const 3) (i32.const 72) (i32.const 1)
+            (i32.const 3) (local.get $path) (local.get $len)))
+        (call $count (call $symlink (i32.const 72) (i32.const 1)
+            (i32.const 3) (local.get $path) (local.get $len)))
+        (call $count (call $symlink (local.get $path) (local.get $len)
+            (i32.const 3) (i32.const 64) (i32.const 4)))
+        (call $count (call $unlink (i32.const 3) (local.get $path) (local.get $len)))
+        (i32.store8 (i32.const 16) (global.get $refused))
+        (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#;
+
+/// Where WASI looks up a path itself, it keeps one descriptor for each name.
+#[test]
+fn paths_of_guests_have_few_names() {
+    let dir = scratch("descriptors-names");
+    fs::create_dir_all(&dir).unwrap();
+    let grant = format!("{}::/data:rw", dir.display());
+    let args = ["--dir", &grant];
+    // The number of names, and of the calls that refuse them: the target of a link, and each path.
+    for guest in ["lengthy", "amass"] {
+        let host = Host::serving(guest, &args);
+        let client = host.connect();
+        for (names, refused) in [(16, 0), (17, 1), (64, 1), (65, 14), (2000, 14)] {
+            let answer = client.asks(&format!("names {names}"));
+            assert_eq!(answer, refused.to_string(), "{guest} with {names} names");
+        }
+    }
+    let module = file("descriptors-names.wasm", wat::parse_str(NAMES).unwrap());
+    let host = Host::with(&module, &args);
+    for (names, refused) in [(16, 0), (17, 1), (64, 1), (65, 13), (255, 13)] {
+        let client = host.connect();
+        client.send([names]);
+        client.expect([refused]);
+    }
+}

@@ -21,6 +21,7 @@ use super::grants::Granted;
 use super::listing;
 use super::needs::{Calls, Concurrency, HandleTables, Images, Needs, Passing};
 use super::never_waits;
+use super::paths;
 use super::pools::{Pooled, Pools};
 use super::preview1;
 use super::sockets;
@@ -151,6 +152,7 @@ impl Engine {
                 file_calls::add_to_linker(&mut linker)?;
             }
             file_streams::add_to_linker(&mut linker)?;
+            paths::add_to_linker(&mut linker)?;
         }
         if granted.has_outbound() {
             sockets::add_to_linker(&mut linker, needs.concurrency == Concurrency::With)?;
@@ -182,6 +184,7 @@ impl Engine {
         preview1::add_to_linker(&mut linker)?;
         if self.granted.has_dirs() {
             preview1::bound_files(&mut linker)?;
+            paths::add_to_linker_of_module(&mut linker)?;
         }
         linker.instantiate_pre(module)
     }

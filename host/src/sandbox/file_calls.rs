@@ -9,6 +9,7 @@ use wasmtime_wasi::p3::filesystem::{FilesystemError, FilesystemResult};
 
 use super::file_threads::Call;
 use super::listing::{self, Ended};
+use super::paths::{is_long, is_long_target};
 use super::state::State;
 
 /// Has guests use files by functions in place of WASI's, which bound what they leave behind.
@@ -47,14 +48,18 @@ async fn begin(store: &Accessor<State, FileCalls>) -> Option<Call> {
     Some(threads.begin().await)
 }
 
-/// Calls WASI's own functions, and follows the calls until they end.
+/// Calls WASI's own functions, and follows the calls until they end. A call fails if a path in
+/// brackets is too long.
 macro_rules! follow {
-    ($($name:ident($($param:ident: $of:ty),*) -> $result:ty;)*) => {
+    ($($name:ident($($param:ident: $of:ty),*) $([$($is_long:ident($path:ident)),*])? -> $result:ty;)*) => {
         $(async fn $name(
             store: &Accessor<State, Self>,
             descriptor: Resource<Descriptor>,
             $($param: $of),*
         ) -> $result {
+            $($(if $is_long(&$path) {
+                return Err(p3::ErrorCode::NameTooLong.into());
+            })*)?
             let call = begin(store).await;
             let wasi = store.with_getter::<WasiFilesystem>(State::filesystem);
             let result = <WasiFilesystem as WithStore<State>>::$name(&wasi, descriptor, $($param),*).await;
@@ -106,6 +111,9 @@ impl WithStore<State> for FileCalls {
         open_flags: p3::OpenFlags,
         flags: p3::DescriptorFlags,
     ) -> FilesystemResult<Resource<Descriptor>> {
+        if is_long(&path) {
+            return Err(p3::ErrorCode::NameTooLong.into());
+        }
         let Some(opening) = store.with(|mut access| access.get().opens_file()) else {
             return Err(p3::ErrorCode::Quota.into());
         };
@@ -129,29 +137,32 @@ impl WithStore<State> for FileCalls {
         set_size(size: p3::Filesize) -> FilesystemResult<()>;
         set_times(accessed: p3::NewTimestamp, modified: p3::NewTimestamp) -> FilesystemResult<()>;
         sync() -> FilesystemResult<()>;
-        create_directory_at(path: String) -> FilesystemResult<()>;
+        create_directory_at(path: String) [is_long(path)] -> FilesystemResult<()>;
         stat() -> FilesystemResult<p3::DescriptorStat>;
-        stat_at(flags: p3::PathFlags, path: String) -> FilesystemResult<p3::DescriptorStat>;
+        stat_at(flags: p3::PathFlags, path: String) [is_long(path)] -> FilesystemResult<p3::DescriptorStat>;
         set_times_at(
             flags: p3::PathFlags,
             path: String,
             accessed: p3::NewTimestamp,
             modified: p3::NewTimestamp
-        ) -> FilesystemResult<()>;
+        ) [is_long(path)] -> FilesystemResult<()>;
         link_at(
             flags: p3::PathFlags,
             path: String,
             new: Resource<Descriptor>,
             new_path: String
-        ) -> FilesystemResult<()>;
-        readlink_at(path: String) -> FilesystemResult<String>;
-        remove_directory_at(path: String) -> FilesystemResult<()>;
-        rename_at(path: String, new: Resource<Descriptor>, new_path: String) -> FilesystemResult<()>;
-        symlink_at(path: String, new_path: String) -> FilesystemResult<()>;
-        unlink_file_at(path: String) -> FilesystemResult<()>;
+        ) [is_long(path), is_long(new_path)] -> FilesystemResult<()>;
+        readlink_at(path: String) [is_long(path)] -> FilesystemResult<String>;
+        remove_directory_at(path: String) [is_long(path)] -> FilesystemResult<()>;
+        rename_at(path: String, new: Resource<Descriptor>, new_path: String) [is_long(path), is_long(new_path)]
+            -> FilesystemResult<()>;
+        symlink_at(target: String, path: String) [is_long_target(target), is_long(path)]
+            -> FilesystemResult<()>;
+        unlink_file_at(path: String) [is_long(path)] -> FilesystemResult<()>;
         is_same_object(other: Resource<Descriptor>) -> wasmtime::Result<bool>;
         metadata_hash() -> FilesystemResult<p3::MetadataHashValue>;
-        metadata_hash_at(flags: p3::PathFlags, path: String) -> FilesystemResult<p3::MetadataHashValue>;
+        metadata_hash_at(flags: p3::PathFlags, path: String) [is_long(path)]
+            -> FilesystemResult<p3::MetadataHashValue>;
     }
 }
 

@@ -11,6 +11,7 @@ use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 
+use super::paths;
 use super::state::State;
 use crate::config::Limits;
 
@@ -190,6 +191,9 @@ async fn open(
     mut store: StoreContextMut<'_, State>,
     (dir, path_flags, path, open_flags, flags): Params,
 ) -> wasmtime::Result<(Result<Resource<Descriptor>, p2::ErrorCode>,)> {
+    if paths::is_long(&path) {
+        return Ok((Err(p2::ErrorCode::NameTooLong),));
+    }
     let state = store.data_mut();
     let Some(opening) = state.opens_file() else {
         return Ok((Err(p2::ErrorCode::Quota),));

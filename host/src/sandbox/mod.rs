@@ -43,6 +43,7 @@ mod names;
 mod needs;
 mod never_waits;
 mod outline;
+mod paths;
 mod pools;
 mod preinit;
 mod preview1;

@@ -10,11 +10,12 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1 as wasi;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wiggle::GuestMemory;
 
+use super::paths;
 use super::readdir::Readdir;
 use super::state::State;
 
 /// The module that these functions are imported from.
-const MODULE: &str = "wasi_snapshot_preview1";
+pub(super) const MODULE: &str = "wasi_snapshot_preview1";
 
 /// Buffers in one call, as in Linux (`IOV_MAX`).
 const MAX_VECTORS: i32 = 1024;
@@ -115,6 +116,9 @@ pub(super) fn bound_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, State>,
          (dir, dir_flags, path, length, open_flags, rights, inheriting, flags, opened): OpenParams| {
             Box::new(async move {
+                if let Some(errno) = paths::refused(&mut caller, path, length)? {
+                    return Ok(errno);
+                }
                 let Some(opening) = caller.data_mut().opens_file() else {
                     return Ok(TOO_MANY_FILES);
                 };

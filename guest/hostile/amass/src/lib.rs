@@ -3,7 +3,8 @@
 //!
 //! A line of standard input is a word and a number. The program makes that many of what the word
 //! names, keeps all of them, and answers with the number that it has made. `drop WORD` lets go of
-//! each at once.
+//! each at once. `names` uses a path of that many names, and answers with how many calls find it too
+//! long.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -21,7 +22,7 @@ use wasip3::cli::environment::get_environment;
 use wasip3::cli::{stderr, stdin, stdout};
 use wasip3::clocks::monotonic_clock::wait_for;
 use wasip3::filesystem::preopens::get_directories;
-use wasip3::filesystem::types::{Descriptor, DescriptorFlags, OpenFlags, PathFlags};
+use wasip3::filesystem::types::{Descriptor, DescriptorFlags, ErrorCode, NewTimestamp, OpenFlags, PathFlags};
 use wasip3::sockets::types::{IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
 use wasip3::wit_bindgen::StreamReader;
 use wasip3::{wit_future, wit_stream};
@@ -62,7 +63,10 @@ impl wasip3::exports::cli::run::Guest for Amass {
             let kind = words.next().unwrap_or_default();
             let keeps = words.next().is_none();
             let mut made = 0;
-            while made < count && make(kind, keeps).await {
+            if kind == "names" {
+                made = refusals(count).await;
+            }
+            while kind != "names" && made < count && make(kind, keeps).await {
                 made += 1;
             }
             let answer = format!("{made}\n");
@@ -202,7 +206,7 @@ async fn make(kind: &str, keeps: bool) -> bool {
             Some(directory) => done(directory, keeps),
             None => return false,
         },
-        "lookups" => begin(look_up("x/".repeat(LOOKUP / 2)), keeps).await,
+        "lookups" => begin(look_up("x".repeat(LOOKUP)), keeps).await,
         "paths" => begin(open("x".repeat(PATH)), keeps).await,
         "memory" => done(std::hint::black_box(vec![1_u8; 64 << 10]), keeps),
         "pollables" => done(subscribe_duration(FOR_EVER), keeps),
@@ -228,6 +232,35 @@ async fn connect() -> Option<TcpSocket> {
 /// The first directory.
 fn directory() -> Descriptor {
     get_directories().into_iter().next().unwrap().0
+}
+
+/// How many of the functions that take a path find one of so many names too long.
+async fn refusals(names: usize) -> usize {
+    let path = || vec!["a"; names].join("/");
+    let other = || "b".to_owned();
+    let dir = directory();
+    let (links, read) = (PathFlags::empty(), DescriptorFlags::READ);
+    let time = || NewTimestamp::NoChange;
+    let errors = [
+        dir.open_at(links, path(), OpenFlags::empty(), read).await.err(),
+        dir.create_directory_at(path()).await.err(),
+        dir.stat_at(links, path()).await.err(),
+        dir.set_times_at(links, path(), time(), time()).await.err(),
+        dir.link_at(links, path(), &dir, other()).await.err(),
+        dir.link_at(links, other(), &dir, path()).await.err(),
+        dir.readlink_at(path()).await.err(),
+        dir.remove_directory_at(path()).await.err(),
+        dir.rename_at(path(), &dir, other()).await.err(),
+        dir.rename_at(other(), &dir, path()).await.err(),
+        dir.symlink_at(other(), path()).await.err(),
+        dir.symlink_at(path(), "link".to_owned()).await.err(),
+        dir.unlink_file_at(path()).await.err(),
+        dir.metadata_hash_at(links, path()).await.err(),
+    ];
+    let too_long = errors
+        .into_iter()
+        .filter(|error| matches!(error, Some(ErrorCode::NameTooLong)));
+    too_long.count()
 }
 
 /// Looks for a file in the first directory.

@@ -3,7 +3,8 @@
 //! A line of standard input is a word and a number. The program makes a few calls of that size, and
 //! answers with the microseconds that the fastest and the slowest of them took. `hold WORD
 //! NUMBER` makes that many handles instead, keeps all of them, and answers with the number of those
-//! that it got.
+//! that it got. `names NUMBER` uses a path of that many names, and answers with how many calls find
+//! it too long.
 
 use std::io::{BufRead, Result, Write, stdin, stdout};
 use std::mem::forget;
@@ -13,7 +14,7 @@ use wasip2::cli::stdin::get_stdin;
 use wasip2::cli::stdout::get_stdout;
 use wasip2::clocks::monotonic_clock::{now, subscribe_duration};
 use wasip2::filesystem::preopens::get_directories;
-use wasip2::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
+use wasip2::filesystem::types::{DescriptorFlags, ErrorCode, NewTimestamp, OpenFlags, PathFlags};
 use wasip2::io::poll::{Pollable, poll};
 use wasip2::io::streams::OutputStream;
 use wasip2::random::random::get_random_bytes;
@@ -33,6 +34,8 @@ fn main() -> Result<()> {
         let answer = if words.next() == Some("hold") {
             let held = (0..number).filter(|_| hold(word));
             held.count().to_string()
+        } else if word == "names" {
+            refusals(number).to_string()
         } else {
             let (fastest, slowest) = call(word, number);
             format!("{fastest} {slowest}")
@@ -83,6 +86,34 @@ fn hold(word: &str) -> bool {
         _ => {}
     }
     true
+}
+
+/// How many of the functions that take a path find one of so many names too long.
+fn refusals(names: usize) -> usize {
+    let path = vec!["a"; names].join("/");
+    let (dir, _) = get_directories().remove(0);
+    let (links, read) = (PathFlags::empty(), DescriptorFlags::READ);
+    let time = NewTimestamp::NoChange;
+    let errors = [
+        dir.open_at(links, &path, OpenFlags::empty(), read).err(),
+        dir.create_directory_at(&path).err(),
+        dir.stat_at(links, &path).err(),
+        dir.set_times_at(links, &path, time, time).err(),
+        dir.link_at(links, &path, &dir, "b").err(),
+        dir.link_at(links, "b", &dir, &path).err(),
+        dir.readlink_at(&path).err(),
+        dir.remove_directory_at(&path).err(),
+        dir.rename_at(&path, &dir, "b").err(),
+        dir.rename_at("b", &dir, &path).err(),
+        dir.symlink_at("b", &path).err(),
+        dir.symlink_at(&path, "link").err(),
+        dir.unlink_file_at(&path).err(),
+        dir.metadata_hash_at(links, &path).err(),
+    ];
+    let too_long = errors
+        .into_iter()
+        .filter(|error| *error == Some(ErrorCode::NameTooLong));
+    too_long.count()
 }
 
 /// Makes calls of this size, and returns how long they took.
