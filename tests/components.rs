@@ -63,7 +63,7 @@ fn something_else() {
     );
 }
 
-/// The file may be a key, of which a line of the log must not show a byte.
+/// The file may be a key, and the log must not show a byte of it.
 #[test]
 fn another_format_is_named_without_its_content() {
     for (name, bytes, format) in [

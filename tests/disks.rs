@@ -1,5 +1,4 @@
-//! Files that hang, and directories that are large: those of one service stop no other service, and
-//! no reload.
+//! Files that hang and large directories of one service stop no other service, and no reload.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};

@@ -62,7 +62,7 @@ pub(crate) fn containing(mounts: &[Mount], point: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// Returns a path as it is, of which the kernel has escaped some characters.
+/// Returns a path without the escapes that the kernel writes for some characters.
 fn unescaped(path: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()

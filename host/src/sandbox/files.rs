@@ -16,7 +16,7 @@ use super::state::State;
 use crate::config::Limits;
 
 /// The interface of WASI 0.2 that has the functions below, in the version that wasmtime adds to a
-/// linker. `file_calls.rs` has those of WASI 0.3.
+/// linker. `file_calls.rs` has the interface of WASI 0.3.
 pub(super) const TYPES: &str = "wasi:filesystem/types@0.2.12";
 const OPEN: &str = "[method]descriptor.open-at";
 const DESCRIPTOR: &str = "descriptor";

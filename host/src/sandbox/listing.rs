@@ -109,7 +109,7 @@ async fn next(
     }
 }
 
-/// A list of WASI 0.2, of which a guest takes one entry at a time.
+/// A list of WASI 0.2. A guest takes one entry at a time.
 struct List {
     threads: Arc<FileThreads>,
     /// `None` while a thread reads it, and after the end.

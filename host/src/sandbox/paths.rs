@@ -63,8 +63,8 @@ macro_rules! bound {
     };
 }
 
-/// Has functions of WASI 0.2 refuse long paths. `files.rs` has the one that opens files, and
-/// `file_calls.rs` has those of WASI 0.3.
+/// Has functions of WASI 0.2 refuse long paths. `files.rs` has the function that opens files, and
+/// `file_calls.rs` has the functions of WASI 0.3.
 ///
 /// # Errors
 ///

@@ -359,7 +359,7 @@ struct Segments {
 }
 
 impl Segments {
-    /// Adds those of one memory.
+    /// Adds the stretches of one memory.
     ///
     /// # Errors
     ///

@@ -450,8 +450,8 @@ impl<W: AsyncWrite + Unpin + Send + 'static> AsyncWrite for Writer<W> {
                 output.fail(error);
                 Poll::Ready(output.check_io().map(|()| 0))
             }
-            // They are taken, for a program that gives the write up is to know what of it is sent.
-            // Who waits for the transport does so by `poll_flush`.
+            // The bytes are taken, so that a program that gives up the write knows what is sent. Tasks
+            // wait for the transport in `poll_flush`.
             Poll::Pending => {
                 let count = bytes.len().min(buffer::SIZE);
                 output.waiting = BytesMut::from(&bytes[..count]);

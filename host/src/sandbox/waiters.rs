@@ -1,7 +1,7 @@
-//! Who waits for one half of a connection.
+//! The tasks that wait for one half of a connection.
 //!
 //! A transport wakes only the last task that polled it, and a program may wait for its half in
-//! several places at once. So the transport is polled with one waker, which wakes all of them.
+//! several places at once. So the transport is polled with one waker, which wakes all tasks.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,31 +10,31 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-/// Those who wait.
+/// The tasks that wait.
 pub(super) struct Waiters {
     woken: Arc<Notify>,
-    /// Wakes them.
+    /// Wakes all of them.
     waker: Waker,
 }
 
-/// Where one of them waits. It is woken no more when this is dropped, so that as many wait as have
-/// a seat, and not as often as they have asked.
+/// The place of one task among the waiters. Dropping it removes the task, so a task that polls
+/// again and again still has one place.
 pub(super) type Seat = Option<OwnedNotified>;
 
-/// One who asks, and waits in its seat.
+/// A task that polls, with its seat.
 pub(super) struct Asking<'a> {
     seat: Pin<&'a mut Seat>,
     waker: &'a Waker,
 }
 
 impl<'a> Asking<'a> {
-    /// The task of `cx`, in `seat`.
+    /// Returns the task of `cx` with its seat.
     pub(super) fn new(seat: Pin<&'a mut Seat>, cx: &'a Context<'_>) -> Self {
         let waker = cx.waker();
         Self { seat, waker }
     }
 
-    /// The same one, who asks once more later.
+    /// Returns the same task for a shorter time.
     pub(super) fn reborrow(&mut self) -> Asking<'_> {
         Asking {
             seat: self.seat.as_mut(),
@@ -52,8 +52,8 @@ impl Waiters {
         }
     }
 
-    /// Polls the transport by `poll`. If that has to wait, so does the one who asks. `None` only
-    /// looks.
+    /// Polls the transport by `poll`. If it is pending, the task takes its seat. Without a task, the
+    /// poll registers nobody.
     pub(super) fn poll<T>(
         &self,
         asking: Option<Asking<'_>>,
@@ -74,15 +74,15 @@ impl Waiters {
             .as_pin_mut()
             .map(|woken| woken.poll(&mut Context::from_waker(waker)));
         if woken.is_some_and(|woken| woken.is_ready()) {
-            // It has not been entered, since all were woken meanwhile.
+            // All were woken before the task had its seat.
             waker.wake_by_ref();
         }
-        // It may have become ready before there was somebody to be woken.
+        // The transport may have become ready before the task had its seat.
         poll(&mut all)
     }
 }
 
-/// The waker of all.
+/// Wakes all tasks that have a seat.
 struct All(Arc<Notify>);
 
 impl Wake for All {
@@ -102,8 +102,8 @@ mod tests {
     use super::*;
     use crate::counting_task::counting_task as task;
 
-    /// Lets the one with `waker` wait in `seat`, or only look without one. Returns the waker that
-    /// the transport wakes.
+    /// Polls a pending transport for the task of `waker`, or for none. Returns the waker that the
+    /// transport was polled with.
     fn wait(waiters: &Waiters, asking: Option<(Pin<&mut Seat>, &Waker)>) -> Waker {
         let asking = asking.map(|(seat, waker)| Asking { seat, waker });
         let mut asked = Waker::noop().clone();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_wait_are_woken_once() {
+    fn all_tasks_that_wait_are_woken_once() {
         let waiters = Waiters::new();
         let (one, first) = task();
         let (two, second) = task();
@@ -124,7 +124,7 @@ mod tests {
         wait(&waiters, Some((one_seat.as_mut(), &first)));
         wait(&waiters, Some((two_seat.as_mut(), &second)));
         wait(&waiters, Some((one_seat.as_mut(), &first)));
-        // Who only looks takes nobody's place.
+        // A poll without a task registers nobody.
         let asked = wait(&waiters, None);
         asked.wake_by_ref();
         asked.wake();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_given_up_is_not_woken() {
+    fn a_task_that_has_given_up_is_not_woken() {
         let waiters = Waiters::new();
         let (one, first) = task();
         let (two, second) = task();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_ready_while_it_is_asked_is_found() {
+    fn a_transport_that_becomes_ready_during_the_poll_is_found() {
         let waiters = Waiters::new();
         let (one, waker) = task();
         let mut polls = 0;
@@ -164,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_woken_without_an_event_however_many_wait() {
+    fn no_task_is_woken_without_an_event() {
         let waiters = Waiters::new();
-        // As many as a program has handles. Each asks twice.
+        // As many tasks as a program has handles. Each polls twice.
         let (tasks, wakers): (Vec<_>, Vec<_>) = (0..10_000).map(|_| task()).unzip();
         let mut seats: Vec<Pin<Box<Seat>>> = wakers.iter().map(|_| Box::pin(None)).collect();
         let mut asked = Waker::noop().clone();
