@@ -308,6 +308,12 @@ pub(crate) fn may_remove_files_of_others() -> bool {
 /// Documentation/admin-guide/sysctl/vm.rst).
 const MAX_MAP_COUNT: u64 = 65_530;
 
+/// Returns the most bytes that a file may have which this process writes to, if there is a limit
+/// (`ulimit -f`).
+pub(crate) fn max_file_size() -> Option<u64> {
+    getrlimit(Resource::Fsize).current
+}
+
 /// The kernel's limit on the mappings of one process, where it has one (`vm.max_map_count` of Linux).
 pub(crate) fn max_map_count() -> Option<u64> {
     if let Some(limit) = failpoint::max_map_count() {

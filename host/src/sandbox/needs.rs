@@ -6,6 +6,7 @@ use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload, Valida
 use super::contract::{Contract, MIGRATION};
 use super::extent::{Extent, MAX_PARTS, MAX_PARTS_WITH_STACKS, MAX_TABLE_ELEMENTS, TABLE_ELEMENTS};
 use super::wasi::Release;
+use crate::system::max_file_size;
 
 /// Bytes of data in a file that each core instance gets a copy of. Of more, what it reads is shared
 /// with the others.
@@ -15,6 +16,10 @@ const MAX_COPIED: usize = 64 << 10;
 /// many instances of the same module, and a thread that copies to all of them does nothing else
 /// meanwhile: 7 µs for each page that it uses for the first time, on a slow machine.
 const MAX_COPIED_PAGES: u64 = 512;
+
+/// Bytes of an image of data that lies far apart. Wasmtime makes larger ones only if data is half of
+/// them (`memory_guaranteed_dense_image_size`).
+const MAX_SPARSE_IMAGE: u64 = 16 << 20;
 
 /// Tables of an instance of most components: one of its own, and one with the adapters of its
 /// imports.
@@ -235,7 +240,9 @@ impl Needs {
             concurrency = Concurrency::With;
         }
         let much_data = data > MAX_COPIED;
-        let images = if much_data || extent.data_pages > MAX_COPIED_PAGES {
+        // An image is a file in memory, to which the limit on the size of files applies.
+        let can_map = max_file_size().is_none_or(|max| max >= MAX_SPARSE_IMAGE + 2 * data as u64);
+        let images = if can_map && (much_data || extent.data_pages > MAX_COPIED_PAGES) {
             Images::Mapped
         } else {
             Images::Copied
