@@ -338,7 +338,8 @@ impl Spans<'_> {
             span.set_status(status);
         }
         if let Some(first_byte) = ended.report.and_then(|report| report.first_byte) {
-            let at = self.clock.at((entered + first_byte).min(last));
+            // Its time was measured from a moment after `entered`.
+            let at = self.clock.at((entered + first_byte).max(begun).min(last));
             span.add_event_with_timestamp("first-byte", at, Vec::new());
         }
         span.end_with_timestamp(self.clock.at(last));
