@@ -304,86 +304,24 @@ pub(super) fn fields(der: &[u8]) -> Result<SliceReader<'_>> {
     SliceReader::new(sequence.value())
 }
 
-/// Reads the fields of a certificate (RFC 5280, section 4.1) that follow the issuer, without a look
-/// at those before.
-fn fields_after_issuer(certificate: &[u8]) -> Result<SliceReader<'_>> {
+/// Reads the validity of a certificate (RFC 5280, section 4.1). The other fields need not follow
+/// RFC 5280.
+///
+/// # Errors
+///
+/// The validity does not follow RFC 5280, or is not where it should be.
+pub(super) fn validity(certificate: &[u8]) -> Result<Validity> {
     let signed: AnyRef<'_> = fields(certificate)?.decode()?;
     signed.tag().assert_eq(Tag::Sequence)?;
     let mut fields = SliceReader::new(signed.value())?;
     let first: AnyRef<'_> = fields.decode()?;
     // The version may be missing.
     if first.tag().is_context_specific() {
-        skip(&mut fields, 1)?;
+        let _serial_number: AnyRef<'_> = fields.decode()?;
     }
-    // Signature algorithm, issuer.
-    skip(&mut fields, 2)?;
-    Ok(fields)
-}
-
-/// Skips this number of fields.
-fn skip<'a>(fields: &mut SliceReader<'a>, count: usize) -> Result<()> {
-    (0..count).try_for_each(|_| fields.decode::<AnyRef<'a>>().map(drop))
-}
-
-/// Reads the validity of a certificate. The other fields need not follow RFC 5280.
-///
-/// # Errors
-///
-/// The validity does not follow RFC 5280, or is not where it should be.
-pub(super) fn validity(certificate: &[u8]) -> Result<Validity> {
-    fields_after_issuer(certificate)?.decode()
-}
-
-/// The subject alternative name.
-const ALTERNATIVE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
-
-/// Returns the DNS names in the subject alternative name of a certificate. The other fields need not
-/// follow RFC 5280.
-///
-/// # Errors
-///
-/// The extensions are not encoded as RFC 5280 prescribes.
-pub(super) fn dns_names(certificate: &[u8]) -> Result<Vec<&str>> {
-    const DNS_NAME: Tag = Tag::ContextSpecific {
-        constructed: false,
-        number: TagNumber(2),
-    };
-    const EXTENSIONS: Tag = Tag::ContextSpecific {
-        constructed: true,
-        number: TagNumber(3),
-    };
-    let mut names = Vec::new();
-    let mut rest = fields_after_issuer(certificate)?;
-    // Validity, subject, key.
-    skip(&mut rest, 3)?;
-    while !rest.is_finished() {
-        let field: AnyRef<'_> = rest.decode()?;
-        if field.tag() != EXTENSIONS {
-            continue;
-        }
-        let mut extensions = fields(field.value())?;
-        while !extensions.is_finished() {
-            let extension: AnyRef<'_> = extensions.decode()?;
-            let mut extension = SliceReader::new(extension.value())?;
-            let identifier: AnyRef<'_> = extension.decode()?;
-            if identifier.value() != ALTERNATIVE_NAME.as_bytes() {
-                continue;
-            }
-            let mut value: AnyRef<'_> = extension.decode()?;
-            // Whether it is critical.
-            if value.tag() == Tag::Boolean {
-                value = extension.decode()?;
-            }
-            let mut general_names = fields(value.value())?;
-            while !general_names.is_finished() {
-                let name: AnyRef<'_> = general_names.decode()?;
-                if name.tag() == DNS_NAME {
-                    names.extend(std::str::from_utf8(name.value()));
-                }
-            }
-        }
-    }
-    Ok(names)
+    let _signature_algorithm: AnyRef<'_> = fields.decode()?;
+    let _issuer: AnyRef<'_> = fields.decode()?;
+    fields.decode()
 }
 
 fn bits(modulus: &UintRef<'_>) -> usize {

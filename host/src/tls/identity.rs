@@ -8,11 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
+use webpki::EndEntityCert;
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Reader as _, TagMode, TagNumber};
@@ -451,9 +452,8 @@ pub(super) fn invalidity(certificate: &[u8], path: &Path, line: usize) -> Option
 
 /// Warns of a certificate without the name of a server, which no client can request.
 fn unnamed(certified: &CertifiedKey, path: &Path) -> Option<String> {
-    let names = algorithm::dns_names(certified.end_entity_cert().ok()?).ok()?;
-    let is_server = |name: &&str| DnsName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok();
-    (!names.iter().any(is_server)).then(|| {
+    let certificate = EndEntityCert::try_from(certified.end_entity_cert().ok()?).ok()?;
+    certificate.valid_dns_names().next().is_none().then(|| {
         format!(
             "no client gets the certificate in `{}`, because its subjectAltName has no DNS name; issue it \
              with the names that clients request",
