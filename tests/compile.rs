@@ -111,12 +111,10 @@ fn a_component_that_takes_too_much_memory_is_refused_and_the_old_one_serves() {
     host.line(NEW);
 }
 
-/// Each may take all the memory that is permitted.
-#[test]
-fn components_of_two_services_are_compiled_one_after_the_other() {
-    let dir = scratch("compile-turns");
-    fs::create_dir_all(&dir).unwrap();
-    let mut text = "cache = \"off\"\n".to_owned();
+/// Writes a services file for the services `first` and `second`, whose components are watched. Each
+/// has a copy of the echo guest in `dir`.
+fn two_services(dir: &Path, cache: &str) -> PathBuf {
+    let mut text = format!("cache = {cache:?}\n");
     for name in ["first", "second"] {
         fs::copy(guest("echo"), dir.join(name)).unwrap();
         text += &format!(
@@ -125,6 +123,15 @@ fn components_of_two_services_are_compiled_one_after_the_other() {
     }
     let services = dir.join("services.toml");
     fs::write(&services, text).unwrap();
+    services
+}
+
+/// Each may take all the memory that is permitted.
+#[test]
+fn components_of_two_services_are_compiled_one_after_the_other() {
+    let dir = scratch("compile-turns");
+    fs::create_dir_all(&dir).unwrap();
+    let services = two_services(&dir, "off");
     let host = Host::with_config(&services, 2);
     replace(&dir.join("first"), slow());
     let compiler = compiler_of(&host);
@@ -148,15 +155,7 @@ fn a_component_whose_cache_entry_is_damaged_waits_for_its_turn() {
     let dir = scratch("compile-turns-damaged");
     let cache = dir.join("cache");
     fs::create_dir_all(&dir).unwrap();
-    let mut text = "cache = \"cache\"\n".to_owned();
-    for name in ["first", "second"] {
-        fs::copy(guest("echo"), dir.join(name)).unwrap();
-        text += &format!(
-            "[[service]]\nname = \"{name}\"\ncomponent = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\nwatch = true\n"
-        );
-    }
-    let services = dir.join("services.toml");
-    fs::write(&services, text).unwrap();
+    let services = two_services(&dir, "cache");
     let next = dir.join("next");
     fs::write(&next, again("echo", 1)).unwrap();
     let compiled = compile(&["--cache", cache.to_str().unwrap(), next.to_str().unwrap()]);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 
 use regex::Regex;
 use serde_json::{Value, json};
@@ -459,8 +460,23 @@ fn guests_of_one_service_take_no_lines_of_another() {
     assert!(of("loud", "lines were not logged") > 0);
 }
 
-/// Time between two connections of a test whose log is not read.
-const PACE: std::time::Duration = std::time::Duration::from_millis(10);
+/// Has guests of `herald` log more lines than the queue of the log holds, while nobody reads the
+/// log. Returns the number of connections.
+fn fill_log(address: SocketAddr) -> usize {
+    // Guests may log only so many lines in a second.
+    let start = std::time::Instant::now();
+    let mut connections = 0;
+    while start.elapsed() < std::time::Duration::from_secs(4) || connections < 12 {
+        let client = Client::connect(address).unwrap();
+        client.echo("999\n");
+        client.finish();
+        assert_eq!(client.rest(), b"");
+        connections += 1;
+        // Each connection also has two lines of the host, and these must fit into their room.
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    connections
+}
 
 #[test]
 fn guests_leave_room_in_the_log_for_lines_of_the_host() {
@@ -472,18 +488,7 @@ fn guests_leave_room_in_the_log_for_lines_of_the_host() {
         .unwrap();
     let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
     let address = listens_at(&mut reader);
-    // More than the queue holds, at no more than may be logged in a second.
-    let start = std::time::Instant::now();
-    let mut connections = 0;
-    while start.elapsed() < std::time::Duration::from_secs(4) || connections < 12 {
-        let client = Client::connect(address).unwrap();
-        client.echo("999\n");
-        client.finish();
-        assert_eq!(client.rest(), b"");
-        connections += 1;
-        // Each connection also has two lines of the host, and these must fit into their room.
-        std::thread::sleep(PACE);
-    }
+    let connections = fill_log(address);
     crate::harness::signal(&child, crate::harness::TERM);
     let mut log = String::new();
     std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
@@ -508,18 +513,7 @@ fn guests_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
         .unwrap();
     let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
     let [loud, calm] = [(); 2].map(|()| listens_at(&mut reader));
-    // More than the queue holds, at no more than may be logged in a second.
-    let start = std::time::Instant::now();
-    let mut connections = 0;
-    while start.elapsed() < std::time::Duration::from_secs(4) || connections < 12 {
-        let client = Client::connect(loud).unwrap();
-        client.echo("999\n");
-        client.finish();
-        assert_eq!(client.rest(), b"");
-        connections += 1;
-        // Each connection also has two lines of the host, and these must fit into their room.
-        std::thread::sleep(PACE);
-    }
+    let connections = fill_log(loud);
     Client::connect(calm).unwrap().echo("500\n");
     crate::harness::signal(&child, crate::harness::TERM);
     let mut log = String::new();

@@ -330,6 +330,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::mounts::{Mount, mounts};
 
     #[test]
     fn each_file_system_of_the_kernel_has_a_name_and_a_number_of_its_own() {
@@ -347,23 +348,21 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn names_and_numbers_of_file_systems_of_the_kernel_are_those_of_the_system() {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = mounts();
         let mut seen = BTreeSet::new();
-        for line in mounts.lines() {
-            let (mount, kind) = line.split_once(" - ").unwrap();
-            let name = kind.split(' ').next().unwrap();
+        for Mount {
+            kind: name, point, ..
+        } in &mounts
+        {
             let number = KernelFs::named(name).and_then(|kind| kind.number);
-            let point = mount.split(' ').nth(4).unwrap();
             // Another file system can be mounted over it, or its directory be hidden.
             let Some((number, found)) = number.zip(rustix::fs::statfs(point).ok()) else {
                 continue;
             };
-            let over = mounts
-                .lines()
-                .filter(|other| other.split(' ').nth(4) == Some(point));
+            let over = mounts.iter().filter(|other| other.point == *point);
             if over.count() == 1 {
-                assert_eq!(found.f_type as u64, number, "{name} at {point}");
-                seen.insert(name);
+                assert_eq!(found.f_type as u64, number, "{name} at {}", point.display());
+                seen.insert(name.as_str());
             }
         }
         assert!(seen.contains("proc"), "{seen:?}");

@@ -38,8 +38,13 @@ impl Drop for Dir {
 fn identity(dir: &Path, names: &[&str]) -> (Identity, CertificateDer<'static>) {
     let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
     let stem = names[0].replace('*', "any");
+    signed(dir, &stem, &CertificateParams::new(names).unwrap())
+}
+
+/// A certificate that no other has signed, in files whose names begin with `stem`.
+fn signed(dir: &Path, stem: &str, params: &CertificateParams) -> (Identity, CertificateDer<'static>) {
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
     let identity = Identity {
         certificate: dir.join(format!("{stem}.crt")),
         key: dir.join(format!("{stem}.key")),
@@ -152,15 +157,7 @@ fn lenient(dir: &Path, names: &[&str], serial: usize) -> (Identity, CertificateD
     params.serial_number = Some(vec![0x7f; serial].into());
     params.not_before = rcgen::date_time_ymd(2001, 1, 2);
     params.not_after = rcgen::date_time_ymd(2002, 1, 2);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.self_signed(&key).unwrap();
-    let identity = Identity {
-        certificate: dir.join(format!("{stem}.crt")),
-        key: dir.join(format!("{stem}.key")),
-    };
-    fs::write(&identity.certificate, certificate.pem()).unwrap();
-    fs::write(&identity.key, key.serialize_pem()).unwrap();
-    (identity, certificate.der().clone())
+    signed(dir, &stem, &params)
 }
 
 #[test]
