@@ -381,7 +381,7 @@ impl Uncounted<'_> {
 
 impl Drop for Uncounted<'_> {
     fn drop(&mut self) {
-        // The runtime drops it without a panic, at its end, when nobody can ask any more.
+        // At its end the runtime drops this without a panic, and no counter is read any more.
         if !self.is_counted && thread::panicking() {
             self.count(&Totals {
                 outcome: Outcome::HostPanic,

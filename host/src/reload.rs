@@ -127,7 +127,7 @@ type Reason = (Why, Instant);
 /// What is known of the files of a component.
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// What they were told by when they were last read; `None` if one was not there.
+    /// Their stamps when they were last read; `None` if one of them did not exist.
     stamps: Option<Stamps>,
     /// They could not be read or tried, and are tried again without a change.
     again: bool,
@@ -143,7 +143,7 @@ enum Cause {
 }
 
 impl Seen {
-    /// Returns whether the files are to be read that are told by `now`.
+    /// Returns whether to read the files again. `now` is their present stamps.
     fn is_outdated(&self, now: Option<&Stamps>, cause: Cause) -> bool {
         let again = self.again && now.is_some() && cause == Cause::Time;
         again || now != self.stamps.as_ref()
@@ -346,8 +346,8 @@ impl Reloader {
         }
     }
 
-    /// Reads the files once they have changed from what was `seen` and stay as they are, or if they
-    /// are to be tried again. Returns `None` otherwise.
+    /// Reads the files if they have changed since they were `seen`, once they stay as they are, or if
+    /// they are to be tried again. Returns `None` otherwise.
     async fn read_changed(&mut self, seen: &Seen, cause: Cause) -> Option<Read> {
         let source = self.source.clone();
         let look = move || stamps(&source);

@@ -79,8 +79,8 @@ impl Drop for Stack {
 pub(super) struct Direct {
     /// The runtime whose threads make calls.
     runtime: Handle,
-    /// Long calls beyond which none is begun by a pool that has one, and half of those beyond which
-    /// none is begun.
+    /// The number of long calls from which on only pools without one may begin another. From twice
+    /// the number on, none may.
     max_long: usize,
     stacks: Arc<Stacks>,
     max_call_time: Duration,
@@ -132,8 +132,9 @@ impl Drop for Long {
 struct Ended;
 
 impl Direct {
-    /// For a connection of the pool with these stacks, which `ending` may end. Returns `None` on a
-    /// runtime of one thread, which has nobody to hand anything on to.
+    /// Creates what the store of a connection needs, in the pool with these stacks. `ending` tells
+    /// when the connection is to end. Returns `None` on a current-thread runtime, which has no other
+    /// thread to take over tasks.
     pub(super) fn new(
         max_call_time: Duration,
         stacks: &Arc<Stacks>,

@@ -117,8 +117,8 @@ pub(super) struct Extent {
     data: u64,
     /// Pages of memory that active data segments cover, of 4 KiB.
     pub(super) data_pages: u64,
-    /// Those of segments that wasmtime cannot put into an image, whatever the engine: their offsets
-    /// are computed, or their memories are imported.
+    /// The part of `data_pages` that no engine can put into an image, because offsets are computed
+    /// or memories are imported.
     copied_pages: u64,
     /// Memories that the module imports.
     imported_memories: u32,

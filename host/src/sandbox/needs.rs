@@ -12,10 +12,10 @@ use crate::system::max_file_size;
 /// with the others.
 const MAX_COPIED: usize = 64 << 10;
 
-/// Pages of memory that are copied to for one instance of a component. Its core instances can be
-/// many instances of the same module, and a thread that copies to all of them does nothing else
-/// meanwhile: 7 µs for each page that it uses for the first time, on a slow machine.
-const MAX_COPIED_PAGES: u64 = 512;
+/// Pages of memory to which data is copied for one instance of a component without images. Its core
+/// instances can be many instances of the same module, and a thread that copies to all of them does
+/// nothing else meanwhile: 7 µs for each page that it uses for the first time, on a slow machine.
+const MAX_PAGES_WITHOUT_IMAGES: u64 = 512;
 
 /// Bytes of an image of data that lies far apart. Wasmtime makes larger ones only if data is half of
 /// them (`memory_guaranteed_dense_image_size`).
@@ -242,7 +242,7 @@ impl Needs {
         let much_data = data > MAX_COPIED;
         // An image is a file in memory, to which the limit on the size of files applies.
         let can_map = max_file_size().is_none_or(|max| max >= MAX_SPARSE_IMAGE + 2 * data as u64);
-        let images = if can_map && (much_data || extent.data_pages > MAX_COPIED_PAGES) {
+        let images = if can_map && (much_data || extent.data_pages > MAX_PAGES_WITHOUT_IMAGES) {
             Images::Mapped
         } else {
             Images::Copied

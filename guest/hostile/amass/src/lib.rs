@@ -145,7 +145,7 @@ async fn make(kind: &str, keeps: bool) -> bool {
             Some(file) => done(file.read_via_stream(0), keeps),
             None => return false,
         },
-        // Of WASI 0.2, with what they have read, that are opened, and with what they are given.
+        // Streams of WASI 0.2: with bytes that they have read, only opened, and with bytes to write.
         "file-reads" => {
             let stream = input();
             let read = stream.read(u64::MAX);

@@ -226,8 +226,8 @@ impl Bounds {
     }
 }
 
-/// Says why a signal has ended a child that has used this CPU time: `max` seconds are its own limit,
-/// and `own` are those of this process. Returns `None` for a signal that says nothing of it.
+/// Says why a signal ended a child. `cpu_time` is the time that the child has used, `max` its own
+/// limit in seconds, and `own` the limits of this process. Returns `None` for other signals.
 fn why_killed(signal: i32, cpu_time: Option<Duration>, max: Option<u64>, own: &Rlimit) -> Option<Refusal> {
     match signal {
         // At the hard limit the kernel sends SIGKILL, at the soft one SIGXCPU.

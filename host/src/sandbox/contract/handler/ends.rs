@@ -27,7 +27,7 @@ const MAX_FORWARDED: usize = MAX_PARTS_WITH_STACKS as usize;
 /// Ends of inbound halves that middlewares have yet to tell, or the parts behind them to hear.
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Ends {
-    /// Two for each that is forwarded, until it is told and until it is heard.
+    /// Two for each end that is forwarded: one until it is told, and one until it is heard.
     open: AtomicUsize,
     /// The end that the host itself tells the part nearest the peer, while that part has not
     /// dropped its future.
@@ -73,8 +73,8 @@ impl Ends {
         .await
     }
 
-    /// Forwards one more, unless there are too many. Returns how long it is to be told, and to be
-    /// heard.
+    /// Counts one more end that is forwarded. Returns two marks: one until the end is told, and one
+    /// until it is heard. Returns `None` if there are too many.
     fn forward(self: &Arc<Self>) -> Option<[Open; 2]> {
         // Only the task that drives the connection adds some.
         let fits = self.open.load(Relaxed) <= 2 * (MAX_FORWARDED - 1);
