@@ -175,11 +175,7 @@ fn split_variable(error: &Error, words: &[OsString]) -> Option<String> {
 
 /// Explains a command that comes after flags of the host, where clap takes it for an argument.
 fn late_command(error: &Error) -> Option<String> {
-    let kinds = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg];
-    let found = kinds.into_iter().find_map(|kind| match error.get(kind)? {
-        ContextValue::String(found) => Some(found),
-        _ => None,
-    })?;
+    let found = unexpected(error)?;
     let is_command = Cli::command().find_subcommand(found).is_some();
     is_command.then(|| {
         format!(

@@ -1,8 +1,8 @@
 //! Bounds on the bytes that streams of files in WASI 0.2 keep in the host.
 //!
-//! An input stream keeps what it has read until the guest takes it. An output stream keeps what it
-//! was given until a thread has written it. With WASI's own streams, each of a guest's handles
-//! could keep 64 KiB in this way, or as much as the guest passes in one call.
+//! An input stream keeps the bytes that it has read until the guest takes them. An output stream
+//! keeps the bytes of a write until a thread has written them. With WASI's own streams, each handle
+//! of a guest could keep 64 KiB in this way, or as much as the guest passes in one call.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -18,7 +18,7 @@ use wasmtime_wasi::p2::{
     DynInputStream, DynOutputStream, FsResult, InputStream, OutputStream, Pollable, StreamError, StreamResult,
 };
 
-use super::files::TYPES;
+use super::files::{TYPES, for_guest};
 use super::state::State;
 
 const READ: &str = "[method]descriptor.read-via-stream";
@@ -64,7 +64,7 @@ struct Reader {
     streams: LargeStreams,
     /// WASI's stream has begun to read, or has read.
     has_begun: bool,
-    /// What was read, and the guest has not taken yet.
+    /// Bytes that were read and that the guest has not taken yet.
     read: Bytes,
     /// Held while WASI's stream or `read` may have more than [`SMALL`] bytes.
     large: Option<Large>,
@@ -138,8 +138,8 @@ impl Pollable for Reader {
     }
 }
 
-/// An output stream of a file, which takes no more bytes than it has permitted. It permits few
-/// while many others write.
+/// An output stream of a file. A write of more bytes than `check-write` has permitted traps, and
+/// while many other streams write, it permits few bytes.
 struct Writer {
     wasi: DynOutputStream,
     streams: LargeStreams,
@@ -274,11 +274,11 @@ fn bound<T: Send + 'static>(
     bounds: impl FnOnce(T, LargeStreams) -> T,
 ) -> wasmtime::Result<(Result<Resource<T>, p2::ErrorCode>,)> {
     let state = store.data_mut();
-    let opened = match opened {
+    let opened = for_guest(&mut state.filesystem(), opened)?;
+    Ok((match opened {
         Ok(opened) => Ok(state.bound_stream(opened, bounds)?),
-        Err(error) => Err(p2::Host::convert_error_code(&mut state.filesystem(), error)?),
-    };
-    Ok((opened,))
+        Err(error) => Err(error),
+    },))
 }
 
 #[cfg(test)]
@@ -459,7 +459,7 @@ mod tests {
         for (number, writer) in writers.iter_mut().enumerate() {
             let permit = if number < MAX_LARGE { LARGE } else { SMALL };
             assert_eq!(writer.check_write().unwrap(), permit);
-            // What it has permitted stays permitted.
+            // A second call permits as many.
             assert_eq!(writer.check_write().unwrap(), permit);
             writer.ready().await;
             writer.write(vec![7; permit].into()).unwrap();

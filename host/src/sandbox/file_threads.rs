@@ -176,6 +176,12 @@ impl FileThreads {
     }
 }
 
+/// Returns the result of work that [`FileThreads::spawn`] has begun. A panic of the work continues
+/// here.
+pub(super) fn joined<T>(done: Result<T, JoinError>) -> T {
+    done.unwrap_or_else(|error| resume_unwind(error.into_panic()))
+}
+
 /// Runs the tasks of `runtime` in this thread until `end`, and tells whether it has a thread for
 /// files.
 fn run_until<E>(

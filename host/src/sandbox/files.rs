@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
+use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 
 use super::paths;
@@ -200,12 +201,26 @@ async fn open(
     };
     let mut wasi = state.filesystem();
     let opened = p2::HostDescriptor::open_at(&mut wasi, dir, path_flags, path, open_flags, flags).await;
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(error) => return Ok((Err(p2::Host::convert_error_code(&mut wasi, error)?),)),
-    };
-    state.has_opened_file(opening, &opened)?;
-    Ok((Ok(opened),))
+    let opened = for_guest(&mut wasi, opened)?;
+    if let Ok(opened) = &opened {
+        state.has_opened_file(opening, opened)?;
+    }
+    Ok((opened,))
+}
+
+/// Returns the result of a function of WASI 0.2 with the error as the guest gets it.
+///
+/// # Errors
+///
+/// The error is a trap.
+pub(super) fn for_guest<T>(
+    wasi: &mut impl p2::Host,
+    ended: FsResult<T>,
+) -> wasmtime::Result<Result<T, p2::ErrorCode>> {
+    Ok(match ended {
+        Ok(value) => Ok(value),
+        Err(error) => Err(wasi.convert_error_code(error)?),
+    })
 }
 
 #[cfg(test)]

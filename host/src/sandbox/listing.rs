@@ -8,7 +8,6 @@ use std::io;
 use std::iter;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +15,6 @@ use std::vec;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RawDirEntry, openat, statat};
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{
@@ -27,7 +25,7 @@ use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 
-use super::file_threads::FileThreads;
+use super::file_threads::{FileThreads, joined};
 use super::files::{Opening, TYPES};
 use super::state::State;
 
@@ -100,7 +98,7 @@ async fn next(
             return Ok(end.map(|()| None).map_err(p2::ErrorCode::from));
         };
         let reading = list.threads.spawn(move || directory.read());
-        let chunk = read_chunk(reading.await);
+        let chunk = joined(reading.await);
         // Nothing else uses the store meanwhile.
         let list = store.data_mut().table().get_mut(handle)?;
         list.entries = chunk.entries.into_iter();
@@ -211,7 +209,7 @@ struct Chunk {
     end: Option<Result<(), Failure>>,
 }
 
-/// Makes conversions for one version of WASI, which has the name `$kind` for other types of files.
+/// Makes conversions for one version of WASI. `$other` is its type of files that it has no type for.
 macro_rules! convert {
     ($wasi:ident, $other:expr) => {
         impl From<Refused> for $wasi::ErrorCode {
@@ -312,11 +310,6 @@ fn known(directory: &File, entry: &RawDirEntry<'_>) -> Result<Entry, Failure> {
     Ok(Entry { kind, name })
 }
 
-/// Returns what a thread has read.
-fn read_chunk<T>(read: Result<T, JoinError>) -> T {
-    read.unwrap_or_else(|error| resume_unwind(error.into_panic()))
-}
-
 /// A stream of the entries of a directory.
 ///
 /// WASI's own keeps a thread until the guest has read all entries. This one has a thread only while
@@ -358,7 +351,7 @@ impl Listing {
             directory,
             entries,
             end,
-        } = read_chunk(read);
+        } = joined(read);
         if end.is_none() {
             self.directory = Some(directory);
         }

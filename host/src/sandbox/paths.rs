@@ -10,7 +10,7 @@ use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as wasi;
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 
-use super::files::TYPES;
+use super::files::{TYPES, for_guest};
 use super::preview1::{MODULE, memory, parts};
 use super::state::State;
 
@@ -53,10 +53,7 @@ macro_rules! bound {
                     }
                     let mut wasi = store.data_mut().filesystem();
                     let ended = p2::HostDescriptor::$call(&mut wasi, descriptor, $($param),*).await;
-                    Ok((match ended {
-                        Ok(value) => Ok(value),
-                        Err(error) => Err(p2::Host::convert_error_code(&mut wasi, error)?),
-                    },))
+                    Ok((for_guest(&mut wasi, ended)?,))
                 })
             },
         )?;

@@ -10,7 +10,6 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, RawDir, RawDirEntry, SeekFrom, seek, statat};
@@ -21,6 +20,7 @@ use wasmtime_wasi::p1::types::{Errno, Fd, Filetype};
 use wasmtime_wasi::p1::wasi_snapshot_preview1::WasiSnapshotPreview1 as _;
 use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode;
 
+use super::file_threads::joined;
 use super::listing::{CHUNK, open_again};
 use super::preview1::{memory, parts, store};
 use super::state::State;
@@ -121,8 +121,7 @@ async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Errno> + Send + 'static,
 ) -> Result<T, Errno> {
     let threads = caller.data().file_threads().ok_or(Errno::Badf)?;
-    let done = threads.spawn(work).await;
-    done.unwrap_or_else(|error| resume_unwind(error.into_panic()))
+    joined(threads.spawn(work).await)
 }
 
 /// Reads a chunk of a directory from `position` on. It has no entries only at the end.
