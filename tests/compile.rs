@@ -126,6 +126,20 @@ fn two_services(dir: &Path, cache: &str) -> PathBuf {
     services
 }
 
+/// Checks that `compiler`, which compiles for the service `first`, is the only process that compiles.
+/// Kills it, and checks that the component of `second` is loaded then.
+fn leaves_its_turn(host: &Host, compiler: u32) {
+    assert_eq!(compilers(host.pid()), [compiler]);
+    let killed = Command::new("kill")
+        .args(["-KILL", &compiler.to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let line = host.line("reload failed");
+    assert_eq!(field(&line, "service"), "first");
+    let line = host.line(NEW);
+    assert_eq!(field(&line, "service"), "second");
+}
+
 /// Each may take all the memory that is permitted.
 #[test]
 fn components_of_two_services_are_compiled_one_after_the_other() {
@@ -138,15 +152,7 @@ fn components_of_two_services_are_compiled_one_after_the_other() {
     replace(&dir.join("second"), again("echo", 1));
     let line = host.line("waits until another component is compiled");
     assert_eq!(field(&line, "service"), "second");
-    assert_eq!(compilers(host.pid()), [compiler]);
-    let killed = Command::new("kill")
-        .args(["-KILL", &compiler.to_string()])
-        .status();
-    assert!(killed.unwrap().success());
-    let line = host.line("reload failed");
-    assert_eq!(field(&line, "service"), "first");
-    let line = host.line(NEW);
-    assert_eq!(field(&line, "service"), "second");
+    leaves_its_turn(&host, compiler);
 }
 
 /// An entry that cannot be used, such as one of an earlier version, does not save the wait.
@@ -173,15 +179,7 @@ fn a_component_whose_cache_entry_is_damaged_waits_for_its_turn() {
     let line = host.line_of(&["waits until another component is compiled", NEW]);
     assert!(line.contains("waits until"), "{line}");
     assert_eq!(field(&line, "service"), "second");
-    assert_eq!(compilers(host.pid()), [compiler]);
-    let killed = Command::new("kill")
-        .args(["-KILL", &compiler.to_string()])
-        .status();
-    assert!(killed.unwrap().success());
-    let line = host.line("reload failed");
-    assert_eq!(field(&line, "service"), "first");
-    let line = host.line(NEW);
-    assert_eq!(field(&line, "service"), "second");
+    leaves_its_turn(&host, compiler);
 }
 
 #[test]
