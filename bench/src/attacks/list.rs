@@ -24,7 +24,7 @@ const CALL: &str = ", max-call-time = \"200ms\"";
 const CPU: &str = ", max-cpu-time = \"200ms\"";
 const IDLE: &str = ", idle-timeout = \"1s\", first-byte-timeout = \"1s\"";
 
-/// A grant of the directory that has a named pipe and a file.
+/// A grant of the directory that has a named pipe and files.
 const FILES: &str = "grants = { dirs = [\"{dir}/files::/data\"] }";
 
 /// A module that calls the host without end, in so many connections, with MiB of memory for each.
@@ -188,6 +188,30 @@ pub(super) const ALL: &[Attack] = &[
     }),
     amass("hoard-tasks", |stage| peers::again(stage, b"sleeps 2000\n")),
     amass("hoard-streams", |stage| peers::again(stage, b"streams 2000\n")),
+    Attack {
+        keys: FILES,
+        bounds: bounds::memory(4 + 2),
+        ..amass("hoard-file-streams", |stage| {
+            peers::again(stage, b"file-reads 2000\n")
+        })
+    },
+    Attack {
+        keys: FILES,
+        bounds: bounds::memory(4 + 6),
+        ..amass("hoard-lists", |stage| peers::again(stage, b"begun-lists 2000\n"))
+    },
+    Attack {
+        name: "exchange-flags",
+        guest: Guest::Module(include_str!("../../../guest/hostile/exchange/exchange.wat")),
+        connections: 8,
+        max_memory: 4,
+        limits: CPU,
+        peers: |stage| peers::again(stage, b""),
+        expect: &["cpu-limit"],
+        // Values of 2 MiB, and two stacks more.
+        bounds: bounds::memory(4 + 4),
+        ..DEFAULT
+    },
     // Guests that fail.
     Attack {
         name: "trap-at-start",

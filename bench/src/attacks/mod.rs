@@ -262,11 +262,12 @@ impl Attack {
     }
 }
 
-/// Puts a named pipe and a file into a directory that can be granted, and certificates beside it.
+/// Puts a named pipe and files into a directory that can be granted, and certificates beside it.
 fn prepare(dir: &Path, tls: bool) -> Result<()> {
     let files = dir.join("files");
     fs::create_dir_all(&files)?;
     fs::write(files.join("note"), "a note")?;
+    fs::write(files.join("file"), vec![0; 1 << 20])?;
     let made = Command::new("mkfifo").arg(files.join("pipe")).status();
     ensure!(made.context("cannot run mkfifo")?.success(), "mkfifo failed");
     if tls {
