@@ -238,6 +238,14 @@ fn build_servers(target_dir: &Path, release: bool) -> Result<()> {
         ])
         .arg("--target-dir")
         .arg(target_dir);
+    // `cargo run` sets variables for its program. The build script of `ring` depends on them, so that
+    // everything above `ring` would be built anew.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
     if release {
         cargo.arg("--release");
     } else {
