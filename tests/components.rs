@@ -545,6 +545,15 @@ fn interfaces_of_wasi_that_are_not_provided() {
                 "has no HTTP interfaces",
             ],
         ),
+        (
+            r#"(component
+                (import "wasi:logging/logging@0.1.0" (instance (export "log" (func))))
+                (instance $i) (export "wasi:cli/run@0.2.6" (instance $i)))"#,
+            [
+                "imports `wasi:logging/logging@0.1.0`, but this host provides",
+                "`wasi:logging/logging@0.1.0-draft`",
+            ],
+        ),
     ] {
         refuses(&file("other-wasi.wasm", wat::parse_str(text).unwrap()), &words);
     }

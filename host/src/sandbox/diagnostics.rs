@@ -299,7 +299,7 @@ enum Level {
 }
 
 /// The names that `wasi:logging` has, which is no standard yet.
-const LOGGING: [&str; 2] = ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"];
+pub(super) const LOGGING: [&str; 2] = ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"];
 
 /// Has guests log by `wasi:logging` (<https://github.com/WebAssembly/wasi-logging>). What they say is bounded like standard error.
 ///

@@ -575,6 +575,7 @@ fn refused(content: &Content, refusal: Refusal) -> LoadError {
         Refusal::Import(what) => importer(content, what).refused(refusal),
         Refusal::Http(name)
         | Refusal::OtherWasi { found: name, .. }
+        | Refusal::OtherLogging { found: name, .. }
         | Refusal::OtherVersion {
             does: "imports",
             found: name,

@@ -216,6 +216,14 @@ pub enum Refusal {
         /// The interface.
         found: String,
     },
+    /// It logs by another version of WASI's logging.
+    #[error("imports `{found}`, but this host provides `{expected}`: build it with one of these")]
+    OtherLogging {
+        /// The interface.
+        found: String,
+        /// The interfaces that this host provides.
+        expected: String,
+    },
     /// It imports HTTP.
     #[error(
         "imports `{0}`, but this host has no HTTP interfaces, since it hands the bytes of connections to \

@@ -1,5 +1,6 @@
 //! The packages of WASI that the host provides, by their versions.
 
+use super::diagnostics::LOGGING;
 use super::load_error::Refusal;
 
 /// A release of WASI whose interfaces the host provides.
@@ -37,6 +38,11 @@ pub(super) fn not_provided(import: &str) -> Option<Refusal> {
     let (package, _) = import.strip_prefix("wasi:")?.split_once('/')?;
     if package == "http" {
         Some(Refusal::Http(import.to_owned()))
+    } else if import.starts_with("wasi:logging/logging@") && !LOGGING.contains(&import) {
+        Some(Refusal::OtherLogging {
+            found: import.to_owned(),
+            expected: LOGGING.join("` and `"),
+        })
     } else if PACKAGES.contains(&package) && Release::of_interface(import).is_none() {
         Some(Refusal::OtherWasi {
             does: "imports",
@@ -87,6 +93,11 @@ mod tests {
             ),
             ("wasi:cli/environment@0.4.0", Some("WASI 0.2 and 0.3")),
             ("wasi:http/types@0.2.6", Some("HTTP")),
+            (
+                "wasi:logging/logging@0.1.0",
+                Some("`wasi:logging/logging@0.1.0-draft`"),
+            ),
+            ("wasi:logging/logging@0.1.0-draft", None),
             ("wasi:clocks/monotonic-clock@0.2.6", None),
             ("wasi:keyvalue/store@0.2.0-draft", None),
             ("acme:cache/store", None),
