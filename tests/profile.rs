@@ -64,6 +64,31 @@ fn a_profile_on_standard_output_is_whole_and_has_its_size() {
 }
 
 #[test]
+fn a_profile_that_nobody_reads_ends_silently() {
+    let dir = conversation("closed", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
+    let mut command = command();
+    command.arg("profile").arg(&dir).arg(guest("primes"));
+    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_profile_whose_description_cannot_be_written_is_whole() {
+    let dir = conversation("full", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
+    let mut command = command();
+    command.arg("profile").arg(&dir).arg(guest("primes"));
+    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command.stderr(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    serde_json::from_slice::<Value>(&output.stdout).expect("a profile and nothing else");
+}
+
+#[test]
 fn a_guest_that_says_something_else_has_no_profile() {
     let dir = conversation("other", "> \"20000\\n\"\n< \"2\\n\"\n> end\n< end\n");
     let to = dir.join("profile.json");

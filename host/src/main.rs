@@ -373,7 +373,8 @@ async fn run(
         Command::Profile { what, to, time } => {
             let text = profile(&what, &to, time, &Progress::start(terminal), &program).await?;
             if is_on_stdout(&to) {
-                eprint!("{text}");
+                // There is no place left to say that this failed.
+                let _ = io::stderr().write_all(text.as_bytes());
                 String::new()
             } else {
                 text

@@ -1,6 +1,8 @@
 //! `host profile`: a component taken through conversations again and again, and where its time
 //! goes.
 
+use std::error::Error;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,7 +26,8 @@ const FEW: u64 = 100;
 /// # Errors
 ///
 /// There are no conversations, the component cannot serve or does something else in one, it does
-/// too little to be sampled, or the file cannot be written.
+/// too little to be sampled, or the file cannot be written. The text is empty if `to` is a pipe that
+/// nobody reads any more.
 pub async fn profile(
     what: &Replay,
     to: &Path,
@@ -53,7 +56,11 @@ pub async fn profile(
         );
     }
     let write = |output: &mut _| prepared.generation.write_profile(output);
-    let size = whole_file::write(to, write).with_context(said)?;
+    let size = match whole_file::write(to, write) {
+        // Whoever read it has left, as `head` does.
+        Err(error) if is_on_stdout(to) && is_closed_pipe(&error) => return Ok(String::new()),
+        written => written.with_context(said)?,
+    };
     let mut text = format!(
         "{}, {} in {took:.1?}: {}, one per 1 ms tick in which the guest ran\n\
          wrote `{}` ({}): open it at https://profiler.firefox.com\n",
@@ -72,6 +79,17 @@ pub async fn profile(
 /// Returns whether the profile goes to standard output, where nothing else may follow it.
 pub fn is_on_stdout(to: &Path) -> bool {
     whole_file::is_stdout(to)
+}
+
+/// Whether an output is a pipe that nobody reads.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn Error + 'static)| match cause.downcast_ref::<serde_json::Error>() {
+        Some(error) => error.io_error_kind(),
+        None => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+    };
+    error
+        .chain()
+        .any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
 /// A number with its noun.
