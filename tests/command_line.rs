@@ -6,7 +6,8 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Client, Host, command, first_word, guest, refusal_of, refused, scratch};
+use crate::harness::tools::with_own_network;
+use crate::harness::{Client, HOST, Host, command, first_word, guest, refusal_of, refused, scratch};
 
 fn output(args: &[&str]) -> (Option<i32>, String) {
     let output = command().args(args).output().unwrap();
@@ -248,6 +249,39 @@ fn an_address_that_cannot_be_bound_comes_with_advice() {
             "{}",
             refusal.message
         );
+    }
+}
+
+#[test]
+fn a_port_that_the_settings_of_the_kernel_refuse_comes_with_advice() {
+    let Some(settings) = with_own_network().map(|_| "/proc/sys/net/ipv4") else {
+        return;
+    };
+    // Without a network interface, a socket can be bound to every address only.
+    for (setting, run, listen, advice) in [
+        (
+            "3000 >ip_unprivileged_port_start",
+            "unshare --user",
+            &["0.0.0.0:2000"][..],
+            "cannot listen on 0.0.0.0:2000: Permission denied (os error 13); a port below 3000 may need \
+             CAP_NET_BIND_SERVICE",
+        ),
+        (
+            "40000 40000 >ip_local_port_range",
+            "",
+            &["0.0.0.0:40000", "0.0.0.0:0"],
+            "cannot listen on 0.0.0.0:0: Address already in use (os error 98); the system has no free port",
+        ),
+    ] {
+        let mut command = with_own_network().unwrap();
+        let script = format!("(cd {settings} && echo {setting}) && exec {run} \"$0\" \"$@\"");
+        command.args(["sh", "-c", &script, HOST]);
+        for address in listen {
+            command.args(["--listen", address]);
+        }
+        let refusal = refusal_of(&mut command);
+        assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+        assert!(refusal.message.contains(advice), "{}", refusal.message);
     }
 }
 

@@ -427,6 +427,12 @@ fn an_error_of_the_system_comes_with_advice() {
             "[::1]:0",
             "IPv6 is disabled on this machine",
         ),
+        (
+            "socket",
+            "ENOBUFS",
+            "127.0.0.1:0",
+            "the system has no memory for another socket",
+        ),
         ("bind", "EACCES", "127.0.0.1:80", "CAP_NET_BIND_SERVICE"),
         (
             "bind",

@@ -120,6 +120,28 @@ fn rules_of_access_need_a_socket_with_networks() {
 }
 
 #[test]
+fn options_of_tcp_have_no_effect_on_an_inherited_unix_socket() {
+    if !python() {
+        return;
+    }
+    let dir = scratch("systemd-options");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("s").display().to_string();
+    let args = [
+        "--listen",
+        "inherited:0",
+        "--keepalive",
+        "30s",
+        "--nodelay",
+        "off",
+    ];
+    let host = launched("", &path, &args);
+    for flag in ["nodelay", "keepalive"] {
+        host.line(&format!("`--{flag}` has no effect on an inherited Unix socket"));
+    }
+}
+
+#[test]
 fn rules_of_access_of_a_file_need_a_socket_with_networks_also_when_it_is_read_again() {
     if !python() {
         return;

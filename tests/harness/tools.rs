@@ -225,17 +225,24 @@ pub fn permitted(tool: &str, command: &mut Command) -> bool {
 
 /// Returns a command whose arguments are run with mounts of its own, or skips the test.
 pub fn with_own_mounts() -> Option<Command> {
+    unshared("--mount", &["mount", "-t", "tmpfs", "none", "/mnt"])
+}
+
+/// Returns a command whose arguments are run with a network of its own, or skips the test.
+pub fn with_own_network() -> Option<Command> {
+    unshared("--net", &["unshare", "--user", "true"])
+}
+
+/// Returns a command whose arguments are run by `unshare` with this option, or skips the test if the
+/// machine does not permit `trial`.
+fn unshared(option: &str, trial: &[&str]) -> Option<Command> {
     let unshare = tool("unshare")?;
     let command = || {
         let mut command = Command::new(&unshare);
-        command.args(["--map-root-user", "--mount"]);
+        command.args(["--map-root-user", option]);
         command
     };
-    permitted(
-        "unshare",
-        command().args(["mount", "-t", "tmpfs", "none", "/mnt"]),
-    )
-    .then(|| with_cache(command()))
+    permitted("unshare", command().args(trial)).then(|| with_cache(command()))
 }
 
 /// Returns whether `.ci/run` names this in `WASM_INETD_REQUIRED`, or can.

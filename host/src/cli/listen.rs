@@ -82,11 +82,11 @@ pub(super) struct ListenFlags {
     #[arg(long, value_name = "TIME", default_value = "off", value_parser = off(values::keepalive), help_heading = "Sockets")]
     keepalive: Off<Duration>,
 
-    /// Receive buffer of the kernel for each connection, or `off` for its default
+    /// Receive buffer of the kernel for each TCP connection, or `off` for its default
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::buffer), help_heading = "Sockets")]
     receive_buffer: Off<usize>,
 
-    /// Send buffer of the kernel for each connection, or `off` for its default
+    /// Send buffer of the kernel for each TCP connection, or `off` for its default
     #[arg(long, value_name = "SIZE", default_value = "off", value_parser = off(values::buffer), help_heading = "Sockets")]
     send_buffer: Off<usize>,
 
@@ -119,6 +119,12 @@ impl ListenFlags {
             ("backlog", "backlog", self.backlog.is_some()),
             ("nodelay", "nodelay", self.nodelay == Switch::Off),
             ("keepalive", "keepalive", self.keepalive.0.is_some()),
+            (
+                "receive-buffer",
+                "receive-buffer",
+                self.receive_buffer.0.is_some(),
+            ),
+            ("send-buffer", "send-buffer", self.send_buffer.0.is_some()),
         ];
         for (flag, option, is_set) in options {
             let ignored: Option<Vec<_>> = self.listen.iter().map(|at| at.ignores(option)).collect();

@@ -337,6 +337,8 @@ fn what_is_said_of_listeners_holds_for_each() {
         "7",
         "--nodelay",
         "off",
+        "--send-buffer",
+        "64KiB",
         "--dual-stack",
         "on",
         "--socket-mode",
@@ -356,12 +358,14 @@ fn what_is_said_of_listeners_holds_for_each() {
     let options = |listen: &Listen| {
         (
             listen.socket.nodelay,
+            listen.socket.send_buffer,
             listen.socket.dual_stack,
             listen.socket.mode,
         )
     };
-    assert_eq!(options(&service.listen[0]), (false, Some(true), None));
-    assert_eq!(options(&service.listen[1]), (true, None, Some(Mode(0o660))));
+    let size = Some(64 << 10);
+    assert_eq!(options(&service.listen[0]), (false, size, Some(true), None));
+    assert_eq!(options(&service.listen[1]), (true, None, None, Some(Mode(0o660))));
     for listen in service.listen {
         assert_eq!(listen.socket.backlog, 7);
         let trusted = listen.proxy_protocol.unwrap().trusted;
@@ -482,6 +486,18 @@ fn a_bad_value_is_refused_with_its_flag_and_what_was_expected() {
         (
             &["--dual-stack", "on"],
             "--dual-stack has no effect here: the address is one of IPv4",
+        ),
+        (
+            &["--listen", "[::1]:0", "--dual-stack", "on"],
+            "--dual-stack has no effect here: only `[::]` stands for addresses of IPv4 too",
+        ),
+        (
+            &["--listen", "unix:a", "--send-buffer", "64KiB"],
+            "--send-buffer has no effect here: connections of a Unix socket have the default buffers",
+        ),
+        (
+            &["--listen", "unix:@a", "--receive-buffer", "64KiB"],
+            "--receive-buffer has no effect here: connections of a Unix socket have the default buffers",
         ),
         (
             &["--listen", "unix:@a", "--socket-owner", "me"],

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,8 +99,14 @@ impl Address {
                 Some("the service manager creates the file of an inherited socket")
             }
             (Self::Tcp(SocketAddr::V4(_)), "dual-stack") => Some("the address is one of IPv4"),
+            (Self::Tcp(SocketAddr::V6(address)), "dual-stack") if is_one_of_ipv6(address.ip()) => {
+                Some("only `[::]` stands for addresses of IPv4 too")
+            }
             (Self::Unix(_) | Self::Abstract(_), "dual-stack" | "nodelay" | "keepalive") => {
                 Some("a Unix socket has no TCP options")
+            }
+            (Self::Unix(_) | Self::Abstract(_), "receive-buffer" | "send-buffer") => {
+                Some("connections of a Unix socket have the default buffers of the kernel")
             }
             (Self::Inherited(_), "dual-stack") => Some("the service manager binds an inherited socket"),
             (Self::Inherited(_), "backlog") => {
@@ -109,6 +115,11 @@ impl Address {
             _ => None,
         }
     }
+}
+
+/// Whether a socket at this address can take connections by IPv6 only.
+fn is_one_of_ipv6(address: &Ipv6Addr) -> bool {
+    !address.is_unspecified() && address.to_ipv4_mapped().is_none()
 }
 
 impl fmt::Display for Address {
@@ -182,8 +193,8 @@ impl SocketOptions {
                 default.nodelay
             },
             keepalive: self.keepalive.filter(|_| has_effect("keepalive")),
-            receive_buffer: self.receive_buffer,
-            send_buffer: self.send_buffer,
+            receive_buffer: self.receive_buffer.filter(|_| has_effect("receive-buffer")),
+            send_buffer: self.send_buffer.filter(|_| has_effect("send-buffer")),
             dual_stack: self.dual_stack.filter(|_| has_effect("dual-stack")),
             mode: self.mode.filter(|_| has_effect("mode")),
             owner: self.owner.filter(|_| has_effect("owner")),

@@ -365,9 +365,9 @@ table! {
         nodelay: bool,
         /// Idle time before the kernel sends keepalive probes, or `off`. Default: `off`.
         keepalive: Word<Keepalive>,
-        /// Receive buffer of the kernel for each connection, or `off` for the system default.
+        /// Receive buffer of the kernel for each TCP connection, or `off` for the system default.
         receive_buffer: Word<Buffer>,
-        /// Send buffer of the kernel for each connection, or `off` for the system default.
+        /// Send buffer of the kernel for each TCP connection, or `off` for the system default.
         send_buffer: Word<Buffer>,
         /// Accept IPv4 connections on an IPv6 listener too. Default: the system setting.
         dual_stack: bool,

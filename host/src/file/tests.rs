@@ -264,6 +264,12 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
              options; remove the key",
         ),
         (
+            "[[service]]\nname = \"a\"\n[[service.listen]]\naddress = \"unix:a\"\n\
+             socket.send-buffer = \"64KiB\"",
+            "5: service[0].listen[0].socket.send-buffer: has no effect here: connections of a Unix socket \
+             have the default buffers of the kernel; remove the key",
+        ),
+        (
             "[[service]]\nname = \"a\"\nlisten = [\"unix:a\"]\naccess = { deny = [\"::1\"] }",
             "4: service[0].access.deny: has no effect here: clients of a Unix socket have no network \
              address; remove the key",

@@ -84,7 +84,7 @@ pub(super) fn bind(
             })
         }
         Address::Abstract(name) => {
-            let socket = abstract_socket(name, options, service);
+            let socket = abstract_socket(name, options);
             let socket = socket.map_err(|error| refused(&error, &config.address, flag))?;
             Ok(Bound {
                 socket: super::Socket::Unix(socket, format!("@{name}").into()),
@@ -123,6 +123,10 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
         None => format!("choose another address with {flag}"),
     };
     match (error.raw_os_error(), address, parent) {
+        (Some(libc::EADDRINUSE), Address::Tcp(address), _) if address.port() == 0 => format!(
+            "the system has no free port; widen `sysctl net.ipv4.ip_local_port_range`, or choose a port \
+             with {flag}"
+        ),
         (Some(libc::EADDRINUSE), ..) => match inherited::holder(address) {
             Some(own) => format!("{}, or {another}", is_inherited(&own)),
             None => format!("stop the process that uses it, or {another}"),
@@ -155,11 +159,12 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
             address.scope_id()
         ),
         (Some(libc::EACCES | libc::EPERM), Address::Tcp(address), _)
-            if (1..1024).contains(&address.port()) =>
+            if (1..unprivileged_ports()).contains(&address.port()) =>
         {
             format!(
-                "a port below 1024 may need CAP_NET_BIND_SERVICE; grant it, or choose another port with \
-                 {flag}"
+                "a port below {} may need CAP_NET_BIND_SERVICE; grant it, or choose another port with \
+                 {flag}",
+                unprivileged_ports()
             )
         }
         (Some(libc::EACCES | libc::EPERM), _, Some(dir)) => format!(
@@ -180,8 +185,17 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
             format!("`{}` is not a directory; {another}", dir.display())
         }
         (Some(libc::EROFS), ..) => format!("the file system is read-only; {another}"),
+        (Some(libc::ENOBUFS | libc::ENOMEM), ..) => {
+            "the system has no memory for another socket; free some".to_owned()
+        }
         _ => another,
     }
+}
+
+/// The first port that every process may bind (ip(7)).
+fn unprivileged_ports() -> u16 {
+    let set = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    set.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
 }
 
 /// Says that an address is taken by the socket `own` that the process itself has inherited.
@@ -209,7 +223,7 @@ fn tcp(
     Ok((socket, local))
 }
 
-/// Sets what the sockets of connections take over from the one that listens. The size of the receive buffer has to be known
+/// Sets what the TCP sockets of connections take over from the one that listens. The size of the receive buffer has to be known
 /// before the first connection comes, since its handshake says how the window is scaled (RFC 7323, section 2.2).
 fn set(socket: &Socket, options: &SocketOptions, service: Option<&str>) -> io::Result<()> {
     if let Some(size) = options.receive_buffer {
@@ -217,10 +231,6 @@ fn set(socket: &Socket, options: &SocketOptions, service: Option<&str>) -> io::R
     }
     if let Some(size) = options.send_buffer {
         socket.set_send_buffer_size(size)?;
-    }
-    if socket.domain()? == Domain::UNIX {
-        // No keepalive either: the kernel knows when a process is gone.
-        return Ok(());
     }
     if let Some(time) = options.keepalive {
         let keepalive = TcpKeepalive::new().with_time(time).with_interval(time);
@@ -272,7 +282,6 @@ fn unix(
             .set_mode(mode)
             .with_context(|| format!("cannot set the mode of the socket to {mode:04o}"))?;
     }
-    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     socket.listen(backlog(options))?;
     let socket = UnixListener::from_std(socket.into())?;
@@ -304,13 +313,14 @@ fn inherited(
     options: &SocketOptions,
     service: Option<&str>,
 ) -> anyhow::Result<Bound> {
-    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     let socket = if socket.domain()? == Domain::UNIX {
+        warn_of_tcp_options(options, service);
         let socket = std::os::unix::net::UnixListener::from(socket);
         let path = inherited::path(&socket)?;
         super::Socket::Unix(UnixListener::from_std(socket)?, path)
     } else {
+        set(&socket, options, service)?;
         let socket = TcpListener::from_std(socket.into())?;
         let local = socket.local_addr()?;
         super::Socket::Tcp(socket, local)
@@ -319,6 +329,24 @@ fn inherited(
         socket,
         hold: Hold::Lease { _lease: lease },
     })
+}
+
+/// Warns of options that have no effect, because an inherited socket has turned out to be a Unix
+/// socket. For other addresses they are refused before.
+fn warn_of_tcp_options(options: &SocketOptions, service: Option<&str>) {
+    let set = [
+        ("socket.nodelay", !options.nodelay),
+        ("socket.keepalive", options.keepalive.is_some()),
+        ("socket.receive-buffer", options.receive_buffer.is_some()),
+        ("socket.send-buffer", options.send_buffer.is_some()),
+    ];
+    for (key, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+        warn!(
+            service,
+            "{} has no effect on an inherited Unix socket; remove it",
+            Setting::of(key)
+        );
+    }
 }
 
 /// Checks whether a socket could be bound to `path`: its directory has to be there and writable, and
@@ -402,11 +430,10 @@ fn unix_socket(path: &Path, flag: &str) -> anyhow::Result<(Socket, SocketFile)> 
 }
 
 /// A listening socket with a name and no file.
-fn abstract_socket(name: &str, options: &SocketOptions, service: Option<&str>) -> io::Result<UnixListener> {
+fn abstract_socket(name: &str, options: &SocketOptions) -> io::Result<UnixListener> {
     // Such a name begins with a NUL byte (unix(7)).
     let address = SockAddr::unix(format!("\0{name}"))?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    set(&socket, options, service)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address)?;
     socket.listen(backlog(options))?;
