@@ -170,6 +170,18 @@ fn a_peer_that_does_not_read_is_reset() {
 }
 
 #[test]
+fn a_guest_that_gives_up_its_writes_does_not_keep_a_peer_that_does_not_read() {
+    for isolation in ["connection", "service"] {
+        let flags = ["--write-timeout", "500ms", "--isolation", isolation];
+        let host = Host::serving("moody", &flags);
+        let client = host.connect();
+        client.send("give-up\n");
+        assert_eq!(host.outcome(), "write-timeout", "{isolation}");
+        drop(client);
+    }
+}
+
+#[test]
 fn a_peer_that_reads_slowly_is_served() {
     let host = Host::serving("chargen", &["--write-timeout", "1s"]);
     let mut socket = TcpStream::connect(host.address()).unwrap();

@@ -69,9 +69,13 @@ struct Shared<T> {
     moved: AtomicU64,
     /// When they moved first, by the same count; 0 where none have.
     first: AtomicU64,
+    /// A write waits.
     stalled: AtomicBool,
-    /// When it stalled, in nanoseconds since `start`.
+    /// When a write first had to wait since the peer last took a byte, in nanoseconds since
+    /// `start`; 0 if none had to.
     stalled_at: AtomicU64,
+    /// How long after `stalled_at` a write last had to wait, in nanoseconds.
+    refused_for: AtomicU64,
     /// Bytes that may pass.
     max: u64,
     exceeded: AtomicBool,
@@ -94,6 +98,7 @@ impl<T> Half<T> {
                 first: AtomicU64::new(0),
                 stalled: AtomicBool::new(false),
                 stalled_at: AtomicU64::new(0),
+                refused_for: AtomicU64::new(0),
                 max: max.unwrap_or(u64::MAX),
                 exceeded: AtomicBool::new(false),
                 owing: AtomicBool::new(false),
@@ -184,8 +189,13 @@ pub trait Traffic: Send + Sync {
     /// How long it took until the first bytes passed, from when the half was made.
     fn first(&self) -> Option<Duration>;
 
-    /// Since when bytes wait to be written and the peer has not taken one.
+    /// Since when the peer has not taken a byte, if a write waits. Writes that were given up before
+    /// it count.
     fn stalled_since(&self) -> Option<Instant>;
+
+    /// Since when the peer has not taken a byte, and for how long that is known, if the writes of
+    /// this time were given up. Without a write, nobody knows whether the peer reads.
+    fn refused(&self) -> Option<(Instant, Duration)>;
 }
 
 impl<T: Send> Traffic for Shared<T> {
@@ -202,8 +212,12 @@ impl<T: Send> Traffic for Shared<T> {
     }
 
     fn stalled_since(&self) -> Option<Instant> {
-        let at = Duration::from_nanos(self.stalled_at.load(Relaxed));
-        self.stalled.load(Relaxed).then(|| self.start + at)
+        self.untaken_since().filter(|_| self.stalled.load(Relaxed))
+    }
+
+    fn refused(&self) -> Option<(Instant, Duration)> {
+        let since = self.untaken_since().filter(|_| !self.stalled.load(Relaxed))?;
+        Some((since, Duration::from_nanos(self.refused_for.load(Relaxed))))
     }
 }
 
@@ -246,11 +260,26 @@ impl<T> Shared<T> {
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
-    /// Notes that a write has to wait, or has not.
+    /// When a write first had to wait since the peer last took a byte, if one had to.
+    fn untaken_since(&self) -> Option<Instant> {
+        let at = self.stalled_at.load(Relaxed);
+        (at > 0).then(|| self.start + Duration::from_nanos(at))
+    }
+
+    /// Notes that a write has to wait, or has not. A guest can give up a write and begin another,
+    /// so only the end of a write begins the time anew.
     fn stall(&self, stalled: bool) {
-        if stalled && !self.stalled.load(Relaxed) {
-            self.stalled_at
-                .store(self.start.elapsed().as_nanos() as u64, Relaxed);
+        let at = self.stalled_at.load(Relaxed);
+        if stalled {
+            let now = (self.start.elapsed().as_nanos() as u64).max(1);
+            if at == 0 {
+                self.stalled_at.store(now, Relaxed);
+            } else {
+                self.refused_for.store(now.saturating_sub(at), Relaxed);
+            }
+        } else if at > 0 {
+            self.refused_for.store(0, Relaxed);
+            self.stalled_at.store(0, Relaxed);
         }
         self.stalled.store(stalled, Relaxed);
     }
@@ -363,9 +392,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Lent<T> {
             return Poll::Pending;
         }
         let polled = Pin::new(io).poll_write(cx, &bytes[..bytes.len().min(room)]);
-        shared.stall(polled.is_pending());
+        // A write of nothing says nothing about the peer.
+        if !bytes.is_empty() {
+            shared.stall(polled.is_pending());
+        }
         let result = ready!(polled);
         match &result {
+            Ok(0) => {}
             Ok(written) => shared.passed(*written),
             Err(error) => shared.failed(error),
         }

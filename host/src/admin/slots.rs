@@ -313,6 +313,10 @@ mod tests {
         fn stalled_since(&self) -> Option<Instant> {
             self.stalls.load(Ordering::Relaxed).then_some(self.start)
         }
+
+        fn refused(&self) -> Option<(Instant, Duration)> {
+            None
+        }
     }
 
     fn peer() -> Arc<Peer> {

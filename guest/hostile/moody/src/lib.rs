@@ -4,13 +4,15 @@
 //! counts the connections that the instance has had, `open` those that have not ended, `take KIB`
 //! takes memory, `say` writes to standard error, `mutter` does so without a line break, `reset`
 //! resets the connection, `close` and `reopen` raise and lower the back-pressure, `haunt` has it
-//! loop for ever when the peer is done. Whatever else is given back. With `MOOD` in the environment
-//! it does that to every connection before it hears anything.
+//! loop for ever when the peer is done, `give-up` has it write without end and give up each write
+//! that waits. Whatever else is given back. With `MOOD` in the environment it does that to every
+//! connection before it hears anything.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use inet_guest::streams::{Connection, ErrorCode, Service, export};
+use inet_guest::streams::{Connection, ErrorCode, Outbound, Service, export};
+use inet_guest::timeout;
 
 thread_local! {
     static COUNT: Cell<u32> = const { Cell::new(0) };
@@ -45,10 +47,23 @@ impl Service for Moody {
             };
             let order = String::from_utf8_lossy(line);
             haunts |= order.trim_end() == "haunt";
+            if order.trim_end() == "give-up" {
+                give_up(&mut outbound).await?;
+            }
             let answer = obey(order.trim_end())?;
             outbound
                 .write_all(answer.unwrap_or_else(|| line.to_vec()))
                 .await?;
+        }
+    }
+}
+
+/// Writes without end, and gives up each write that takes longer than a moment.
+async fn give_up(outbound: &mut Outbound) -> Result<(), ErrorCode> {
+    loop {
+        match timeout(Duration::from_millis(10), outbound.write_all(vec![b'x'; 64 << 10])).await {
+            Ok(written) => written?,
+            Err(_given_up) => {}
         }
     }
 }
