@@ -133,6 +133,20 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// Returns whether [`add`](Self::add) appends the bytes of a step to the last one.
+    pub(crate) fn joins(&self, step: &Step) -> bool {
+        matches!(
+            (self.steps.last(), step),
+            (
+                Some((_, Step::Client(Client::Sends(_)))),
+                Step::Client(Client::Sends(_))
+            ) | (
+                Some((_, Step::Guest(Guest::Sends(_)))),
+                Step::Guest(Guest::Sends(_))
+            )
+        )
+    }
+
     /// Adds a step. Bytes of one side that follow each other become one step.
     pub fn add(&mut self, line: usize, step: Step) {
         if let Some((_, last)) = self.steps.last_mut() {

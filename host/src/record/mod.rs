@@ -2,7 +2,7 @@
 
 mod tape;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::os::fd::OwnedFd;
@@ -29,6 +29,32 @@ pub(crate) use tape::Tape;
 
 /// Bytes of memory that a conversation may take while it is recorded. A larger one is not written.
 pub(crate) const MAX: usize = 16 << 20;
+
+/// Bytes of memory that all conversations of this process may take, while they are recorded and
+/// written. One that would exceed it is not written.
+const MAX_OF_ALL: usize = 256 << 20;
+
+/// The bound for which a conversation is not recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    /// [`MAX`].
+    Own,
+    /// [`MAX_OF_ALL`].
+    OfAll,
+}
+
+impl Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => write!(f, "it takes more than {}", ByteSize::b(MAX as u64)),
+            Self::OfAll => write!(
+                f,
+                "the conversations of all connections take more than {}",
+                ByteSize::b(MAX_OF_ALL as u64)
+            ),
+        }
+    }
+}
 
 /// Conversations that are written to one directory at the same time. Each takes a thread, and a
 /// directory on a slow disk must leave threads for other work.
@@ -126,14 +152,12 @@ impl Recorder {
 impl Directory {
     /// Writes the file of a connection, or says in the log why there is none.
     fn keep(&self, service: &str, number: u64, tape: Tape, outcome: Outcome, at_end: AtEnd) {
-        let Some(conversation) = tape.conversation(outcome, at_end) else {
-            warn!(
-                service,
-                connection = number,
-                "conversation not recorded: it takes more than {}",
-                ByteSize::b(MAX as u64)
-            );
-            return;
+        let conversation = match tape.conversation(outcome, at_end) {
+            Ok(conversation) => conversation,
+            Err(bound) => {
+                warn!(service, connection = number, "conversation not recorded: {bound}");
+                return;
+            }
         };
         if let Err(error) = self.write(number, outcome.as_str(), conversation) {
             self.lost(service, number, &error);

@@ -6,58 +6,100 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{MAX, last_step};
+use super::{Bound, MAX, MAX_OF_ALL, last_step};
 use crate::connection::{AtEnd, Outcome};
 use crate::conversation::{Client, Conversation, Guest, Step};
 
+/// A permit for each byte that the conversations of this process may take.
+static OF_ALL: Semaphore = Semaphore::const_new(MAX_OF_ALL);
+
 /// What passes on one connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tape(Arc<Mutex<Kept>>);
+
+impl Default for Tape {
+    fn default() -> Self {
+        Self::within(&OF_ALL)
+    }
+}
 
 /// Bytes of a step beside its text: the step in a list that doubles as it grows, and the least that
 /// the allocator takes for a text.
 pub(super) const STEP: usize = 2 * size_of::<(usize, Step)>() + 32;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     conversation: Conversation,
-    /// Bytes that the conversation takes in memory.
-    bytes: usize,
+    /// Bytes of memory that all conversations may take together.
+    of_all: &'static Semaphore,
+    /// Those that this conversation takes, until it is dropped; `None` if there are none.
+    taken: Option<SemaphorePermit<'static>>,
     /// Bytes of the client that are kept.
     bytes_in: u64,
     client_ended: bool,
     guest_ended: bool,
+    /// The bound for which later bytes are not kept.
+    full: Option<Bound>,
     /// There was too much to keep, before the guest had ended its half.
     is_too_long: bool,
 }
 
 impl Kept {
     fn add(&mut self, step: Step) {
-        match &step {
-            Step::Client(Client::Sends(bytes)) | Step::Guest(Guest::Sends(bytes)) => {
-                self.bytes = self.bytes.saturating_add(bytes.len());
-                if self.bytes > MAX {
-                    // The host reads and drops what comes behind the guest's FIN, which may be
-                    // much.
-                    if !self.guest_ended {
-                        self.is_too_long = true;
-                        self.conversation = Conversation::default();
-                    }
-                    return;
-                }
-            }
-            _ => {}
+        if self.full.is_some() {
+            return;
         }
-        match &step {
-            Step::Client(Client::Sends(bytes)) => self.bytes_in += bytes.len() as u64,
+        let sent = match &step {
+            Step::Client(Client::Sends(bytes)) | Step::Guest(Guest::Sends(bytes)) => bytes.len(),
             Step::Client(Client::End) if std::mem::replace(&mut self.client_ended, true) => return,
             Step::Guest(Guest::End) if std::mem::replace(&mut self.guest_ended, true) => return,
-            _ => {}
+            _ => 0,
+        };
+        // The few steps without bytes do not count.
+        if sent > 0 && !self.has_room(sent, &step) {
+            return;
         }
-        let before = self.conversation.steps.len();
+        if let Step::Client(Client::Sends(bytes)) = &step {
+            self.bytes_in += bytes.len() as u64;
+        }
         self.conversation.add(0, step);
-        self.bytes += STEP * (self.conversation.steps.len() - before);
+    }
+
+    /// Takes memory for a step that sends so many bytes. Returns whether there is some.
+    fn has_room(&mut self, sent: usize, step: &Step) -> bool {
+        let own = if self.conversation.joins(step) { 0 } else { STEP };
+        let Err(bound) = self.take(sent + own) else {
+            return true;
+        };
+        self.full = Some(bound);
+        // The host reads and drops what comes behind the guest's FIN, which may be much.
+        if !self.guest_ended {
+            self.is_too_long = true;
+            self.conversation = Conversation::default();
+            self.taken = None;
+        }
+        false
+    }
+
+    /// Takes memory for so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// The conversation, or all of them, would take more than they may.
+    fn take(&mut self, bytes: usize) -> Result<(), Bound> {
+        let taken = self.taken.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let count = u32::try_from(bytes).map_err(|_| Bound::Own)?;
+        if taken.saturating_add(bytes) > MAX {
+            return Err(Bound::Own);
+        }
+        let more = self.of_all.try_acquire_many(count).map_err(|_| Bound::OfAll)?;
+        match &mut self.taken {
+            Some(taken) => taken.merge(more),
+            None => self.taken = Some(more),
+        }
+        Ok(())
     }
 }
 
@@ -65,6 +107,20 @@ impl Tape {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         // Nothing can panic while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a tape whose conversation takes memory `of_all`.
+    pub(super) fn within(of_all: &'static Semaphore) -> Self {
+        Self(Arc::new(Mutex::new(Kept {
+            conversation: Conversation::default(),
+            of_all,
+            taken: None,
+            bytes_in: 0,
+            client_ended: false,
+            guest_ended: false,
+            full: None,
+            is_too_long: false,
+        })))
     }
 
     /// Records what passes through a reader or a writer.
@@ -75,17 +131,21 @@ impl Tape {
         }
     }
 
-    /// The conversation of a connection that has ended, without what has passed after `at_end`;
-    /// `None` if it is too long to be kept.
-    pub(super) fn conversation(&self, outcome: Outcome, at_end: AtEnd) -> Option<Conversation> {
+    /// The conversation of a connection that has ended, without what has passed after `at_end`.
+    ///
+    /// # Errors
+    ///
+    /// It was too long to be kept.
+    pub(super) fn conversation(&self, outcome: Outcome, at_end: AtEnd) -> Result<Conversation, Bound> {
         let mut kept = self.kept();
         // A byte beyond the limit is not passed on, but ends the connection.
         let mut bytes_in = match outcome {
             Outcome::ByteLimit => u64::MAX,
             _ => at_end.bytes_in,
         };
-        if kept.is_too_long || bytes_in != u64::MAX && kept.bytes_in < bytes_in {
-            return None;
+        let lacks_some = kept.is_too_long || bytes_in != u64::MAX && kept.bytes_in < bytes_in;
+        if let Some(bound) = kept.full.filter(|_| lacks_some) {
+            return Err(bound);
         }
         // Where they are, since a copy would double what they take.
         let mut conversation = std::mem::take(&mut kept.conversation);
@@ -111,7 +171,7 @@ impl Tape {
             Some(step) if !is_reset => conversation.add(0, step),
             _ => {}
         }
-        Some(conversation)
+        Ok(conversation)
     }
 }
 

@@ -251,7 +251,7 @@ async fn what_comes_after_the_guest_has_ended_does_not_make_a_conversation_too_l
         }
         let conversation = tape.conversation(Outcome::Finished, AtEnd { bytes_in, ..at_end });
         let kept = ends_first && bytes_in == 5;
-        let expected = kept.then(|| "> \"xxxxx\"\n< end\n".to_owned());
+        let expected = kept.then(|| "> \"xxxxx\"\n< end\n".to_owned()).ok_or(Bound::Own);
         assert_eq!(
             conversation.map(|kept| kept.to_string()),
             expected,
@@ -281,6 +281,38 @@ async fn steps_count_as_the_memory_that_they_take() {
             guest_ended: false,
         };
         let conversation = tape.conversation(Outcome::Drained, at_end);
-        assert_eq!(conversation.is_some(), is_kept, "{rounds}");
+        assert_eq!(conversation.is_ok(), is_kept, "{rounds}");
     }
+}
+
+#[tokio::test]
+async fn all_conversations_together_take_a_bounded_part_of_the_memory() {
+    let of_all: &_ = Box::leak(Box::new(Semaphore::new(1000)));
+    let read = async |tape: &Tape, count| {
+        let mut reader = tape.record(tokio::io::repeat(b'x'));
+        reader.read_exact(&mut vec![0; count]).await.unwrap();
+    };
+    let conversation = |tape: &Tape, count| {
+        let at_end = AtEnd {
+            bytes_in: count,
+            peer_ended: false,
+            peer_failed: false,
+            guest_ended: false,
+        };
+        tape.conversation(Outcome::Drained, at_end).map(drop)
+    };
+    let [first, second, third] = [(); 3].map(|()| Tape::within(of_all));
+    read(&first, 500).await;
+    read(&second, 200).await;
+    read(&second, 200).await;
+    // What was kept of it has left room for others, but a conversation is kept whole or not at all.
+    read(&second, 1).await;
+    read(&third, 100).await;
+    assert_eq!(conversation(&second, 401), Err(Bound::OfAll));
+    for (tape, count) in [(first, 500), (third, 100)] {
+        assert_eq!(conversation(&tape, count), Ok(()));
+        // It is being written.
+        assert!(of_all.available_permits() < 1000);
+    }
+    assert_eq!(of_all.available_permits(), 1000);
 }
