@@ -1,6 +1,7 @@
 //! The collector, and what is sent to it: protobuf by HTTP, as OTLP has it.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::environment::{self, milliseconds};
+use super::lookup::Lookup;
 use crate::config::Endpoint;
 
 /// How long one request may take, where nothing else is in the environment.
@@ -90,6 +92,7 @@ pub(super) struct Collector {
     endpoint: Endpoint,
     headers: HeaderMap,
     timeout: Duration,
+    lookup: Lookup,
     /// Connections that are not in use: one for each signal at most, since each is sent by one task.
     idle: Mutex<Vec<Sender>>,
     trouble: Mutex<Trouble>,
@@ -117,6 +120,7 @@ impl Collector {
             endpoint: endpoint.clone(),
             headers,
             timeout: milliseconds("OTEL_EXPORTER_OTLP_TIMEOUT").unwrap_or(TIMEOUT),
+            lookup: Lookup::default(),
             idle: Mutex::default(),
             trouble: Mutex::default(),
         }
@@ -157,10 +161,8 @@ impl Collector {
     }
 
     async fn connect(&self) -> Result<Sender, Unsent> {
-        let Endpoint { host, port, .. } = &self.endpoint;
-        let stream = TcpStream::connect((host.as_str(), *port))
-            .await
-            .map_err(Unsent::Connect)?;
+        let addresses = self.addresses().await.map_err(Unsent::Connect)?;
+        let stream = TcpStream::connect(&*addresses).await.map_err(Unsent::Connect)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -168,6 +170,16 @@ impl Collector {
             }
         });
         Ok(sender)
+    }
+
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let Endpoint { host, port, .. } = self.endpoint.clone();
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(vec![(address, port).into()]);
+        }
+        self.lookup
+            .run(move || Ok((host, port).to_socket_addrs()?.collect()))
+            .await
     }
 
     async fn exchange(&self, mut sender: Sender, signal: Signal, body: Bytes) -> Result<Bytes, Unsent> {

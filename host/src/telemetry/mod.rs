@@ -5,6 +5,7 @@
 
 mod collector;
 mod environment;
+mod lookup;
 mod measures;
 mod spans;
 
