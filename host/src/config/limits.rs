@@ -86,6 +86,19 @@ const FILES_PER_CONNECTION: usize = 4;
 /// Threads of one service that use files of guests at the same time.
 pub const FILE_THREADS: usize = 64;
 
+/// Names in a path of a guest. `.` and `..` do not count: they open nothing.
+pub const MAX_NAMES: usize = 64;
+
+/// Names in the target of a symbolic link that a guest makes.
+pub const MAX_NAMES_OF_LINK: usize = 16;
+
+/// Symbolic links that a path of a guest can lead through, as WASI has it.
+const MAX_LINKS: usize = 40;
+
+/// Directories on the way of a path that WASI holds open at the same time. Each link stands for the
+/// names in its target.
+pub const MAX_DIRS_OF_PATH: usize = MAX_NAMES + MAX_LINKS * (MAX_NAMES_OF_LINK - 1);
+
 impl Limits {
     /// Files and directories that the guests of a service may hold open together, beside the
     /// granted directories.

@@ -13,12 +13,7 @@ use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use super::files::{TYPES, for_guest};
 use super::preview1::{MODULE, memory, parts};
 use super::state::State;
-
-/// Names in a path. `.` and `..` do not count: they open nothing.
-const MAX_NAMES: usize = 64;
-
-/// Names in the target of a symbolic link. A path can lead through 40 links.
-const MAX_NAMES_OF_LINK: usize = 16;
+use crate::config::{MAX_NAMES, MAX_NAMES_OF_LINK};
 
 /// The number of an error of WASI preview 1.
 const NAME_TOO_LONG: i32 = 37;
