@@ -531,6 +531,48 @@ fn guests_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
 }
 
 #[test]
+fn connections_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
+    let service = |name| format!("[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\n");
+    let config = file("log-connections.toml", service("busy") + &service("calm"));
+    let mut child = crate::harness::command()
+        .arg("--config")
+        .arg(&config)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
+    let [busy, calm] = [(); 2].map(|()| listens_at(&mut reader));
+    let connect = |address, count| {
+        for _ in 0..count {
+            let client = Client::connect(address).unwrap();
+            client.finish();
+            assert_eq!(client.rest(), b"");
+        }
+    };
+    // More than the queue takes of any service.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| connect(busy, 2000));
+        }
+    });
+    connect(calm, 500);
+    crate::harness::signal(&child, crate::harness::TERM);
+    let mut log = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
+    child.wait().unwrap();
+    let ended = |service: &str| {
+        let of = format!("service=\"{service}\"");
+        let lines = log.lines().filter(|line| line.contains("connection ended"));
+        lines.filter(|line| line.contains(&of)).count()
+    };
+    assert!(ended("busy") < 8000, "the log was read");
+    assert_eq!(ended("calm"), 500);
+    for line in ["stop requested", "drained"] {
+        assert!(log.contains(line), "{line}");
+    }
+}
+
+#[test]
 fn quiet_leaves_where_it_listens_and_what_is_wrong() {
     for flag in ["-q", "-qq"] {
         let mut host = Host::serving("echo", &[flag]);

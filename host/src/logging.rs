@@ -22,7 +22,7 @@ use crate::config::{Log, LogFormat, LogLevel};
 use crate::terminal::{Screen, Terminal};
 pub use escape::in_one_line;
 use escape::{EscapedFields, EscapedJson};
-use queue::Queue;
+use queue::{Queue, TellService};
 
 /// The target of the log lines that say where the host listens, which are written at every log
 /// level.
@@ -101,6 +101,7 @@ pub fn start(log: Log) -> Result<(WorkerGuard, Option<Terminal>), TryInitError> 
         .with_target(READY, level.max(LevelFilter::INFO));
     tracing_subscriber::registry()
         .with(filter)
+        .with(TellService)
         .with(lines)
         .try_init()?;
     // Written directly, it could wait for standard error.

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::living::{living, locked};
-use crate::logging::queue::{Level, SHARED};
+use crate::logging::queue::{Level, SHARED, set_services};
 
 /// Lines of all guests together that are logged in a second.
 const MAX_RATE: u32 = 4000;
@@ -47,7 +47,9 @@ pub(super) struct Share {
 impl Share {
     /// Returns the share of a service.
     pub(super) fn of(service: Option<&Arc<str>>) -> Arc<Self> {
-        PACE.share(service)
+        let share = PACE.share(service);
+        set_services(PACE.services());
+        share
     }
 
     /// Counts a line, and returns whether it may be logged.
@@ -156,6 +158,12 @@ impl Pace {
         });
         second.shares.push(Arc::downgrade(&share));
         share
+    }
+
+    /// Returns the number of services.
+    fn services(&self) -> usize {
+        let shares = living(&mut self.second().shares);
+        shares.iter().filter(|share| share.service.is_some()).count()
     }
 
     /// Counts a line, and returns whether it may be logged. `level` is that of the queue of the log.
