@@ -161,6 +161,25 @@ impl Planner {
         locked(&self.step).clone()
     }
 
+    /// Returns for each listener of a service whether clients can still connect to it. They count as
+    /// reachable if the files of their sockets do not answer.
+    async fn reachable(&self, name: &str, entrances: &[Arc<Entrance>]) -> Vec<bool> {
+        let all = vec![true; entrances.len()];
+        if !entrances.iter().any(|entrance| entrance.has_file()) {
+            return all;
+        }
+        self.begins(format!("looking for the sockets of service `{name}`"));
+        let entrances = entrances.to_vec();
+        let look = move || entrances.iter().map(|entrance| entrance.is_reachable()).collect();
+        self.run(name, LOOK, look).await.unwrap_or_else(|error| {
+            warn!(
+                service = name,
+                "looking for the sockets of the service {error}; its listeners stay as they are"
+            );
+            all
+        })
+    }
+
     /// Looks for what `service` needs, whose number is `index`, and which may run `before`. If it
     /// `stays` as it is, this looks for its directories only, and the service keeps its state if
     /// they do not answer. Its later components are compiled by `compiler` if the settings of the
@@ -353,8 +372,13 @@ pub(crate) async fn plan(
         }
         unloaded.push(found);
     }
+    let mut reachable = Vec::new();
+    for (service, runs) in now.config.services.iter().zip(&now.services) {
+        reachable.push(planner.reachable(&service.name, &runs.entrances).await);
+    }
     let mut recreated = Vec::new();
-    let prepared = prepare(&config, now, &file, planner, &mut recreated, &mut obstacles);
+    let now_reachable = (now, &*reachable);
+    let prepared = prepare(&config, now_reachable, &file, planner, &mut recreated, &mut obstacles);
     for name in obstacles.without_component() {
         now.count_rejected(name);
     }
@@ -431,11 +455,11 @@ pub(crate) async fn plan(
 }
 
 /// Prepares the listeners of each service of `config`: keeps those that are there, and looks for
-/// all that the others need. A Unix socket whose file is gone is created again, and added to
-/// `recreated`. Listeners that lack something are missing.
+/// all that the others need. A Unix socket that is not `reachable`, since its file is gone, is
+/// created again, and added to `recreated`. Listeners that lack something are missing.
 fn prepare<'a>(
     config: &'a Config,
-    now: &Now,
+    (now, reachable): (&Now, &[Vec<bool>]),
     file: &Text,
     planner: &Planner,
     recreated: &mut Vec<(String, Address)>,
@@ -451,7 +475,7 @@ fn prepare<'a>(
             let key = format!("service[{index}].listen[{number}]");
             let there = find(service, listen, &now.config, &taken);
             let entrance = |of: usize, place: usize| &now.services[of].entrances[place];
-            let kept_at = there.filter(|&(of, place)| entrance(of, place).is_reachable());
+            let kept_at = there.filter(|&(of, place)| reachable[of][place]);
             let Some((of, place)) = kept_at else {
                 if there.is_some() {
                     recreated.push((service.name.clone(), listen.address.clone()));
@@ -576,6 +600,26 @@ mod tests {
         assert_eq!(planner.run("b", LONG, || 7).await, Ok(7));
         drop(end);
         assert_eq!(planner.run("a", LONG, || 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn sockets_whose_files_do_not_answer_are_kept() {
+        let path = std::env::temp_dir().join(format!("reread-{}", std::process::id()));
+        let listen = Listen::at(Address::Unix(path.clone()));
+        let listener = Listener::bind(&listen).unwrap();
+        let entrances = [Arc::clone(listener.entrance())];
+        let planner = Planner::new();
+        assert_eq!(planner.reachable("a", &entrances).await, [true]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(planner.reachable("a", &entrances).await, [false]);
+        let (end, hangs) = mpsc::channel::<()>();
+        let hanging = planner.run("a", LONG, move || hangs.recv());
+        assert!(hanging.now_or_never().is_none());
+        tokio::time::pause();
+        let start = Instant::now();
+        assert_eq!(planner.reachable("a", &entrances).await, [true]);
+        assert_eq!(start.elapsed().as_secs(), LOOK.as_secs());
+        drop(end);
     }
 
     #[tokio::test(start_paused = true)]

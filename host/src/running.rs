@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::acceptor::Acceptor;
+use crate::file_work::{FileWork, READ};
 use crate::generations::{Closed, Generations};
 use crate::listener::{Entrance, Listener};
 use crate::reload::Reloader;
@@ -26,6 +28,8 @@ pub(crate) struct Running {
     /// Accepts its connections, and does not end by itself.
     pub(crate) acceptor: JoinHandle<Acceptor>,
     stop: CancellationToken,
+    /// Looks for the files of its sockets.
+    files: Arc<Mutex<FileWork>>,
 }
 
 impl Running {
@@ -79,6 +83,7 @@ impl Running {
             entrances,
             acceptor,
             stop,
+            files: Arc::default(),
         }
     }
 
@@ -86,13 +91,12 @@ impl Running {
     pub(crate) fn reload(&self, asked: Instant) {
         for entrance in &self.entrances {
             entrance.reread();
-            if !entrance.is_reachable() {
-                warn!(
-                    service = self.service.config.name,
-                    "the file of listener {} was removed or replaced, so clients cannot connect; restart the \
-                     host to create it again",
-                    entrance.name
-                );
+            if entrance.has_file() {
+                tokio::spawn(warn_unless_reachable(
+                    Arc::clone(entrance),
+                    Arc::clone(&self.files),
+                    self.service.config.name.clone(),
+                ));
             }
         }
         self.reload_component(asked);
@@ -150,6 +154,22 @@ impl Running {
     pub(crate) fn end(self) {
         self.service.reload.close(Closed::Replaced);
         self.service.generations.wind_up();
+    }
+}
+
+/// Warns if clients of a service cannot connect by this entrance any more.
+async fn warn_unless_reachable(entrance: Arc<Entrance>, files: Arc<Mutex<FileWork>>, service: String) {
+    let of = Arc::clone(&entrance);
+    let reachable = files.lock().await.run(READ, move || of.is_reachable()).await;
+    match reachable {
+        Ok(true) => {}
+        Ok(false) => warn!(
+            service,
+            "the file of listener {} was removed or replaced, so clients cannot connect; restart the \
+             host to create it again",
+            entrance.name
+        ),
+        Err(error) => warn!(service, "looking for the file of listener {} {error}", entrance.name),
     }
 }
 

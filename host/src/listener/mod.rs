@@ -196,8 +196,13 @@ impl Entrance {
         self.local.has_networks || self.proxy_protocol.is_some()
     }
 
+    /// Returns whether clients connect by the file of a Unix socket that this host created.
+    pub(crate) fn has_file(&self) -> bool {
+        self.local.file.is_some()
+    }
+
     /// Returns whether clients can still connect: the file of a Unix socket may have been removed
-    /// or replaced.
+    /// or replaced. This looks for the file, which may hang.
     pub(crate) fn is_reachable(&self) -> bool {
         self.local.file.as_ref().is_none_or(FileIdentity::is_in_place)
     }
