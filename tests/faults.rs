@@ -653,8 +653,9 @@ fn a_stack_size_from_the_environment_that_cannot_work_is_refused() {
         ("1000000000000000", false),
         ("2097152", true),
         ("67108864", true),
-        // The standard library ignores what is not a number.
-        ("small", true),
+        ("+2097152", false),
+        ("small", false),
+        ("", false),
     ] {
         let guest = guest("echo");
         let args = [

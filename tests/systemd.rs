@@ -331,8 +331,45 @@ fn what_cannot_be_inherited_is_named() {
 }
 
 #[test]
-fn more_sockets_than_a_process_can_have_are_not_inherited() {
-    let setup = "export LISTEN_PID=$$ LISTEN_FDS=2147483647";
+fn numbers_that_no_service_manager_writes_are_refused() {
+    for (variables, name) in [
+        ("LISTEN_PID=$$ LISTEN_FDS=+1", "LISTEN_FDS"),
+        ("LISTEN_PID=$$ LISTEN_FDS=-1", "LISTEN_FDS"),
+        ("LISTEN_PID=$$ LISTEN_FDS=one", "LISTEN_FDS"),
+        ("LISTEN_PID=$$ LISTEN_FDS=", "LISTEN_FDS"),
+        // No process has as many descriptors.
+        ("LISTEN_PID=$$ LISTEN_FDS=2147483647", "LISTEN_FDS"),
+        ("LISTEN_PID=+$$ LISTEN_FDS=1", "LISTEN_PID"),
+        ("LISTEN_PID= LISTEN_FDS=1", "LISTEN_PID"),
+        ("LISTEN_PID=0 LISTEN_FDS=1", "LISTEN_PID"),
+        (
+            "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDS_FIRST_FD=+3",
+            "LISTEN_FDS_FIRST_FD",
+        ),
+        (
+            "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDS_FIRST_FD=2147483647",
+            "LISTEN_FDS_FIRST_FD",
+        ),
+    ] {
+        let script = format!("export {variables} && exec \"$0\" --listen inherited:0");
+        let output = with_cache(Command::new("sh"))
+            .args(["-c", &script, HOST])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{variables}: {output:?}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            message.contains(&format!("the environment variable {name} is `"))
+                && message.contains(": expected ")
+                && message.lines().count() == 1,
+            "{variables}: {message}"
+        );
+    }
+}
+
+#[test]
+fn no_socket_is_inherited_by_the_number_zero() {
+    let setup = "export LISTEN_PID=$$ LISTEN_FDS=0";
     let host = Host::below_shell(setup, &["--listen", "127.0.0.1:0"]);
     host.connect().echo("hello");
 }

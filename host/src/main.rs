@@ -28,7 +28,7 @@ use host::sandbox::compiler::child;
 use host::server::Drained;
 use host::system::provide_descriptors;
 use host::terminal::{Progress, Terminal};
-use host::threads::{KEPT, STACK, spare};
+use host::threads::{KEPT, STACK, check_stack_size, spare};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
@@ -48,7 +48,9 @@ fn main() -> ExitCode {
     if let Err(sentence) = check_stack_size() {
         return refuse(FAILURE, [sentence]);
     }
-    listener::inherit();
+    if let Err(sentence) = listener::inherit() {
+        return refuse(FAILURE, [sentence]);
+    }
     let command = match Cli::try_parse().and_then(Cli::checked) {
         Ok(cli) => Command::from(cli),
         Err(error) if error.use_stderr() => {
@@ -216,23 +218,6 @@ fn log_of(command: &Command) -> Log {
     Log {
         format: LogFormat::Text,
         level,
-    }
-}
-
-/// The largest stack that each thread may have.
-const MAX_STACK: usize = 1 << 30;
-
-/// Checks the stack size that the environment sets for threads that libraries start. Such a thread
-/// would overflow a small stack, and could not be started with a large one. Either ends the process.
-fn check_stack_size() -> Result<(), String> {
-    let variable = std::env::var("RUST_MIN_STACK").ok();
-    // The standard library ignores other text.
-    match variable.and_then(|size| size.parse::<usize>().ok()) {
-        Some(size) if !(STACK..=MAX_STACK).contains(&size) => Err(format!(
-            "the environment variable RUST_MIN_STACK is {size}: expected {STACK} to {MAX_STACK} bytes; \
-             unset it"
-        )),
-        _ => Ok(()),
     }
 }
 

@@ -17,14 +17,29 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::logging::expect_panic;
+use crate::values;
 
 /// Bytes of the stack of a thread, which the code of the host and of libraries is known to get by
 /// with.
 pub const STACK: usize = 2 << 20;
 
+/// The largest stack that each thread may have.
+const MAX_STACK: usize = 1 << 30;
+
 /// How long runtimes keep threads that have nothing to do: as long as the process lives. A runtime
 /// that let its only thread go could get no other when it needs one.
 pub const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// Checks the stack size that the environment sets for threads that libraries start. Such a thread
+/// would overflow a small stack, and could not be started with a large one. Either ends the process.
+///
+/// # Errors
+///
+/// The size cannot work, or is no number, as the sentence says.
+pub fn check_stack_size() -> Result<(), String> {
+    let range = STACK as u64..=MAX_STACK as u64;
+    values::number_in_environment("RUST_MIN_STACK", "a number of bytes", range).map(drop)
+}
 
 /// Starts the first thread for work that waits of the current runtime, which has to keep it.
 ///

@@ -2,6 +2,7 @@
 
 mod address;
 
+use std::env;
 use std::fmt;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -60,6 +61,28 @@ pub(crate) const MIN_CALL: Duration = Duration::from_millis(1);
 /// Parses a whole number. The standard library takes a sign too.
 pub(crate) fn number<T: FromStr>(text: &str) -> Option<T> {
     is_digits(text).then(|| text.parse().ok()).flatten()
+}
+
+/// Reads `what`, a whole number in a range, from a variable of the environment of the host. Returns
+/// `None` if the variable is not set.
+pub(crate) fn number_in_environment(
+    name: &str,
+    what: &str,
+    range: RangeInclusive<u64>,
+) -> Result<Option<u64>, String> {
+    let Some(text) = env::var_os(name) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy();
+    let number = number(&text).filter(|number| range.contains(number));
+    number.map(Some).ok_or_else(|| {
+        format!(
+            "the environment variable {name} is {}: expected {what} from {} to {}; unset it",
+            quoted(&text, "other text"),
+            range.start(),
+            range.end(),
+        )
+    })
 }
 
 /// Checks whether a text consists of decimal digits.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,6 +20,18 @@ use crate::values;
 
 /// What was inherited. It is kept for as long as the process lives, since nothing could open it again.
 static INHERITED: OnceLock<Vec<Inherited>> = OnceLock::new();
+
+/// The process that inherits, the number of descriptors, and the first one of them. The last
+/// variable is no part of the protocol: the library has it.
+const PID: &str = "LISTEN_PID";
+const COUNT: &str = "LISTEN_FDS";
+const FIRST: &str = "LISTEN_FDS_FIRST_FD";
+
+/// The descriptors of the standard streams, which come before those that are inherited.
+const STANDARD: u64 = 3;
+
+/// The greatest number of a process or a descriptor.
+const MAX: u64 = i32::MAX as u64;
 
 /// Who gives names to what is inherited, between colons.
 const NAMES: &str = "LISTEN_FDNAMES";
@@ -39,21 +52,18 @@ struct Inherited {
 ///
 /// It is called at the start of the program, while that has one thread, since it changes the environment. Later calls do
 /// nothing.
-pub fn inherit() {
+///
+/// # Errors
+///
+/// A variable has a value that no service manager writes, as the sentence says.
+pub fn inherit() -> Result<(), String> {
+    let is_told = is_told()?;
     INHERITED.get_or_init(|| {
+        if !is_told {
+            return Vec::new();
+        }
         let names = std::env::var(NAMES).unwrap_or_default();
         let mut names = names.split(':').map(str::to_owned);
-        // Without it the library takes them for its own.
-        if std::env::var_os("LISTEN_PID").is_none() {
-            return Vec::new();
-        }
-        // A process has no descriptors beyond its limit, and the library makes a list of them all.
-        let count = std::env::var("LISTEN_FDS").ok();
-        let count = count.and_then(|count| count.parse::<u64>().ok());
-        let most = getrlimit(Resource::Nofile).current;
-        if count.zip(most).is_some_and(|(count, most)| count > most) {
-            return Vec::new();
-        }
         let mut descriptors = ListenFd::from_env();
         (0..descriptors.len())
             .map(|index| Inherited {
@@ -63,6 +73,25 @@ pub fn inherit() {
             })
             .collect()
     });
+    Ok(())
+}
+
+/// Checks the variables that tell of sockets, since the library takes signs too, and other text for
+/// no sockets. Returns whether a process is told of sockets at all.
+fn is_told() -> Result<bool, String> {
+    let pid = values::number_in_environment(PID, "the number of a process", 1..=MAX)?;
+    match pid {
+        // The library would take the sockets for those of this process.
+        None => return Ok(false),
+        Some(pid) if pid != u64::from(process::id()) => return Ok(true),
+        Some(_) => {}
+    }
+    // A process has no descriptors beyond its limit, and the library makes a list of them all.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(MAX).min(MAX);
+    let first = values::number_in_environment(FIRST, "the number of a descriptor", STANDARD..=limit)?;
+    let most = limit.saturating_sub(first.unwrap_or(STANDARD));
+    values::number_in_environment(COUNT, "a number of sockets", 0..=most)?;
+    Ok(true)
 }
 
 fn take(descriptors: &mut ListenFd, index: usize) -> Result<OwnedFd, String> {
