@@ -1,6 +1,6 @@
 //! Whose connections may come in, by their networks.
 
-use crate::harness::{Client, Host};
+use crate::harness::{Client, Host, command};
 
 fn is_refused(host: &Host, source: [u8; 4]) {
     let client = Client::from(source, host.address());
@@ -40,6 +40,24 @@ fn with_networks_that_are_allowed_nobody_else_comes_in() {
     for source in [[127, 0, 0, 1], [127, 0, 1, 7], [127, 0, 2, 3]] {
         is_refused(&host, source);
     }
+}
+
+#[test]
+fn a_network_that_is_allowed_and_denied_is_refused() {
+    let args = [
+        "--allow",
+        "192.0.2.0/24",
+        "--deny",
+        "192.0.2.7",
+        "--deny",
+        "192.0.2.0/24",
+    ];
+    let output = command().args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "error: --deny: the network 192.0.2.0/24 is in `--allow` too; remove it from one of the two\n"
+    );
 }
 
 #[test]

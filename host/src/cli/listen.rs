@@ -23,8 +23,7 @@ pub(super) struct ListenFlags {
 
     /// Network to accept connections from; repeatable [default: every network]
     ///
-    /// The most specific network in `--allow` and `--deny` decides, and `--deny` if both have the
-    /// same.
+    /// The most specific network in `--allow` and `--deny` decides. No network can be in both.
     #[arg(long, value_name = "NET", value_parser = values::network, help_heading = "Access")]
     allow: Vec<IpNet>,
 

@@ -54,6 +54,9 @@ pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
         for (key, what) in service.grants.repeated() {
             clash(At::Key(key), what);
         }
+        for what in service.access.contradictions() {
+            clash(At::Key("access.deny"), what);
+        }
         for (at, what) in contradictions(service) {
             clash(at, what);
         }

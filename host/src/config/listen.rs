@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::Setting;
+
 /// A place where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
@@ -285,11 +287,21 @@ pub struct ClientCertificates {
 pub struct Access {
     /// Networks that may; with none, all may that are not denied.
     pub allow: Vec<IpNet>,
-    /// Networks that may not. Where an address is in one of each, the narrower counts, and of two that are the same this.
+    /// Networks that may not. Where an address is in one of each, the narrower counts. No network is in both.
     pub deny: Vec<IpNet>,
 }
 
 impl Access {
+    /// Finds networks that are both allowed and denied. Returns a sentence about each, for the
+    /// setting of those that are denied.
+    pub(super) fn contradictions(&self) -> impl Iterator<Item = String> {
+        let both = self.deny.iter().filter(|network| self.allow.contains(network));
+        both.map(|network| {
+            let allow = Setting::of("access.allow");
+            format!("the network {network} is in {allow} too; remove it from one of the two")
+        })
+    }
+
     /// Whether a client at `address` may come in. It takes time in proportion to the networks.
     pub fn admits(&self, address: IpAddr) -> bool {
         let (allowed, denied) = (narrowest(&self.allow, address), narrowest(&self.deny, address));

@@ -275,6 +275,20 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
              address; remove the key",
         ),
         (
+            &format!(
+                "{service}[service.access]\nallow = [\"192.0.2.0/24\", \"::1\"]\ndeny = [\"192.0.2.7\", \"::1\"]"
+            ),
+            "6: service[0].access.deny: the network ::1/128 is in `access.allow` too; remove it from one of \
+             the two",
+        ),
+        (
+            &format!(
+                "defaults.access.deny = [\"::ffff:192.0.2.0/120\"]\n{service}access.allow = [\"192.0.2.0/24\"]"
+            ),
+            "1: defaults.access.deny: the network 192.0.2.0/24 is in `access.allow` too; remove it from one \
+             of the two",
+        ),
+        (
             &format!("{service}gate = \"a\""),
             "4: service[0].gate: requires `component` or `middleware` to be set",
         ),
