@@ -543,7 +543,8 @@ const YEAR: u64 = 31_557_600;
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     any_duration(text)?.ok_or_else(|| {
         if is_too_fine(text) {
-            "the time has parts of a nanosecond; expected whole nanoseconds".to_owned()
+            "the fraction of the time has too many digits; use a smaller unit, or whole nanoseconds"
+                .to_owned()
         } else {
             format!("the time is too long; expected at most {}y", u64::MAX / YEAR)
         }

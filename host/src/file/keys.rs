@@ -84,8 +84,9 @@ macro_rules! table {
 /// The services file of wasm-inetd.
 ///
 /// This schema bounds values as the host does. It cannot express the sum of a time of several
-/// units, a fraction at the edge of a range, the longest time, networks of IPv6 with bits behind
-/// the prefix, and settings that exclude each other. `wasm-inetd check` checks these too.
+/// units, a fraction at the edge of a range, a fraction of an hour that is no whole second, the
+/// longest time, networks of IPv6 with bits behind the prefix, and settings that exclude each other.
+/// `wasm-inetd check` checks these too.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("allOf" = [shared()]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -340,6 +341,7 @@ table! {
         #[schemars(extend("propertyNames" = { "pattern": "^[^=\\x00]+$", "not": { "enum": HOST_VARIABLES } }))]
         env: BTreeMap<String, String>,
         /// Directories for guests: `HOST::GUEST`, or `HOST::GUEST:rw` if they may write.
+        #[schemars(extend("uniqueItems" = true))]
         dirs: Vec<Word<Directory>>,
         /// TCP destinations that guests may connect to, as `HOST:PORT`.
         allow_outbound: Vec<Word<Destination>>,
@@ -478,6 +480,7 @@ pub(super) struct TlsTable {
     pub(super) more: Vec<IdentityTable>,
     /// Application protocols (ALPN) to offer, preferred first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("uniqueItems" = true))]
     pub(super) alpn: Vec<Word<Protocol>>,
     /// File of the root certificates that client certificates must chain to, in PEM format.
     #[serde(default, skip_serializing_if = "Option::is_none")]

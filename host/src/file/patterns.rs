@@ -6,13 +6,29 @@ macro_rules! whole {
     ($($part:expr),+ $(,)?) => { concat!("^(", $($part),+, ")$") };
 }
 
-/// A number and a unit of time, several times.
+/// A fraction with up to so many digits before zeros, or none.
+macro_rules! fraction {
+    ($digits:literal) => {
+        concat!(r"(\.(\s*[0-9]){1,", $digits, r"}(\s*0)*\s*)?")
+    };
+}
+
+/// A number and a unit of time, several times. Fractions of the smaller units have as many digits as
+/// give whole nanoseconds.
 macro_rules! time {
     () => {
         concat!(
-            r"\s*([0-9][0-9\s]*(\.[0-9\s]+)?",
-            r"(ns|nsec|nanos|us|usec|µs|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|",
-            r"d|days?|w|wks?|weeks?|M|months?|y|yrs?|years?)\s*)+"
+            r"\s*([0-9][0-9\s]*((ns|nsec|nanos)|",
+            fraction!(3),
+            "(us|usec|µs)|",
+            fraction!(6),
+            "(ms|msec|millis)|",
+            fraction!(9),
+            "(s|secs?|seconds?)|",
+            fraction!(10),
+            "(m|mins?|minutes?)|",
+            fraction!(""),
+            r"(h|hrs?|hours?|d|days?|w|wks?|weeks?|M|months?|y|yrs?|years?))\s*)+"
         )
     };
 }

@@ -618,6 +618,14 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("\"1.5h\"", "\"1x\""),
             ("\"0\"", "\"00\""),
             ("\"2days\"", "\"\""),
+            ("\"1.0s\"", "\"1.s\""),
+            ("\"1.123us\"", "\"1.1234us\""),
+            ("\"1.1230us\"", "\"1.12301us\""),
+            ("\"1.123456ms\"", "\"1.1234567ms\""),
+            ("\"1.123456789s\"", "\"1.1234567891s\""),
+            ("\"1m 0.5s\"", "\"1m 0.5ns\""),
+            ("\"0 . 1 2 s\"", "\"0.0ns\""),
+            ("\"0.25h\"", "\"1. h\""),
         ],
     );
     top("cache", &[("\"off\"", "\"\"")]);
@@ -638,6 +646,10 @@ fn the_schema_has_the_ranges_of_the_host() {
             (
                 "{ endpoint = \"http://a\", sample = 0 }",
                 "{ endpoint = \"https://a\" }",
+            ),
+            (
+                "{ endpoint = \"http://a\", sample = -0.0 }",
+                "{ endpoint = \"http://a\", sample = -0.5 }",
             ),
             (
                 "{ endpoint = \"http://a\", sample = 1.0 }",
@@ -694,6 +706,7 @@ fn the_schema_has_the_ranges_of_the_host() {
             ("[\"a::..b/c\"]", "[\"a::b::c\"]"),
             ("[\"a::b\"]", "[\"a::/b/../c:rw\"]"),
             ("[\"a::rwx\"]", "[\"a::..\"]"),
+            ("[\"a::/b\", \"a::/c\"]", "[\"a::/b\", \"a::/b\"]"),
         ],
     );
     of_service(
@@ -770,6 +783,8 @@ fn the_schema_has_the_ranges_of_the_host() {
         &[
             ("{ max-connections = 1 }", "{ max-connections = 0 }"),
             ("{ max-connections = \"7\" }", "{ max-connections = \"off\" }"),
+            ("{ max-connections = 1e3 }", "{ max-connections = 1e-3 }"),
+            ("{ max-rate = 10.0 }", "{ max-rate = -0.0 }"),
             (
                 "{ max-connections = 1000000000 }",
                 "{ max-connections = 1000000001 }",
@@ -848,6 +863,10 @@ fn the_schema_has_the_ranges_of_the_host() {
         (
             "tls = { certificate = \"a\", key = \"b\", alpn = [\"h2\"] }",
             "tls = { certificate = \"a\", key = \"b\", alpn = [\"\"] }",
+        ),
+        (
+            "tls = { certificate = \"a\", key = \"b\", alpn = [\"h2\", \"http/1.1\"] }",
+            "tls = { certificate = \"a\", key = \"b\", alpn = [\"h2\", \"h2\"] }",
         ),
         (
             "tls = { certificate = \"a\", key = \"b\", alpn = [\"http/1.1\", \"é =\"] }",
@@ -942,6 +961,7 @@ fn the_schema_has_the_ranges_of_values_with_units() {
     // What is beyond a pattern is accepted, and left to the host.
     for (key, value) in [
         ("limits.cpu-slice", "\"1s 500ms\""),
+        ("limits.idle-timeout", "\"0.001h\""),
         ("socket.keepalive", "\"9h 30m\""),
         ("access.allow", "[\"2001:db8::1/32\"]"),
     ] {

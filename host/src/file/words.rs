@@ -84,6 +84,8 @@ impl<K: Kind> Visitor<'_> for Reader<K> {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<Word<K>, E> {
+        // Zero is a number without a sign, however it is written.
+        let number = if number == 0.0 { 0.0 } else { number };
         if K::NUMBERS {
             self.visit_str(&number.to_string())
         } else {
