@@ -252,6 +252,52 @@ client-ca = "missing-ca.pem"
 }
 
 #[test]
+fn a_check_goes_on_after_values_that_are_refused() {
+    let services = Services::new(
+        "preflight-refused",
+        r#"
+threads = 0
+
+[admin]
+listen = "127.0.0.1:0"
+token = "nowhere/token"
+
+[[service]]
+listen = ["127.0.0.1:0"]
+component = "missing.wasm"
+
+[[service]]
+name = "contradicts"
+listen = ["127.0.0.1:0"]
+component = "missing.wasm"
+instances = 2
+
+[[service]]
+name = "sound"
+listen = ["127.0.0.1:0"]
+component = "missing.wasm"
+"#,
+    );
+    let path = services.file();
+    let path = path.to_str().unwrap();
+    let checked = run(&["check", "--config", path]);
+    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+    let said = String::from_utf8(checked.stderr).unwrap();
+    let expected = [
+        "2: threads: invalid value `0`",
+        "8: service[0]: missing key `name`",
+        "16: service[1].instances: requires `isolation",
+        "6: admin.token: cannot create the token file",
+        "21: service[2].component: service `sound`: cannot read the component `",
+    ];
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{said}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
+    }
+}
+
+#[test]
 fn a_check_finds_sockets_that_could_not_be_bound() {
     let service = |name: &str, listen: &str| {
         format!("[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\", \"{listen}\"]\n")

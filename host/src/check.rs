@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 
 use crate::admin;
-use crate::config::{CacheDir, Config, Terms};
-use crate::file::Text;
+use crate::config::{CacheDir, Terms};
+use crate::file::{Sound, Text};
 use crate::listener;
 use crate::logging::in_one_line;
 use crate::preflight::{self, Blocked, Obstacles, Purpose};
@@ -72,24 +72,32 @@ pub async fn check(path: &Path, terms: &Terms, program: &Program) -> anyhow::Res
     Ok(text)
 }
 
-/// Checks whether the host could start with the services file `file`, which says `config`.
-/// Components are compiled if `compile` is set. Logs the warnings that a start logs.
+/// Checks whether the host could start with the services file `file`, of which `sound` is the part
+/// without refused values. Components are compiled if `compile` is set. Logs the warnings that a
+/// start logs.
 ///
 /// # Errors
 ///
 /// Something that a start needs is missing or unusable. The error has all that was found.
 pub async fn check_services(
     file: &Text,
-    config: &Config,
+    sound: &Sound,
     compile: bool,
     program: &Program,
 ) -> Result<String, Blocked> {
+    let config = &sound.config;
     let mut obstacles = Obstacles::default();
     system::raise_descriptors(config, admin::DESCRIPTORS);
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
     let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);
-    let found = preflight::find(config, Some(file), &compiler, Purpose::Check, &mut obstacles);
+    let found = preflight::find(
+        sound.services(),
+        Some(file),
+        &compiler,
+        Purpose::Check,
+        &mut obstacles,
+    );
     // The pools of all services share the address space and the memory mappings, as they do when
     // the host runs.
     let mut loaded = Vec::new();

@@ -5,6 +5,7 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::panic;
+use std::path::Path;
 use std::process::{self, ExitCode};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -287,16 +288,7 @@ async fn run(
     let text = match command {
         // It was done above.
         Command::Serve(_) => String::new(),
-        Command::CheckConfig { file, compile } => {
-            let text = match Text::read(&file).and_then(|text| Ok((text.config()?, text))) {
-                Ok((config, text)) => check_services(&text, &config, compile, &program).await,
-                Err(error) => return Ok(refuse(USAGE, error.sentences()).into()),
-            };
-            match text {
-                Ok(text) => text,
-                Err(Blocked(sentences)) => return Ok(refuse(FAILURE, sentences).into()),
-            }
-        }
+        Command::CheckConfig { file, compile } => return Ok(check_file(&file, compile, &program).await),
         Command::Compile { files, terms, cache } => {
             let tasks = tasks_of_files(files, &terms);
             return Ok(compiled(
@@ -382,4 +374,27 @@ async fn run(
     };
     let status = ExitCode::SUCCESS;
     Ok(Done { text, status })
+}
+
+/// Checks a services file, and says all that is wrong with it. What depends on files is checked for
+/// the part of it of which nothing is refused.
+async fn check_file(file: &Path, compile: bool, program: &Program) -> Done {
+    let text = match Text::read(file) {
+        Ok(text) => text,
+        Err(error) => return refuse(USAGE, error.sentences()).into(),
+    };
+    let (sound, refused) = text.sound_part();
+    let refused = (!refused.is_empty()).then(|| refuse(USAGE, refused));
+    let checked = match &sound {
+        Some(sound) => check_services(&text, sound, compile, program).await,
+        None => Ok(String::new()),
+    };
+    let (text, status) = match checked {
+        Ok(text) => (text, ExitCode::SUCCESS),
+        Err(Blocked(sentences)) => (String::new(), refuse(FAILURE, sentences)),
+    };
+    match refused {
+        Some(status) => status.into(),
+        None => Done { text, status },
+    }
 }

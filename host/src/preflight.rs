@@ -122,7 +122,7 @@ pub(crate) struct Unloaded {
 /// What a start needs, as it was found.
 #[derive(Debug)]
 pub(crate) struct Found<'a> {
-    /// In the order of the configuration; those that lack something are missing.
+    /// In the order of the configuration, with their numbers; those that lack something are missing.
     pub(crate) services: Vec<(usize, Unloaded)>,
     /// The listeners of each service, in the same order.
     pub(crate) listeners: Vec<Vec<Prepared<'a>>>,
@@ -184,9 +184,10 @@ pub(crate) fn key_of(content: &Content, error: &LoadError) -> String {
     }
 }
 
-/// Looks for everything that the services of `config` need, which comes from `file` or from flags.
+/// Looks for everything that `services` need, each of which comes with its number in `file`, if they
+/// come from there and not from flags.
 pub(crate) fn find<'a>(
-    config: &'a Config,
+    services: impl Iterator<Item = (usize, &'a Service)>,
     file: Option<&Text>,
     compiler: &Compiler,
     purpose: Purpose,
@@ -196,7 +197,7 @@ pub(crate) fn find<'a>(
         services: Vec::new(),
         listeners: Vec::new(),
     };
-    for (index, service) in config.services.iter().enumerate() {
+    for (index, service) in services {
         let unloaded = find_service(index, service, None, compiler, obstacles);
         found.services.extend(unloaded.map(|unloaded| (index, unloaded)));
         let listeners = service.listen.iter().enumerate();

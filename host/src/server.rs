@@ -251,7 +251,13 @@ impl Server {
         }
         let compiler = Compiler::of(&config, &program, file.map(Text::path));
         let purpose = Purpose::Listen(listen);
-        let found = preflight::find(&config, file, &compiler, purpose, &mut obstacles);
+        let found = preflight::find(
+            config.services.iter().enumerate(),
+            file,
+            &compiler,
+            purpose,
+            &mut obstacles,
+        );
         obstacles.end(file)?;
         // Of what follows, the first obstacle ends the start.
         let not_loaded = |index, service, NotLoaded { key, error }| {

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use super::Sound;
 use super::keys::{
     AccessTable, DefaultsTable, File, GrantsTable, Isolation, LimitsTable, ListenTable, LogConnections,
     LogFormat, LogLevel, ServiceTable, SocketTable, TlsTable,
@@ -27,6 +28,8 @@ pub(super) struct Builder<'a> {
     tables: Tables,
     /// What is wrong with it, as far as it was found.
     problems: RefCell<Vec<Problem>>,
+    /// The keys that these are about, apart from what `tables` found.
+    refused: RefCell<Vec<String>>,
 }
 
 impl<'a> Builder<'a> {
@@ -35,22 +38,31 @@ impl<'a> Builder<'a> {
             text,
             base,
             problems: RefCell::new(std::mem::take(&mut tables.problems)),
+            refused: RefCell::default(),
             tables,
         }
     }
 
-    /// Checks the tables and makes a [`Config`] of them.
-    ///
-    /// # Errors
-    ///
-    /// A key or a value was refused, or something cannot be done. The error has all that was found.
-    pub(super) fn config(mut self) -> Result<Config, Problems> {
+    /// Checks the tables and makes a [`Config`] of those of which nothing is refused. Returns with it
+    /// all that is.
+    pub(super) fn sound_part(mut self) -> (Option<Sound>, Problems) {
         let config = self.tables.file.take().map(|file| self.of_file(file));
-        let problems = self.problems.into_inner();
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(Problems::sorted(problems)),
-        }
+        let sound = config.map(|config| self.without_refused(config));
+        (sound, Problems::sorted(self.problems.into_inner()))
+    }
+
+    /// The same configuration without the services and the admin interface of which something is
+    /// refused.
+    fn without_refused(&self, mut config: Config) -> Sound {
+        let is_refused = |table: &str| self.refused.borrow().iter().any(|key| key.starts_with(table));
+        let services = self.tables.numbers.iter().copied().zip(config.services);
+        let sound = services.filter(|(number, _)| {
+            !self.tables.is_partial(*number) && !is_refused(&format!("service[{number}]."))
+        });
+        let (numbers, services) = sound.unzip();
+        config.services = services;
+        config.admin = config.admin.filter(|_| !is_refused("admin."));
+        Sound { config, numbers }
     }
 
     fn of_file(&self, file: File) -> Config {
@@ -368,6 +380,7 @@ impl<'a> Builder<'a> {
             return;
         }
         let problem = Problem::of(self.text, key, message.to_owned());
+        self.refused.borrow_mut().push(key.to_owned());
         self.problems.borrow_mut().push(problem);
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{Config, Service};
 use crate::whole_file;
 use build::Builder;
 use keys::File;
@@ -65,6 +65,23 @@ impl FileError {
     }
 }
 
+/// The part of a file of which nothing is refused.
+#[derive(Debug)]
+pub struct Sound {
+    /// What the file says, without the services that have a refused key or value. Another setting
+    /// that is refused has its default.
+    pub config: Config,
+    /// The number in the file of each service of `config`.
+    numbers: Vec<usize>,
+}
+
+impl Sound {
+    /// The services, each with its number in the file.
+    pub(crate) fn services(&self) -> impl Iterator<Item = (usize, &Service)> {
+        self.numbers.iter().copied().zip(&self.config.services)
+    }
+}
+
 /// A file as it was read.
 #[derive(Clone, Debug)]
 pub struct Text {
@@ -100,11 +117,25 @@ impl Text {
     ///
     /// It says something that is not understood or could not be done.
     pub fn config(&self) -> Result<Config, FileError> {
-        let base = self.path.parent().unwrap_or(Path::new(""));
-        parse(&self.text, base).map_err(|problems| FileError::Refused {
+        parse(&self.text, self.base()).map_err(|problems| self.refused(problems))
+    }
+
+    /// The part of it of which nothing is refused, if there is one, and a sentence for each thing
+    /// that is refused.
+    pub fn sound_part(&self) -> (Option<Sound>, Vec<String>) {
+        let (sound, problems) = sound_part(&self.text, self.base());
+        (sound, self.refused(problems).sentences())
+    }
+
+    fn base(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    fn refused(&self, problems: Problems) -> FileError {
+        FileError::Refused {
             path: self.path.clone(),
             problems,
-        })
+        }
     }
 
     /// Whether the file sets `key`, such as `service[0].access.allow`, itself and not by `defaults`.
@@ -140,8 +171,17 @@ fn read_text(path: &Path) -> io::Result<String> {
 ///
 /// It says something that is not understood or could not be done.
 pub fn parse(text: &str, base: &Path) -> Result<Config, Problems> {
-    let tables = Tables::read(text).map_err(|problem| Problems(vec![problem]))?;
-    Builder::new(text, base, tables).config()
+    match sound_part(text, base) {
+        (Some(sound), problems) if problems.0.is_empty() => Ok(sound.config),
+        (_, problems) => Err(problems),
+    }
+}
+
+fn sound_part(text: &str, base: &Path) -> (Option<Sound>, Problems) {
+    match Tables::read(text) {
+        Ok(tables) => Builder::new(text, base, tables).sound_part(),
+        Err(problem) => (None, Problems(vec![problem])),
+    }
 }
 
 /// A schema of the file by the JSON Schema standard, for editors.
