@@ -831,6 +831,22 @@ fn what_clashes_with_a_listener_that_is_open_is_named() {
 }
 
 #[test]
+fn a_port_that_the_system_has_chosen_is_not_given_to_another_service() {
+    let services = Services::new("chosen-port", &echo(ANYWHERE));
+    let host = Host::with_config(&services.file(), 1);
+    let taken = host.address();
+    let other = format!("[[service]]\nname = \"b\"\nlisten = [\"{taken}\"]\n");
+    services.put(&format!("{}{other}", echo(ANYWHERE)));
+    host.signal(HUP);
+    let line = host.line("nothing changed");
+    let expected = format!(
+        "{taken} conflicts with {taken}, on which service `echo` listens for 127.0.0.1:0; choose another address"
+    );
+    assert!(line.contains(&expected), "{line}");
+    host.connect().echo("as before");
+}
+
+#[test]
 fn certificates_that_cannot_be_used_are_found_before_any_address_is_bound() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = echo(&format!("listen = [\"{}\"]", taken.local_addr().unwrap()));

@@ -479,7 +479,7 @@ fn prepare<'a>(
             let Some((of, place)) = kept_at else {
                 if there.is_some() {
                     recreated.push((service.name.clone(), listen.address.clone()));
-                } else if let Some(conflict) = conflict(listen, &now.config) {
+                } else if let Some(conflict) = conflict(listen, now) {
                     obstacles.add(key, Some(service), anyhow!(conflict));
                     continue;
                 }
@@ -516,14 +516,29 @@ fn prepare<'a>(
 }
 
 /// Says which address of the host that runs excludes that of `listen`, which is new.
-fn conflict(listen: &Listen, now: &Config) -> Option<String> {
+fn conflict(listen: &Listen, now: &Now) -> Option<String> {
     let address = &listen.address;
-    let mut all = now.services.iter().flat_map(|before| &before.listen);
-    if let Some(Listen { address: before, .. }) = all.find(|before| excludes(before, listen)) {
-        let sentence = "on which this host listens until a restart";
-        return Some(format!("{address} conflicts with {before}, {sentence}"));
+    for (service, runs) in now.config.services.iter().zip(&now.services) {
+        for (before, entrance) in service.listen.iter().zip(&runs.entrances) {
+            let (name, at) = (&service.name, &before.address);
+            let chosen = entrance.chosen(at).map(|address| Listen {
+                address,
+                ..before.clone()
+            });
+            if let Some(chosen) = chosen.filter(|chosen| excludes(chosen, listen)) {
+                return Some(format!(
+                    "{address} conflicts with {}, on which service `{name}` listens for {at}; choose \
+                     another address",
+                    chosen.address
+                ));
+            }
+            if excludes(before, listen) {
+                let sentence = "on which this host listens until a restart";
+                return Some(format!("{address} conflicts with {at}, {sentence}"));
+            }
+        }
     }
-    let Admin { address: admin, .. } = now.admin.as_ref()?;
+    let Admin { address: admin, .. } = now.config.admin.as_ref()?;
     excludes(&Listen::at(admin.clone()), listen).then(|| {
         format!(
             "{address} conflicts with {admin}, on which the admin interface listens until a restart; \

@@ -99,7 +99,7 @@ impl Prepared<'_> {
         )?;
         let local = Local {
             address: bound.socket.local().to_string(),
-            has_networks: matches!(bound.socket, Socket::Tcp(..)),
+            tcp: bound.socket.tcp(),
             file: bound.hold.file().cloned(),
         };
         Ok(Listener {
@@ -184,8 +184,8 @@ pub struct Entrance {
 #[derive(Clone, Debug)]
 struct Local {
     address: String,
-    /// Whether clients have a network address there.
-    has_networks: bool,
+    /// The address and the port, if clients have a network address there.
+    tcp: Option<SocketAddr>,
     /// The file of a Unix socket that this host created.
     file: Option<FileIdentity>,
 }
@@ -193,7 +193,12 @@ struct Local {
 impl Entrance {
     /// Returns whether its connections have a source that rules of access can name.
     pub(crate) fn has_sources(&self) -> bool {
-        self.local.has_networks || self.proxy_protocol.is_some()
+        self.local.tcp.is_some() || self.proxy_protocol.is_some()
+    }
+
+    /// Where it listens, if that is at a port that the system has chosen for `address`.
+    pub(crate) fn chosen(&self, address: &Address) -> Option<Address> {
+        self.local.tcp.filter(|_| address.is_any_port()).map(Address::Tcp)
     }
 
     /// Returns whether clients connect by the file of a Unix socket that this host created.
@@ -509,6 +514,13 @@ impl Socket {
         match self {
             Self::Tcp(_, local) => End::tcp(*local),
             Self::Unix(_, path) => End::Path(path.clone()),
+        }
+    }
+
+    fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(_, local) => Some(*local),
+            Self::Unix(..) => None,
         }
     }
 
