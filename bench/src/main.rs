@@ -238,7 +238,7 @@ fn build_servers(target_dir: &Path, release: bool) -> Result<()> {
         ])
         .arg("--target-dir")
         .arg(target_dir);
-    // `cargo run` sets variables for its program. The build script of `ring` depends on them, so that
+    // `cargo run` sets variables for its program. The build script of `ring` depends on them, so
     // everything above `ring` would be built anew.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();

@@ -89,7 +89,11 @@ pub(crate) fn time(
                 (Passed::Lifetime, Some(start), max_lifetime),
                 (Passed::FirstByte, silent.then_some(start), first_byte_timeout),
                 (Passed::Idle, Some(moved), idle_timeout),
-                (Passed::Write, unread_since(&*outbound, write_timeout), write_timeout),
+                (
+                    Passed::Write,
+                    unread_since(&*outbound, write_timeout),
+                    write_timeout,
+                ),
             ];
             // One beyond all time never comes.
             let deadlines = deadlines
@@ -183,7 +187,11 @@ mod tests {
         }
         // Late by no more than a look and the time after a stall.
         let latest = WRITE + WRITE / LOOKS + 2 * CATCH_UP;
-        assert!((WRITE..latest).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!(
+            (WRITE..latest).contains(&start.elapsed()),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,6 +217,10 @@ mod tests {
         full.try_write().await;
         let start = Instant::now();
         assert_eq!(full.passed.as_mut().await, Passed::Write);
-        assert!(start.elapsed() < WRITE / LOOKS + 2 * CATCH_UP, "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < WRITE / LOOKS + 2 * CATCH_UP,
+            "{:?}",
+            start.elapsed()
+        );
     }
 }

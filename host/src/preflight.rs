@@ -122,7 +122,8 @@ pub(crate) struct Unloaded {
 /// What a start needs, as it was found.
 #[derive(Debug)]
 pub(crate) struct Found<'a> {
-    /// In the order of the configuration, with their numbers; those that lack something are missing.
+    /// In the order of the configuration, with their numbers; those that lack something are
+    /// missing.
     pub(crate) services: Vec<(usize, Unloaded)>,
     /// The listeners of each service, in the same order.
     pub(crate) listeners: Vec<Vec<Prepared<'a>>>,
@@ -184,8 +185,8 @@ pub(crate) fn key_of(content: &Content, error: &LoadError) -> String {
     }
 }
 
-/// Looks for everything that `services` need, each of which comes with its number in `file`, if they
-/// come from there and not from flags.
+/// Looks for everything that `services` need, each of which comes with its number in `file`, if
+/// they come from there and not from flags.
 pub(crate) fn find<'a>(
     services: impl Iterator<Item = (usize, &'a Service)>,
     file: Option<&Text>,

@@ -26,8 +26,8 @@ const FEW: u64 = 100;
 /// # Errors
 ///
 /// There are no conversations, the component cannot serve or does something else in one, it does
-/// too little to be sampled, or the file cannot be written. The text is empty if `to` is a pipe that
-/// nobody reads any more.
+/// too little to be sampled, or the file cannot be written. The text is empty if `to` is a pipe
+/// that nobody reads any more.
 pub async fn profile(
     what: &Replay,
     to: &Path,

@@ -161,8 +161,8 @@ impl Planner {
         locked(&self.step).clone()
     }
 
-    /// Returns for each listener of a service whether clients can still connect to it. They count as
-    /// reachable if the files of their sockets do not answer.
+    /// Returns for each listener of a service whether clients can still connect to it. They count
+    /// as reachable if the files of their sockets do not answer.
     async fn reachable(&self, name: &str, entrances: &[Arc<Entrance>]) -> Vec<bool> {
         let all = vec![true; entrances.len()];
         if !entrances.iter().any(|entrance| entrance.has_file()) {
@@ -378,7 +378,14 @@ pub(crate) async fn plan(
     }
     let mut recreated = Vec::new();
     let now_reachable = (now, &*reachable);
-    let prepared = prepare(&config, now_reachable, &file, planner, &mut recreated, &mut obstacles);
+    let prepared = prepare(
+        &config,
+        now_reachable,
+        &file,
+        planner,
+        &mut recreated,
+        &mut obstacles,
+    );
     for name in obstacles.without_component() {
         now.count_rejected(name);
     }

@@ -169,7 +169,10 @@ async fn warn_unless_reachable(entrance: Arc<Entrance>, files: Arc<Mutex<FileWor
              host to create it again",
             entrance.name
         ),
-        Err(error) => warn!(service, "looking for the file of listener {} {error}", entrance.name),
+        Err(error) => warn!(
+            service,
+            "looking for the file of listener {} {error}", entrance.name
+        ),
     }
 }
 

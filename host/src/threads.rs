@@ -31,7 +31,8 @@ const MAX_STACK: usize = 1 << 30;
 pub const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Checks the stack size that the environment sets for threads that libraries start. Such a thread
-/// would overflow a small stack, and could not be started with a large one. Either ends the process.
+/// would overflow a small stack, and could not be started with a large one. Either ends the
+/// process.
 ///
 /// # Errors
 ///

@@ -233,8 +233,8 @@ pub fn with_own_network() -> Option<Command> {
     unshared("--net", &["unshare", "--user", "true"])
 }
 
-/// Returns a command whose arguments are run by `unshare` with this option, or skips the test if the
-/// machine does not permit `trial`.
+/// Returns a command whose arguments are run by `unshare` with this option, or skips the test if
+/// the machine does not permit `trial`.
 fn unshared(option: &str, trial: &[&str]) -> Option<Command> {
     let unshare = tool("unshare")?;
     let command = || {

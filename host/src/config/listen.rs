@@ -287,7 +287,8 @@ pub struct ClientCertificates {
 pub struct Access {
     /// Networks that may; with none, all may that are not denied.
     pub allow: Vec<IpNet>,
-    /// Networks that may not. Where an address is in one of each, the narrower counts. No network is in both.
+    /// Networks that may not. Where an address is in one of each, the narrower counts. No network is
+    /// in both.
     pub deny: Vec<IpNet>,
 }
 

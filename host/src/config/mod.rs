@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use clash::{At, Clash, clashes, excludes};
-pub use limits::{
-    FILE_THREADS, Limits, MAX_DIRS_OF_PATH, MAX_NAMES, MAX_NAMES_OF_LINK, MAX_SOCKETS, Rate,
-};
+pub use limits::{FILE_THREADS, Limits, MAX_DIRS_OF_PATH, MAX_NAMES, MAX_NAMES_OF_LINK, MAX_SOCKETS, Rate};
 pub use listen::{
     Access, Address, ClientCertificates, Identity, Listen, Mode, ProxyProtocol, SocketOptions, Tls,
 };

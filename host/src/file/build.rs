@@ -43,8 +43,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Checks the tables and makes a [`Config`] of those of which nothing is refused. Returns with it
-    /// all that is.
+    /// Checks the tables and makes a [`Config`] of those without an error. Returns with it all errors.
     pub(super) fn sound_part(mut self) -> (Option<Sound>, Problems) {
         let config = self.tables.file.take().map(|file| self.of_file(file));
         let sound = config.map(|config| self.without_refused(config));

@@ -85,8 +85,8 @@ macro_rules! table {
 ///
 /// This schema bounds values as the host does. It cannot express the sum of a time of several
 /// units, a fraction at the edge of a range, a fraction of an hour that is no whole second, the
-/// longest time, networks of IPv6 with bits behind the prefix, and settings that exclude each other.
-/// `wasm-inetd check` checks these too.
+/// longest time, networks of IPv6 with bits behind the prefix, texts with more bytes than
+/// characters, and settings that exclude each other. `wasm-inetd check` checks these too.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("allOf" = [shared()]))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

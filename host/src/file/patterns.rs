@@ -13,8 +13,8 @@ macro_rules! fraction {
     };
 }
 
-/// A number and a unit of time, several times. Fractions of the smaller units have as many digits as
-/// give whole nanoseconds.
+/// A number and a unit of time, several times. Fractions of the smaller units have only as many
+/// digits as give whole nanoseconds.
 macro_rules! time {
     () => {
         concat!(

@@ -223,8 +223,9 @@ fn tcp(
     Ok((socket, local))
 }
 
-/// Sets what the TCP sockets of connections take over from the one that listens. The size of the receive buffer has to be known
-/// before the first connection comes, since its handshake says how the window is scaled (RFC 7323, section 2.2).
+/// Sets what the TCP sockets of connections take over from the one that listens. The size of the
+/// receive buffer has to be known before the first connection comes, since its handshake says how
+/// the window is scaled (RFC 7323, section 2.2).
 fn set(socket: &Socket, options: &SocketOptions, service: Option<&str>) -> io::Result<()> {
     if let Some(size) = options.receive_buffer {
         socket.set_recv_buffer_size(size)?;

@@ -61,7 +61,12 @@ impl Service for Moody {
 /// Writes without end, and gives up each write that takes longer than a moment.
 async fn give_up(outbound: &mut Outbound) -> Result<(), ErrorCode> {
     loop {
-        match timeout(Duration::from_millis(10), outbound.write_all(vec![b'x'; 64 << 10])).await {
+        match timeout(
+            Duration::from_millis(10),
+            outbound.write_all(vec![b'x'; 64 << 10]),
+        )
+        .await
+        {
             Ok(written) => written?,
             Err(_given_up) => {}
         }
