@@ -295,12 +295,25 @@ fn a_limit_on_descriptors_below_those_of_files_is_warned_of() {
     ];
     let warns = |args: &[&str]| {
         let host = Host::below_shell("ulimit -n 300", args);
-        // Each of 64 threads can walk along a path of 664 directories.
         host.log()
-            .contains("what their guests may open need 42949 file descriptors")
+            .contains("what their guests may open need 453 file descriptors")
     };
     assert!(!warns(&args));
     assert!(warns(&[&args[..], &["--dir", &grant]].concat()));
+}
+
+#[test]
+fn the_limit_is_raised_for_the_directories_on_the_way_of_paths() {
+    let (_, grant) = with_file("raised-descriptors");
+    let errands = guest("errands").display().to_string();
+    let args = ["--listen", "127.0.0.1:0", "--component", &errands];
+    let few = ["--max-connections", "10", "--dir", &grant];
+    let host = Host::below_shell("ulimit -Sn 300 && ulimit -Hn 5000", &[args, few].concat());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", host.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files"));
+    let files: Vec<_> = files.unwrap().split_whitespace().collect();
+    assert_eq!(files[3..5], ["5000", "5000"]);
+    assert!(!host.log().contains("file descriptors"), "{}", host.log());
 }
 
 #[test]

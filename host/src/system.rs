@@ -21,10 +21,11 @@ const DESCRIPTORS: u64 = 40;
 const FIRST: usize = 16;
 
 /// Descriptors for the threads on which the guests of a service use files: those of their runtime,
-/// and those that each thread may have open while it works. These are the directories on the way of
-/// a path, a link that is read there, and the directory of another path, as for a file that is
-/// renamed.
-const DESCRIPTORS_FOR_FILES: u64 = 8 + (MAX_DIRS_OF_PATH + 2) as u64 * FILE_THREADS as u64;
+/// and two that each thread may have open while it works, as for a file that it renames.
+const DESCRIPTORS_FOR_FILES: u64 = 8 + 2 * FILE_THREADS as u64;
+
+/// Descriptors for the directories on the way of the paths that these threads look up.
+const DIRS_ON_THE_WAY: u64 = (MAX_DIRS_OF_PATH * FILE_THREADS) as u64;
 
 /// Mappings for the program itself, its libraries, heaps, and the stacks of its threads.
 const MAPPINGS: u64 = 500;
@@ -179,36 +180,40 @@ pub fn provide_descriptors() -> Result<(), String> {
 }
 
 /// Raises this process's limit on descriptors, as far as it may, to the need of the services and of
-/// the admin interface, which takes `of_admin`, and warns where that does not suffice.
+/// the admin interface, which takes `of_admin`, and warns where that does not suffice. Only hostile
+/// guests need those for the directories on the way of paths, so the host does not warn of these.
 pub fn raise_descriptors(config: &Config, of_admin: usize) {
-    let (mut connections, mut fixed, mut of_connections) = (0_u64, DESCRIPTORS, 0_u64);
+    let (mut connections, mut need, mut on_the_way) = (0_u64, DESCRIPTORS, 0_u64);
     if config.admin.is_some() {
-        fixed += of_admin as u64;
+        need += of_admin as u64;
     }
     for service in &config.services {
         let count = service.limits.max_connections.get() as u64;
         // A guest keeps the directories that were open when it began, also after the next load.
         let each = 1 + service.grants.dirs.len() as u64;
         if !service.grants.dirs.is_empty() {
-            fixed = fixed.saturating_add(DESCRIPTORS_FOR_FILES);
-            of_connections = of_connections.saturating_add(service.limits.max_files() as u64);
+            need = need
+                .saturating_add(DESCRIPTORS_FOR_FILES)
+                .saturating_add(service.limits.max_files() as u64);
+            on_the_way = on_the_way.saturating_add(DIRS_ON_THE_WAY);
         }
         if !service.grants.outbound.is_empty() {
-            of_connections = of_connections.saturating_add(service.limits.max_sockets() as u64);
+            need = need.saturating_add(service.limits.max_sockets() as u64);
         }
         connections = connections.saturating_add(count);
-        of_connections = of_connections.saturating_add(count.saturating_mul(each));
-        fixed = fixed.saturating_add(service.listen.len() as u64);
+        need = need
+            .saturating_add(count.saturating_mul(each))
+            .saturating_add(service.listen.len() as u64);
     }
-    let need = fixed.saturating_add(of_connections);
+    let most = need.saturating_add(on_the_way);
     let limit = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (limit.current, limit.maximum) else {
         return;
     };
-    if soft >= need {
+    if soft >= most {
         return;
     }
-    let raised = hard.map_or(need, |hard| hard.min(need));
+    let raised = hard.map_or(most, |hard| hard.min(most));
     let outcome = setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -216,24 +221,17 @@ pub fn raise_descriptors(config: &Config, of_admin: usize) {
             maximum: hard,
         },
     );
-    match outcome {
-        Ok(()) if raised >= need => debug!(from = soft, to = raised, "raised the limit on open files"),
-        _ => {
-            let setting = max_connections(config.services.len());
-            let limit = if outcome.is_ok() { raised } else { soft };
-            // The threads for files alone can need more.
-            let fewer = if fixed < limit {
-                format!(" or lower {setting}")
-            } else {
-                String::new()
-            };
-            warn!(
-                "{connections} connections ({setting}) and what their guests may open need {need} \
-                 file descriptors, but this process may open {limit}; raise the limit (`ulimit -n \
-                 {need}`, or `LimitNOFILE={need}` in the systemd unit){fewer}; connections beyond \
-                 the limit wait in the backlog"
-            );
-        }
+    let limit = if outcome.is_ok() { raised } else { soft };
+    if limit >= need {
+        debug!(from = soft, to = limit, "raised the limit on open files");
+    } else {
+        let setting = max_connections(config.services.len());
+        warn!(
+            "{connections} connections ({setting}) and what their guests may open need {need} \
+             file descriptors, but this process may open {limit}; raise the limit (`ulimit -n {need}`, \
+             or `LimitNOFILE={need}` in the systemd unit) or lower {setting}; connections beyond the \
+             limit wait in the backlog"
+        );
     }
 }
 
