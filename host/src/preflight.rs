@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::ToSocketAddrs as _;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -22,6 +21,7 @@ use crate::listener::{self, Listener, Prepared};
 use crate::reload;
 use crate::sandbox::{Compiler, Content, LoadError, Sandbox, Source};
 use crate::system::{can_create, directory_of, is_writable};
+use crate::values;
 
 /// Something that a start needs and that is missing or unusable.
 #[derive(Debug)]
@@ -273,8 +273,7 @@ pub(crate) fn find_service(
         Err(error) => {
             let resolved = obstacles.0.len();
             for (number, destination) in config.grants.outbound.iter().enumerate() {
-                let resolved = destination
-                    .to_socket_addrs()
+                let resolved = values::resolve(destination)
                     .with_context(|| format!("cannot resolve the granted destination `{destination}`"));
                 obstacles.note(key(&format!("grants.allow-outbound[{number}]")), of, resolved);
             }

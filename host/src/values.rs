@@ -17,7 +17,9 @@ use bytesize::ByteSize;
 use crate::base64;
 use crate::config::{CacheDir, CompileMemory, GrantedDir, Mode, Rate, Ratio, Setting};
 use crate::system::directory_of;
-pub(crate) use address::{SOCKET_PATH, address, admin_address, endpoint, network, show_address, too_long};
+pub(crate) use address::{
+    SOCKET_PATH, address, admin_address, endpoint, network, resolve, show_address, too_long,
+};
 
 /// What there is none of where a value is `off`.
 pub(crate) const OFF: &str = "off";

@@ -1,7 +1,7 @@
 //! What guests may use beyond their connection, as WASI has it.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use super::log_share::Share;
 use super::sockets::Sockets;
 use crate::config::{Grants, Limits};
 use crate::file_work::FileWork;
+use crate::values;
 
 /// Random bytes that a guest may have in one call, which is not interrupted. Beyond it, it traps, or by WASI 0.3 gets so many.
 const MAX_RANDOM: u64 = 64 << 10;
@@ -313,7 +314,7 @@ impl Outbound {
 fn addresses(destinations: &[String]) -> io::Result<Vec<SocketAddr>> {
     let mut found = Vec::new();
     for destination in destinations {
-        let addresses = destination.to_socket_addrs().map_err(|error| {
+        let addresses = values::resolve(destination).map_err(|error| {
             io::Error::other(format!(
                 "cannot resolve the granted destination `{destination}`: {error}"
             ))
@@ -329,6 +330,20 @@ fn addresses(destinations: &[String]) -> io::Result<Vec<SocketAddr>> {
 mod tests {
     use super::*;
     use crate::config::GrantedDir;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_destination_can_have_a_network_interface() {
+        let found = |destination: &str| addresses(&[destination.to_owned()]);
+        let by_number = found("[fe80::1%1]:80").unwrap();
+        assert_eq!(by_number, ["[fe80::1%1]:80".parse().unwrap()]);
+        assert_eq!(found("[fe80::1%lo]:80").unwrap(), by_number);
+        let error = found("[fe80::1%no-such-one]:80").unwrap_err().to_string();
+        assert!(
+            error.contains("there is no network interface `no-such-one`"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn threads_for_files_stay_with_a_service_whatever_its_settings_are() {

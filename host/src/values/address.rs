@@ -1,5 +1,6 @@
 //! Addresses and networks as text.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
@@ -80,6 +81,18 @@ fn scoped(text: &str) -> Option<Result<SocketAddr, String>> {
             super::quoted(interface, "of this name")
         )
     }))
+}
+
+/// Resolves the names of the host or of the network interface in a destination to connect to.
+///
+/// # Errors
+///
+/// There is no such host or interface.
+pub(crate) fn resolve(destination: &str) -> io::Result<Vec<SocketAddr>> {
+    match scoped(destination) {
+        Some(address) => Ok(vec![address.map_err(io::Error::other)?]),
+        None => Ok(destination.to_socket_addrs()?.collect()),
+    }
 }
 
 /// Returns the text of an address that [`address`] reads. It has the name of a network interface,
