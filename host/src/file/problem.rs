@@ -69,12 +69,9 @@ impl Problem {
     /// A problem with the key at `span` of `text`.
     fn at(text: &str, span: Range<usize>, key: String, message: String) -> Self {
         let before = text.get(..span.start.min(text.len())).unwrap_or(text);
-        // The name of a variable ends before `=`, and what follows can be its value.
         let key = match key.split_once("env.") {
-            Some((table, name)) if name.contains('=') => {
-                format!("{table}env.{}", name.split('=').next().unwrap_or_default())
-            }
-            _ => key,
+            Some((table, name)) => format!("{table}env.{}", before_value(name)),
+            None => key,
         };
         Self {
             line: 1 + before.matches('\n').count(),
@@ -89,7 +86,10 @@ impl Problem {
         let message = in_one_line(error.message());
         // The parser names neither the key nor its table.
         let message = match text.get(span.clone()) {
-            Some(key) if message == DUPLICATE => format!("{DUPLICATE} `{}`; remove one", in_one_line(key)),
+            Some(key) if message == DUPLICATE => {
+                let name = in_one_line(before_value(key.trim_matches(['"', '\''])));
+                format!("{DUPLICATE} {}; remove one", values::quoted(&name, "(not shown)"))
+            }
             _ => message,
         };
         Self::at(text, span, String::new(), message)
@@ -132,6 +132,11 @@ impl Problem {
         };
         Self::at(text, error.span().unwrap_or_default(), keys.join("."), message)
     }
+}
+
+/// Returns the name of a variable up to `=`. What follows can be its value.
+fn before_value(name: &str) -> &str {
+    name.split('=').next().unwrap_or_default()
 }
 
 /// The keys on a path, each with the indices that follow it.

@@ -1047,6 +1047,14 @@ fn a_key_that_stands_twice_is_named() {
             "2: duplicate key `threads`; remove one",
         ),
         ("[log]\n[admin]\n[log]\n", "3: duplicate key `log`; remove one"),
+        (
+            "[defaults.grants.env]\n\"A=s3cr3t\" = \"\"\n\"A=s3cr3t\" = \"\"\n",
+            "3: duplicate key `A`; remove one",
+        ),
+        (
+            "'A7qEjRWs3cr3t42xs3cr3t' = 1\n'A7qEjRWs3cr3t42xs3cr3t' = 1\n",
+            "2: duplicate key (not shown); remove one",
+        ),
     ] {
         let problems = parse(text, Path::new("")).unwrap_err().to_string();
         assert_eq!(problems, expected);
