@@ -193,6 +193,20 @@ pub(super) fn read(config: &Config) -> Result<Read, Unusable> {
     Ok(Read { server, files })
 }
 
+impl Unusable {
+    /// The key, within its table, of the file to change for a certificate and a key that cannot be
+    /// used together.
+    fn key_of_pair(&self) -> &'static str {
+        match self {
+            Self::Unfit {
+                what: CERTIFICATE, ..
+            }
+            | Self::Order { .. } => "certificate",
+            _ => "key",
+        }
+    }
+}
+
 /// Finds everything that keeps the files of `config` from being used. Returns the keys of the
 /// settings, and what is wrong with each.
 pub(crate) fn faults(config: &Config) -> Vec<(String, Unusable)> {
@@ -211,7 +225,8 @@ pub(crate) fn faults(config: &Config) -> Vec<(String, Unusable)> {
             _ => None,
         };
         faults.extend(certificate.map(|error| (format!("{table}certificate"), error)));
-        faults.extend(key.or(both).map(|error| (format!("{table}key"), error)));
+        faults.extend(key.map(|error| (format!("{table}key"), error)));
+        faults.extend(both.map(|error| (format!("{table}{}", error.key_of_pair()), error)));
     }
     let clients = config.clients.as_ref();
     let clients = clients.and_then(|clients| authorities(&clients.authorities, files).err());

@@ -149,6 +149,44 @@ fn certificates_that_no_client_gets_are_warned_of() {
     assert!(warning.contains("has no DNS name"), "{warning}");
 }
 
+#[test]
+fn a_fault_has_the_key_of_the_file_to_change() {
+    let dir = Dir::new("faults");
+    let (issuer, _) = identity(&dir.0, &["issuer.example"]);
+    let (unordered, _) = identity(&dir.0, &["unordered.example"]);
+    let [first, second] =
+        [&issuer, &unordered].map(|identity| fs::read_to_string(&identity.certificate).unwrap());
+    fs::write(&unordered.certificate, first + &second).unwrap();
+    let mut params = CertificateParams::new(["critical.example".to_owned()]).unwrap();
+    let mut extension = rcgen::CustomExtension::from_oid_content(&[1, 2, 3], vec![5, 0]);
+    extension.set_criticality(true);
+    params.custom_extensions = vec![extension];
+    let (critical, _) = signed(&dir.0, "critical", &params);
+    let (of_other, _) = identity(&dir.0, &["other.example"]);
+    let mismatched = Identity {
+        key: of_other.key,
+        ..issuer.clone()
+    };
+    for (identity, expected, words) in [
+        (unordered, "more[0].certificate", "move this certificate"),
+        (critical, "more[0].certificate", "its critical extension"),
+        (mismatched, "more[0].key", "does not belong to the certificate"),
+    ] {
+        let config = Config {
+            identities: vec![issuer.clone(), identity],
+            alpn: Vec::new(),
+            clients: None,
+            timeout: Duration::from_secs(60),
+        };
+        let found = faults(&config);
+        let [(key, error)] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(key, expected, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
 /// An expired certificate for some names, whose serial number has this size.
 fn lenient(dir: &Path, names: &[&str], serial: usize) -> (Identity, CertificateDer<'static>) {
     let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
