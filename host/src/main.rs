@@ -178,8 +178,7 @@ fn configuration(given: &Given) -> Result<(Config, Option<Text>), Vec<String>> {
             let mut refused: Vec<_> = clashes
                 .map(|clash| match clash.at {
                     At::Listener(_) => format!("--listen: {clash}"),
-                    At::Admin => format!("--admin: {clash}"),
-                    At::OfListener(_, key) | At::Key(key) | At::Limit(key) => {
+                    At::OfListener(_, key) | At::Key(key) | At::Limit(key) | At::Admin(key) => {
                         format!("{}: {clash}", cli::flag_of(key))
                     }
                 })

@@ -575,6 +575,52 @@ fn a_token_that_others_can_replace_is_refused_at_the_start() {
 }
 
 #[test]
+fn a_token_at_the_path_of_a_socket_or_of_records_is_refused_and_not_made() {
+    let dir = scratch("admin-token-conflict");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("x");
+    let path = path.to_str().unwrap();
+    let (unix, anywhere) = (format!("unix:{path}"), "127.0.0.1:0");
+    for (args, expected) in [
+        (
+            &["--listen", anywhere, "--admin", &unix, "--admin-token", path][..],
+            format!("--admin-token: the path conflicts with {unix} of the admin interface"),
+        ),
+        (
+            &["--listen", &unix, "--admin", "0", "--admin-token", path],
+            format!("--admin-token: the path conflicts with {unix} of service `echo`"),
+        ),
+        (
+            &["record", "--to", path, "--listen", &unix],
+            format!("--to: the path conflicts with {unix} of service `echo`"),
+        ),
+        (
+            &[
+                "record",
+                "--to",
+                path,
+                "--listen",
+                anywhere,
+                "--admin",
+                "0",
+                "--admin-token",
+                path,
+            ],
+            "--admin-token: the path conflicts with `--to` of service `echo`".to_owned(),
+        ),
+    ] {
+        let refusal = refused(args);
+        assert_eq!(refusal.status, Some(2), "{args:?}: {}", refusal.message);
+        assert!(
+            refusal.message.contains(&expected),
+            "{expected}: {}",
+            refusal.message
+        );
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn a_token_is_made_for_its_owner_where_there_is_none() {
     let dir = scratch("admin-made");
     fs::create_dir_all(&dir).unwrap();

@@ -1,16 +1,18 @@
 //! Services that cannot be run beside each other.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::listen::place;
 use super::{Address, Admin, Isolation, Listen, Service, Setting, Tls};
 
-/// A service that cannot be as it is, or not beside one before it or beside the admin interface.
+/// A setting that cannot be as it is, or not beside a service before it or the admin interface.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{what}")]
 pub struct Clash {
-    /// The service, counted from 0.
+    /// The service, counted from 0; of no use for a setting of the admin interface.
     pub service: usize,
     /// What of it.
     pub at: At,
@@ -28,12 +30,12 @@ pub enum At {
     Key(&'static str),
     /// The limit of this key.
     Limit(&'static str),
-    /// The address of the admin interface.
-    Admin,
+    /// What is set by this key of the admin interface, as the file names it.
+    Admin(&'static str),
 }
 
-/// Looks for services of one name, for listeners of which only one could be bound, and for settings that contradict each
-/// other or have no effect.
+/// Looks for services of one name, for listeners of which only one could be bound, for two things at one path, and for
+/// settings that contradict each other or have no effect.
 pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
     let mut clashes = Vec::new();
     for (index, service) in services.iter().enumerate() {
@@ -79,7 +81,59 @@ pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
         }
     }
     clashes.extend(admin.and_then(|admin| clash_of_admin(services, admin)));
+    clashes.extend(clashes_of_paths(services, admin));
     clashes
+}
+
+/// Looks for directories of records and a token file whose path is that of a socket, and for a token
+/// file whose path is that of such a directory. Services may record to one directory.
+fn clashes_of_paths(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
+    let mut taken = sockets(services, admin);
+    let find = |taken: &[(PathBuf, String)], path: &Path| {
+        let path = place(path);
+        let (_, name) = taken.iter().find(|(taken, _)| *taken == path)?;
+        Some(format!("the path conflicts with {name}; choose another path"))
+    };
+    let mut clashes = Vec::new();
+    let mut records = Vec::new();
+    for (index, service) in services.iter().enumerate() {
+        let Some(dir) = &service.record else {
+            continue;
+        };
+        clashes.extend(find(&taken, dir).map(|what| Clash {
+            service: index,
+            at: At::Key("record"),
+            what,
+        }));
+        let name = format!("{} of service `{}`", Setting::of("record"), service.name);
+        records.push((place(dir), name));
+    }
+    taken.extend(records);
+    let token = admin.and_then(|admin| admin.token.as_deref());
+    clashes.extend(token.and_then(|token| find(&taken, token)).map(|what| Clash {
+        service: 0,
+        at: At::Admin("admin.token"),
+        what,
+    }));
+    clashes
+}
+
+/// The paths of all sockets, and how messages name each.
+fn sockets(services: &[Service], admin: Option<&Admin>) -> Vec<(PathBuf, String)> {
+    let of_services = services.iter().flat_map(|service| {
+        let of = format!("of service `{}`", service.name);
+        service
+            .listen
+            .iter()
+            .map(move |listen| (&listen.address, of.clone()))
+    });
+    let of_admin = admin.map(|admin| (&admin.address, "of the admin interface".to_owned()));
+    let addresses = of_services.chain(of_admin);
+    let sockets = addresses.filter_map(|(address, of)| match address {
+        Address::Unix(path) => Some((place(path), format!("{address} {of}"))),
+        Address::Tcp(_) | Address::Abstract(_) | Address::Inherited(_) => None,
+    });
+    sockets.collect()
 }
 
 /// Looks for the first service that listens where the admin interface is to listen.
@@ -89,7 +143,7 @@ fn clash_of_admin(services: &[Service], admin: &Admin) -> Option<Clash> {
         let taken = service.listen.iter().find(|taken| excludes(taken, &admin))?;
         Some(Clash {
             service: index,
-            at: At::Admin,
+            at: At::Admin("admin.listen"),
             what: format!(
                 "{} conflicts with {} of service `{}`; choose another address",
                 admin.address, taken.address, service.name
@@ -257,7 +311,10 @@ mod tests {
             found.first().map(|clash| (clash.at, clash.to_string()))
         };
         let what = "127.0.0.1:80 conflicts with 0.0.0.0:80 of service `a`; choose another address";
-        assert_eq!(clash("127.0.0.1:80"), Some((At::Admin, what.to_owned())));
+        assert_eq!(
+            clash("127.0.0.1:80"),
+            Some((At::Admin("admin.listen"), what.to_owned()))
+        );
         assert_eq!(clash("127.0.0.1:8"), None);
         assert_eq!(clash("127.0.0.1:0"), None);
     }

@@ -1,7 +1,6 @@
 //! Where connections come from, and who may come in.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,24 +61,23 @@ impl Address {
     /// This looks at the directories of sockets, since a symbolic link can lead to each.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Unix(one), Self::Unix(other)) => {
-                let places = [one, other].map(|path| place(path));
-                one == other || matches!(places, [Ok(one), Ok(other)] if one == other)
-            }
+            (Self::Unix(one), Self::Unix(other)) => one == other || place(one) == place(other),
             (one, other) => one == other,
         }
     }
 }
 
-/// The path of a socket with the true path of its directory, if there is one.
-fn place(path: &Path) -> io::Result<PathBuf> {
-    let path = std::path::absolute(path)?;
+/// The path of a socket or another file, which need not exist, with the true path of its directory,
+/// if there is one.
+pub(super) fn place(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path);
+        return path;
     };
-    Ok(dir
-        .canonicalize()
-        .map_or_else(|_| path.clone(), |dir| dir.join(name)))
+    match dir.canonicalize() {
+        Ok(dir) => dir.join(name),
+        Err(_) => path,
+    }
 }
 
 impl Address {

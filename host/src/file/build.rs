@@ -341,7 +341,7 @@ impl<'a> Builder<'a> {
                 At::Limit(key) => format!("service[{service}].limits.{key}"),
                 At::Listener(number) => format!("service[{service}].listen[{number}]"),
                 At::OfListener(number, key) => format!("service[{service}].listen[{number}].{key}"),
-                At::Admin => "admin.listen".to_owned(),
+                At::Admin(key) => key.to_owned(),
             };
             self.refuse(&key, &clash.to_string());
         }

@@ -343,6 +343,19 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
              127.0.0.1:1 conflicts with 127.0.0.1:1 of service `a`; choose another address",
         ),
         (
+            &format!("admin = {{ listen = \"unix:x\", token = \"./x\" }}\n{service}"),
+            "1: admin.token: the path conflicts with unix:/etc/x of the admin interface; choose another path",
+        ),
+        (
+            &format!("admin = {{ listen = \"9\", token = \"talks\" }}\n{service}record = \"talks/\""),
+            "1: admin.token: the path conflicts with `record` of service `a`; choose another path",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nlisten = [\"unix:/x\"]\n\
+             [[service]]\nname = \"b\"\nlisten = [\"127.0.0.1:1\"]\nrecord = \"/usr/../x\"\n",
+            "7: service[1].record: the path conflicts with unix:/x of service `a`; choose another path",
+        ),
+        (
             &format!("{service}record = \"\""),
             "4: service[0].record: the path is empty; expected a path, or remove the key",
         ),
