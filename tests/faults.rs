@@ -276,6 +276,33 @@ fn a_start_without_threads_says_so() {
 }
 
 #[test]
+fn a_check_finds_that_there_are_too_few_threads() {
+    // The limit counts all processes of a user, so this needs one who has no others.
+    if !is_root() {
+        return;
+    }
+    let services = file(
+        "too-many-threads.toml",
+        "threads = 400\n[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n",
+    );
+    let services = services.to_str().unwrap();
+    for args in [&["check", "--config", services][..], &["--config", services]] {
+        let mut command = as_user(64_200, "prlimit");
+        let refusal = refusal_of(command.args(["--nproc=100", HOST]).args(args));
+        assert_eq!(refusal.status, Some(1), "{args:?}: {}", refusal.message);
+        for part in [
+            "cannot start the threads of the host (",
+            "expected a system that lets it have 405 threads or more",
+            "or lower `threads` from 400",
+        ] {
+            assert!(refusal.message.contains(part), "{args:?}: {}", refusal.message);
+        }
+        let place = format!("error: {services}:1: threads: ");
+        assert_eq!(refusal.message.starts_with(&place), args[0] == "check");
+    }
+}
+
+#[test]
 fn files_are_polled_without_a_thread_to_watch_them() {
     const USER: u32 = 64_100;
     // The limit counts all processes of a user, so this needs one who has no others.

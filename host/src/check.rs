@@ -15,6 +15,7 @@ use crate::preflight::{self, Blocked, Obstacles, Purpose};
 use crate::sandbox::{Compiler, Program, Sandbox, Source};
 use crate::service::{mappings, warn_of_migration};
 use crate::system;
+use crate::threads;
 
 /// Says of the component at `path`, in a few lines, what it is.
 ///
@@ -88,6 +89,8 @@ pub async fn check_services(
     let config = &sound.config;
     let mut obstacles = Obstacles::default();
     system::raise_descriptors(config, admin::DESCRIPTORS);
+    let threads = threads::check(config.threads.get()).map_err(anyhow::Error::msg);
+    obstacles.note("threads", None, threads);
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.
     let compiler = Compiler::of(config, program, Some(file.path())).with_cache(&CacheDir::Off);

@@ -16,9 +16,7 @@ use clap::Parser;
 use host::check::{check, check_services};
 use host::cli::{Cli, Command, Given};
 use host::compile::{compile, tasks_of_files, tasks_of_services};
-use host::config::{
-    At, CacheDir, Config, Log, LogFormat, LogLevel, Setting, clashes, name_settings_as_flags,
-};
+use host::config::{At, CacheDir, Config, Log, LogFormat, LogLevel, clashes, name_settings_as_flags};
 use host::file::Text;
 use host::logging::in_one_line;
 use host::preflight::Blocked;
@@ -29,7 +27,7 @@ use host::sandbox::compiler::child;
 use host::server::Drained;
 use host::system::provide_descriptors;
 use host::terminal::{Progress, Terminal};
-use host::threads::{KEPT, STACK, check_stack_size, spare};
+use host::threads::{KEPT, STACK, check_stack_size, spare, too_few};
 use host::{cli, file, listener, logging, scaffold, server, shutdown};
 use tokio::runtime::{self, Runtime};
 use tracing::error;
@@ -228,27 +226,10 @@ fn log_of(command: &Command) -> Log {
 fn end_at_panics(threads: usize) {
     panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or("(no message)");
-        refuse(FAILURE, [too_few_threads(threads, message)]);
+        refuse(FAILURE, [too_few(threads, message)]);
         process::exit(FAILURE.into());
     }));
 }
-
-/// Says that the threads that serve connections, or those beside them, cannot be started.
-fn too_few_threads(threads: usize, error: impl Display) -> String {
-    let fewer = match threads {
-        1 => String::new(),
-        _ => format!(", or lower {} from {threads}", Setting::of("threads")),
-    };
-    format!(
-        "cannot start the threads of the host ({error}): expected a system that lets it have {} threads or \
-         more; raise the limit (`ulimit -u`, or `TasksMax=` in the systemd unit){fewer}",
-        threads + BESIDE,
-    )
-}
-
-/// Threads that the host has beside those that serve connections: the first one, the one that
-/// writes the log, a spare one, the clock, and one for work that waits.
-const BESIDE: usize = 5;
 
 /// The threads that serve connections, and a spare one, by which a thread in a long call is
 /// replaced.
@@ -266,7 +247,7 @@ fn runtime(threads: usize) -> anyhow::Result<Runtime> {
         .build()
         .context("cannot start the async runtime")?;
     let spare = runtime.block_on(spare());
-    spare.map_err(|error| anyhow!(too_few_threads(threads, error)))?;
+    spare.map_err(|error| anyhow!(too_few(threads, error)))?;
     Ok(runtime)
 }
 

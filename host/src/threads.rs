@@ -1,11 +1,13 @@
-//! Threads for work that waits for files, processes or guests.
+//! Threads for work that waits for files, processes or guests, and checks for a lack of threads.
 //!
 //! A runtime has threads for such work too. If the system gives the process no further thread,
 //! however, the runtime panics if it has none of them, and lets the work wait for one if it has
 //! any. So each runtime starts with a [`spare`] one, which it keeps for [`KEPT`].
 
+use std::fmt::Display;
 use std::io;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::config::Setting;
 use crate::logging::expect_panic;
 use crate::values;
 
@@ -40,6 +43,47 @@ pub const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 pub fn check_stack_size() -> Result<(), String> {
     let range = STACK as u64..=MAX_STACK as u64;
     values::number_in_environment("RUST_MIN_STACK", "a number of bytes", range).map(drop)
+}
+
+/// Threads that the host has beside those that serve connections: the first one, the one that
+/// writes the log, a spare one, the clock, and one for work that waits.
+const BESIDE: usize = 5;
+
+/// Threads that a process has which only checks settings: the first one, the one that writes the
+/// log, a spare one, and one that would serve connections.
+const OF_CHECK: usize = 4;
+
+/// Says that the `threads` that serve connections, or those beside them, cannot be started.
+pub fn too_few(threads: usize, error: impl Display) -> String {
+    let fewer = match threads {
+        1 => String::new(),
+        _ => format!(", or lower {} from {threads}", Setting::of("threads")),
+    };
+    format!(
+        "cannot start the threads of the host ({error}): expected a system that lets it have {} threads or \
+         more; raise the limit (`ulimit -u`, or `TasksMax=` in the systemd unit){fewer}",
+        threads + BESIDE,
+    )
+}
+
+/// Checks that a host could start which serves connections by so many `threads`: starts as many as
+/// this process lacks, and ends them.
+///
+/// # Errors
+///
+/// The system gives the process fewer threads. The error is the sentence of [`too_few`].
+pub(crate) fn check(threads: usize) -> Result<(), String> {
+    // Each thread stays until all are there.
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let _closed = gate.lock();
+        (OF_CHECK..threads + BESIDE).try_for_each(|_| {
+            let waits = || drop(gate.lock());
+            let thread = thread::Builder::new().stack_size(STACK);
+            thread.spawn_scoped(scope, waits).map(drop)
+        })
+    })
+    .map_err(|error| too_few(threads, error))
 }
 
 /// Starts the first thread for work that waits of the current runtime, which has to keep it.
