@@ -238,6 +238,7 @@ fn an_address_that_cannot_be_bound_comes_with_advice() {
         ),
         (format!("unix:{dir}/file/s"), "file` is not a directory"),
         (format!("unix:{dir}/s/"), "the path ends with `/`"),
+        (format!("unix:{dir}/s/."), "the path ends with `/.`"),
         ("unix:/proc/s".to_owned(), "no socket can be created in `/proc`"),
     ] {
         let refusal = refused(&["--listen", &address]);

@@ -102,7 +102,8 @@ fn a_guest_that_says_something_else_has_no_profile() {
 fn a_profile_that_cannot_be_written_is_refused_before_it_takes_its_time() {
     // The guest does something else than the conversation, which is found later.
     let dir = conversation("nowhere", "> \"20000\\n\"\n< \"2\\n\"\n> end\n< end\n");
-    for to in [dir.join("no/such/profile.json"), dir.clone()] {
+    for to in ["no/such/profile.json", "", "new/", "new/."] {
+        let to = dir.join(to);
         let (status, said) = profile(&guest("primes"), &dir, &to);
         assert_eq!(status, Some(1), "{said}");
         assert!(

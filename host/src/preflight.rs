@@ -20,7 +20,7 @@ use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
 use crate::reload;
 use crate::sandbox::{Compiler, Content, LoadError, Sandbox, Source};
-use crate::system::{can_create, directory_of, is_writable};
+use crate::system::{can_create, check_names_file, directory_of, is_writable};
 use crate::values;
 
 /// Something that a start needs and that is missing or unusable.
@@ -376,6 +376,8 @@ fn check_token(path: &Path) -> anyhow::Result<()> {
     if admin::has_token(path)? {
         return Ok(());
     }
+    let cannot = || format!("cannot create the token file {}", admin::named_token(path));
+    check_names_file(path).with_context(cannot)?;
     admin::check_token_directories(path)?;
     if path.is_symlink() {
         bail!(
@@ -383,6 +385,5 @@ fn check_token(path: &Path) -> anyhow::Result<()> {
             path.display()
         );
     }
-    is_writable(directory_of(path))
-        .with_context(|| format!("cannot create the token file {}", admin::named_token(path)))
+    is_writable(directory_of(path)).with_context(cannot)
 }

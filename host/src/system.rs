@@ -261,6 +261,20 @@ pub(crate) fn can_create(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Checks that a path can be that of a file which does not exist yet. The system takes a path that
+/// ends like this for that of a directory (path_resolution(7)).
+pub(crate) fn check_names_file(path: &Path) -> io::Result<()> {
+    let path = path.as_os_str().as_encoded_bytes();
+    let mut endings = ["/", "/.", "/.."].into_iter();
+    match endings.find(|ending| path.ends_with(ending.as_bytes())) {
+        None => Ok(()),
+        Some(ending) => Err(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            format!("the path ends with `{ending}`; choose the path of a file"),
+        )),
+    }
+}
+
 /// Checks whether `dir` is a directory in which this process may create files.
 pub(crate) fn is_writable(dir: &Path) -> io::Result<()> {
     if !fs::metadata(dir)?.is_dir() {
@@ -371,6 +385,16 @@ mod tests {
             }
         }
         assert!(seen.contains("proc"), "{seen:?}");
+    }
+
+    #[test]
+    fn a_path_with_the_end_of_a_directory_names_no_file() {
+        for path in ["a/", "a/.", "a/..", "a//", "/"] {
+            assert!(check_names_file(Path::new(path)).is_err(), "{path}");
+        }
+        for path in ["a", "/a", "a.", "a/..b", "a/b.."] {
+            assert!(check_names_file(Path::new(path)).is_ok(), "{path}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use rustix::fs::{Access, OFlags, access, fcntl_getfl, fcntl_setfl};
 
 use crate::file_id::FileId;
-use crate::system::{directory_of, is_writable};
+use crate::system::{check_names_file, directory_of, is_writable};
 
 /// Reads a file, or a pipe of the shell such as `/dev/fd/63`, of at most `limit` bytes.
 ///
@@ -135,7 +135,10 @@ pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
                 dir(&path.canonicalize()?)?;
             }
         }
-        Err(_) => dir(path)?,
+        Err(_) => {
+            check_names_file(path)?;
+            dir(path)?;
+        }
     }
     Ok(())
 }

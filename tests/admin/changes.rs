@@ -575,6 +575,31 @@ fn a_token_that_others_can_replace_is_refused_at_the_start() {
 }
 
 #[test]
+fn a_token_with_the_path_of_a_directory_is_found_by_check() {
+    let dir = scratch("admin-token-directory");
+    fs::create_dir_all(&dir).unwrap();
+    let services = dir.join("services.toml");
+    for token in ["missing/", "missing/."] {
+        let text = format!(
+            "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{token}\"\n\
+             [[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n"
+        );
+        fs::write(&services, text).unwrap();
+        let services = services.to_str().unwrap();
+        for args in [&["check", "--config", services][..], &["--config", services]] {
+            let refusal = refused(args);
+            assert_eq!(refusal.status, Some(1), "{args:?}: {}", refusal.message);
+            for part in [
+                "3: admin.token: cannot create the token file `",
+                "choose the path of a file",
+            ] {
+                assert!(refusal.message.contains(part), "{token}: {}", refusal.message);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_token_at_the_path_of_a_socket_or_of_records_is_refused_and_not_made() {
     let dir = scratch("admin-token-conflict");
     fs::create_dir_all(&dir).unwrap();

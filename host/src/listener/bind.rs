@@ -19,7 +19,7 @@ use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, Setting, SocketOptions};
 use crate::file_id::FileId;
 use crate::guarded::{self, STICKY};
-use crate::system::{directory_of, may_remove_files_of_others, takes_no_files};
+use crate::system::{check_names_file, directory_of, may_remove_files_of_others, takes_no_files};
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
@@ -358,9 +358,7 @@ fn warn_of_tcp_options(options: &SocketOptions, service: Option<&str>) {
 /// The socket could not be bound. The error is the one that binding it returns.
 pub(super) fn check_path(path: &Path, flag: &str) -> anyhow::Result<()> {
     let address = Address::Unix(path.to_owned());
-    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        bail!("cannot listen on {address}: the path ends with `/`; choose the path of a file with {flag}");
-    }
+    check_names_file(path).map_err(|error| anyhow!("cannot listen on {address}: {error} with {flag}"))?;
     let cannot = |error: io::Error| refused(&error, &address, flag);
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
