@@ -467,6 +467,55 @@ fn the_components_of_a_services_file_are_compiled_ahead() {
 }
 
 #[test]
+fn errors_of_compile_have_the_keys_that_check_names() {
+    let dir = scratch("compile-keys");
+    fs::create_dir_all(&dir).unwrap();
+    fs::copy(guest("upper"), dir.join("upper.wasm")).unwrap();
+    fs::copy(guest("primes"), dir.join("primes.wasm")).unwrap();
+    fs::copy(guest("upper-case"), dir.join("middleware.wasm")).unwrap();
+    fs::write(dir.join("damaged.wasm"), "\0asm\x0d\0\x01\0damaged").unwrap();
+    let services = dir.join("services.toml");
+    let listen = "listen = [\"127.0.0.1:0\"]";
+    let text = format!(
+        "cache = \"cache\"\n\
+         [[service]]\nname = \"a\"\n{listen}\ncomponent = \"upper.wasm\"\n\
+         middleware = [\n\"middleware.wasm\",\n\"missing.wasm\"]\n\
+         [[service]]\nname = \"b\"\n{listen}\ncomponent = \"upper.wasm\"\n\
+         middleware = [\n\"damaged.wasm\"]\n\
+         [[service]]\nname = \"c\"\n{listen}\ncomponent = \"primes.wasm\"\npreinit = true\n\
+         [service.grants]\ndirs = [\"missing::/data\"]\nallow-outbound = [\"host.invalid:80\"]\n\
+         [[service]]\nname = \"d\"\n{listen}\ncomponent = \"missing.wasm\"\n"
+    );
+    fs::write(&services, text).unwrap();
+    let path = services.to_str().unwrap();
+    let errors = |args: &[&str]| -> Vec<String> {
+        let output = command().args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = self::text(&output.stderr).lines();
+        said.filter(|line| line.starts_with("error: "))
+            .map(str::to_owned)
+            .collect()
+    };
+    let compiled = errors(&["compile", "--config", path]);
+    let expected = [
+        "8: service[0].middleware[1]: service `a`: cannot read the middleware `",
+        "14: service[1].middleware[0]: service `b`: `",
+        "21: service[2].grants.dirs[0]: service `c`: cannot open the granted directory `",
+        "22: service[2].grants.allow-outbound[0]: service `c`: cannot resolve the granted destination `",
+        "26: service[3].component: service `d`: cannot read the component `",
+    ];
+    assert_eq!(compiled.len(), expected.len(), "{compiled:?}");
+    for (line, expected) in compiled.iter().zip(expected) {
+        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
+    }
+    let mut checked = errors(&["check", "--config", path]);
+    let mut compiled = compiled;
+    checked.sort();
+    compiled.sort();
+    assert_eq!(compiled, checked);
+}
+
+#[test]
 fn a_cache_that_cannot_be_filled_is_an_error_of_compile() {
     let open = scratch("compile-open");
     fs::create_dir_all(&open).unwrap();

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use bytesize::ByteSize;
 
-use crate::config::{CacheDir, CompileMemory, Config, Grants, Limits, Terms};
+use crate::config::{CacheDir, CompileMemory, Config, Grants, Limits, Service, Terms};
 use crate::file::Text;
 use crate::logging::in_one_line;
+use crate::preflight::{self, Blocked, Obstacles};
 use crate::sandbox::{Ahead, Compiler, Program, Sandbox, Source};
 
 /// A component to compile, on the terms on which a start loads it.
@@ -18,8 +18,8 @@ pub struct Task {
     limits: Limits,
     grants: Grants,
     preinit: bool,
-    /// The key of the services file that names it.
-    key: Option<String>,
+    /// The service that it is for, and its number in the services file.
+    service: Option<(usize, Service)>,
 }
 
 /// Returns the tasks for components in files that are loaded on these terms.
@@ -29,7 +29,7 @@ pub fn tasks_of_files(files: Vec<PathBuf>, terms: &Terms) -> Vec<Task> {
         limits: terms.limits,
         grants: terms.grants.clone(),
         preinit: terms.preinit,
-        key: None,
+        service: None,
     };
     files.into_iter().map(task).collect()
 }
@@ -42,7 +42,7 @@ pub fn tasks_of_services(config: &Config) -> Vec<Task> {
         limits: service.limits,
         grants: service.grants.clone(),
         preinit: service.preinit,
-        key: Some(format!("service[{index}].component")),
+        service: Some((index, service.clone())),
     });
     tasks.collect()
 }
@@ -52,7 +52,7 @@ pub fn tasks_of_services(config: &Config) -> Vec<Task> {
 pub struct Done {
     /// A line for each component that is in the cache now.
     pub text: String,
-    /// A sentence for each component that is not.
+    /// A sentence for each reason why one is not.
     pub failed: Vec<String>,
 }
 
@@ -75,26 +75,42 @@ pub async fn compile(
         match one(task, &compiler).await {
             // A string takes all that is written to it.
             Ok(line) => _ = writeln!(done.text, "{}", in_one_line(line)),
-            Err(error) => done.failed.push(match (file, &task.key) {
-                (Some(file), Some(key)) => file.problem(key, format!("{error:#}")),
-                _ => format!("{error:#}"),
-            }),
+            Err(obstacles) => {
+                let blocked = obstacles.end(file).err();
+                done.failed
+                    .extend(blocked.into_iter().flat_map(|Blocked(sentences)| sentences));
+            }
         }
     }
     done
 }
 
-async fn one(task: &Task, compiler: &Compiler) -> anyhow::Result<String> {
+async fn one(task: &Task, compiler: &Compiler) -> Result<String, Obstacles> {
+    let (index, service) = match &task.service {
+        Some((index, service)) => (*index, Some(service)),
+        // Messages name no keys.
+        None => (0, None),
+    };
+    let mut obstacles = Obstacles::default();
+    let source = &task.source;
+    let parts = preflight::find_parts(index, service, source, &mut obstacles);
     // Only initialisation uses what is granted, and not all of that need be there yet.
     let none = Grants::default();
     let grants = if task.preinit { &task.grants } else { &none };
-    let sandbox = Sandbox::new(&task.limits, grants, compiler).context("cannot start the sandbox")?;
-    let content = task.source.read()?;
+    preflight::find_granted_dirs(index, service, grants, &mut obstacles);
+    let sandbox = Sandbox::new(&task.limits, grants, compiler);
+    let sandbox = preflight::note_sandbox(index, service, grants, sandbox, &mut obstacles);
+    let Some(sandbox) = sandbox.filter(|_| obstacles.is_empty()) else {
+        return Err(obstacles);
+    };
+    let content = source.whole(parts);
     let size = ByteSize::b(content.size()).display().iec();
-    let (source, Ahead { entry, compiled }) = (
-        &task.source,
-        sandbox.preinit(task.preinit).compile_ahead(&content).await?,
-    );
+    let ahead = sandbox.preinit(task.preinit).compile_ahead(&content).await;
+    let Ahead { entry, compiled } = ahead.map_err(|error| {
+        let key = preflight::key_of(&content, &error);
+        obstacles.add(format!("service[{index}].{key}"), service, error.into());
+        obstacles
+    })?;
     let how = match compiled {
         Some((time, peak)) => {
             let peak = ByteSize::b(peak).display().iec();

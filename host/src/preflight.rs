@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow, bail};
 use thiserror::Error;
 
 use crate::admin;
-use crate::config::{Address, Config, Listen, Service, Setting};
+use crate::config::{Address, Config, Grants, Listen, Service, Setting};
 use crate::file::Text;
 use crate::granted_dir;
 use crate::guarded::{self, Owner};
@@ -50,6 +50,17 @@ impl Obstacles {
             service: service.map(|service| service.name.clone()),
             error,
         });
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one is in what the service at `index` needs.
+    fn has_of_service(&self, index: usize) -> bool {
+        let table = format!("service[{index}].");
+        self.0.iter().any(|obstacle| obstacle.key.starts_with(&table))
     }
 
     /// Takes over what others found.
@@ -250,51 +261,85 @@ pub(crate) fn find_service(
     compiler: &Compiler,
     obstacles: &mut Obstacles,
 ) -> Option<Unloaded> {
-    let of = Some(config);
-    let key = |key: &str| format!("service[{index}].{key}");
     let before = obstacles.0.len();
     let source = Source::new(config.component.clone(), config.middleware.clone());
-    let mut parts = Vec::new();
-    for (number, part) in source.read_parts().enumerate() {
-        let name = match number {
-            number if number < config.middleware.len() => format!("middleware[{number}]"),
-            _ => "component".to_owned(),
-        };
-        let part = part.and_then(|part| part.check_beginning().map(|()| part));
-        parts.extend(obstacles.note(key(&name), of, part));
-    }
+    let parts = find_parts(index, Some(config), &source, obstacles);
     find_directories(index, config, obstacles);
     let sandbox = Sandbox::succeed(previous, &config.limits, &config.grants, compiler);
-    let sandbox = match sandbox {
-        Ok(sandbox) => sandbox
+    let sandbox = note_sandbox(index, Some(config), &config.grants, sandbox, obstacles)?;
+    (obstacles.0.len() == before).then(|| Unloaded {
+        config: config.clone(),
+        sandbox: sandbox
             .service(&config.name)
             .preinit(config.preinit)
             .isolation(config.isolation),
-        Err(error) => {
-            let resolved = obstacles.0.len();
-            for (number, destination) in config.grants.outbound.iter().enumerate() {
-                let resolved = values::resolve(destination)
-                    .with_context(|| format!("cannot resolve the granted destination `{destination}`"));
-                obstacles.note(key(&format!("grants.allow-outbound[{number}]")), of, resolved);
-            }
-            // Directories were looked at before.
-            if obstacles.0.len() == resolved && obstacles.0.len() == before {
-                obstacles.add(
-                    key("name"),
-                    of,
-                    anyhow::Error::new(error).context("cannot start the sandbox"),
-                );
-            }
-            return None;
-        }
-    };
-    (obstacles.0.len() == before).then(|| Unloaded {
-        config: config.clone(),
-        sandbox,
         content: source.whole(parts),
         source,
         insisted: false,
     })
+}
+
+/// Reads the parts of `source`, as far as they can be read and begin as WebAssembly does.
+pub(crate) fn find_parts(
+    index: usize,
+    of: Option<&Service>,
+    source: &Source,
+    obstacles: &mut Obstacles,
+) -> Vec<Content> {
+    let mut parts = Vec::new();
+    for (number, part) in source.read_parts().enumerate() {
+        let name = match number {
+            number if number < source.middleware.len() => format!("middleware[{number}]"),
+            _ => "component".to_owned(),
+        };
+        let part = part.and_then(|part| part.check_beginning().map(|()| part));
+        parts.extend(obstacles.note(format!("service[{index}].{name}"), of, part));
+    }
+    parts
+}
+
+/// Returns the sandbox with these grants if it could be started, and notes the reason otherwise: a
+/// granted destination, or what [`find_granted_dirs`] has noted before.
+pub(crate) fn note_sandbox(
+    index: usize,
+    of: Option<&Service>,
+    grants: &Grants,
+    started: io::Result<Sandbox>,
+    obstacles: &mut Obstacles,
+) -> Option<Sandbox> {
+    let error = match started {
+        Ok(sandbox) => return Some(sandbox),
+        Err(error) => error,
+    };
+    for (number, destination) in grants.outbound.iter().enumerate() {
+        let key = format!("service[{index}].grants.allow-outbound[{number}]");
+        let resolved = values::resolve(destination)
+            .with_context(|| format!("cannot resolve the granted destination `{destination}`"));
+        obstacles.note(key, of, resolved);
+    }
+    if !obstacles.has_of_service(index) {
+        let error = anyhow::Error::new(error).context("cannot start the sandbox");
+        obstacles.add(format!("service[{index}].name"), of, error);
+    }
+    None
+}
+
+/// Looks for the granted directories.
+pub(crate) fn find_granted_dirs(
+    index: usize,
+    of: Option<&Service>,
+    grants: &Grants,
+    obstacles: &mut Obstacles,
+) {
+    for (number, dir) in grants.dirs.iter().enumerate() {
+        let key = format!("service[{index}].grants.dirs[{number}]");
+        let listed = fs::read_dir(&dir.host)
+            .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
+        if obstacles.note(key.as_str(), of, listed).is_some() {
+            let opened = granted_dir::open(&dir.host, grants.writable());
+            obstacles.note(key, of, opened);
+        }
+    }
 }
 
 /// Looks for the directories that a service needs while it runs: the gate, the records, and the
@@ -319,15 +364,7 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
             });
         obstacles.note(key("record"), of, checked);
     }
-    for (number, dir) in config.grants.dirs.iter().enumerate() {
-        let key = key(&format!("grants.dirs[{number}]"));
-        let listed = fs::read_dir(&dir.host)
-            .with_context(|| format!("cannot open the granted directory `{}`", dir.host.display()));
-        if obstacles.note(key.as_str(), of, listed).is_some() {
-            let opened = granted_dir::open(&dir.host, config.grants.writable());
-            obstacles.note(key, of, opened);
-        }
-    }
+    find_granted_dirs(index, of, &config.grants, obstacles);
 }
 
 /// Looks for everything that a listener needs, short of binding its address. The listener is named
