@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::harness::{
-    HOST, HUP, Host, NEW, Place, again, command, field, file, guest, refusal_of, refused, replace, scratch,
-    until, with_cache,
+    HOST, HUP, Host, NEW, Place, again, assert_errors, command, field, file, guest, refusal_of, refused,
+    replace, scratch, until, with_cache,
 };
 
 /// The subcommand of the processes that compile.
@@ -504,10 +504,8 @@ fn errors_of_compile_have_the_keys_that_check_names() {
         "22: service[2].grants.allow-outbound[0]: service `c`: cannot resolve the granted destination `",
         "26: service[3].component: service `d`: cannot read the component `",
     ];
-    assert_eq!(compiled.len(), expected.len(), "{compiled:?}");
-    for (line, expected) in compiled.iter().zip(expected) {
-        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
-    }
+    let lines: Vec<_> = compiled.iter().map(String::as_str).collect();
+    assert_errors(&lines, path, &expected);
     let mut checked = errors(&["check", "--config", path]);
     let mut compiled = compiled;
     checked.sort();

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufReader, Read as _};
 use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, Stdio};
 
 use regex::Regex;
 use serde_json::{Value, json};
@@ -478,21 +480,36 @@ fn fill_log(address: SocketAddr) -> usize {
     connections
 }
 
+/// A host whose log is not read while it serves.
+struct Unread {
+    host: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Unread {
+    fn start(args: &[&str]) -> Self {
+        let mut command = crate::harness::command();
+        let mut host = command.args(args).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(host.stderr.take().unwrap());
+        Self { host, log }
+    }
+
+    /// Stops the host, and returns the log from where it was read last.
+    fn stop(mut self) -> String {
+        crate::harness::signal(&self.host, crate::harness::TERM);
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        self.host.wait().unwrap();
+        log
+    }
+}
+
 #[test]
 fn guests_leave_room_in_the_log_for_lines_of_the_host() {
-    let mut child = crate::harness::command()
-        .args(["--listen", "127.0.0.1:0", "--component"])
-        .arg(crate::harness::guest("herald"))
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
-    let address = listens_at(&mut reader);
-    let connections = fill_log(address);
-    crate::harness::signal(&child, crate::harness::TERM);
-    let mut log = String::new();
-    std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
-    child.wait().unwrap();
+    let herald = crate::harness::guest("herald");
+    let mut unread = Unread::start(&["--listen", "127.0.0.1:0", "--component", herald.to_str().unwrap()]);
+    let connections = fill_log(listens_at(&mut unread.log));
+    let log = unread.stop();
     let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
     assert_eq!(count("connection ended"), connections);
     assert!(count("guest log") > 4000, "{}", count("guest log"));
@@ -505,20 +522,11 @@ fn guests_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
         format!("[[service]]\nname = \"{name}\"\ncomponent = {herald:?}\nlisten = [\"127.0.0.1:0\"]\n")
     };
     let config = file("log-room.toml", service("loud") + &service("calm"));
-    let mut child = crate::harness::command()
-        .arg("--config")
-        .arg(&config)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
-    let [loud, calm] = [(); 2].map(|()| listens_at(&mut reader));
+    let mut unread = Unread::start(&["--config", config.to_str().unwrap()]);
+    let [loud, calm] = [(); 2].map(|()| listens_at(&mut unread.log));
     let connections = fill_log(loud);
     Client::connect(calm).unwrap().echo("500\n");
-    crate::harness::signal(&child, crate::harness::TERM);
-    let mut log = String::new();
-    std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
-    child.wait().unwrap();
+    let log = unread.stop();
     let of = |service: &str, text: &str| {
         let of = format!("service=\"{service}\"");
         let lines = log.lines().filter(|line| line.contains(&of));
@@ -534,14 +542,8 @@ fn guests_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
 fn connections_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read() {
     let service = |name| format!("[[service]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\n");
     let config = file("log-connections.toml", service("busy") + &service("calm"));
-    let mut child = crate::harness::command()
-        .arg("--config")
-        .arg(&config)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
-    let [busy, calm] = [(); 2].map(|()| listens_at(&mut reader));
+    let mut unread = Unread::start(&["--config", config.to_str().unwrap()]);
+    let [busy, calm] = [(); 2].map(|()| listens_at(&mut unread.log));
     let connect = |address, count| {
         for _ in 0..count {
             let client = Client::connect(address).unwrap();
@@ -556,10 +558,7 @@ fn connections_of_one_service_take_no_room_of_another_in_a_log_that_is_not_read(
         }
     });
     connect(calm, 500);
-    crate::harness::signal(&child, crate::harness::TERM);
-    let mut log = String::new();
-    std::io::Read::read_to_string(&mut reader, &mut log).unwrap();
-    child.wait().unwrap();
+    let log = unread.stop();
     let ended = |service: &str| {
         let of = format!("service=\"{service}\"");
         let lines = log.lines().filter(|line| line.contains("connection ended"));
@@ -629,20 +628,15 @@ fn a_log_whose_reader_does_not_read_does_not_stop_the_service() {
 }
 
 /// The first line of the log is read, `then` comes the end of it, and the service goes on.
-fn log_that_is_not_read(then: impl FnOnce(std::io::BufReader<std::process::ChildStderr>)) {
-    let mut child = crate::harness::command()
-        .args(["--listen", "127.0.0.1:0", "-v"])
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut reader = std::io::BufReader::new(child.stderr.take().unwrap());
-    let address = listens_at(&mut reader);
-    then(reader);
+fn log_that_is_not_read(then: impl FnOnce(BufReader<ChildStderr>)) {
+    let Unread { mut host, mut log } = Unread::start(&["--listen", "127.0.0.1:0", "-v"]);
+    let address = listens_at(&mut log);
+    then(log);
     for _ in 0..2000 {
         crate::harness::Client::connect(address).unwrap().echo("hello");
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    host.kill().unwrap();
+    host.wait().unwrap();
 }
 
 /// Reads the log up to the line that says where the host listens.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use bytesize::ByteSize;
 use serde_json::Value;
@@ -16,6 +17,15 @@ fn profile(guest: &Path, dir: &Path, to: &Path) -> (Option<i32>, String) {
     let output = command.args(["--time", "200ms"]).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// A command that profiles a guest for a short time, and writes the profile to standard output.
+fn to_stdout(name: &str) -> Command {
+    let dir = conversation(name, "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
+    let mut command = command();
+    command.arg("profile").arg(dir).arg(guest("primes"));
+    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
+    command
 }
 
 /// A directory with one conversation.
@@ -51,11 +61,7 @@ fn a_profile_names_the_functions_of_the_guest() {
 
 #[test]
 fn a_profile_on_standard_output_is_whole_and_has_its_size() {
-    let dir = conversation("stdout", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
-    let mut command = command();
-    command.arg("profile").arg(&dir).arg(guest("primes"));
-    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
-    let output = command.output().unwrap();
+    let output = to_stdout("stdout").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
     serde_json::from_slice::<Value>(&output.stdout).expect("a profile and nothing else");
@@ -65,25 +71,17 @@ fn a_profile_on_standard_output_is_whole_and_has_its_size() {
 
 #[test]
 fn a_profile_that_nobody_reads_ends_silently() {
-    let dir = conversation("closed", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
-    let mut command = command();
-    command.arg("profile").arg(&dir).arg(guest("primes"));
-    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = command.stdout(writer).output().unwrap();
+    let output = to_stdout("closed").stdout(writer).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
 }
 
 #[test]
 fn a_profile_whose_description_cannot_be_written_is_whole() {
-    let dir = conversation("full", "> \"20000\\n\"\n< \"224737\\n\"\n> end\n< end\n");
-    let mut command = command();
-    command.arg("profile").arg(&dir).arg(guest("primes"));
-    command.args(["--to", "/dev/stdout", "--time", "200ms"]);
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let output = command.stderr(full).output().unwrap();
+    let output = to_stdout("full").stderr(full).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     serde_json::from_slice::<Value>(&output.stdout).expect("a profile and nothing else");
 }

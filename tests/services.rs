@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::harness::{
-    Client, HOST, HUP, Host, TERM, command, file, first_word, guest, replace, scratch, until, with_cache,
+    Client, HOST, HUP, Host, TERM, assert_errors, command, file, first_word, guest, replace, scratch, until,
+    with_cache,
 };
 
 /// A directory of its own for one test, with a file of services in it.
@@ -234,10 +235,7 @@ client-ca = "missing-ca.pem"
         "32: service[1].listen[1].tls.client-ca: service `second`: cannot serve TLS on 127.0.0.1:0",
     ];
     let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines.len(), expected.len(), "{said}");
-    for (line, expected) in lines.iter().zip(expected) {
-        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
-    }
+    assert_errors(&lines, path, &expected);
     // A start says the same, in the log.
     let started = run(&["--config", path]);
     assert_eq!(started.status.code(), Some(1), "{started:?}");
@@ -291,10 +289,7 @@ component = "missing.wasm"
         "21: service[2].component: service `sound`: cannot read the component `",
     ];
     let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines.len(), expected.len(), "{said}");
-    for (line, expected) in lines.iter().zip(expected) {
-        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
-    }
+    assert_errors(&lines, path, &expected);
 }
 
 #[test]

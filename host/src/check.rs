@@ -73,9 +73,8 @@ pub async fn check(path: &Path, terms: &Terms, program: &Program) -> anyhow::Res
     Ok(text)
 }
 
-/// Checks whether the host could start with the services file `file`, of which `sound` is the part
-/// without refused values. Components are compiled if `compile` is set. Logs the warnings that a
-/// start logs.
+/// Checks whether the host could start with the services file `file`, whose part without errors is
+/// `sound`. Components are compiled if `compile` is set. Logs the warnings that a start logs.
 ///
 /// # Errors
 ///

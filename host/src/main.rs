@@ -357,7 +357,7 @@ async fn run(
 }
 
 /// Checks a services file, and says all that is wrong with it. What depends on files is checked for
-/// the part of it of which nothing is refused.
+/// the part of it without errors.
 async fn check_file(file: &Path, compile: bool, program: &Program) -> Done {
     let text = match Text::read(file) {
         Ok(text) => text,

@@ -627,6 +627,15 @@ fn end_of(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
+/// Checks that the lines are errors about the services file at `path` that begin like this, each
+/// with a line of the file and a key.
+pub fn assert_errors(lines: &[&str], path: &str, expected: &[&str]) {
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&format!("error: {path}:{expected}")), "{line}");
+    }
+}
+
 /// What a host that does not start has to say.
 pub struct Refusal {
     pub status: Option<i32>,

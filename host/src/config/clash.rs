@@ -34,8 +34,8 @@ pub enum At {
     Admin(&'static str),
 }
 
-/// Looks for services of one name, for listeners of which only one could be bound, for two things at one path, and for
-/// settings that contradict each other or have no effect.
+/// Looks for services of one name, for listeners that exclude each other, for two things at one
+/// path, and for settings that contradict each other or have no effect.
 pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
     let mut clashes = Vec::new();
     for (index, service) in services.iter().enumerate() {
@@ -85,8 +85,8 @@ pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
     clashes
 }
 
-/// Looks for directories of records and a token file whose path is that of a socket, and for a token
-/// file whose path is that of such a directory. Services may record to one directory.
+/// Looks for a path that two of the sockets, the directories of records and the token file have.
+/// Services may record to one directory.
 fn clashes_of_paths(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
     let mut taken = sockets(services, admin);
     let find = |taken: &[(PathBuf, String)], path: &Path| {

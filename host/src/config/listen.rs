@@ -285,14 +285,14 @@ pub struct ClientCertificates {
 pub struct Access {
     /// Networks that may; with none, all may that are not denied.
     pub allow: Vec<IpNet>,
-    /// Networks that may not. Where an address is in one of each, the narrower counts. No network is
-    /// in both.
+    /// Networks that may not. Where an address is in one of each, the narrower counts. No network
+    /// is in both.
     pub deny: Vec<IpNet>,
 }
 
 impl Access {
-    /// Finds networks that are both allowed and denied. Returns a sentence about each, for the
-    /// setting of those that are denied.
+    /// Finds networks that are both allowed and denied. Returns a sentence about each, for the key
+    /// `deny`.
     pub(super) fn contradictions(&self) -> impl Iterator<Item = String> {
         let both = self.deny.iter().filter(|network| self.allow.contains(network));
         both.map(|network| {

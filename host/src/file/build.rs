@@ -43,15 +43,15 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Checks the tables and makes a [`Config`] of those without an error. Returns with it all errors.
+    /// Checks the tables and makes a [`Config`] of those without an error. Returns all errors with
+    /// it.
     pub(super) fn sound_part(mut self) -> (Option<Sound>, Problems) {
         let config = self.tables.file.take().map(|file| self.of_file(file));
         let sound = config.map(|config| self.without_refused(config));
         (sound, Problems::sorted(self.problems.into_inner()))
     }
 
-    /// The same configuration without the services and the admin interface of which something is
-    /// refused.
+    /// Leaves out the services, and the admin interface, that have a refused key or value.
     fn without_refused(&self, mut config: Config) -> Sound {
         let is_refused = |table: &str| self.refused.borrow().iter().any(|key| key.starts_with(table));
         let services = self.tables.numbers.iter().copied().zip(config.services);

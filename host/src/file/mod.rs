@@ -65,7 +65,7 @@ impl FileError {
     }
 }
 
-/// The part of a file of which nothing is refused.
+/// The part of a file without errors.
 #[derive(Debug)]
 pub struct Sound {
     /// What the file says, without the services that have a refused key or value. Another setting
@@ -120,8 +120,7 @@ impl Text {
         parse(&self.text, self.base()).map_err(|problems| self.refused(problems))
     }
 
-    /// The part of it of which nothing is refused, if there is one, and a sentence for each thing
-    /// that is refused.
+    /// The part of it without errors, if there is one, and a sentence for each error.
     pub fn sound_part(&self) -> (Option<Sound>, Vec<String>) {
         let (sound, problems) = sound_part(&self.text, self.base());
         (sound, self.refused(problems).sentences())
