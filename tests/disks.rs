@@ -249,6 +249,58 @@ fn a_services_file_that_hangs_keeps_one_thread() {
 }
 
 #[test]
+fn a_gate_that_hangs_keeps_one_thread() {
+    let place = Place::new("hung-gate", "echo");
+    let gate = scratch("hung-gate-gate");
+    fs::create_dir_all(&gate).unwrap();
+    fs::write(gate.join("echo.conversation"), "> \"hello\\n\"\n< \"hello\\n\"\n").unwrap();
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--gate"]);
+    command.arg(&gate).arg("--component").arg(place.file());
+    // A gate has regular files only, which do not hang on a file system of this machine.
+    let pipe = gate.with_extension("pipe");
+    let host = Host::spawn(command.env("WASM_INETD_GATE_PIPE", &pipe), &[]);
+    pipe_at(&pipe);
+    place.put("lines-session");
+    host.signal(HUP);
+    host.line("reload failed: reading the gate took longer than 10s");
+    let threads = host.entries("task");
+    host.signal(HUP);
+    until("the second request was refused", || {
+        host.log().matches("reload failed: reading the gate").count() == 2
+    });
+    assert!(host.entries("task") <= threads, "each signal keeps a thread");
+    host.connect().echo("still here");
+}
+
+#[test]
+fn a_certificate_that_hangs_keeps_no_later_reconfiguration_waiting() {
+    let dir = scratch("hung-certificate");
+    fs::create_dir_all(&dir).unwrap();
+    let services = dir.join("services.toml");
+    let put = |more: &str| {
+        let text = format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
+        replace(&services, text);
+    };
+    put("");
+    let (host, pipe) = with_pipe(command().arg("--config").arg(&services));
+    hang(&dir.join("b.pem"));
+    put(
+        "[[service]]\nname = \"b\"\nlisten = [{ address = \"127.0.0.1:0\", \
+         tls = { certificate = \"b.pem\", key = \"b.pem\" } }]\n",
+    );
+    host.signal(HUP);
+    let line = host.line("reading the files of its listeners took longer than 10s");
+    assert!(line.contains("service[1].listen: service `b`"), "{line}");
+    // The call has not returned.
+    put("limits.max-connections = 7\n");
+    host.signal(HUP);
+    host.line("services reconfigured");
+    host.connect().echo("still here");
+    drop(pipe);
+}
+
+#[test]
 fn a_signal_is_heard_while_a_watched_file_keeps_changing() {
     let place = Place::new("restless", "lines-session");
     let host = place.serve(&["--watch"]);

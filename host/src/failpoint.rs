@@ -32,6 +32,16 @@ pub(crate) fn served(number: u64) {
     }
 }
 
+/// Waits for a writer of the named pipe in `WASM_INETD_GATE_PIPE` of the environment, if there is
+/// one.
+pub(crate) fn gate_read() {
+    if cfg!(debug_assertions)
+        && let Some(pipe) = std::env::var_os("WASM_INETD_GATE_PIPE")
+    {
+        let _ = std::fs::File::open(pipe);
+    }
+}
+
 /// Returns how long compiling may take instead of the usual time, if `WASM_INETD_COMPILE_MS` in the
 /// environment says so.
 pub(crate) fn compile_time() -> Option<Duration> {

@@ -132,12 +132,12 @@ pub(crate) struct Unloaded {
 
 /// What a start needs, as it was found.
 #[derive(Debug)]
-pub(crate) struct Found<'a> {
+pub(crate) struct Found {
     /// In the order of the configuration, with their numbers; those that lack something are
     /// missing.
     pub(crate) services: Vec<(usize, Unloaded)>,
     /// The listeners of each service, in the same order.
-    pub(crate) listeners: Vec<Vec<Prepared<'a>>>,
+    pub(crate) listeners: Vec<Vec<Prepared>>,
 }
 
 /// What the checks are made for.
@@ -204,7 +204,7 @@ pub(crate) fn find<'a>(
     compiler: &Compiler,
     purpose: Purpose,
     obstacles: &mut Obstacles,
-) -> Found<'a> {
+) -> Found {
     let mut found = Found {
         services: Vec::new(),
         listeners: Vec::new(),
@@ -369,13 +369,13 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
 
 /// Looks for everything that a listener needs, short of binding its address. The listener is named
 /// by the numbers of its service and of itself.
-pub(crate) fn find_listener<'a>(
+pub(crate) fn find_listener(
     (index, number): (usize, usize),
-    service: &'a Service,
-    listen: &'a Listen,
+    service: &Service,
+    listen: &Listen,
     purpose: Purpose,
     obstacles: &mut Obstacles,
-) -> Option<Prepared<'a>> {
+) -> Option<Prepared> {
     let key = format!("service[{index}].listen[{number}]");
     let prepare = || Listener::prepare(listen, purpose.setting(), Some(&service.name));
     let prepared = (!purpose.leaves_out(listen)).then(prepare);

@@ -21,6 +21,7 @@ use tracing::{debug, info, trace, warn};
 
 use crate::config::{Isolation, Service as Config, Setting};
 use crate::conversation::Conversation;
+use crate::failpoint;
 use crate::file_work::{FileWork, NotDone, READ, RESTLESS};
 use crate::generations::{Closed, Generations, INSIST, Overtaken};
 use crate::guarded::{self, Owner};
@@ -72,6 +73,8 @@ pub(crate) struct Reloader {
     files: FileWork,
     /// Resolves names, which may hang too.
     names: FileWork,
+    /// Reads the gate.
+    gate: FileWork,
     /// What was found to be unfit, so that it is said once.
     unfit: Option<Unfit>,
     /// When what could not be tried is tried again.
@@ -216,6 +219,7 @@ impl Reloader {
             generations,
             files: FileWork::default(),
             names: FileWork::default(),
+            gate: FileWork::default(),
             unfit: None,
             retry: None,
             restless: false,
@@ -498,14 +502,15 @@ impl Reloader {
 
     /// Compiles a component away from the threads that serve, and has it serve. `asked` is when
     /// that was requested.
-    async fn take(&self, content: Content, insisted: bool, asked: Instant) -> anyhow::Result<()> {
+    async fn take(&mut self, content: Content, insisted: bool, asked: Instant) -> anyhow::Result<()> {
+        let gate = Arc::new(self.read_gate().await.map_err(NoGate)?);
         let sandbox = self.sandbox.load_full();
         // Before the deadline begins.
         let turn = sandbox.turn(&content).await;
-        let generation = match self.load_in(&sandbox, &content, turn).await {
+        let generation = match self.load_in(&sandbox, &content, &gate, turn).await {
             Err(error) if matches!(error.downcast_ref(), Some(LoadError::NoTurn)) => {
                 let turn = sandbox.turn_to_compile(&content).await;
-                self.load_in(&sandbox, &content, Some(turn)).await
+                self.load_in(&sandbox, &content, &gate, Some(turn)).await
             }
             loaded => loaded,
         }?;
@@ -517,21 +522,31 @@ impl Reloader {
         Ok(self.generations.replace(generation, insisted, asked)?)
     }
 
-    /// Loads a component in a thread of its own, within the time that this may take. Compiling it
-    /// needs a `turn`.
+    /// Reads the gate of the service. Without one, there are no conversations to pass.
+    async fn read_gate(&mut self) -> anyhow::Result<Gate> {
+        let Some(dir) = self.config.gate.clone() else {
+            return Ok(Gate::new());
+        };
+        let read = self.gate.run(READ, move || read_gate(&dir)).await;
+        read.unwrap_or_else(|error| bail!("reading the gate {error}"))
+    }
+
+    /// Loads a component in a thread of its own, within the time that this may take, and has it
+    /// pass the `gate`. Compiling it needs a `turn`.
     async fn load_in(
         &self,
         sandbox: &Arc<Sandbox>,
         content: &Content,
+        gate: &Arc<Gate>,
         turn: Option<Turn>,
     ) -> anyhow::Result<Arc<Generation>> {
-        let runtime = Handle::current();
+        let (runtime, gate) = (Handle::current(), Arc::clone(gate));
         let (config, sandbox, content) = (self.config.clone(), Arc::clone(sandbox), content.clone());
         let name = content.name.clone();
         let load = async move {
             let generation = sandbox.load_in(&content, turn.as_ref()).await?;
             drop(turn);
-            pass_gate(&config, &generation, &content.name).await?;
+            pass_gate(&config, &generation, &gate, &content.name).await?;
             anyhow::Ok(generation)
         };
         let given_up = CancellationToken::new();
@@ -585,35 +600,39 @@ async fn asked(requests: &ReloadRequests) -> Reason {
     (if insists { Why::Insisted } else { Why::Asked }, asked)
 }
 
-/// Reads the conversations of a gate, which decide which components serve.
+/// The conversations of a gate, which decide which components serve, with the paths of their files.
+pub(crate) type Gate = Vec<(PathBuf, Conversation)>;
+
+/// Reads the conversations of a gate.
 ///
 /// # Errors
 ///
 /// One cannot be read, or other users than the owner of a directory can replace them.
-pub(crate) fn read_gate(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Conversation)>> {
+pub(crate) fn read_gate(dir: &Path) -> anyhow::Result<Gate> {
+    failpoint::gate_read();
     guarded::check(dir, Owner::Anybody)?;
     Conversation::read_all(dir)
 }
 
-/// Has a component take part in the conversations of the gate of its service, if it has one.
+/// Has a component take part in the conversations of the gate of its service.
 ///
 /// # Errors
 ///
-/// A conversation cannot be read, or the component does something else in it.
+/// The component does something else in one of them.
 pub(crate) async fn pass_gate(
     config: &Config,
     generation: &Arc<Generation>,
+    gate: &Gate,
     name: &str,
 ) -> anyhow::Result<()> {
-    let Some(gate) = &config.gate else {
+    if gate.is_empty() {
         return Ok(());
-    };
+    }
     let rules = Rules {
         limits: config.limits,
         patience: config.gate_patience,
     };
-    let conversations = read_gate(gate).map_err(NoGate)?;
-    let passed = replay(generation, &rules, &conversations, |_| ()).await;
+    let passed = replay(generation, &rules, gate, |_| ()).await;
     passed.map_err(|difference| {
         let said = difference.in_one_line();
         if difference.is_of_system {

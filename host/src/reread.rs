@@ -20,16 +20,17 @@ use crate::file_work::{FileWork, NotDone, READ};
 use crate::generations::{INSIST, Left};
 use crate::listener::{self, Entrance, Listener, Prepared};
 use crate::preflight::{self, Obstacles, Purpose, Unloaded};
-use crate::reload::{pass_gate, time_to_load};
+use crate::reload::{pass_gate, read_gate, time_to_load};
 use crate::running::Running;
-use crate::sandbox::{Compiler, Program, Sandbox};
+use crate::sandbox::{Compiler, Generation, Program, Sandbox};
 use crate::service::{Loaded, NotLoaded, Service as Serving};
 use crate::system;
 
 /// How long reading all that a service needs may take.
 const FIND: Duration = Duration::from_secs(60);
 
-/// How long looking for the directories of a service may take that stays as it is.
+/// How long looking for the directories of a service may take that stays as it is, and working on
+/// the files of the listeners of a service.
 const LOOK: Duration = Duration::from_secs(10);
 
 /// What runs when a plan is made.
@@ -95,6 +96,9 @@ struct Found {
 pub(crate) struct Planner {
     /// The work on the files of each service, by its name.
     services: Mutex<HashMap<String, Arc<WorkMutex>>>,
+    /// The work on the files of the listeners of each service, by its name. A directory of a service
+    /// that does not answer keeps no listener from being changed.
+    listeners: Mutex<HashMap<String, Arc<WorkMutex>>>,
     /// The thread of the last plan, which may still run.
     plans: WorkMutex,
     /// The last step of the last plan, as messages name it, such as "reading the admin token".
@@ -108,6 +112,7 @@ impl Planner {
     pub(crate) fn new() -> Self {
         Self {
             services: Mutex::default(),
+            listeners: Mutex::default(),
             plans: WorkMutex::new(FileWork::named("plan")),
             step: Mutex::default(),
         }
@@ -148,8 +153,19 @@ impl Planner {
         max: Duration,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NotDone> {
-        let files = Arc::clone(locked(&self.services).entry(name.to_owned()).or_default());
+        let files = work_of(&self.services, name);
         files.lock().await.run(max, work).await
+    }
+
+    /// Runs `work` on the files of the listeners of the service called `name`, for at most
+    /// [`LOOK`].
+    async fn run_for_listeners<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotDone> {
+        let files = work_of(&self.listeners, name);
+        files.lock().await.run(LOOK, work).await
     }
 
     /// Notes what the plan does from now on.
@@ -171,13 +187,78 @@ impl Planner {
         self.begins(format!("looking for the sockets of service `{name}`"));
         let entrances = entrances.to_vec();
         let look = move || entrances.iter().map(|entrance| entrance.is_reachable()).collect();
-        self.run(name, LOOK, look).await.unwrap_or_else(|error| {
+        self.run_for_listeners(name, look).await.unwrap_or_else(|error| {
             warn!(
                 service = name,
                 "looking for the sockets of the service {error}; its listeners stay as they are"
             );
             all
         })
+    }
+
+    /// Prepares the listeners of `service` with these numbers, each of which is new or `Stays`.
+    /// `index` is the number of the service. Listeners that lack something are missing.
+    async fn find_listeners(
+        &self,
+        index: usize,
+        service: &Service,
+        places: Vec<(usize, Option<Stays>)>,
+        obstacles: &mut Obstacles,
+    ) -> Vec<Listening<Prepared>> {
+        let name = &service.name;
+        self.begins(format!("reading the files of the listeners of service `{name}`"));
+        let of = service.clone();
+        let found = self.run_for_listeners(name, move || {
+            let mut obstacles = Obstacles::default();
+            let listeners = places.into_iter().filter_map(|(number, stays)| {
+                let listen = &of.listen[number];
+                if let Some(stays) = stays {
+                    let key = format!("service[{index}].listen[{number}]");
+                    return stays.change(&key, &of, listen, &mut obstacles);
+                }
+                let purpose = Purpose::Listen(preflight::KEY);
+                let found = preflight::find_listener((index, number), &of, listen, purpose, &mut obstacles);
+                found.map(Listening::New)
+            });
+            let listeners: Vec<_> = listeners.collect();
+            (listeners, obstacles)
+        });
+        match found.await {
+            Ok((listeners, others)) => {
+                obstacles.append(others);
+                listeners
+            }
+            Err(error) => {
+                let error = anyhow!("reading the files of its listeners {error}");
+                obstacles.add(format!("service[{index}].listen"), Some(service), error);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Binds a listener of the service called `name`. The file of a Unix socket may hang.
+    async fn bind(&self, name: &str, prepared: Prepared) -> anyhow::Result<Listener> {
+        let bound = self.run_for_listeners(name, move || prepared.bind()).await;
+        bound.unwrap_or_else(|error| bail!("binding the listener {error}"))
+    }
+
+    /// Has a component, which messages call `component`, pass the gate of `service`.
+    async fn pass_gate(
+        &self,
+        service: &Service,
+        generation: &Arc<Generation>,
+        component: &str,
+    ) -> anyhow::Result<()> {
+        let Some(dir) = service.gate.clone() else {
+            return Ok(());
+        };
+        self.begins(format!("reading the gate of service `{}`", service.name));
+        let gate = self.run(&service.name, READ, move || read_gate(&dir)).await;
+        let gate = gate.unwrap_or_else(|error| bail!("reading the gate {error}"))?;
+        let max = time_to_load(service);
+        self.begins(format!("passing the gate of service `{}`", service.name));
+        let passed = timeout(max, pass_gate(service, generation, &gate, component)).await;
+        passed.with_context(|| format!("the gate took longer than {max:?}"))?
     }
 
     /// Looks for what `service` needs, whose number is `index`, and which may run `before`. If it
@@ -233,6 +314,11 @@ impl Planner {
             }
         }
     }
+}
+
+/// The work of the service called `name`.
+fn work_of(works: &Mutex<HashMap<String, Arc<WorkMutex>>>, name: &str) -> Arc<WorkMutex> {
+    Arc::clone(locked(works).entry(name.to_owned()).or_default())
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -372,20 +458,8 @@ pub(crate) async fn plan(
         }
         unloaded.push(found);
     }
-    let mut reachable = Vec::new();
-    for (service, runs) in now.config.services.iter().zip(&now.services) {
-        reachable.push(planner.reachable(&service.name, &runs.entrances).await);
-    }
     let mut recreated = Vec::new();
-    let now_reachable = (now, &*reachable);
-    let prepared = prepare(
-        &config,
-        now_reachable,
-        &file,
-        planner,
-        &mut recreated,
-        &mut obstacles,
-    );
+    let prepared = prepare(&config, now, &file, planner, &mut recreated, &mut obstacles).await;
     for name in obstacles.without_component() {
         now.count_rejected(name);
     }
@@ -412,11 +486,8 @@ pub(crate) async fn plan(
                 let one = one.map_err(|NotLoaded { key, error }| blocked(&key, error))?;
                 // A service that is new starts as it would with the host, without its gate.
                 if now.service(&service.name).is_some() {
-                    let max = time_to_load(service);
-                    planner.begins(format!("passing the gate of service `{}`", service.name));
-                    let passed = timeout(max, pass_gate(service, &one.generation, &name)).await;
-                    let passed = passed.with_context(|| format!("the gate took longer than {max:?}"));
-                    passed.flatten().map_err(|error| blocked("gate", error))?;
+                    let passed = planner.pass_gate(service, &one.generation, &name).await;
+                    passed.map_err(|error| blocked("gate", error))?;
                 }
                 Some(one)
             }
@@ -428,20 +499,23 @@ pub(crate) async fn plan(
     for (index, ((loaded, sandbox), prepared)) in loaded.into_iter().zip(prepared).enumerate() {
         let service = &config.services[index];
         planner.begins(format!("binding the listeners of service `{}`", service.name));
-        let listeners = prepared.into_iter().enumerate().map(|(number, listening)| {
-            Ok(match listening {
-                Listening::New(prepared) => Listening::New(prepared.bind().map_err(|error| {
-                    let key = format!("service[{index}].listen[{number}]");
-                    Obstacles::only(Some(&file), key, Some(service), error)
-                })?),
+        let mut listeners = Vec::new();
+        for (number, listening) in prepared.into_iter().enumerate() {
+            listeners.push(match listening {
+                Listening::New(prepared) => {
+                    let bound = planner.bind(&service.name, prepared).await;
+                    Listening::New(bound.map_err(|error| {
+                        let key = format!("service[{index}].listen[{number}]");
+                        Obstacles::only(Some(&file), key, Some(service), error)
+                    })?)
+                }
                 Listening::Kept(of, number, entrance) => Listening::Kept(of, number, entrance),
-            })
-        });
-        let listeners: anyhow::Result<Vec<_>> = listeners.collect();
+            });
+        }
         services.push(Planned {
             loaded,
             sandbox,
-            listeners: listeners?,
+            listeners,
         });
     }
     for (index, planned) in services.iter_mut().enumerate() {
@@ -462,54 +536,39 @@ pub(crate) async fn plan(
 }
 
 /// Prepares the listeners of each service of `config`: keeps those that are there, and looks for
-/// all that the others need. A Unix socket that is not `reachable`, since its file is gone, is
-/// created again, and added to `recreated`. Listeners that lack something are missing.
-fn prepare<'a>(
-    config: &'a Config,
-    (now, reachable): (&Now, &[Vec<bool>]),
+/// all that the others need. A Unix socket whose file is gone is created again, and added to
+/// `recreated`. Listeners that lack something are missing.
+async fn prepare(
+    config: &Config,
+    now: &Now,
     file: &Text,
     planner: &Planner,
     recreated: &mut Vec<(String, Address)>,
     obstacles: &mut Obstacles,
-) -> Vec<Vec<Listening<Prepared<'a>>>> {
+) -> Vec<Vec<Listening<Prepared>>> {
+    let mut reachable = Vec::new();
+    for (service, runs) in now.config.services.iter().zip(&now.services) {
+        reachable.push(planner.reachable(&service.name, &runs.entrances).await);
+    }
     let mut taken = Vec::new();
     let mut prepared = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
-        let name = &service.name;
-        planner.begins(format!("reading the files of the listeners of service `{name}`"));
-        let mut listeners = Vec::new();
+        let mut places = Vec::new();
         for (number, listen) in service.listen.iter().enumerate() {
-            let key = format!("service[{index}].listen[{number}]");
             let there = find(service, listen, &now.config, &taken);
-            let entrance = |of: usize, place: usize| &now.services[of].entrances[place];
             let kept_at = there.filter(|&(of, place)| reachable[of][place]);
-            let Some((of, place)) = kept_at else {
-                if there.is_some() {
-                    recreated.push((service.name.clone(), listen.address.clone()));
-                } else if let Some(conflict) = conflict(listen, now) {
-                    obstacles.add(key, Some(service), anyhow!(conflict));
-                    continue;
-                }
-                let purpose = Purpose::Listen(preflight::KEY);
-                let found = preflight::find_listener((index, number), service, listen, purpose, obstacles);
-                listeners.extend(found.map(Listening::New));
+            if let Some(place) = kept_at {
+                taken.push(place);
+            } else if there.is_some() {
+                recreated.push((service.name.clone(), listen.address.clone()));
+            } else if let Some(conflict) = conflict(listen, now) {
+                let key = format!("service[{index}].listen[{number}]");
+                obstacles.add(key, Some(service), anyhow!(conflict));
                 continue;
-            };
-            taken.push((of, place));
-            let before = &now.config.services[of].listen[place];
-            if kept(before, listen) != listen.socket {
-                warn!(
-                    service = service.name,
-                    "changing the socket options of {} requires a restart; the previous ones stay in \
-                     use",
-                    listen.address
-                );
             }
-            match entrance(of, place).changed(before, listen, &service.name) {
-                Ok(entrance) => listeners.push(Listening::Kept(of, place, Arc::new(entrance))),
-                Err(error) => preflight::add_faults(&key, service, listen, error, obstacles),
-            }
+            places.push((number, kept_at.map(|place| Stays::at(place, now))));
         }
+        let listeners = planner.find_listeners(index, service, places, obstacles).await;
         if listeners.len() == service.listen.len() {
             let has_sources = listeners.iter().any(|listening| match listening {
                 Listening::Kept(_, _, entrance) => entrance.has_sources(),
@@ -520,6 +579,52 @@ fn prepare<'a>(
         prepared.push(listeners);
     }
     prepared
+}
+
+/// A listener that stays where it is.
+#[derive(Debug)]
+struct Stays {
+    /// The number of the service that it is of, and its own.
+    place: (usize, usize),
+    before: Listen,
+    entrance: Arc<Entrance>,
+}
+
+impl Stays {
+    fn at(place: (usize, usize), now: &Now) -> Self {
+        let (of, number) = place;
+        Self {
+            place,
+            before: now.config.services[of].listen[number].clone(),
+            entrance: Arc::clone(&now.services[of].entrances[number]),
+        }
+    }
+
+    /// Prepares the listener to be as `listen` says, for `service`.
+    fn change(
+        self,
+        key: &str,
+        service: &Service,
+        listen: &Listen,
+        obstacles: &mut Obstacles,
+    ) -> Option<Listening<Prepared>> {
+        let before = &self.before;
+        if kept(before, listen) != listen.socket {
+            warn!(
+                service = service.name,
+                "changing the socket options of {} requires a restart; the previous ones stay in use",
+                listen.address
+            );
+        }
+        let (of, number) = self.place;
+        match self.entrance.changed(before, listen, &service.name) {
+            Ok(entrance) => Some(Listening::Kept(of, number, Arc::new(entrance))),
+            Err(error) => {
+                preflight::add_faults(key, service, listen, error, obstacles);
+                None
+            }
+        }
+    }
 }
 
 /// Says which address of the host that runs excludes that of `listen`, which is new.

@@ -56,8 +56,8 @@ pub struct Listener {
 
 /// A listener that has all it takes but its address.
 #[derive(Debug)]
-pub struct Prepared<'a> {
-    config: &'a Listen,
+pub struct Prepared {
+    config: Listen,
     tls: Option<tls::Loaded>,
     owner: Option<Owner>,
     /// The socket, if it is inherited.
@@ -65,10 +65,10 @@ pub struct Prepared<'a> {
     /// The flag or key by which another address could be chosen.
     setting: &'static str,
     /// The service that it is for, if it is for one.
-    service: Option<&'a str>,
+    service: Option<String>,
 }
 
-impl Prepared<'_> {
+impl Prepared {
     /// Returns whether its connections have a source that rules of access can name. An inherited
     /// socket whose kind is unknown has one.
     pub(crate) fn has_sources(&self) -> bool {
@@ -90,13 +90,8 @@ impl Prepared<'_> {
     ///
     /// Outside of a runtime.
     pub fn bind(self) -> anyhow::Result<Listener> {
-        let bound = bind::bind(
-            self.config,
-            self.owner,
-            self.inherited,
-            self.setting,
-            self.service,
-        )?;
+        let (config, service) = (&self.config, self.service.as_deref());
+        let bound = bind::bind(config, self.owner, self.inherited, self.setting, service)?;
         let local = Local {
             address: bound.socket.local().to_string(),
             tcp: bound.socket.tcp(),
@@ -104,7 +99,7 @@ impl Prepared<'_> {
         };
         Ok(Listener {
             socket: bound.socket,
-            entrance: Arc::new(Entrance::made(self.config, local, self.tls, self.service)),
+            entrance: Arc::new(Entrance::made(config, local, self.tls, service)),
             pause: None,
             warned: None,
             is_told: false,
@@ -318,14 +313,14 @@ impl Listener {
     ///
     /// Certificates or keys cannot be used, there is no such owner, the file of a socket cannot be
     /// created, or no such socket was inherited.
-    pub fn prepare<'a>(
-        config: &'a Listen,
+    pub fn prepare(
+        config: &Listen,
         setting: &'static str,
-        service: Option<&'a str>,
-    ) -> anyhow::Result<Prepared<'a>> {
+        service: Option<&str>,
+    ) -> anyhow::Result<Prepared> {
         let listening = || format!("cannot listen on {}", config.address);
         Ok(Prepared {
-            config,
+            config: config.clone(),
             tls: Entrance::loaded(config, &config.address)?,
             owner: bind::owner(&config.socket).with_context(listening)?,
             inherited: match &config.address {
@@ -337,7 +332,7 @@ impl Listener {
                 Address::Tcp(_) | Address::Abstract(_) => None,
             },
             setting,
-            service,
+            service: service.map(str::to_owned),
         })
     }
 
