@@ -17,6 +17,11 @@ use crate::harness::{
 /// More connections than the host has threads for files, of all services together.
 const MANY: usize = 520;
 
+/// Has a host hang at this place of its code once there is a named pipe at `pipe`.
+fn hanging_at<'a>(command: &'a mut Command, place: &str, pipe: &Path) -> &'a mut Command {
+    command.env("WASM_INETD_HANG", format!("{place}={}", pipe.display()))
+}
+
 /// Opens a named pipe without a wait for its other end.
 const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
 
@@ -258,8 +263,8 @@ fn a_gate_that_hangs_keeps_one_thread() {
     command.args(["--listen", "127.0.0.1:0", "--gate"]);
     command.arg(&gate).arg("--component").arg(place.file());
     // A gate has regular files only, which do not hang on a file system of this machine.
-    let pipe = gate.with_extension("pipe");
-    let host = Host::spawn(command.env("WASM_INETD_GATE_PIPE", &pipe), &[]);
+    let pipe = gate.join("pipe");
+    let host = Host::spawn(hanging_at(&mut command, "gate", &pipe), &[]);
     pipe_at(&pipe);
     place.put("lines-session");
     host.signal(HUP);
@@ -270,6 +275,57 @@ fn a_gate_that_hangs_keeps_one_thread() {
         host.log().matches("reload failed: reading the gate").count() == 2
     });
     assert!(host.entries("task") <= threads, "each signal keeps a thread");
+    host.connect().echo("still here");
+}
+
+#[test]
+fn the_file_of_a_socket_that_hangs_stops_no_service_and_no_drain() {
+    let dir = scratch("hung-socket");
+    fs::create_dir_all(&dir).unwrap();
+    let services = dir.join("services.toml");
+    let a = "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\", \"unix:a\"]\n";
+    let b = "[[service]]\nname = \"b\"\nlisten = [\"unix:b\"]\n";
+    fs::write(&services, format!("{a}{b}")).unwrap();
+    let pipe = dir.join("pipe");
+    let mut command = command();
+    command.arg("--config").arg(&services).current_dir(&dir);
+    let mut host = Host::launch(hanging_at(&mut command, "socket", &pipe));
+    host.listens(3);
+    pipe_at(&pipe);
+    replace(&services, a);
+    host.signal(HUP);
+    host.line("services reconfigured");
+    host.connect().echo("still here");
+    assert!(host.stop().success(), "{}", host.log());
+    assert!(dir.join("a").exists() && dir.join("b").exists(), "nothing hung");
+}
+
+#[test]
+fn a_directory_of_records_that_hangs_keeps_no_connection_for_ever() {
+    let dir = scratch("hung-record");
+    fs::create_dir_all(&dir).unwrap();
+    let pipe = dir.join("pipe");
+    pipe_at(&pipe);
+    let mut command = command();
+    command.args([
+        "record",
+        "--listen",
+        "127.0.0.1:0",
+        "--max-connections",
+        "5",
+        "--to",
+    ]);
+    command.arg(dir.join("talks"));
+    let host = Host::spawn(hanging_at(&mut command, "record", &pipe), &[]);
+    for _ in 0..5 {
+        let client = host.connect();
+        client.echo("hello");
+        client.finish();
+    }
+    // The last one waits for the others.
+    host.line("the file system may not answer; the conversation is lost");
+    host.line("is being written");
+    host.line("connection ended");
     host.connect().echo("still here");
 }
 

@@ -10,10 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
-use tokio::task::unconstrained;
-use tokio::time::Instant;
+use tokio::task::{unconstrained, yield_now};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -25,7 +26,7 @@ use crate::cost::Cost;
 use crate::counts::Totals;
 use crate::failpoint;
 use crate::half::{Half, Traffic};
-use crate::listener::{Accepted, Entrance, Listener};
+use crate::listener::{Accepted, Entrance, Listener, REMOVAL};
 use crate::peer::{ClientKey, End, Peer};
 use crate::place::Place;
 use crate::record::Tape;
@@ -85,12 +86,15 @@ impl Acceptor {
     }
 }
 
-/// Closes `listeners` of a service. Who has connected by now is served as far as `admission` has room, and reset otherwise.
-pub(crate) fn close(
+/// Closes `listeners` of a service. Serves the clients that have connected by now as far as
+/// `admission` has room, and resets the others. Takes a second longer at most if the files of Unix
+/// sockets hang.
+pub(crate) async fn close(
     listeners: impl IntoIterator<Item = Listener>,
     admission: &mut Admission,
     service: &Arc<Service>,
 ) {
+    let mut removals = Vec::new();
     for listener in listeners {
         let mut waiting = listener.close(&service.config.name);
         // Whether there is room is not to depend on what else this task has done in its turn.
@@ -98,8 +102,12 @@ pub(crate) fn close(
             && let Some(accepted) = waiting.next()
         {
             hand_over(service, admission, permit, accepted);
+            // Thousands can wait.
+            yield_now().await;
         }
+        removals.extend(waiting.end());
     }
+    let _ = timeout(REMOVAL, join_all(removals)).await;
 }
 
 /// Hands a connection to a task of its own.

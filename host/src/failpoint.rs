@@ -32,11 +32,13 @@ pub(crate) fn served(number: u64) {
     }
 }
 
-/// Waits for a writer of the named pipe in `WASM_INETD_GATE_PIPE` of the environment, if there is
-/// one.
-pub(crate) fn gate_read() {
+/// Hangs as a lost mount does if `WASM_INETD_HANG` in the environment is `place=PIPE`: until the
+/// named pipe has a writer. Without a file of that name it goes on.
+pub(crate) fn hang(place: &str) {
     if cfg!(debug_assertions)
-        && let Some(pipe) = std::env::var_os("WASM_INETD_GATE_PIPE")
+        && let Ok(chosen) = std::env::var("WASM_INETD_HANG")
+        && let Some((at, pipe)) = chosen.split_once('=')
+        && at == place
     {
         let _ = std::fs::File::open(pipe);
     }

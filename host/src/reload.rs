@@ -609,7 +609,7 @@ pub(crate) type Gate = Vec<(PathBuf, Conversation)>;
 ///
 /// One cannot be read, or other users than the owner of a directory can replace them.
 pub(crate) fn read_gate(dir: &Path) -> anyhow::Result<Gate> {
-    failpoint::gate_read();
+    failpoint::hang("gate");
     guarded::check(dir, Owner::Anybody)?;
     Conversation::read_all(dir)
 }

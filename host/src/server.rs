@@ -199,7 +199,7 @@ impl Server {
         for running in &mut self.running {
             if let Ok(acceptor) = running.pause().await {
                 let (mut admission, listeners) = acceptor.into_parts();
-                acceptor::close(listeners, &mut admission, &running.service);
+                acceptor::close(listeners, &mut admission, &running.service).await;
             }
         }
         let drained = tokio::select! {
@@ -452,7 +452,7 @@ impl Server {
         // Listeners that are no more are closed for the services that had them, within their limits.
         for ((running, listeners), admission) in self.running.iter().zip(listeners).zip(&mut admissions) {
             if let Some(admission) = admission {
-                acceptor::close(listeners.into_iter().flatten(), admission, &running.service);
+                acceptor::close(listeners.into_iter().flatten(), admission, &running.service).await;
             }
         }
         let mut before: Vec<Option<Running>> = mem::take(&mut self.running).into_iter().map(Some).collect();

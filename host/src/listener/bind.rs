@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use nix::unistd::{Group, User, geteuid};
@@ -17,9 +19,11 @@ use tracing::{debug, warn};
 
 use super::inherited::{self, Lease, Leased};
 use crate::config::{Address, Listen, Mode, Setting, SocketOptions};
+use crate::failpoint;
 use crate::file_id::FileId;
 use crate::guarded::{self, STICKY};
 use crate::system::{check_names_file, directory_of, may_remove_files_of_others, takes_no_files};
+use crate::threads;
 use crate::values;
 
 /// Bytes that the kernel keeps unsent on one TCP connection before a write has to wait. `docs/decisions/0032-bound-unsent-bytes.md`
@@ -494,6 +498,16 @@ impl FileIdentity {
         Self::of(&self.path).is_ok_and(|now| now == *self)
     }
 
+    /// Removes the file, if it is still at its path.
+    fn remove(&self) {
+        failpoint::hang("socket");
+        if self.is_in_place()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            debug!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+
     /// Checks that the file is a socket of the user of this process.
     ///
     /// The system does not say which file a socket is bound to: fstat(2) describes the socket. So
@@ -573,13 +587,22 @@ impl FileIdentity {
 #[derive(Debug)]
 pub(super) struct SocketFile(FileIdentity);
 
+/// How long the removal of the file of a socket is waited for. The file system may not answer.
+pub(crate) const REMOVAL: Duration = Duration::from_secs(1);
+
 impl Drop for SocketFile {
+    /// Removes the file in a thread, and waits for it for at most [`REMOVAL`].
     fn drop(&mut self) {
-        let Self(file) = self;
-        if file.is_in_place()
-            && let Err(error) = fs::remove_file(&file.path)
-        {
-            debug!(path = %file.path.display(), %error, "cannot remove the socket");
+        let file = self.0.clone();
+        let (sender, removed) = mpsc::channel();
+        let removal = move || {
+            file.remove();
+            // Fails if nobody waits any more.
+            let _ = sender.send(());
+        };
+        match threads::start("socket", removal) {
+            Ok(_) => drop(removed.recv_timeout(REMOVAL)),
+            Err(_) => self.0.remove(),
         }
     }
 }

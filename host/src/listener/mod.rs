@@ -21,7 +21,9 @@ use crate::config::{Address, Listen, ProxyProtocol};
 use crate::counts::Count;
 use crate::peer::{End, Process};
 use crate::socket::Stream;
+use crate::threads::{self, Work};
 use crate::tls;
+pub(crate) use bind::REMOVAL;
 use bind::{FileIdentity, Hold, Owner};
 use inherited::Leased;
 pub(crate) use inherited::has_any as has_inherited;
@@ -49,6 +51,8 @@ pub struct Listener {
     /// That warning has not been followed yet by a line that they can be accepted again.
     is_told: bool,
     hold: Hold,
+    /// The backlog that was asked for. One connection more than that can wait.
+    backlog: u32,
     /// Errors with which the next calls of accept(2) fail, in a test.
     #[cfg(test)]
     failures: std::collections::VecDeque<i32>,
@@ -104,6 +108,7 @@ impl Prepared {
             warned: None,
             is_told: false,
             hold: bound.hold,
+            backlog: config.socket.backlog,
             #[cfg(test)]
             failures: Default::default(),
         })
@@ -381,9 +386,10 @@ impl Listener {
         };
         Closing {
             socket,
+            left: self.backlog.saturating_add(1),
             entrance: self.entrance,
             service: service.to_owned(),
-            _hold: self.hold,
+            hold: self.hold,
         }
     }
 
@@ -444,14 +450,29 @@ impl Listener {
     }
 }
 
-/// A listener whose last connections are taken: those that wait in its backlog. It is closed when this is dropped.
+/// A listener that closes: it takes the connections that wait in its backlog.
 #[derive(Debug)]
 pub(crate) struct Closing {
     socket: Option<Left>,
+    /// How many connections are still taken. Clients that go on to connect would keep it open for
+    /// ever, so these are as many as can have waited when it began to close.
+    left: u32,
     entrance: Arc<Entrance>,
     /// The name of the service that it listened for.
     service: String,
-    _hold: Hold,
+    hold: Hold,
+}
+
+impl Closing {
+    /// Closes the socket, and removes its file in a thread, because that may hang. Returns the
+    /// thread.
+    pub(crate) fn end(self) -> Option<Work<()>> {
+        let Self { socket, hold, .. } = self;
+        drop(socket);
+        // Without a thread, it is removed here.
+        hold.file()?;
+        threads::run("socket", move || drop(hold)).ok()
+    }
 }
 
 /// A socket without the runtime, which alone can be asked whether anything is there at this moment.
@@ -483,6 +504,7 @@ impl Iterator for Closing {
 
     fn next(&mut self) -> Option<Accepted> {
         let socket = self.socket.as_ref()?;
+        self.left = self.left.checked_sub(1)?;
         // As many may be gone already as when it listens.
         for _ in 0..=MAX_SKIPPED {
             match socket.accept() {

@@ -188,6 +188,19 @@ async fn connections_have_the_options_of_their_listener() {
 }
 
 #[tokio::test]
+async fn a_listener_that_closes_takes_as_many_as_can_have_waited() {
+    let path = std::env::temp_dir().join(format!("wasm-inetd-closing-{}", std::process::id()));
+    let mut config = Listen::at(Address::Unix(path.clone()));
+    config.socket.backlog = 3;
+    let mut closing = Listener::bind(&config).unwrap().close("service");
+    let connects = || std::os::unix::net::UnixStream::connect(&path);
+    let clients = (0..10).map(|_| connects().is_ok() && closing.next().is_some());
+    assert_eq!(clients.take_while(|taken| *taken).count(), 4);
+    assert!(closing.end().unwrap().await.is_ok());
+    assert!(!path.exists());
+}
+
+#[tokio::test]
 async fn no_more_wait_than_the_backlog_has_room_for() {
     let path = std::env::temp_dir().join(format!("wasm-inetd-backlog-{}", std::process::id()));
     for (backlog, expected) in [(1, 1..=2), (100, 100..=101)] {

@@ -11,6 +11,7 @@ use std::process;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use arc_swap::ArcSwap;
@@ -18,10 +19,12 @@ use bytesize::ByteSize;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fstat, linkat, openat, renameat_with, stat, unlinkat};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::connection::{AtEnd, Outcome};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
+use crate::failpoint;
 use crate::file_id::FileId;
 use crate::guarded::{self, Owner};
 use crate::threads;
@@ -59,6 +62,10 @@ impl Display for Bound {
 /// Conversations that are written to one directory at the same time. Each takes a thread, and a
 /// directory on a slow disk must leave threads for other work.
 const WRITERS: usize = 4;
+
+/// How long a conversation waits for its turn to be written, and how long a connection waits for the
+/// file after that.
+const WAIT: Duration = Duration::from_secs(10);
 
 /// How the names of files end that are still being written.
 const PART: &str = "part";
@@ -132,18 +139,34 @@ impl Recorder {
     }
 
     /// Writes the conversation of connection `number` of a service to a file, and waits until it is
-    /// written.
+    /// written, for at most 20 seconds. A conversation that is not being written after 10 of them is
+    /// lost.
     pub(crate) async fn keep(&self, service: &str, number: u64, tape: Tape, outcome: Outcome, at_end: AtEnd) {
-        // The semaphore is never closed.
-        let permit = Arc::clone(&self.0.writers).acquire_owned().await;
+        let permit = Arc::clone(&self.0.writers).acquire_owned();
+        let Ok(permit) = timeout(WAIT, permit).await else {
+            let late = format!("others have been written for {WAIT:?}; the file system may not answer");
+            return self.0.lost(service, number, &late);
+        };
         let (of, directory) = (service.to_owned(), Arc::clone(&self.0));
         let writing = threads::run("record", move || {
+            // The semaphore is never closed.
             let _permit = permit;
+            failpoint::hang("record");
             directory.keep(&of, number, tape, outcome, at_end);
         });
         match writing {
-            // It does not panic, and is only given up with the process.
-            Ok(writing) => _ = writing.await,
+            // It does not panic.
+            Ok(writing) => {
+                if timeout(WAIT, writing).await.is_err() {
+                    warn!(
+                        service,
+                        connection = number,
+                        "the recorded conversation is being written to `{}` for {WAIT:?}; the file system may \
+                         not answer",
+                        self.0.path.display()
+                    );
+                }
+            }
             Err(error) => self.0.lost(service, number, &error),
         }
     }
