@@ -145,11 +145,24 @@ mod line_limit {
 
     #[test]
     fn a_bound_that_is_no_number_is_refused_at_the_load() {
-        for middlewares in [&["line-limit"][..], &["upper-case", "line-limit", "gzip"]] {
-            let args = with(middlewares, &["--env", "LINE_LIMIT=ten"]);
+        let part = format!("`{}` rejects its configuration", guest("line-limit").display());
+        for (middlewares, limit) in [
+            (&["line-limit"][..], "ten"),
+            (&["upper-case", "line-limit", "gzip"], "ten"),
+            (&["line-limit"], "0"),
+            (&["line-limit"], "+5"),
+            (&["line-limit"], "4294967296"),
+            (&["line-limit"], ""),
+        ] {
+            let variable = format!("LINE_LIMIT={limit}");
+            let args = with(middlewares, &["--env", &variable]);
             let message = refusal(&guest("echo"), &args);
-            let part = format!("`{}` rejects its configuration", guest("line-limit").display());
-            for words in [&*part, "LINE_LIMIT is `ten`", "expected a number of bytes"] {
+            let found = format!("LINE_LIMIT is `{limit}`");
+            for words in [
+                &*part,
+                &found,
+                "expected a number of bytes from 1 to 4294967295, such as 4096",
+            ] {
                 assert!(message.contains(words), "{message}");
             }
         }

@@ -52,15 +52,22 @@ fn within(length: usize, max: usize) -> Result<(), ErrorCode> {
 ///
 /// # Errors
 ///
-/// Fails if the variable `LINE_LIMIT` is not a number.
+/// Fails if the variable `LINE_LIMIT` is not a whole number of at least 1, in digits only.
 fn limit() -> Result<usize, String> {
     let text = match std::env::var("LINE_LIMIT") {
         Ok(text) => text,
         Err(VarError::NotPresent) => return Ok(DEFAULT),
         Err(VarError::NotUnicode(text)) => text.to_string_lossy().into_owned(),
     };
-    text.parse()
-        .map_err(|_| format!("LINE_LIMIT is `{text}`; expected a number of bytes such as {DEFAULT}"))
+    // `parse` would take a sign.
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(limit) if is_number && limit > 0 => Ok(limit),
+        _ => Err(format!(
+            "LINE_LIMIT is `{text}`; expected a number of bytes from 1 to {}, such as {DEFAULT}",
+            usize::MAX
+        )),
+    }
 }
 
 export!(LineLimit);
