@@ -355,7 +355,8 @@ fn an_import_with_another_type() {
         (
             "wasi:cli/exit@0.2.6",
             r#"(export "exit" (instance))"#,
-            "imports `exit` of `wasi:cli/exit@0.2.6`, and this host has another type for it (",
+            "imports `exit` of `wasi:cli/exit@0.2.6`, and this host has another type for it (this host has a \
+             function, and the component has an instance)",
         ),
     ] {
         let path = file("import-of-another-type.wasm", importer(interface, function));

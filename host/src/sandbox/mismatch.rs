@@ -33,6 +33,9 @@ pub(super) fn difference(error: &wasmtime::Error) -> String {
             "the function of this host is `async`, and that of the component is not".to_owned()
         };
     }
+    if let Some((component, host)) = kinds(last) {
+        return format!("this host has {host}, and the component has {component}");
+    }
     let sides = last
         .strip_prefix("expected ")
         .and_then(|rest| rest.split_once(", found ").or_else(|| rest.split_once(" found ")));
@@ -47,6 +50,27 @@ pub(super) fn difference(error: &wasmtime::Error) -> String {
         (None, Some((instance, item))) => format!("{instance} has no {item}"),
         (None, None) => format!("{place}{last}"),
     }
+}
+
+/// Finds the kinds of two items in wasmtime's error about them: that of the component or module,
+/// which the linker expects, and that of the host.
+///
+/// Other errors about types begin with the type of the host.
+fn kinds(error: &str) -> Option<(&'static str, &'static str)> {
+    let (guest, host) = error.strip_prefix("expected ")?.split_once(" found ")?;
+    Some((kind(guest)?, kind(host)?))
+}
+
+/// The kind of an item with its article, by wasmtime's name for it.
+fn kind(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "func" | "function" => "a function",
+        "instance" => "an instance",
+        "module" => "a module",
+        "component" => "a component",
+        "resource" => "a resource",
+        _ => return None,
+    })
 }
 
 /// Says how many values there are in place of wasmtime's `2-tuple`.
@@ -168,5 +192,78 @@ fn wit(ty: &Type, depth: usize) -> impl fmt::Display {
         Type::Stream(stream) => stream
             .ty()
             .map_or_else(|| "stream".to_owned(), |ty| format!("stream<{}>", inner(&ty))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::component::Linker;
+    use wasmtime::{Engine, Module};
+
+    use super::*;
+
+    fn module(engine: &Engine, text: &str) -> Module {
+        Module::new(engine, wat::parse_str(text).unwrap()).unwrap()
+    }
+
+    /// Says in what an import of the component differs from the item that the host has as `x`.
+    fn difference_from(host: &str, component: &str) -> String {
+        let engine = Engine::default();
+        let mut linker = Linker::<()>::new(&engine);
+        let mut root = linker.root();
+        match host {
+            "a function" => root.func_wrap("x", |_, ()| Ok(())).unwrap(),
+            "an instance" => drop(root.instance("x").unwrap()),
+            "a module" => root.module("x", &module(&engine, "(module)")).unwrap(),
+            "a resource" => {
+                let ty = ResourceType::host::<u8>();
+                root.resource("x", ty, |_, _| Ok(())).unwrap();
+            }
+            other => unreachable!("{other}"),
+        }
+        let component = Component::new(&engine, wat::parse_str(component).unwrap()).unwrap();
+        let error = linker.instantiate_pre(&component).err().unwrap();
+        difference(&error)
+    }
+
+    #[test]
+    fn kinds_are_those_of_the_host_and_the_component() {
+        let imports = [
+            ("a function", "(component (import \"x\" (func)))"),
+            (
+                "an instance",
+                "(component (import \"x\" (instance (export \"f\" (func)))))",
+            ),
+            ("a module", "(component (import \"x\" (core module)))"),
+            ("a resource", "(component (import \"x\" (type (sub resource))))"),
+        ];
+        for (component, text) in imports {
+            for host in ["a function", "an instance", "a module", "a resource"] {
+                if host != component {
+                    assert_eq!(
+                        difference_from(host, text),
+                        format!("this host has {host}, and the component has {component}")
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_component_within_an_instance_is_one_of_the_component() {
+        let engine = Engine::default();
+        let mut linker = Linker::<()>::new(&engine);
+        let mut root = linker.root();
+        root.instance("i")
+            .unwrap()
+            .func_wrap("x", |_, ()| Ok(()))
+            .unwrap();
+        let text = "(component (import \"i\" (instance (export \"x\" (component)))))";
+        let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let error = linker.instantiate_pre(&component).err().unwrap();
+        assert_eq!(
+            difference(&error),
+            "this host has a function, and the component has a component"
+        );
     }
 }
