@@ -193,6 +193,9 @@ fn what_a_surface_shows_is_refused_in_the_same_words_by_a_check_and_a_start() {
         ),
         program("", "(memory 2000)"),
         program("", "").replace("(result (result))", "(result u32)"),
+        program("(import \"c\" (component))", ""),
+        program("(component $c) (export \"c\" (component $c))", ""),
+        program("(import \"m\" (core module))", ""),
         empty("inet:service/handler@0.1.0"),
         empty("inet:service/sessions@0.1.0"),
         empty("wasi:cli/run@0.2.6"),
@@ -228,6 +231,29 @@ fn what_a_surface_shows_is_refused_in_the_same_words_by_a_check_and_a_start() {
     assert_eq!(checked.stdout, b"1 service, no errors\n", "{checked:?}");
     let compiled = refused(&["check", "--compile", "--config", services.to_str().unwrap()]).message;
     assert!(compiled.contains("cannot start ("), "{compiled}");
+}
+
+#[test]
+fn a_module_that_imports_a_function_of_preview_1_otherwise() {
+    let start = "and WASI preview 1 has it as";
+    let host = "`(func (param i32 i32 i32 i32) (result i32))`";
+    for (item, found, expected) in [
+        ("(func (param i32))", "`(func (param i32))`", host),
+        ("(memory 1)", "a memory", "a function"),
+        ("(table 1 funcref)", "a table", "a function"),
+        ("(global i32)", "a global", "a function"),
+    ] {
+        let text = format!(
+            "(module (import \"wasi_snapshot_preview1\" \"fd_write\" {item})
+                (memory (export \"memory\") 1) (func (export \"_start\")))"
+        );
+        let words =
+            format!("imports `fd_write` of `wasi_snapshot_preview1` as {found}, {start} {expected}: build");
+        refuses(
+            &file("imports-otherwise.wasm", wat::parse_str(text).unwrap()),
+            &[&words],
+        );
+    }
 }
 
 #[test]
@@ -652,10 +678,31 @@ fn a_valid_component_that_is_too_large() {
 }
 
 #[test]
-fn a_component_that_imports_components() {
-    let text = "(component (import \"c\" (component)))";
-    let words = ["is valid, but", "root-level component imports are not supported"];
-    refused_as_valid("component-import", text, &words);
+fn a_component_that_imports_or_exports_components() {
+    for (name, text, words) in [
+        (
+            "component-import",
+            "(component (import \"c\" (component)))",
+            "imports the component `c`, but this host links",
+        ),
+        (
+            "component-export",
+            "(component (component $c) (export \"d\" (component $c)))",
+            "exports the component `d`, but this host links",
+        ),
+    ] {
+        refused_as_valid(name, text, &[words]);
+    }
+    let whole = wat::parse_str("(component (import \"c\" (component)) (core module))").unwrap();
+    let cut = file("component-import-cut.wasm", &whole[..whole.len() - 1]);
+    refuses(&cut, &["is not a valid component"]);
+}
+
+#[test]
+fn the_reason_of_the_engine_does_not_say_that_a_valid_component_is_invalid() {
+    let text = "(component (import \"f\" (func $f)) (export \"g\" (func $f)))";
+    let words = ["is valid, but this host cannot serve it (component export `g` is a reexport"];
+    refused_as_valid("reexport", text, &words);
 }
 
 #[test]

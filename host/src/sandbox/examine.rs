@@ -14,7 +14,7 @@ use super::content::Content;
 use super::extent::{Extent, check_nested, code_size};
 use super::hollow::hollow;
 use super::needs::Needs;
-use super::outline::Outline;
+use super::outline::{Outline, component_item};
 use super::preinit::instrument;
 
 /// What the host is about to do with a component.
@@ -37,6 +37,7 @@ pub(super) fn examine(content: &Content, examination: Examination) {
     }
     for part in parts {
         black_box(Outline::of(part.bytes()));
+        black_box(component_item(part.bytes()));
     }
     let service = parts.last().unwrap_or(content);
     if examination.preinit {

@@ -32,7 +32,7 @@ use super::load_error::{LoadError, Refusal};
 use super::mismatch;
 use super::names;
 use super::needs::{Calls, Needs};
-use super::outline::Outline;
+use super::outline::{Outline, check_outline};
 use super::preinit::INITIALISE;
 use super::profile::Profile;
 use super::seat::Neighbours;
@@ -130,6 +130,7 @@ impl Sandbox {
         self.examine_to_check(content).await?;
         content.validate()?;
         let parts = content.parts();
+        parts.iter().try_for_each(check_outline)?;
         let service = parts.last().unwrap_or(content);
         if self.preinit && !Outline::of(service.bytes()).has_export(INITIALISE) {
             return Err(service.refused(Refusal::NoInitialiser(INITIALISE)));
@@ -222,6 +223,7 @@ impl Sandbox {
         self.examine(content).await?;
         for part in parts {
             check_nested(part.bytes()).map_err(|refusal| part.refused(refusal))?;
+            check_outline(part)?;
         }
         let service = parts.last().unwrap_or(content);
         let service = if self.preinit {
@@ -703,20 +705,27 @@ fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal>
     if module.imports().any(|import| import.module() == OLD_PREVIEW) {
         return Err(Refusal::OldPreview(OLD_PREVIEW));
     }
-    let pre = engine.link(module).map_err(|error| not_linked(&error))?;
+    let pre = engine.link(module).map_err(|error| not_linked(module, &error))?;
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
 }
 
 /// Returns why a core module could not be linked.
-pub(super) fn not_linked(error: &wasmtime::Error) -> Refusal {
-    Refusal::NoProgram(match error.downcast_ref::<UnknownImportError>() {
-        Some(import) => format!(
+pub(super) fn not_linked(module: &Module, error: &wasmtime::Error) -> Refusal {
+    if let Some(import) = error.downcast_ref::<UnknownImportError>() {
+        return Refusal::NoProgram(format!(
             "it imports `{}` of `{}`, which preview 1 does not have",
             import.name(),
             import.module()
-        ),
-        None => line(error),
-    })
+        ));
+    }
+    match mismatch::in_module(module, error) {
+        Some((import, found, expected)) => Refusal::ModuleImport {
+            name: format!("`{}` of `{}`", import.name(), import.module()),
+            found,
+            expected,
+        },
+        None => Refusal::NoProgram(line(error)),
+    }
 }
 
 /// Returns why an instance could not be made.

@@ -107,6 +107,30 @@ pub enum Refusal {
          wasm32-wasip2, or convert it to a component with `wasm-tools component new`"
     )]
     NoProgram(String),
+    /// It is a core module, and imports a function of WASI preview 1 with another type.
+    #[error(
+        "imports {name} as {found}, and WASI preview 1 has it as {expected}: build it with a toolchain for \
+         WASI preview 1"
+    )]
+    ModuleImport {
+        /// The function and its module.
+        name: String,
+        /// Its type in the module, or its kind.
+        found: String,
+        /// Its type in the host, or its kind.
+        expected: String,
+    },
+    /// It imports or exports a component.
+    #[error(
+        "{does} the component `{name}`, but this host links functions, instances and types only: build it \
+         without that, for example with an instance of that component inside"
+    )]
+    ComponentItem {
+        /// `imports` or `exports`.
+        does: &'static str,
+        /// The name of the import or export.
+        name: String,
+    },
     /// It is damaged.
     #[error("is not a valid component ({0}): rebuild it, or copy the complete file")]
     Invalid(String),

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use wasmtime::component::types::{ComponentFunc, ComponentItem, Type};
 use wasmtime::component::{Component, ResourceType};
+use wasmtime::{ImportType, Module};
 
 /// How deep a type is written. What it consists of below is left out.
 const MAX_DEPTH: usize = 3;
@@ -33,7 +34,7 @@ pub(super) fn difference(error: &wasmtime::Error) -> String {
             "the function of this host is `async`, and that of the component is not".to_owned()
         };
     }
-    if let Some((component, host)) = kinds(last) {
+    if let Some((component, host)) = kinds(last, " found ") {
         return format!("this host has {host}, and the component has {component}");
     }
     let sides = last
@@ -53,11 +54,11 @@ pub(super) fn difference(error: &wasmtime::Error) -> String {
 }
 
 /// Finds the kinds of two items in wasmtime's error about them: that of the component or module,
-/// which the linker expects, and that of the host.
+/// which the linker expects, and that of the host. Between them, the error has `between`.
 ///
 /// Other errors about types begin with the type of the host.
-fn kinds(error: &str) -> Option<(&'static str, &'static str)> {
-    let (guest, host) = error.strip_prefix("expected ")?.split_once(" found ")?;
+fn kinds(error: &str, between: &str) -> Option<(&'static str, &'static str)> {
+    let (guest, host) = error.strip_prefix("expected ")?.split_once(between)?;
     Some((kind(guest)?, kind(host)?))
 }
 
@@ -69,8 +70,33 @@ fn kind(name: &str) -> Option<&'static str> {
         "module" => "a module",
         "component" => "a component",
         "resource" => "a resource",
+        "memory" => "a memory",
+        "table" => "a table",
+        "global" => "a global",
+        "tag" => "a tag",
         _ => return None,
     })
+}
+
+/// Finds the import for which this host has another type than `module`, by wasmtime's error about
+/// it. Returns the import, and its type in the module and in the host. Returns `None` if the error is
+/// about something else.
+pub(super) fn in_module<'a>(
+    module: &'a Module,
+    error: &wasmtime::Error,
+) -> Option<(ImportType<'a>, String, String)> {
+    let message = error.to_string();
+    let import = module.imports().find(|import| {
+        let (module, name) = (import.module(), import.name());
+        message == format!("incompatible import type for `{module}::{name}`")
+    })?;
+    let cause = error.root_cause().to_string();
+    if let Some((module, host)) = kinds(&cause, ", but found ") {
+        return Some((import, module.to_owned(), host.to_owned()));
+    }
+    let types = cause.strip_prefix("types incompatible: expected type ")?;
+    let (module, host) = types.split_once(", found type ")?;
+    Some((import, module.to_owned(), host.to_owned()))
 }
 
 /// Says how many values there are in place of wasmtime's `2-tuple`.
@@ -197,8 +223,8 @@ fn wit(ty: &Type, depth: usize) -> impl fmt::Display {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::Engine;
     use wasmtime::component::Linker;
-    use wasmtime::{Engine, Module};
 
     use super::*;
 
@@ -265,5 +291,30 @@ mod tests {
             difference(&error),
             "this host has a function, and the component has a component"
         );
+    }
+
+    #[test]
+    fn an_import_of_a_module_has_its_type_or_its_kind() {
+        let engine = Engine::default();
+        let mut linker = wasmtime::Linker::<()>::new(&engine);
+        linker.func_wrap("a::b", "f", |_: i32| -> i64 { 0 }).unwrap();
+        let host = "`(func (param i32) (result i64))`";
+        for (item, found, expected) in [
+            ("(func)", "`(func)`", host),
+            ("(func (param i64))", "`(func (param i64))`", host),
+            ("(memory 1)", "a memory", "a function"),
+            ("(table 1 funcref)", "a table", "a function"),
+            ("(global i32)", "a global", "a function"),
+        ] {
+            let text = format!("(module (import \"a::b\" \"f\" {item}))");
+            let module = module(&engine, &text);
+            let error = linker.instantiate_pre(&module).err().unwrap();
+            let (import, in_module, in_host) = in_module(&module, &error).unwrap();
+            assert_eq!((import.module(), import.name()), ("a::b", "f"));
+            assert_eq!((&*in_module, &*in_host), (found, expected), "{item}");
+        }
+        let module = module(&engine, "(module (import \"a\" \"g\" (func)))");
+        let unknown = linker.instantiate_pre(&module).err().unwrap();
+        assert!(in_module(&module, &unknown).is_none());
     }
 }

@@ -111,7 +111,7 @@ impl Sandbox {
         }
         let pre = engine
             .link(module)
-            .map_err(|error| content.refused(not_linked(&error)))?;
+            .map_err(|error| content.refused(not_linked(module, &error)))?;
         let mut store = store(&engine, content, Some(ProgramKind::Module)).await?;
         let threads = store.data().file_threads();
         let initialised = engine.ticker.run(on(threads, async {

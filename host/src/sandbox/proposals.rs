@@ -120,7 +120,9 @@ pub(super) fn why(bytes: &[u8], reason: String) -> Refusal {
         })
         .collect();
     if names.is_empty() {
-        Refusal::NotCompiled(reason)
+        // It is valid, whatever wasmtime says before its reason.
+        let own = reason.strip_prefix("failed to parse WebAssembly module: ");
+        Refusal::NotCompiled(own.unwrap_or(&reason).to_owned())
     } else {
         Refusal::Unsupported(names.join(", "))
     }
