@@ -196,6 +196,8 @@ fn what_a_surface_shows_is_refused_in_the_same_words_by_a_check_and_a_start() {
         program("(import \"c\" (component))", ""),
         program("(component $c) (export \"c\" (component $c))", ""),
         program("(import \"m\" (core module))", ""),
+        checking("check"),
+        checking("other"),
         empty("inet:service/handler@0.1.0"),
         empty("inet:service/sessions@0.1.0"),
         empty("wasi:cli/run@0.2.6"),
@@ -795,27 +797,31 @@ fn more_memory_than_it_may_have() {
     );
 }
 
+/// A program that exports `configuration` with a function `name` of another type than `check` has.
+fn checking(name: &str) -> String {
+    format!(
+        r#"(component
+            (core module $m (func (export "run") (result i32) (i32.const 0)))
+            (core instance $i (instantiate $m))
+            (func $run (result (result)) (canon lift (core func $i "run")))
+            (component $c (import "f" (func $f (result (result)))) (export "run" (func $f)))
+            (instance $r (instantiate $c (with "f" (func $run))))
+            (export "wasi:cli/run@0.2.6" (instance $r))
+            (component $d (import "f" (func $f (result (result)))) (export "{name}" (func $f)))
+            (instance $k (instantiate $d (with "f" (func $run))))
+            (export "inet:service/configuration@0.1.0" (instance $k)))"#
+    )
+}
+
 #[test]
 fn a_check_of_the_configuration_with_another_type() {
     for (name, words) in [
         ("check", "`check` of `inet:service/configuration@0.1.0`"),
         ("other", "is exported without its function `check`"),
     ] {
-        let text = format!(
-            r#"(component
-                (core module $m (func (export "run") (result i32) (i32.const 0)))
-                (core instance $i (instantiate $m))
-                (func $run (result (result)) (canon lift (core func $i "run")))
-                (component $c (import "f" (func $f (result (result)))) (export "run" (func $f)))
-                (instance $r (instantiate $c (with "f" (func $run))))
-                (export "wasi:cli/run@0.2.6" (instance $r))
-                (component $d (import "f" (func $f (result (result)))) (export "{name}" (func $f)))
-                (instance $k (instantiate $d (with "f" (func $run))))
-                (export "inet:service/configuration@0.1.0" (instance $k)))"#
-        );
         let path = file(
             &format!("configuration-{name}.wasm"),
-            wat::parse_str(text).unwrap(),
+            wat::parse_str(checking(name)).unwrap(),
         );
         refuses(&path, &["function types differ", words]);
     }

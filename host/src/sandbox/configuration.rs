@@ -1,7 +1,7 @@
 //! The interface `configuration`, by which parts of a component check their grants at each load.
 
 use wasmtime::Store;
-use wasmtime::component::Instance;
+use wasmtime::component::{Instance, TypedFunc};
 
 use super::content::Content;
 use super::load_error::{LoadError, Refusal};
@@ -28,19 +28,23 @@ pub(super) fn is_exported_as(export: &str) -> bool {
     export == INTERFACE || export.starts_with(PART)
 }
 
-/// Has the parts of `content` check their grants, in an instance of it. Returns the names of those
-/// that do.
+/// The function by which a part checks its grants.
+pub(super) struct Check<'a> {
+    part: &'a Content,
+    function: TypedFunc<(), (Result<(), String>,)>,
+}
+
+/// Finds the functions by which the parts of `content` check their grants, in an instance of it.
 ///
 /// # Errors
 ///
-/// The outer error: a check traps. The inner error: a part rejects its grants, or its check is of
-/// another type.
-pub(super) async fn check(
-    content: &Content,
+/// A part exports the interface without its function, or with a function of another type.
+pub(super) fn checks<'a>(
+    content: &'a Content,
     store: &mut Store<State>,
     instance: &Instance,
-) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
-    let mut checked = Vec::new();
+) -> Result<Vec<Check<'a>>, LoadError> {
+    let mut checks = Vec::new();
     let parts = content.parts();
     for (index, part) in parts.iter().enumerate() {
         let name = match parts.len() {
@@ -52,23 +56,35 @@ pub(super) async fn check(
         };
         let Some(function) = instance.get_export_index(&mut *store, Some(&interface), "check") else {
             let reason = format!("`{INTERFACE}` is exported without its function `check`");
-            return Ok(Err(part.refused(Refusal::Types(reason))));
+            return Err(part.refused(Refusal::Types(reason)));
         };
-        let function = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, function);
-        let function = match function {
-            Ok(function) => function,
-            Err(error) => {
-                let reason = format!("`check` of `{INTERFACE}`: {}", mismatch::difference(&error));
-                return Ok(Err(part.refused(Refusal::Types(reason))));
-            }
-        };
+        let function = instance.get_typed_func(&mut *store, function).map_err(|error| {
+            let reason = format!("`check` of `{INTERFACE}`: {}", mismatch::difference(&error));
+            part.refused(Refusal::Types(reason))
+        })?;
+        checks.push(Check { part, function });
+    }
+    Ok(checks)
+}
+
+/// Has parts check their grants. Returns the names of the parts.
+///
+/// # Errors
+///
+/// The outer error: a check traps. The inner error: a part rejects its grants.
+pub(super) async fn call(
+    checks: Vec<Check<'_>>,
+    store: &mut Store<State>,
+) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
+    let mut accepted = Vec::new();
+    for Check { part, function } in checks {
         let (answer,) = function.call_async(&mut *store, ()).await?;
         if let Err(reason) = answer {
             return Ok(Err(part.refused(Refusal::Configuration(sentence(&reason)))));
         }
-        checked.push(part.name.clone());
+        accepted.push(part.name.clone());
     }
-    Ok(Ok(checked))
+    Ok(Ok(accepted))
 }
 
 /// The beginning of a guest's reason, in one line.

@@ -180,8 +180,8 @@ impl Sandbox {
         })
     }
 
-    /// Makes the first instance, and has its parts check their configuration if `calls` is set.
-    /// Returns how long that took.
+    /// Makes the first instance, and finds the functions by which its parts check their
+    /// configuration. Calls these functions if `calls` is set. Returns how long that took.
     async fn try_start(
         &self,
         content: &Content,
@@ -194,7 +194,7 @@ impl Sandbox {
             let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
             let store = generation.store(Speaker::Nobody, None, None, opened);
             let start = Instant::now();
-            match timeout(PROBE, generation.try_in(store, calls.then_some(content))).await {
+            match timeout(PROBE, generation.check_in(store, content, calls)).await {
                 Ok(Ok(configured)) => {
                     generation.configured = configured?;
                     return Ok(start.elapsed());
@@ -483,24 +483,32 @@ impl Generation {
     /// It traps at its start, wants more than it may have, or its exports have other types than the contract.
     pub async fn probe(&self) -> wasmtime::Result<()> {
         let opened = self.open_to_try().await?;
-        let store = self.store(Speaker::Nobody, None, None, opened);
-        self.try_in(store, None).await.map(drop)
+        let mut store = self.store(Speaker::Nobody, None, None, opened);
+        let threads = store.data().file_threads();
+        let probe = on(threads, self.prepared.probe(&mut store));
+        self.engine.ticker.run(probe).await.map(drop)
     }
 
-    /// Makes an instance in `store`, and has the parts of `content` check their configuration in it. Returns their names.
-    async fn try_in(
+    /// Makes an instance in `store`, and finds the functions by which the parts of `content` check
+    /// their configuration. Calls these functions if `calls` is set, and returns the names of the
+    /// parts that accept it.
+    async fn check_in(
         &self,
         mut store: Store<State>,
-        content: Option<&Content>,
+        content: &Content,
+        calls: bool,
     ) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
         let threads = store.data().file_threads();
-        let probe = on(threads, async {
-            match (self.prepared.probe(&mut store).await?, content) {
-                (Some(instance), Some(content)) => configuration::check(content, &mut store, &instance).await,
-                _ => Ok(Ok(Vec::new())),
+        let checked = on(threads, async {
+            let Some(instance) = self.prepared.probe(&mut store).await? else {
+                return Ok(Ok(Vec::new()));
+            };
+            match configuration::checks(content, &mut store, &instance) {
+                Ok(checks) if calls => configuration::call(checks, &mut store).await,
+                checks => Ok(checks.map(|_| Vec::new())),
             }
         });
-        self.engine.ticker.run(probe).await
+        self.engine.ticker.run(checked).await
     }
 
     /// It serves new connections from now on, or not: then instances that connections share end
