@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{behind, refusal, with};
-use crate::harness::{HUP, Host, NEW, Place, again, command, field, file, guest, replace, scratch};
+use crate::harness::{HUP, Host, NEW, Place, again, command, field, file, guest, refused, replace, scratch};
 
 #[test]
 fn what_does_not_fit_is_refused_by_its_name() {
@@ -122,6 +122,105 @@ fn what_does_not_fit_is_refused_by_its_name() {
         assert!(line.contains(&fault), "{line:?} does not name {fault}");
         for word in words {
             assert!(line.contains(word), "{line:?} does not say {word:?}");
+        }
+    }
+}
+
+/// Parts that import the same interface share that import when they are composed. A check and a start
+/// name the part that is at fault, whatever its place.
+#[test]
+fn an_import_is_refused_of_the_part_that_has_it() {
+    let service = |name: &str, imports: &str| {
+        let text = format!(
+            r#"(component {imports} (instance $i) (export "inet:service/handler@0.1.0" (instance $i)))"#
+        );
+        file(&format!("conflict-{name}.wasm"), wat::parse_str(text).unwrap())
+    };
+    let middleware = |name: &str, imports: &str| {
+        let text = format!(
+            r#"(component {imports}
+                (import "inet:service/handler@0.1.0" (instance $i))
+                (export "inet:service/handler@0.1.0" (instance $i)))"#
+        );
+        file(&format!("conflict-{name}.wasm"), wat::parse_str(text).unwrap())
+    };
+    let import =
+        |interface: &str, function: &str| format!("(import \"{interface}\" (instance (export {function})))");
+    let random = |function: &str| import("wasi:random/random@0.2.6", function);
+    let right = random("\"get-random-u64\" (func (result u64))");
+    let wrong = random("\"get-random-u64\" (func (result u32))");
+    let older = import(
+        "wasi:random/random@0.2.0",
+        "\"get-random-u64\" (func (result u32))",
+    );
+    let unknown = random("\"frobnicate\" (func)");
+    let named = |name: &str| {
+        random(&format!(
+            "\"get-random-bytes\" (func (param \"{name}\" u64) (result (list u8)))"
+        ))
+    };
+    let engine = |result: &str| import("acme:rocket/engine@1.0.0", &format!("\"launch\" (func {result})"));
+    let other_type = "imports `get-random-u64` of `wasi:random/random@0.2.6` as `func() -> u32`, and this \
+                      host has another type for it (in the result, this host has `u64`, and the component \
+                      has `u32`): build it against the published WIT of `wasi:random@0.2.6`";
+    // The imports of two middlewares and a service, the key of the part at fault, and the message.
+    for (number, (imports, key, words)) in [
+        ([&right, &wrong, &right], "middleware[1]", other_type),
+        ([&wrong, &right, &right], "middleware[0]", other_type),
+        ([&right, &right, &wrong], "component", other_type),
+        ([&wrong, &wrong, &wrong], "middleware[0]", other_type),
+        (
+            [&right, &older, &right],
+            "middleware[1]",
+            "imports `get-random-u64` of `wasi:random/random@0.2.0` as `func() -> u32`",
+        ),
+        (
+            [&right, &right, &unknown],
+            "component",
+            "does not provide (`frobnicate` of `wasi:random/random@0.2.6`)",
+        ),
+        (
+            [&right, &engine(""), &engine("(result u32)")],
+            "middleware[1]",
+            "does not provide (`launch` of `acme:rocket/engine@1.0.0`)",
+        ),
+        // The host accepts both, since names of parameters are nothing to it.
+        (
+            [&right, &named("len"), &named("size")],
+            "middleware[1]",
+            "imports `wasi:random/random@0.2.6` with another type than a part behind it (",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [first, second, last] = imports;
+        let parts = [
+            middleware(&format!("{number}-first"), first),
+            middleware(&format!("{number}-second"), second),
+            service(&format!("{number}-last"), last),
+        ];
+        let [first, second, last] = &parts;
+        let services = file(
+            &format!("conflict-{number}.toml"),
+            format!(
+                "[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {last:?}\n\
+                 middleware = [{first:?}, {second:?}]\n"
+            ),
+        );
+        let at_fault = match key {
+            "middleware[0]" => first,
+            "middleware[1]" => second,
+            _ => last,
+        };
+        let expected = format!("service[0].{key}: service `a`: `{}` ", at_fault.display());
+        for args in [&["check", "--config"][..], &["--config"]] {
+            let message = refused(&[args, &[services.to_str().unwrap()]].concat()).message;
+            assert!(
+                message.contains(&expected),
+                "{message:?} does not say {expected:?}"
+            );
+            assert!(message.contains(words), "{message:?} does not say {words:?}");
         }
     }
 }

@@ -153,6 +153,19 @@ impl Sandbox {
         self.examine_in_child(content, examination).await
     }
 
+    /// Does the same for a part whose imports alone are checked.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Sandbox::examine`].
+    pub(super) async fn examine_part(&self, part: &Content) -> Result<(), LoadError> {
+        let examination = Examination {
+            preinit: false,
+            validate: true,
+        };
+        self.examine_in_child(part, examination).await
+    }
+
     async fn examine_in_child(&self, content: &Content, examination: Examination) -> Result<(), LoadError> {
         let Place::InChild(bounds) = &self.compiler.place else {
             return Ok(());
@@ -187,6 +200,22 @@ impl Sandbox {
             (Some(cache), Ok(engine)) => cache.has(&engine, content),
             _ => false,
         }
+    }
+
+    /// Compiles a valid component or module without the code of its functions, for the engine that
+    /// fits it with that code.
+    ///
+    /// # Errors
+    ///
+    /// It is too large, or cannot be compiled.
+    pub(super) async fn compile_hollow(
+        &self,
+        content: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<(Engine, Code), LoadError> {
+        let engine = self.engine_for(content, &Extent::of(content.bytes()))?;
+        let code = self.compile_anew(&engine, &content.hollow(), turn).await?.code;
+        Ok((engine, code))
     }
 
     /// Compiles a component or module for `engine`, and puts the code into the cache.

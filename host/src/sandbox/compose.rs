@@ -3,24 +3,25 @@
 use std::error::Error;
 
 use wac_graph::types::Package;
-use wac_graph::{CompositionGraph, EncodeOptions, NodeId, PackageId};
+use wac_graph::{CompositionGraph, EncodeError, EncodeOptions, NodeId, PackageId};
 use wasmparser::Parser;
 
 use super::configuration;
 use super::content::{Content, Stage};
 use super::contract::{CORE_MODULE, Contract, PACKAGE};
 use super::load_error::{LoadError, Refusal};
-use super::outline::Outline;
+use super::wasi;
 
 /// What is called from part to part.
-const HANDLER: &str = Contract::Streams.interface();
+pub(super) const HANDLER: &str = Contract::Streams.interface();
 
 /// Composes `service`, the last of the parts of `content` or what it has come to by being initialised, with those before it:
 /// each calls the next. What else they import is imported by the whole.
 ///
 /// # Errors
 ///
-/// A part is not what its place takes.
+/// A part is not what its place takes, or imports an interface with another type than a part behind
+/// it.
 pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, LoadError> {
     let impossible = |part: &Content, with: &str, error: &dyn Error| {
         part.refused(Refusal::Composition {
@@ -43,6 +44,7 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         return Err(service.refused(Refusal::Middleware(HANDLER)));
     }
     let mut instance = graph.instantiate(package);
+    let mut instances = vec![(instance, service)];
     export_configuration(&mut graph, middleware.len(), package, instance)
         .map_err(|error| impossible(service, "its middleware", &*error))?;
     let mut behind = service;
@@ -58,6 +60,7 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
             .alias_instance_export(instance, HANDLER)
             .map_err(|error| impossible(part, &behind.name, &error))?;
         instance = graph.instantiate(package);
+        instances.push((instance, part));
         graph
             .set_instantiation_argument(instance, HANDLER, handler)
             .map_err(|error| impossible(part, &behind.name, &error))?;
@@ -76,9 +79,24 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
         validate: false,
         ..EncodeOptions::default()
     };
-    let bytes = graph
-        .encode(options)
-        .map_err(|error| impossible(content, "its middleware", &error))?;
+    let bytes = graph.encode(options).map_err(|error| match &error {
+        EncodeError::ImportTypeMergeConflict {
+            import,
+            second,
+            source,
+            ..
+        } => {
+            // Each part has its node after those of the parts behind it.
+            let part = instances.iter().find(|(node, _)| node == second);
+            let part = part.map_or(content, |(_, part)| part);
+            part.refused(Refusal::ImportConflict {
+                import: import.clone(),
+                error: line(source.as_ref()),
+                wit: wasi::wit_of(import),
+            })
+        }
+        error => impossible(content, "its middleware", error),
+    })?;
     Ok(content.composed(service.stage != Stage::AsRead, bytes))
 }
 
@@ -94,15 +112,6 @@ fn export_configuration(
         graph.export(check, configuration::of_part(index))?;
     }
     Ok(())
-}
-
-/// The part of `content` that imports what `message` names; `content` itself where it is not known.
-pub(super) fn importer<'a>(content: &'a Content, message: &str) -> &'a Content {
-    let imports = |part: &&Content| {
-        let names = Outline::of(part.bytes()).imports;
-        names.iter().any(|name| message.contains(&format!("`{name}`")))
-    };
-    content.parts().iter().find(imports).unwrap_or(content)
 }
 
 /// Adds a part to the graph.

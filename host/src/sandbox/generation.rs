@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
-use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Module, Store, UnknownImportError};
 
 use super::Sandbox;
 use super::capacity::Shortage;
 use super::code::Code;
 use super::compiler::Turn;
-use super::compose::{compose, importer};
+use super::compose::{HANDLER, compose};
 use super::configuration;
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, OtherTypes, Prepared, lacks_resources, pool_is_full};
@@ -109,7 +109,7 @@ impl Sandbox {
         let whole = self.whole(content, turn).await?;
         let extent = Extent::of(whole.bytes());
         let (engine, code) = self.compile(&whole, &extent, turn).await?;
-        let mut generation = self.link(content, engine, code)?;
+        let mut generation = self.link(content, engine, code, turn).await?;
         let took = self.try_start(content, &mut generation, true).await?;
         self.warn_of_slow_start(took);
         generation.warn_of_shortage();
@@ -131,35 +131,43 @@ impl Sandbox {
         content.validate()?;
         let parts = content.parts();
         parts.iter().try_for_each(check_outline)?;
+        let turn = Some(&turn);
         let service = parts.last().unwrap_or(content);
         if self.preinit && !Outline::of(service.bytes()).has_export(INITIALISE) {
             return Err(service.refused(Refusal::NoInitialiser(INITIALISE)));
         }
         let whole = if parts.len() > 1 {
-            Cow::Owned(compose(content, service)?)
+            Cow::Owned(self.compose(content, service, turn).await?)
         } else {
             Cow::Borrowed(content)
         };
-        let engine = self.engine_for(&whole, &Extent::of(whole.bytes()))?;
-        let hollow = whole.hollow();
-        let code = self.compile_anew(&engine, &hollow, Some(&turn)).await?.code;
-        let mut generation = self.link(content, engine, code)?;
+        let (engine, code) = self.compile_hollow(&whole, turn).await?;
+        let mut generation = self.link(content, engine, code, turn).await?;
         self.try_start(content, &mut generation, false).await?;
         generation.warn_of_shortage();
         Ok(Arc::new(generation))
     }
 
     /// Makes a generation of what was compiled: finds its contract, and links what it imports.
-    fn link(&self, content: &Content, engine: Engine, code: Code) -> Result<Generation, LoadError> {
-        let refused = |refusal| refused(content, refusal);
+    async fn link(
+        &self,
+        content: &Content,
+        engine: Engine,
+        code: Code,
+        turn: Option<&Turn>,
+    ) -> Result<Generation, LoadError> {
         let prepared = match &code {
             Code::Component(component) => {
                 contract_of(component).and_then(|contract| prepare(&engine, component, contract))
             }
             Code::Module(module) => prepare_module(&engine, module),
-        }
-        .map_err(refused)?;
-        let shared = self.shared(&prepared, &code).map_err(refused)?;
+        };
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(refusal) => return Err(self.of_part(content, content.refused(refusal), turn).await),
+        };
+        let shared = self.shared(&prepared, &code);
+        let shared = shared.map_err(|refusal| content.refused(refusal))?;
         let profile = self
             .profiling
             .then(|| Profile::new(engine.engine(), content.program(), &code));
@@ -178,6 +186,60 @@ impl Sandbox {
             engine,
             shared,
         })
+    }
+
+    /// Composes the middlewares of `content` with `service`, which may be initialised.
+    async fn compose(
+        &self,
+        content: &Content,
+        service: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<Content, LoadError> {
+        match compose(content, service) {
+            Ok(whole) => Ok(whole),
+            Err(error) => Err(self.of_part(content, error, turn).await),
+        }
+    }
+
+    /// Returns the error of the part whose import the host refuses. If there is no such part, returns
+    /// `error`, which is about `content`.
+    ///
+    /// Parts that import the same interface share one import when they are composed. Only each part
+    /// alone shows which of them the host refuses.
+    async fn of_part(&self, content: &Content, error: LoadError, turn: Option<&Turn>) -> LoadError {
+        let parts = content.parts();
+        if parts.len() > 1 && error.is_about_an_import() {
+            for part in parts {
+                if let Err(error) = self.check_imports(part, turn).await {
+                    return error;
+                }
+            }
+        }
+        error
+    }
+
+    /// Checks whether the host has what a part imports, apart from the handler that a middleware
+    /// calls.
+    async fn check_imports(&self, part: &Content, turn: Option<&Turn>) -> Result<(), LoadError> {
+        turn.ok_or(LoadError::NoTurn)?;
+        self.examine_part(part).await?;
+        part.validate()?;
+        let (mut engine, code) = self.compile_hollow(part, turn).await?;
+        let Code::Component(component) = &code else {
+            return Ok(());
+        };
+        let handler = engine.linker.instance(HANDLER).and_then(|mut handler| {
+            handler.func_new_concurrent("handle", |_, _, _, _| {
+                Box::pin(async { wasmtime::bail!("the handler is in another part") })
+            })
+        });
+        if handler.is_err() {
+            // The engine has no concurrency, so that nothing can stand for the handler.
+            return Ok(());
+        }
+        link(&engine, component)
+            .map(drop)
+            .map_err(|refusal| part.refused(refusal))
     }
 
     /// Makes the first instance, and finds the functions by which its parts check their
@@ -204,8 +266,8 @@ impl Sandbox {
                 Ok(Err(error)) if pool_is_full(&error) => return Err(LoadError::Full(line(&error))),
                 // It may have some the next time.
                 Ok(Err(error)) if lacks_resources(&error) => return Err(LoadError::Sandbox(line(&error))),
-                Ok(Err(error)) => return Err(refused(content, not_started(&error))),
-                Err(_) => return Err(refused(content, Refusal::Slow(PROBE))),
+                Ok(Err(error)) => return Err(content.refused(not_started(&error))),
+                Err(_) => return Err(content.refused(Refusal::Slow(PROBE))),
             }
         }
     }
@@ -232,7 +294,7 @@ impl Sandbox {
             Cow::Borrowed(service)
         };
         if parts.len() > 1 {
-            Ok(Cow::Owned(compose(content, &service)?))
+            Ok(Cow::Owned(self.compose(content, &service, turn).await?))
         } else {
             Ok(service)
         }
@@ -579,22 +641,6 @@ pub(super) fn look(bytes: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// Says what is wrong with `content`, or with the part of it that has the import in question.
-fn refused(content: &Content, refusal: Refusal) -> LoadError {
-    match &refusal {
-        Refusal::Import(what) => importer(content, what).refused(refusal),
-        Refusal::Http(name)
-        | Refusal::OtherWasi { found: name, .. }
-        | Refusal::OtherLogging { found: name, .. }
-        | Refusal::OtherVersion {
-            does: "imports",
-            found: name,
-            ..
-        } => importer(content, &format!("`{name}`")).refused(refusal),
-        _ => content.refused(refusal),
-    }
-}
-
 /// Finds the contract that a component exports.
 pub(super) fn contract_of(component: &Component) -> Result<Contract, Refusal> {
     let engine = component.engine();
@@ -662,22 +708,30 @@ fn other_version(does: &'static str, found: &str) -> Refusal {
     }
 }
 
-/// Links a component to what the host offers.
+/// Links a component to what the host offers, and looks up what its contract exports.
 fn prepare(engine: &Engine, component: &Component, contract: Contract) -> Result<Prepared, Refusal> {
-    let handler = Contract::Streams.interface();
+    let pre = link_whole(engine, component)?;
+    Prepared::new(contract, pre).map_err(|error| Refusal::Types(mismatch::difference(&error)))
+}
+
+/// Links a component to what the host offers, unless the component is a middleware.
+pub(super) fn link_whole(engine: &Engine, component: &Component) -> Result<InstancePre<State>, Refusal> {
     let ty = component.component_type();
-    let imports_handler = ty
-        .imports(component.engine())
-        .any(|(name, import)| name == handler && matches!(import.ty, ComponentItem::ComponentInstance(_)));
-    if imports_handler {
-        return Err(Refusal::Middleware(handler));
+    let handler = ty.get_import(component.engine(), HANDLER);
+    if handler.is_some_and(|import| matches!(import.ty, ComponentItem::ComponentInstance(_))) {
+        return Err(Refusal::Middleware(HANDLER));
     }
-    let pre = engine.linker.instantiate_pre(component).map_err(|error| {
+    link(engine, component)
+}
+
+/// Links a component to what the host offers.
+fn link(engine: &Engine, component: &Component) -> Result<InstancePre<State>, Refusal> {
+    let ty = component.component_type();
+    engine.linker.instantiate_pre(component).map_err(|error| {
         ty.imports(component.engine())
             .find_map(|(name, _)| wasi::not_provided(name))
             .unwrap_or_else(|| refused_import(component, &error))
-    })?;
-    Prepared::new(contract, pre).map_err(|error| Refusal::Types(mismatch::difference(&error)))
+    })
 }
 
 /// Returns why the linker refuses an import: it lacks it, or has it with another type.

@@ -64,6 +64,24 @@ pub enum LoadError {
     Full(String),
 }
 
+impl LoadError {
+    /// Whether the host refuses an import, which may be that of a part.
+    pub(super) fn is_about_an_import(&self) -> bool {
+        let Self::Refused { refusal, .. } = self else {
+            return false;
+        };
+        match refusal {
+            Refusal::Import(_)
+            | Refusal::ImportType { .. }
+            | Refusal::ImportConflict { .. }
+            | Refusal::Http(_)
+            | Refusal::OtherLogging { .. } => true,
+            Refusal::OtherWasi { does, .. } | Refusal::OtherVersion { does, .. } => *does == "imports",
+            _ => false,
+        }
+    }
+}
+
 /// What to do about a file that cannot be read: its path need not be at fault.
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -335,6 +353,17 @@ pub enum Refusal {
         with: String,
         /// What does not fit.
         error: String,
+    },
+    /// It imports an interface with another type than a part behind it, and the host refuses the
+    /// imports of neither.
+    #[error("imports `{import}` with another type than a part behind it ({error}): build both against {wit}")]
+    ImportConflict {
+        /// The interface.
+        import: String,
+        /// The first difference.
+        error: String,
+        /// The WIT that both are to be built against.
+        wit: String,
     },
     /// It imports what the host does not have.
     #[error(

@@ -1,16 +1,15 @@
-//! What a component exports and imports, as its sections tell before it is compiled.
+//! What a component exports, as its sections tell before it is compiled.
 
 use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, ExternalKind, Parser, Payload};
 
 use super::content::Content;
 use super::load_error::{LoadError, Refusal};
 
-/// The names of what a component or module exports and imports.
+/// The names of what a component or module exports.
 #[derive(Debug, Default)]
 pub(super) struct Outline {
     pub(super) is_module: bool,
     pub(super) exports: Vec<String>,
-    pub(super) imports: Vec<String>,
 }
 
 impl Outline {
@@ -44,11 +43,6 @@ impl Outline {
                 let names = section.clone().into_iter().flatten();
                 self.exports
                     .extend(names.map(|export| export.name.name.to_owned()));
-            }
-            Payload::ComponentImportSection(section) => {
-                let names = section.clone().into_iter().flatten();
-                self.imports
-                    .extend(names.map(|import| import.name.name.to_owned()));
             }
             Payload::ExportSection(section) => {
                 let functions = section.clone().into_iter().flatten();
