@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{HOST, Host, file, guest, refused, with_cache};
+use crate::harness::{HOST, Host, Refusal, file, guest, refused, with_cache};
 
 /// The message for `path`, which holds each of `words`, comes with status 1, and before anything is bound.
 fn refuses(path: &Path, words: &[&str]) {
@@ -146,6 +146,29 @@ fn damage_is_described_in_the_same_words_by_a_check_and_a_start() {
     }
 }
 
+/// A services file with a component, and further `keys` of the service.
+fn services(name: &str, component: &str, keys: &str) -> PathBuf {
+    let component = file(&format!("{name}.wasm"), wat::parse_str(component).unwrap());
+    let text =
+        format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {component:?}\n{keys}");
+    file(&format!("{name}.toml"), text)
+}
+
+/// What a check and a start say of the component in a services file, which both refuse in the same
+/// words.
+fn refused_by_check_and_start(services: &Path) -> String {
+    let services = services.to_str().unwrap();
+    let reason = |args: &[&str]| {
+        let Refusal { status, message } = refused(args);
+        assert_eq!(status, Some(1), "{args:?}: {message}");
+        let (_, reason) = message.split_once("service[0].component: ").expect(&message);
+        reason.trim_end().to_owned()
+    };
+    let start = reason(&["--config", services]);
+    assert_eq!(reason(&["check", "--config", services]), start);
+    start
+}
+
 /// A check of a services file links and instantiates components without their code, and says what a
 /// start says.
 #[test]
@@ -203,36 +226,150 @@ fn what_a_surface_shows_is_refused_in_the_same_words_by_a_check_and_a_start() {
         empty("wasi:cli/run@0.2.6"),
         empty("wasi:cli/run@0.3.0"),
     ];
-    let services = |number: usize, text: &str| {
-        let component = file(&format!("surface-{number}.wasm"), wat::parse_str(text).unwrap());
-        let text =
-            format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\ncomponent = {component:?}\n");
-        file(&format!("surface-{number}.toml"), text)
-    };
     for (number, text) in refused_by_all.iter().enumerate() {
-        let services = services(number, text);
-        let reason = |args: &[&str]| {
-            let refusal = refused(args);
-            assert_eq!(refusal.status, Some(1), "{text}: {}", refusal.message);
-            let (_, reason) = refusal.message.split_once("service[0].component: ").unwrap();
-            reason.trim_end().to_owned()
-        };
-        let start = reason(&["--config", services.to_str().unwrap()]);
-        assert_eq!(
-            reason(&["check", "--config", services.to_str().unwrap()]),
-            start,
-            "{text}"
-        );
+        refused_by_check_and_start(&services(&format!("surface-{number}"), text, ""));
     }
     // What only the code does is not found.
     let traps = "(module (func $f unreachable) (start $f) (func (export \"_start\")))";
-    let services = services(refused_by_all.len(), traps);
+    let services = services("surface-traps", traps, "");
     let mut check = with_cache(Command::new(HOST));
     check.args(["check", "--config"]).arg(&services);
     let checked = check.output().unwrap();
     assert_eq!(checked.stdout, b"1 service, no errors\n", "{checked:?}");
     let compiled = refused(&["check", "--compile", "--config", services.to_str().unwrap()]).message;
     assert!(compiled.contains("cannot start ("), "{compiled}");
+}
+
+/// A check does not initialise a guest, but looks at all that a start looks at before.
+#[test]
+fn what_cannot_be_initialised_is_refused_in_the_same_words_by_a_check_and_a_start() {
+    let module =
+        |items: &str| format!("(module (memory (export \"memory\") 1) (func (export \"_start\")) {items})");
+    let component = |items: &str, code: &str, initialiser: &str| {
+        format!(
+            "(component {items}
+                (core module $m {code}
+                    (func (export \"plain\")) (func (export \"parameter\") (param i32))
+                    (func (export \"run\") (result i32) (i32.const 0)))
+                (core instance $i (instantiate $m))
+                {initialiser}
+                (func $run (result (result)) (canon lift (core func $i \"run\")))
+                (instance $run (export \"run\" (func $run)))
+                (export \"wasi:cli/run@0.2.6\" (instance $run)))"
+        )
+    };
+    let plain = "(func (export \"wizer-initialize\") (canon lift (core func $i \"plain\")))";
+    let global = "(global (mut funcref) (ref.null func))";
+    let own = "exports `wizer-initialize` with parameters or results";
+    for (number, (text, words)) in [
+        (module(""), "exports no function `wizer-initialize`"),
+        (
+            module("(memory (export \"wizer-initialize\") 1)"),
+            "exports no function `wizer-initialize`",
+        ),
+        (module("(func (export \"wizer-initialize\") (param i32))"), own),
+        (
+            module("(func (export \"wizer-initialize\") (result i32) unreachable)"),
+            own,
+        ),
+        (
+            module("(func (export \"wizer-initialize\")) (func (export \"_initialize\") (param i32))"),
+            "exports `_initialize` with parameters or results",
+        ),
+        (
+            module("(func (export \"wizer-initialize\")) (func (export \"wizer.resume\") (param i32))"),
+            "exports `wizer.resume` with parameters or results",
+        ),
+        (
+            module(&format!("(func (export \"wizer-initialize\")) {global}")),
+            "mutable global containing a reference type",
+        ),
+        // The structure is what the start looks at first.
+        (module(global), "mutable global containing a reference type"),
+        (
+            "(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func (param i32)))
+                (memory (export \"memory\") 1) (func (export \"_start\"))
+                (func (export \"wizer-initialize\")))"
+                .to_owned(),
+            "imports `fd_write` of `wasi_snapshot_preview1` as `(func (param i32))`",
+        ),
+        (component("", "", ""), "exports no function `wizer-initialize`"),
+        (
+            component(
+                "",
+                "",
+                "(instance $n) (export \"wizer-initialize\" (instance $n))",
+            ),
+            "exports no function `wizer-initialize`",
+        ),
+        (
+            component(
+                "",
+                "",
+                "(func (export \"wizer-initialize\") (param \"a\" u32)
+                    (canon lift (core func $i \"parameter\")))",
+            ),
+            own,
+        ),
+        (
+            component(
+                "",
+                "",
+                "(func (export \"wizer-initialize\") (result u32) (canon lift (core func $i \"run\")))",
+            ),
+            own,
+        ),
+        (
+            component("", global, plain),
+            "mutable global containing a reference type",
+        ),
+        (
+            component(
+                "(import \"acme:log/sink@1.0.0\" (instance (export \"f\" (func))))",
+                "",
+                plain,
+            ),
+            "has an import that the host does not provide (`f` of `acme:log/sink@1.0.0`)",
+        ),
+        (
+            component(
+                "(import \"wasi:random/random@0.2.6\" (instance (export \"get-random-u64\" (func))))",
+                "",
+                plain,
+            ),
+            "imports `get-random-u64` of `wasi:random/random@0.2.6` as `func()`",
+        ),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let services = services(&format!("initialised-{number}"), text, "preinit = true\n");
+        let said = refused_by_check_and_start(&services);
+        assert!(said.contains(words), "{text}: {said:?} does not say {words:?}");
+        for word in ["type mismatch", "expected 0", "matching implementation"] {
+            assert!(!said.contains(word), "{text}: {said:?} says {word:?}");
+        }
+    }
+}
+
+/// A start takes the function that resumes a program in place of `_start`.
+#[test]
+fn what_can_be_initialised_passes_a_check() {
+    for (number, text) in [
+        "(module (memory (export \"memory\") 1) (func (export \"_start\"))
+            (func (export \"wizer-initialize\") unreachable) (func (export \"wizer.resume\")))",
+        "(module (memory (export \"memory\") 1) (func (export \"_start\"))
+            (memory (export \"wizer.resume\") 1) (func (export \"wizer-initialize\")))",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let services = services(&format!("initialised-well-{number}"), text, "preinit = true\n");
+        let mut check = with_cache(Command::new(HOST));
+        check.args(["check", "--config"]).arg(&services);
+        let checked = check.output().unwrap();
+        assert_eq!(checked.stdout, b"1 service, no errors\n", "{checked:?}");
+    }
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl Sandbox {
     /// As with [`Sandbox::examine`].
     pub(super) async fn examine_to_check(&self, content: &Content) -> Result<(), LoadError> {
         let examination = Examination {
-            preinit: false,
+            preinit: self.preinit,
             validate: true,
         };
         self.examine_in_child(content, examination).await

@@ -14,7 +14,7 @@ use super::content::Content;
 use super::extent::{Extent, check_nested, code_size};
 use super::hollow::hollow;
 use super::needs::Needs;
-use super::outline::{Outline, component_item};
+use super::outline::component_item;
 use super::preinit::instrument;
 
 /// What the host is about to do with a component.
@@ -36,7 +36,6 @@ pub(super) fn examine(content: &Content, examination: Examination) {
         return;
     }
     for part in parts {
-        black_box(Outline::of(part.bytes()));
         black_box(component_item(part.bytes()));
     }
     let service = parts.last().unwrap_or(content);
@@ -56,7 +55,6 @@ pub(super) fn examine(content: &Content, examination: Examination) {
 fn measure(bytes: &[u8], examination: Examination) {
     let extent = Extent::of(bytes);
     black_box(Needs::of(bytes, &extent));
-    black_box(Outline::of(bytes));
     black_box(code_size(bytes));
     if examination.validate {
         black_box(hollow(bytes));

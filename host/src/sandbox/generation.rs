@@ -32,8 +32,7 @@ use super::load_error::{LoadError, Refusal};
 use super::mismatch;
 use super::names;
 use super::needs::{Calls, Needs};
-use super::outline::{Outline, check_outline};
-use super::preinit::INITIALISE;
+use super::outline::check_outline;
 use super::profile::Profile;
 use super::seat::Neighbours;
 use super::shared::Instances;
@@ -133,8 +132,8 @@ impl Sandbox {
         parts.iter().try_for_each(check_outline)?;
         let turn = Some(&turn);
         let service = parts.last().unwrap_or(content);
-        if self.preinit && !Outline::of(service.bytes()).has_export(INITIALISE) {
-            return Err(service.refused(Refusal::NoInitialiser(INITIALISE)));
+        if self.preinit {
+            self.check_initialiser(service, turn).await?;
         }
         let whole = if parts.len() > 1 {
             Cow::Owned(self.compose(content, service, turn).await?)
@@ -762,17 +761,22 @@ fn refused_import(component: &Component, error: &wasmtime::Error) -> Refusal {
     }
 }
 
-/// Links a core module to what WASI preview 1 has.
+/// Links a core module to what WASI preview 1 has, and looks up what runs it.
 fn prepare_module(engine: &Engine, module: &Module) -> Result<Prepared, Refusal> {
-    if module.imports().any(|import| import.module() == OLD_PREVIEW) {
-        return Err(Refusal::OldPreview(OLD_PREVIEW));
-    }
-    let pre = engine.link(module).map_err(|error| not_linked(module, &error))?;
+    let pre = link_module(engine, module)?;
     Prepared::of_module(pre).map_err(|reason| Refusal::NoProgram(reason.to_owned()))
 }
 
+/// Links a core module to what WASI preview 1 has.
+pub(super) fn link_module(engine: &Engine, module: &Module) -> Result<wasmtime::InstancePre<State>, Refusal> {
+    if module.imports().any(|import| import.module() == OLD_PREVIEW) {
+        return Err(Refusal::OldPreview(OLD_PREVIEW));
+    }
+    engine.link(module).map_err(|error| not_linked(module, &error))
+}
+
 /// Returns why a core module could not be linked.
-pub(super) fn not_linked(module: &Module, error: &wasmtime::Error) -> Refusal {
+fn not_linked(module: &Module, error: &wasmtime::Error) -> Refusal {
     if let Some(import) = error.downcast_ref::<UnknownImportError>() {
         return Refusal::NoProgram(format!(
             "it imports `{}` of `{}`, which preview 1 does not have",

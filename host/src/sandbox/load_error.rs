@@ -405,6 +405,13 @@ pub enum Refusal {
         preinit = PREINIT
     )]
     NoInitialiser(&'static str),
+    /// The function that initialises it cannot be called.
+    #[error(
+        "exports `{0}` with parameters or results: export it without any, as the function that initialises \
+         a guest for {preinit}, or omit {preinit}",
+        preinit = PREINIT
+    )]
+    Initialiser(&'static str),
     /// A program is to go on by a function that cannot be called.
     #[error(
         "exports `{0}` with parameters or results: export it without any, as the function that runs \

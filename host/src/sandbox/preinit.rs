@@ -15,8 +15,11 @@ use tokio::time::timeout;
 use tracing::debug;
 use wasmparser::{Parser, ValType};
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Instance as ComponentInstance, Lift, WasmList};
-use wasmtime::{ExternType, Instance, Module, Store, Val};
+use wasmtime::component::{
+    Component, ComponentExportIndex, Instance as ComponentInstance, InstancePre as ComponentInstancePre,
+    Lift, WasmList,
+};
+use wasmtime::{Instance, InstancePre, Module, Store, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, Wizer};
 
 use super::Sandbox;
@@ -28,7 +31,7 @@ use super::diagnostics::Speaker;
 use super::engine::Engine;
 use super::extent::{Extent, MAX_DATA};
 use super::file_threads::on;
-use super::generation::{contract_of, line, not_linked};
+use super::generation::{contract_of, line, link_module, link_whole};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
 
@@ -86,32 +89,19 @@ impl Sandbox {
     }
 
     async fn snapshot_of_module(&self, content: &Content, turn: Option<&Turn>) -> Result<Vec<u8>, LoadError> {
-        let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
         let mut wizer = Wizer::new();
-        let (context, instrumented) = wizer.instrument(content.bytes()).map_err(impossible)?;
+        let instrumented = wizer.instrument(content.bytes());
+        let (context, instrumented) = instrumented.map_err(|error| not_instrumented(content, &error))?;
         let instrumented = content.instrumented(instrumented);
         let extent = Extent::of(instrumented.bytes());
         let (engine, code) = self.compile(&instrumented, &extent, turn).await?;
         let Code::Module(module) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
-        let exports = |name| {
-            module
-                .get_export(name)
-                .is_some_and(|export| export.func().is_some())
-        };
-        if !exports(INITIALISE) {
-            return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
-        }
-        if exports(RESUME) {
-            if !is_plain(module, RESUME) {
-                return Err(content.refused(Refusal::Resume(RESUME)));
-            }
+        let pre = prepare_module(&engine, module).map_err(|refusal| content.refused(refusal))?;
+        if is_plain(module, RESUME).is_some() {
             wizer.func_rename("_start", RESUME);
         }
-        let pre = engine
-            .link(module)
-            .map_err(|error| content.refused(not_linked(module, &error)))?;
         let mut store = store(&engine, content, Some(ProgramKind::Module)).await?;
         let threads = store.data().file_threads();
         let initialised = engine.ticker.run(on(threads, async {
@@ -127,7 +117,8 @@ impl Sandbox {
         let instance = in_time(content, initialised).await?;
         let mut initialised = Initialised::new(store, instance);
         let snapshot = wizer.snapshot(&context, &mut initialised).await;
-        initialised.or_why_not(snapshot).map_err(impossible)
+        let snapshot = initialised.or_why_not(snapshot);
+        snapshot.map_err(|error| no_snapshot(content, &error))
     }
 
     async fn snapshot_of_component(
@@ -135,33 +126,23 @@ impl Sandbox {
         content: &Content,
         turn: Option<&Turn>,
     ) -> Result<Vec<u8>, LoadError> {
-        let impossible = |error| content.refused(Refusal::Snapshot(line(&error)));
         let mut wizer = Wizer::new();
         // What is exported by this name would be taken away from the module within too, where the component looks for it.
         wizer.keep_init_func(true);
         let instrumented = wizer.instrument_component(content.bytes());
-        let (context, instrumented) = instrumented.map_err(impossible)?;
+        let (context, instrumented) = instrumented.map_err(|error| not_instrumented(content, &error))?;
         let instrumented = content.instrumented(instrumented);
         let extent = Extent::of(instrumented.bytes());
         let (engine, code) = self.compile(&instrumented, &extent, turn).await?;
         let Code::Component(component) = &code else {
             return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
         };
-        let Some((item, function)) = component.get_export(None, INITIALISE) else {
-            return Err(content.refused(Refusal::NoInitialiser(INITIALISE)));
-        };
-        if matches!(item, ComponentItem::ComponentFunc(ty) if ty.async_()) {
-            let reason = "it is an `async func`, but the convention has a `func`";
-            return Err(content.refused(Refusal::Initialise(reason.to_owned())));
-        }
-        let kind = match contract_of(component).map_err(|refusal| content.refused(refusal))? {
-            Contract::Cli => Some(ProgramKind::Component),
-            Contract::Streams | Contract::Sessions => None,
-        };
+        let prepared = prepare_component(&engine, component);
+        let Prepared { pre, function, kind } = prepared.map_err(|refusal| content.refused(refusal))?;
         let mut store = store(&engine, content, kind).await?;
         let threads = store.data().file_threads();
         let initialised = engine.ticker.run(on(threads, async {
-            let instance = engine.linker.instantiate_async(&mut store, component).await?;
+            let instance = pre.instantiate_async(&mut store).await?;
             let function = instance.get_typed_func::<(), ()>(&mut store, function)?;
             function.call_async(&mut store, ()).await?;
             Ok(instance)
@@ -178,8 +159,88 @@ impl Sandbox {
             .ticker
             .run(wizer.snapshot_component(&context, &mut initialised))
             .await;
-        initialised.or_why_not(snapshot).map_err(impossible)
+        let snapshot = initialised.or_why_not(snapshot);
+        snapshot.map_err(|error| no_snapshot(content, &error))
     }
+
+    /// Checks whether a valid guest can be initialised, as far as that can be told without its
+    /// code.
+    ///
+    /// # Errors
+    ///
+    /// Its structure is not supported, or a function that initialises or resumes it is missing or
+    /// cannot be called.
+    pub(super) async fn check_initialiser(
+        &self,
+        content: &Content,
+        turn: Option<&Turn>,
+    ) -> Result<(), LoadError> {
+        let instrumented = instrument(content.bytes()).map_err(|error| not_instrumented(content, &error))?;
+        let (engine, code) = self
+            .compile_hollow(&content.instrumented(instrumented), turn)
+            .await?;
+        match &code {
+            Code::Module(module) => prepare_module(&engine, module).map(drop),
+            Code::Component(component) => prepare_component(&engine, component).map(drop),
+        }
+        .map_err(|refusal| content.refused(refusal))
+    }
+}
+
+/// A component that is ready to be initialised.
+struct Prepared {
+    pre: ComponentInstancePre<State>,
+    /// The function that initialises it.
+    function: ComponentExportIndex,
+    /// How its program is run; `None` if it is none.
+    kind: Option<ProgramKind>,
+}
+
+/// Looks up the function that initialises a component, and links what the component imports.
+///
+/// # Errors
+///
+/// The function is missing or cannot be called, or the component cannot serve.
+fn prepare_component(engine: &Engine, component: &Component) -> Result<Prepared, Refusal> {
+    let function = match component.get_export(None, INITIALISE) {
+        Some((ComponentItem::ComponentFunc(ty), _)) if ty.async_() => {
+            let reason = "it is an `async func`, but the convention has a `func`";
+            return Err(Refusal::Initialise(reason.to_owned()));
+        }
+        Some((ComponentItem::ComponentFunc(ty), function)) => {
+            if ty.params().len() > 0 || ty.results().len() > 0 {
+                return Err(Refusal::Initialiser(INITIALISE));
+            }
+            function
+        }
+        _ => return Err(Refusal::NoInitialiser(INITIALISE)),
+    };
+    let kind = match contract_of(component)? {
+        Contract::Cli => Some(ProgramKind::Component),
+        Contract::Streams | Contract::Sessions => None,
+    };
+    let pre = link_whole(engine, component)?;
+    Ok(Prepared { pre, function, kind })
+}
+
+/// Checks the functions that initialise and resume a module, and links what the module imports.
+///
+/// # Errors
+///
+/// A function is missing or cannot be called, or the module cannot be linked.
+fn prepare_module(engine: &Engine, module: &Module) -> Result<InstancePre<State>, Refusal> {
+    if is_plain(module, INITIALISE).is_none() {
+        return Err(Refusal::NoInitialiser(INITIALISE));
+    }
+    for name in [REACTOR, INITIALISE] {
+        if is_plain(module, name) == Some(false) {
+            return Err(Refusal::Initialiser(name));
+        }
+    }
+    if is_plain(module, RESUME) == Some(false) {
+        return Err(Refusal::Resume(RESUME));
+    }
+    link_module(engine, module)
 }
 
 /// Returns a guest that shows its state, as it is compiled to be initialised.
@@ -199,6 +260,18 @@ pub(super) fn instrument(bytes: &[u8]) -> wasmtime::Result<Vec<u8>> {
     catch_unwind(instrument).unwrap_or_else(|_| Err(wasmtime::format_err!("{STRUCTURE}")))
 }
 
+/// Returns why `content` cannot be compiled so that it shows its state. If it is not valid, that is
+/// why.
+fn not_instrumented(content: &Content, error: &wasmtime::Error) -> LoadError {
+    let invalid = content.validate().err();
+    invalid.unwrap_or_else(|| no_snapshot(content, error))
+}
+
+/// Returns why there is no snapshot of `content`.
+fn no_snapshot(content: &Content, error: &wasmtime::Error) -> LoadError {
+    content.refused(Refusal::Snapshot(line(error)))
+}
+
 /// Waits for the guest of `content` to be initialised.
 ///
 /// # Errors
@@ -216,12 +289,12 @@ async fn in_time<T>(
     }
 }
 
-/// Whether the exported function `name` has neither parameters nor results.
-fn is_plain(module: &Module, name: &str) -> bool {
-    let ty = module.get_export(name);
-    ty.as_ref()
-        .and_then(ExternType::func)
-        .is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0)
+/// Whether the exported function `name` has neither parameters nor results; `None` if there is no
+/// such function.
+fn is_plain(module: &Module, name: &str) -> Option<bool> {
+    let export = module.get_export(name)?;
+    let ty = export.func()?;
+    Some(ty.params().len() == 0 && ty.results().len() == 0)
 }
 
 /// A store for an instance that is initialised: it has what every connection is granted, and no connection.
