@@ -45,6 +45,25 @@ impl Known {
 
     /// The words that the value at `path` is one of; `None` if it is something else than a word.
     pub(super) fn words(&self, path: &[Step<'_>]) -> Option<Vec<&str>> {
+        let values = self.at(path);
+        let words = values.iter().find_map(|value| value.get("enum")?.as_array())?;
+        Some(words.iter().filter_map(Value::as_str).collect())
+    }
+
+    /// An example of the texts in the list at `path`; `None` if its items can be tables.
+    pub(super) fn text_in_list(&self, path: &[Step<'_>]) -> Option<&str> {
+        let items = self.at(&[path, &[Step::Index(0)]].concat());
+        if items.is_empty() || items.iter().any(|item| item.get("properties").is_some()) {
+            return None;
+        }
+        let example = items
+            .iter()
+            .find_map(|item| item.get("examples")?.get(0)?.as_str());
+        Some(example.unwrap_or("TEXT"))
+    }
+
+    /// The schemas that the value at `path` may match.
+    fn at(&self, path: &[Step<'_>]) -> Vec<&Value> {
         let mut values = self.forms(&self.0);
         for step in path {
             let inner: Vec<_> = values
@@ -56,8 +75,7 @@ impl Known {
                 .collect();
             values = inner.into_iter().flat_map(|value| self.forms(value)).collect();
         }
-        let words = values.iter().find_map(|value| value.get("enum")?.as_array())?;
-        Some(words.iter().filter_map(Value::as_str).collect())
+        values
     }
 
     fn at_the_top(&self, key: &str, value: &Value) -> String {

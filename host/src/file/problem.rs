@@ -126,7 +126,11 @@ impl Problem {
                 Some(words) => format!("invalid type: {found}, expected one of {}", list(&words)),
                 None => {
                     let message = error.message().replacen("missing field", "missing key", 1);
-                    in_one_line(&in_words_of_toml(&message, &keys))
+                    in_one_line(&in_words_of_toml(
+                        &message,
+                        &keys,
+                        Known::new().text_in_list(path),
+                    ))
                 }
             },
         };
@@ -198,11 +202,11 @@ fn known(message: &str) -> Vec<&str> {
 }
 
 /// Rewrites serde's message about a value of the wrong type in the words of TOML. `path` leads to
-/// the value.
+/// the value. If that is a list of texts, `text` is an example of one.
 ///
 /// The message names the type that was found and not the value: any key can have been given a
 /// secret, such as the URL of a database in place of a list of destinations.
-fn in_words_of_toml(message: &str, path: &[String]) -> String {
+fn in_words_of_toml(message: &str, path: &[String], text: Option<&str>) -> String {
     let types = message.strip_prefix("invalid type: ");
     // The value can contain any text.
     let Some((found, expected)) = types.and_then(|types| types.rsplit_once(", expected ")) else {
@@ -234,8 +238,11 @@ fn in_words_of_toml(message: &str, path: &[String]) -> String {
             let last = names.last().map(String::as_str).unwrap_or_default();
             format!("; write [{}] or {last} = {{ KEY = VALUE }}", names.join("."))
         }
-        // Lists of tables, which a table with single brackets does not begin.
-        ("map", "a sequence") => format!("; write [[{0}]] instead of [{0}]", names().join(".")),
+        ("map", "a sequence") => match text {
+            Some(text) => format!("; write a list of texts, such as [\"{text}\"]"),
+            // A table with single brackets does not begin a list of tables.
+            None => format!("; write [[{0}]] instead of [{0}]", names().join(".")),
+        },
         ("string", "a sequence") => "; write [VALUE]".to_owned(),
         _ => String::new(),
     };

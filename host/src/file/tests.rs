@@ -306,6 +306,16 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
              instead of [service.listen]",
         ),
         (
+            &format!("{service}[service.grants.dirs]\nhost = \"/data\""),
+            "4: service[0].grants.dirs: invalid type: a table, expected a list; write a list of texts, such \
+             as [\"data::/data:rw\"]",
+        ),
+        (
+            &format!("{service}args = {{ name = \"a\" }}"),
+            "4: service[0].args: invalid type: a table, expected a list; write a list of texts, such as \
+             [\"TEXT\"]",
+        ),
+        (
             &format!("{service}limits = 1"),
             "4: service[0].limits: invalid type: integer, expected a table",
         ),
