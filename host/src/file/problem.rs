@@ -80,6 +80,15 @@ impl Problem {
         }
     }
 
+    /// There are more problems than the `shown` ones. This one comes after them.
+    pub(super) fn further(shown: &[Self]) -> Self {
+        Self {
+            line: shown.iter().map(|problem| problem.line).max().unwrap_or(1),
+            key: String::new(),
+            message: "further errors are not shown; correct those above first".to_owned(),
+        }
+    }
+
     /// The file is no TOML.
     pub(super) fn syntax(text: &str, error: &toml::de::Error) -> Self {
         let span = error.span().unwrap_or_default();

@@ -11,7 +11,7 @@ use super::keys::File;
 use super::place::{Step, service_of};
 use super::problem::{Problem, Unread, unread};
 
-/// Problems that are reported at most. Each takes another pass over the file.
+/// Problems with keys and values that are reported at most. Each takes another pass over the file.
 const MAX_PROBLEMS: usize = 100;
 
 /// The tables of a file, as far as they can be read.
@@ -43,7 +43,7 @@ impl Tables {
         tables.remove_dates(text, whole.get_ref(), rest.get_mut());
         // Tables with a key that is unknown, by their bytes: it can be a missing one that is misspelt.
         let mut misspelt = Vec::new();
-        while tables.problems.len() < MAX_PROBLEMS {
+        loop {
             let error = match serde_path_to_error::deserialize(Deserializer::from(rest.clone())) {
                 Ok(file) => {
                     tables.file = Some(file);
@@ -66,6 +66,10 @@ impl Tables {
                 }
                 Unread::Key(_) | Unread::Value(_) | Unread::Refused => false,
             };
+            if !is_known && tables.problems.len() >= MAX_PROBLEMS {
+                tables.problems.push(Problem::further(&tables.problems));
+                break;
+            }
             if !is_known {
                 let value = value_at(whole.get_ref(), &original).map(Spanned::get_ref);
                 let problem = Problem::content(text, &original, value, error.inner());

@@ -461,6 +461,29 @@ watch = true
 }
 
 #[test]
+fn errors_that_are_not_shown_are_mentioned() {
+    let service = |number: usize| {
+        format!("[[service]]\nname = \"{number}\"\nlisten = [\"127.0.0.1:{number}\"]\nwatch = 1\n")
+    };
+    let problems = |count: usize| {
+        let text: String = (1..=count).map(service).collect();
+        parse(&text, Path::new("/etc")).unwrap_err().0
+    };
+    let all = problems(100);
+    assert_eq!(all.len(), 100);
+    assert!(
+        all.iter()
+            .all(|problem| problem.to_string().contains("invalid type"))
+    );
+    let part = problems(102);
+    assert_eq!(part.len(), 101);
+    assert_eq!(
+        part[100].to_string(),
+        "400: further errors are not shown; correct those above first"
+    );
+}
+
+#[test]
 fn a_value_of_the_defaults_that_is_refused_is_not_missing_in_the_services() {
     let text = "[defaults.grants]\ndirs = [\"nowhere\"]\n[[service]]\nname = \"a\"\n\
                 listen = [\"127.0.0.1:1\"]\nwatch = true\nthreads = 1\n";
