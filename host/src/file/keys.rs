@@ -236,9 +236,10 @@ const FILE: &str = "^(?![A-Za-z0-9]*://)[\\s\\S]";
 /// What the schema matches texts with that guests receive as C strings.
 const WITHOUT_NUL: &str = "^[^\\x00]*$";
 
-/// What the schema says of keys that require others.
+/// What the schema says of keys that require one of others. An empty list is like none.
 fn required(key: &str, value: Value, keys: &[&str]) -> Value {
-    let any: Vec<_> = keys.iter().map(|key| json!({ "required": [key] })).collect();
+    let is_set = |key: &str| json!({ "required": [key], "properties": { key: { "minItems": 1 } } });
+    let any: Vec<_> = keys.iter().map(|key| is_set(key)).collect();
     json!({ "if": { "required": [key], "properties": { key: value } }, "then": { "anyOf": any } })
 }
 

@@ -42,16 +42,26 @@ const TIMES: [(&str, u128); 10] = [
 
 const SECOND: u128 = 1_000_000_000;
 
+/// What may follow each digit of a number in a time, which the parser of times ignores.
+const SPACES: &str = r"\s*";
+
 /// A whole number in a range, with any number of zeros before it.
 pub(super) fn number(range: RangeInclusive<u64>) -> String {
-    format!("0*({})", digits(*range.start(), *range.end()).join("|"))
+    spaced_number(range, "")
 }
 
-/// A whole number of `least` or more.
-fn number_from(least: u64) -> String {
+/// The same with a `gap` after each digit.
+fn spaced_number(range: RangeInclusive<u64>, gap: &str) -> String {
+    let digits = digits(*range.start(), *range.end(), gap);
+    format!("(0{gap})*({})", digits.join("|"))
+}
+
+/// A whole number of `least` or more, with a `gap` after each digit.
+fn number_from(least: u64, gap: &str) -> String {
     let least = least.to_string();
-    let same_length = same_length(least.as_bytes(), "9".repeat(least.len()).as_bytes());
-    format!("0*({}|[1-9][0-9]{{{},}})", same_length.join("|"), least.len())
+    let same_length = same_length(least.as_bytes(), "9".repeat(least.len()).as_bytes(), gap);
+    let longer = format!("[1-9]{gap}([0-9]{gap}){{{},}}", least.len());
+    format!("(0{gap})*({}|{longer})", same_length.join("|"))
 }
 
 /// A size in a range of bytes.
@@ -84,11 +94,14 @@ pub(super) fn size(range: RangeInclusive<u64>) -> String {
 pub(super) fn size_from(least: u64) -> String {
     let mut forms = vec![number(least..=u64::MAX)];
     for (unit, bytes) in SIZES {
-        forms.push(format!(r"{}\s*{unit}", number_from(least.div_ceil(bytes))));
+        forms.push(format!(r"{}\s*{unit}", number_from(least.div_ceil(bytes), "")));
         // The whole numbers to which every fraction may be added.
         let first = least / bytes;
         let optional = if first == 0 { "?" } else { "" };
-        forms.push(format!(r"({}){optional}\.[0-9]+\s*{unit}", number_from(first)));
+        forms.push(format!(
+            r"({}){optional}\.[0-9]+\s*{unit}",
+            number_from(first, "")
+        ));
     }
     format!("((?=.*[1-9])({}))", forms.join("|"))
 }
@@ -100,21 +113,23 @@ pub(super) fn time(range: RangeInclusive<Duration>) -> String {
         let first = u64::try_from(least.div_ceil(*nanos)).ok()?;
         let number = match u64::try_from(greatest / nanos) {
             Ok(last) if first > last => return None,
-            Ok(last) => number(first..=last),
+            Ok(last) => spaced_number(first..=last, SPACES),
             // A time of so many nanoseconds has no bound that matters.
-            Err(_) => number_from(first),
+            Err(_) => number_from(first, SPACES),
         };
-        Some(format!(r"{number}\s*{unit}"))
+        Some(format!("{number}{unit}"))
     });
     let one = forms.collect::<Vec<_>>().join("|");
     // Parts that are beyond the range alone, whatever stands beside them.
     let beyond = TIMES.iter().filter_map(|(unit, nanos)| {
         let last = u64::try_from(greatest / nanos).ok()?;
-        let mut forms = vec![format!(r"{}(\.[0-9]+)?", number_from(last.checked_add(1)?))];
+        let longer = number_from(last.checked_add(1)?, SPACES);
+        let mut forms = vec![format!(r"{longer}(\.[0-9\s]+)?")];
         if greatest % nanos == 0 {
-            forms.push(format!(r"0*{last}\.[0-9]*[1-9][0-9]*"));
+            let last = spaced_number(last..=last, SPACES);
+            forms.push(format!(r"{last}\.[0-9\s]*[1-9][0-9\s]*"));
         }
-        Some(format!(r"({})\s*{unit}", forms.join("|")))
+        Some(format!("({}){unit}", forms.join("|")))
     });
     let beyond = beyond.collect::<Vec<_>>().join("|");
     // A whole number with one unit has a range. Everything else has the form of a time, and no part
@@ -148,8 +163,9 @@ pub(super) fn ipv4_network() -> String {
     format!("({})", forms.join("|"))
 }
 
-/// Patterns for the whole numbers of a range, without zeros before them.
-fn digits(least: u64, greatest: u64) -> Vec<String> {
+/// Patterns for the whole numbers of a range, without zeros before them, with a `gap` after each
+/// digit.
+fn digits(least: u64, greatest: u64, gap: &str) -> Vec<String> {
     let mut patterns = Vec::new();
     let mut from = least;
     loop {
@@ -158,7 +174,7 @@ fn digits(least: u64, greatest: u64) -> Vec<String> {
             .checked_pow(text.len() as u32)
             .map_or(u64::MAX, |power| power - 1);
         let to = last.min(greatest);
-        patterns.extend(same_length(text.as_bytes(), to.to_string().as_bytes()));
+        patterns.extend(same_length(text.as_bytes(), to.to_string().as_bytes(), gap));
         if to == greatest {
             return patterns;
         }
@@ -166,36 +182,36 @@ fn digits(least: u64, greatest: u64) -> Vec<String> {
     }
 }
 
-/// Patterns for the whole numbers of a range whose ends have as many digits.
-fn same_length(least: &[u8], greatest: &[u8]) -> Vec<String> {
+/// Patterns for the whole numbers of a range whose ends have as many digits, with a `gap` after
+/// each digit.
+fn same_length(least: &[u8], greatest: &[u8], gap: &str) -> Vec<String> {
     let ([low, lows @ ..], [high, highs @ ..]) = (least, greatest) else {
         return vec![String::new()];
     };
     let after = |digit: &u8, rest: Vec<String>| {
         let digit = char::from(*digit);
-        rest.into_iter().map(move |rest| format!("{digit}{rest}"))
+        rest.into_iter().map(move |rest| format!("{digit}{gap}{rest}"))
     };
     if low == high {
-        return after(low, same_length(lows, highs)).collect();
+        return after(low, same_length(lows, highs, gap)).collect();
     }
     let (zeros, nines) = (vec![b'0'; lows.len()], vec![b'9'; lows.len()]);
     let (mut first, mut last) = (*low, *high);
     let mut patterns = Vec::new();
     if lows != zeros {
-        patterns.extend(after(low, same_length(lows, &nines)));
+        patterns.extend(after(low, same_length(lows, &nines, gap)));
         first += 1;
     }
     if highs != nines {
-        patterns.extend(after(high, same_length(&zeros, highs)));
+        patterns.extend(after(high, same_length(&zeros, highs, gap)));
         last -= 1;
     }
     if first <= last {
         let any = match lows.len() {
             0 => String::new(),
-            1 => "[0-9]".to_owned(),
-            count => format!("[0-9]{{{count}}}"),
+            count => format!("([0-9]{gap}){{{count}}}"),
         };
-        patterns.push(format!("[{}-{}]{any}", char::from(first), char::from(last)));
+        patterns.push(format!("[{}-{}]{gap}{any}", char::from(first), char::from(last)));
     }
     patterns
 }

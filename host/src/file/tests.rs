@@ -603,6 +603,9 @@ fn the_schema_has_the_ranges_of_the_host() {
         "service = []\n",
         &service.replace("[\"127.0.0.1:9\"]", "[]"),
         &format!("{service}watch = true\n"),
+        &format!("{service}middleware = []\nwatch = true\n"),
+        &format!("{service}middleware = []\ngate = \"a\"\n"),
+        &format!("{service}middleware = []\ndrain-generations = \"1s\"\n"),
         &format!("{service}preinit = true\n"),
         &format!("{service}migrate = true\n"),
         &format!("{service}gate = \"a\"\n"),
@@ -627,6 +630,9 @@ fn the_schema_has_the_ranges_of_the_host() {
     }
     for text in [
         "watch = false",
+        "middleware = []",
+        "middleware = []\ncomponent = \"a\"\nwatch = true",
+        "middleware = [\"a\"]\nwatch = true",
         "component = \"a\"\nwatch = true\nmigrate = true\ngate = \"a\"",
     ] {
         assert!(check(&format!("{service}{text}\n")), "{text}");
@@ -995,7 +1001,55 @@ fn the_schema_has_the_ranges_of_values_with_units() {
             refused += usize::from(accepted.is_err());
         }
     }
-    assert!(refused > 40, "{refused}");
+    // Spaces in numbers have no meaning.
+    for (key, values) in [
+        (
+            "limits.max-call-time",
+            &[
+                "1 2s",
+                " 1 0 0 ms ",
+                "9 9 9us",
+                "1 0 0 0us",
+                "0 0s",
+                "0 1ms",
+                "1 . 5 s",
+            ][..],
+        ),
+        (
+            "limits.cpu-slice",
+            &[
+                "1 0 ms",
+                "1 0 0 0 ms",
+                "1 0 0 1 ms",
+                "0 1 s",
+                "1 . 0 s",
+                "1 . 0 1 s",
+                "0 . 5 s",
+                "2 ms 1 0 0 1 ms",
+            ],
+        ),
+        (
+            "socket.keepalive",
+            &[
+                "1 0s",
+                "3 2767s",
+                "3 2 7 6 8 s",
+                "0 s",
+                "1m 3 0s",
+                "1 1 h 1s",
+                "9 9 9ms",
+                "1 0 0 0 ms",
+            ],
+        ),
+    ] {
+        for value in values {
+            let text = format!("{service}{key} = \"{value}\"\n");
+            let accepted = parse(&text, Path::new("/etc"));
+            assert_eq!(is_valid(&schema, &text), accepted.is_ok(), "{text}\n{accepted:?}");
+            refused += usize::from(accepted.is_err());
+        }
+    }
+    assert!(refused > 50, "{refused}");
     for value in "off 0 1 64KiB 1MiB 63MiB 64MiB 67108863 67108864 0067108864 66MB 67MB 68MB 0.5MiB 63.9MiB 64.5MiB \
                   0.5GiB 1GiB 1.5GiB 0.0GiB 18446744073709551615 18446744073709551616 99EiB 65535k 65536Ki 65535Ki"
         .split_whitespace()
