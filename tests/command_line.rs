@@ -289,9 +289,9 @@ fn a_port_that_the_settings_of_the_kernel_refuse_comes_with_advice() {
 #[test]
 fn a_mapped_address_without_dual_stack_is_refused_with_its_cause() {
     let refusal = refused(&["--listen", "[::ffff:127.0.0.1]:0", "--dual-stack", "off"]);
-    assert_eq!(refusal.status, Some(1), "{}", refusal.message);
-    let expected = "an IPv6 socket with `--dual-stack` off cannot have an IPv4 address; choose 127.0.0.1:0 \
-                    with --listen";
+    assert_eq!(refusal.status, Some(2), "{}", refusal.message);
+    let expected = "--dual-stack: a socket for IPv6 alone cannot have [::ffff:127.0.0.1]:0, which is an \
+                    address of IPv4; choose 127.0.0.1:0, or remove this setting";
     assert!(refusal.message.contains(expected), "{}", refusal.message);
 }
 

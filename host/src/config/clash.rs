@@ -70,6 +70,9 @@ pub fn clashes(services: &[Service], admin: Option<&Admin>) -> Vec<Clash> {
             for (key, what) in listen.tls.iter().flat_map(Tls::repeated) {
                 clash(At::OfListener(number, key), what);
             }
+            if let Some(what) = listen.contradiction() {
+                clash(At::OfListener(number, "socket.dual-stack"), what);
+            }
             if let Some((other, taken)) = before.iter().find(|(_, taken)| excludes(taken, listen)) {
                 let what = format!(
                     "{} conflicts with {} of service `{}`; choose another address",

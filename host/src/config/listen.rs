@@ -35,6 +35,22 @@ impl Listen {
             tls: None,
         }
     }
+
+    /// Finds an address of IPv4, written as one of IPv6, that a socket for IPv6 alone is to have.
+    /// Returns a sentence about it, for the key `socket.dual-stack`.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let Address::Tcp(SocketAddr::V6(address)) = &self.address else {
+            return None;
+        };
+        let mapped = address.ip().to_ipv4_mapped()?;
+        (self.socket.dual_stack == Some(false)).then(|| {
+            let port = address.port();
+            format!(
+                "a socket for IPv6 alone cannot have {address}, which is an address of IPv4; choose \
+                 {mapped}:{port}, or remove this setting"
+            )
+        })
+    }
 }
 
 /// An address to listen at.

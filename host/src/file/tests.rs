@@ -270,6 +270,11 @@ fn a_problem_has_a_line_a_key_and_a_suggestion() {
              have the default buffers of the kernel; remove the key",
         ),
         (
+            "[[service]]\nname = \"a\"\nlisten = [\"[::ffff:192.0.2.1]:80\"]\nsocket.dual-stack = false",
+            "4: service[0].socket.dual-stack: a socket for IPv6 alone cannot have [::ffff:192.0.2.1]:80, \
+             which is an address of IPv4; choose 192.0.2.1:80, or remove this setting",
+        ),
+        (
             "[[service]]\nname = \"a\"\nlisten = [\"unix:a\"]\naccess = { deny = [\"::1\"] }",
             "4: service[0].access.deny: has no effect here: clients of a Unix socket have no network \
              address; remove the key",
