@@ -9,6 +9,9 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 use crate::harness::{
     Client, HOST, HUP, Host, TERM, assert_errors, command, file, first_word, guest, replace, scratch, until,
     with_cache,
@@ -802,6 +805,23 @@ fn what_takes_a_restart_is_compared_with_what_runs() {
     let said = host.log().matches("requires a restart").count();
     services.reread(&host, &text(2, 100));
     assert_eq!(host.log().matches("requires a restart").count(), said);
+}
+
+#[test]
+fn cores_that_the_host_may_no_longer_use_change_no_setting() {
+    let services = Services::new("cores", &echo(ANYWHERE));
+    let host = Host::with_config(&services.file(), 1);
+    let all = sched_getaffinity(None).unwrap();
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first);
+    for task in fs::read_dir(format!("/proc/{}/task", host.pid())).unwrap() {
+        let task = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        // A thread that has ended needs no core.
+        let _ = sched_setaffinity(Pid::from_raw(task), &one);
+    }
+    services.reread(&host, &echo(ANYWHERE));
+    assert!(!host.log().contains("requires a restart"), "{}", host.log());
 }
 
 #[test]

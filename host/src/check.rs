@@ -88,7 +88,7 @@ pub async fn check_services(
     let config = &sound.config;
     let mut obstacles = Obstacles::default();
     system::raise_descriptors(config, admin::DESCRIPTORS);
-    let threads = threads::check(config.threads.get()).map_err(anyhow::Error::msg);
+    let threads = threads::check(config.threads().get()).map_err(anyhow::Error::msg);
     obstacles.note("threads", None, threads);
     preflight::check_admin(config, preflight::ADMIN_KEY, &mut obstacles);
     // A check leaves no files behind.

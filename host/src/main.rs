@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         _ => None,
     };
     let (threads, log) = match &serve {
-        Some((config, _)) => (config.threads.get(), config.log),
+        Some((config, _)) => (config.threads().get(), config.log),
         None => (1, log_of(&command)),
     };
     if let Err(sentence) = provide_descriptors() {

@@ -414,7 +414,7 @@ impl From<ServiceFlags> for Config {
             services: vec![service],
             cache: flags.cache.unwrap_or(CacheDir::OfUser),
             max_compile_memory: flags.compiling.max_compile_memory.unwrap_or_default(),
-            threads: flags.threads.unwrap_or_else(values::cores),
+            threads: flags.threads,
             drain_timeout: flags.drain_timeout,
             admin: flags.admin.map(|address| Admin {
                 address,

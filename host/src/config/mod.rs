@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::values;
 pub use clash::{At, Clash, clashes, excludes};
 pub use limits::{FILE_THREADS, Limits, MAX_DIRS_OF_PATH, MAX_NAMES, MAX_NAMES_OF_LINK, MAX_SOCKETS, Rate};
 pub use listen::{
@@ -39,8 +40,8 @@ pub struct Config {
     pub cache: CacheDir,
     /// Memory that compiling one component may take.
     pub max_compile_memory: CompileMemory,
-    /// Threads that serve connections.
-    pub threads: NonZeroUsize,
+    /// Threads that serve connections, if their number is set. [`Config::threads`] has the default.
+    pub threads: Option<NonZeroUsize>,
     /// How long a drain may take before what is left is closed.
     pub drain_timeout: Duration,
     /// What is logged, and how.
@@ -49,6 +50,13 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Where traces and metrics are sent, if they are.
     pub otlp: Option<Otlp>,
+}
+
+impl Config {
+    /// Threads that serve connections: by default one for each core that this process may use.
+    pub fn threads(&self) -> NonZeroUsize {
+        self.threads.unwrap_or_else(values::cores)
+    }
 }
 
 /// Where the host can be looked at and told what to do.

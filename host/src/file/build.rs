@@ -98,7 +98,7 @@ impl<'a> Builder<'a> {
                 endpoint: table.endpoint.0,
                 sample: value(table.sample, Ratio::ALL),
             }),
-            threads: value(file.threads, values::cores()),
+            threads: file.threads.map(|threads| threads.0),
             drain_timeout: value(file.drain_timeout, config::DRAIN_TIMEOUT),
             log: config::Log {
                 format: match file.log.format {

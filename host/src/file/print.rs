@@ -21,7 +21,7 @@ use crate::values::OFF;
 pub fn print(config: &Config) -> anyhow::Result<String> {
     check_paths(config)?;
     let file = File {
-        threads: Some(Word(config.threads)),
+        threads: config.threads.map(Word),
         drain_timeout: Some(Word(config.drain_timeout)),
         cache: match &config.cache {
             CacheDir::OfUser => None,

@@ -72,7 +72,7 @@ max-bytes-in = "1KiB"
 fn a_file_says_all_that_flags_say() {
     let config = parse(WHOLE, Path::new("/etc")).unwrap();
     assert_eq!(
-        (config.threads.get(), config.drain_timeout),
+        (config.threads().get(), config.drain_timeout),
         (3, Duration::from_secs(60))
     );
     let [first, second] = &config.services[..] else {
