@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, User};
 use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use thiserror::Error;
 
@@ -59,6 +60,14 @@ impl Error {
     /// Whether the message says how the directory itself can be mended.
     pub(crate) fn has_advice(&self) -> bool {
         matches!(self, Self::Writable { .. })
+    }
+}
+
+/// Returns the error of the system behind an error, which can be one of this module.
+pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(Error::Io { error, .. }) => Errno::from_io_error(error),
+        _ => Errno::from_io_error(error),
     }
 }
 

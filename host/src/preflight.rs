@@ -18,6 +18,7 @@ use crate::file::Text;
 use crate::granted_dir;
 use crate::guarded::{self, Owner};
 use crate::listener::{self, Listener, Prepared};
+use crate::record;
 use crate::reload;
 use crate::sandbox::{Compiler, Content, LoadError, Sandbox, Source};
 use crate::system::{can_create, check_names_file, directory_of, is_writable};
@@ -355,13 +356,7 @@ pub(crate) fn find_directories(index: usize, config: &Service, obstacles: &mut O
     if let Some(dir) = &config.record {
         let checked = can_create(dir)
             .and_then(|()| guarded::check(dir, Owner::HostOrRoot).map_err(io::Error::other))
-            .map_err(|error| {
-                anyhow!(
-                    "cannot record to `{}` ({error}): expected a directory that the host, and no other \
-                     user, can write to",
-                    dir.display()
-                )
-            });
+            .map_err(|error| record::refused(dir, &error));
         obstacles.note(key("record"), of, checked);
     }
     find_granted_dirs(index, of, &config.grants, obstacles);

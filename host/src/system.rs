@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use crate::config::{Config, FILE_THREADS, MAX_DIRS_OF_PATH, Setting};
 use crate::failpoint;
+use crate::guarded;
 
 /// Descriptors for standard streams, the log, signals, the runtime, and files that are read.
 const DESCRIPTORS: u64 = 40;
@@ -293,6 +294,18 @@ pub(crate) fn is_writable(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns what to do about a file or directory that cannot be created or written, if the reason is
+/// its file system or a limit, and not who may write there.
+pub(crate) fn storage_advice(error: &io::Error) -> Option<&'static str> {
+    Some(match guarded::errno(error)? {
+        Errno::NOSPC => "free some space there",
+        Errno::DQUOT => "free some space there, or raise the quota of the user",
+        Errno::FBIG => "raise the limit on file sizes (`ulimit -f`, or `LimitFSIZE=` in the systemd unit)",
+        Errno::ROFS => "mount the file system with write access",
+        _ => return None,
+    })
+}
+
 /// Returns whether `dir` belongs to a file system of the kernel in which nobody can create files,
 /// whatever the mode of a directory says.
 pub(crate) fn takes_no_files(dir: &Path) -> bool {
@@ -394,6 +407,32 @@ mod tests {
         }
         for path in ["a", "/a", "a.", "a/..b", "a/b.."] {
             assert!(check_names_file(Path::new(path)).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
+    fn advice_about_a_directory_fits_the_error() {
+        let raw = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        for (errno, word) in [
+            (Errno::NOSPC, Some("space")),
+            (Errno::DQUOT, Some("quota")),
+            (Errno::FBIG, Some("ulimit -f")),
+            (Errno::ROFS, Some("mount")),
+            (Errno::ACCESS, None),
+        ] {
+            // As the system returns it, and as a walk to a directory does.
+            let walked = io::Error::other(guarded::Error::Io {
+                path: "/a".into(),
+                error: raw(errno),
+            });
+            for error in [raw(errno), walked] {
+                let advice = storage_advice(&error);
+                assert_eq!(advice.is_some(), word.is_some(), "{error}");
+                assert!(
+                    advice.unwrap_or_default().contains(word.unwrap_or_default()),
+                    "{error}"
+                );
+            }
         }
     }
 

@@ -7,7 +7,7 @@ mod parse;
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -230,7 +230,7 @@ impl Conversation {
     /// # Errors
     ///
     /// The directory cannot be listed.
-    pub fn last_number(dir: &Path) -> anyhow::Result<u64> {
+    pub fn last_number(dir: &Path) -> io::Result<u64> {
         let mut last = 0;
         for entry in dir.read_dir()? {
             let path = entry?.path();

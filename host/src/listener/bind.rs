@@ -22,7 +22,9 @@ use crate::config::{Address, Listen, Mode, Setting, SocketOptions};
 use crate::failpoint;
 use crate::file_id::FileId;
 use crate::guarded::{self, STICKY};
-use crate::system::{check_names_file, directory_of, may_remove_files_of_others, takes_no_files};
+use crate::system::{
+    check_names_file, directory_of, may_remove_files_of_others, storage_advice, takes_no_files,
+};
 use crate::threads;
 use crate::values;
 
@@ -188,7 +190,9 @@ fn advice(error: &io::Error, address: &Address, flag: &str) -> String {
         (Some(libc::ENOTDIR), _, Some(dir)) => {
             format!("`{}` is not a directory; {another}", dir.display())
         }
-        (Some(libc::EROFS), ..) => format!("the file system is read-only; {another}"),
+        (_, Address::Unix(_), _) if let Some(advice) = storage_advice(error) => {
+            format!("{advice}, or {another}")
+        }
         (Some(libc::ENOBUFS | libc::ENOMEM), ..) => {
             "the system has no memory for another socket; free some".to_owned()
         }
@@ -671,6 +675,22 @@ fn check_owner(_: Owner) -> io::Result<()> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advice_about_a_socket_without_a_file_names_its_file_system() {
+        let address = Address::Unix("/run/a".into());
+        for (errno, word) in [
+            (libc::ENOSPC, "free some space"),
+            (libc::EDQUOT, "quota"),
+            (libc::EROFS, "mount the file system"),
+        ] {
+            let advice = advice(&io::Error::from_raw_os_error(errno), &address, "--listen");
+            assert!(
+                advice.contains(word) && advice.ends_with(", or choose another path with --listen"),
+                "{advice}"
+            );
+        }
+    }
 
     #[test]
     fn only_an_own_socket_gets_another_owner_or_mode() {

@@ -22,11 +22,13 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::config::Setting;
 use crate::connection::{AtEnd, Outcome};
 use crate::conversation::{Client, Conversation, Failure, Guest, Step};
 use crate::failpoint;
 use crate::file_id::FileId;
 use crate::guarded::{self, Owner};
+use crate::system::storage_advice;
 use crate::threads;
 pub(crate) use tape::Tape;
 
@@ -93,6 +95,18 @@ pub(crate) fn last_step(outcome: Outcome) -> Option<Step> {
     }
 }
 
+/// Returns the error about a directory that cannot be recorded to.
+pub(crate) fn refused(dir: &Path, error: &io::Error) -> anyhow::Error {
+    let cannot = format!("cannot record to `{}` ({error})", dir.display());
+    match storage_advice(error) {
+        Some(advice) => anyhow!(
+            "{cannot}: {advice}, or choose another directory with {}",
+            Setting::of("record")
+        ),
+        None => anyhow!("{cannot}: expected a directory that the host, and no other user, can write to"),
+    }
+}
+
 /// Where conversations are recorded.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder(Arc<Directory>);
@@ -120,15 +134,9 @@ impl Recorder {
     /// The directory cannot be created or listed, or another user could put one in its place.
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         let (open, before) = guarded::open(dir, true, Owner::HostOrRoot)
-            .map_err(anyhow::Error::from)
+            .map_err(io::Error::other)
             .and_then(|open| Ok((open, Conversation::last_number(dir)?)))
-            .map_err(|error| {
-                anyhow!(
-                    "cannot record to `{}` ({error:#}): expected a directory that the host, and no other \
-                     user, can write to",
-                    dir.display()
-                )
-            })?;
+            .map_err(|error| refused(dir, &error))?;
         Ok(Self(Arc::new(Directory {
             dir: ArcSwap::from_pointee(open),
             path: dir.to_owned(),
