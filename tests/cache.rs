@@ -9,7 +9,7 @@ use std::process::Stdio;
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::tools::is_root;
-use crate::harness::{HUP, Host, NEW, Place, command, guest, scratch};
+use crate::harness::{HUP, Host, NEW, Place, Refusal, command, guest, refused, scratch};
 
 /// Serves one connection with compiled components in `dir`, and returns what is then there.
 fn serve(dir: &Path) -> (Vec<PathBuf>, String) {
@@ -104,6 +104,25 @@ fn a_directory_that_cannot_be_used_is_named_and_does_not_matter() {
         log.contains("WARN") && log.contains(file.to_str().unwrap()),
         "{log}"
     );
+}
+
+#[test]
+fn a_start_that_fails_creates_no_directory_and_a_check_says_the_same() {
+    let dir = scratch("cache-and-socket");
+    fs::create_dir_all(&dir).unwrap();
+    let services = dir.join("services.toml");
+    let text = "cache = \"new\"\n[[service]]\nname = \"a\"\nlisten = [\"unix:new/s\"]\n";
+    fs::write(&services, text).unwrap();
+    let services = services.to_str().unwrap();
+    for args in [&["check", "--config", services][..], &["--config", services]] {
+        let Refusal { status, message } = refused(args);
+        assert_eq!(status, Some(1), "{message}");
+        assert!(
+            message.contains("new` does not exist; create it, or choose another path"),
+            "{message}"
+        );
+        assert!(!dir.join("new").exists(), "{args:?}");
+    }
 }
 
 /// The log names `dir` and the directory because of which nothing is cached, and nothing is there.

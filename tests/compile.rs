@@ -244,6 +244,10 @@ fn a_cache_and_a_limit_that_change_are_for_later_loads_and_replace_no_service() 
         client.line()
     };
     assert_eq!(count(), "1");
+    put("cache = \"/proc/x\"\n");
+    host.signal(HUP);
+    host.line("cannot cache compiled components in `/proc/x`");
+    host.line("services reconfigured");
     put("cache = \"kept\"\nmax-compile-memory = \"64MiB\"\n");
     host.signal(HUP);
     host.line("services reconfigured");
@@ -522,7 +526,8 @@ fn a_cache_that_cannot_be_filled_is_an_error_of_compile() {
     let compiled = compile(&["--cache", open.to_str().unwrap(), echo.to_str().unwrap()]);
     assert_eq!(compiled.status.code(), Some(1));
     assert!(
-        text(&compiled.stderr).contains("ahead: the cache cannot be used"),
+        text(&compiled.stderr).contains("ahead: cannot use the cache `")
+            && text(&compiled.stderr).contains("chmod go-w"),
         "{}",
         text(&compiled.stderr)
     );

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::harness::tools::{is_root, permitted, tool};
+use crate::harness::tools::{is_root, permitted, tool, with_own_mounts};
 use crate::harness::{
     HOST, HUP, Host, Place, TERM, command, field, file, guest, refusal_of, refused, scratch, until,
     with_cache,
@@ -644,6 +644,54 @@ fn a_full_disk_fails_what_writes_to_it_and_ends_nothing() {
     assert!(line.contains("No space left on device"), "{line}");
     assert_eq!(talks(), 1);
     assert!(host.stop().success());
+}
+
+/// Other owners or modes of the directories would not help.
+#[test]
+fn a_file_system_that_takes_no_files_is_told_from_a_directory_of_others() {
+    let dir = scratch("takes-no-files");
+    fs::create_dir_all(&dir).unwrap();
+    let at = dir.display();
+    let echo = guest("echo").display().to_string();
+    for (options, advice) in [
+        // The directory itself is the one file.
+        ("nr_inodes=1", "free some space there"),
+        ("ro", "mount the file system with write access"),
+    ] {
+        let script = format!("mount -t tmpfs -o {options} none {at} && exec \"$0\" \"$@\"");
+        for (args, another) in [
+            (
+                &["compile", "--cache", &format!("{at}/cache"), &echo][..],
+                ", or set `--cache` to another directory",
+            ),
+            (
+                &[
+                    "record",
+                    "--to",
+                    &format!("{at}/talks"),
+                    "--listen",
+                    "127.0.0.1:0",
+                ],
+                ", or choose another directory with `--to`",
+            ),
+            (
+                &["--listen", &format!("unix:{at}/s")],
+                ", or choose another path with --listen",
+            ),
+        ] {
+            let Some(mut command) = with_own_mounts() else {
+                return;
+            };
+            command.args(["sh", "-c", &script, HOST]).args(args);
+            let refusal = refusal_of(&mut command);
+            assert_eq!(refusal.status, Some(1), "{}", refusal.message);
+            assert!(
+                refusal.message.contains(&format!("{advice}{another}")),
+                "{}",
+                refusal.message
+            );
+        }
+    }
 }
 
 #[test]

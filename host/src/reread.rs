@@ -492,6 +492,10 @@ pub(crate) async fn plan(
                 Some(one)
             }
         };
+        if let Some(sandbox) = &sandbox {
+            planner.begins("opening the cache of compiled components".to_owned());
+            sandbox.open_cache();
+        }
         loaded.push((one, sandbox));
     }
     // Only when nothing else can fail, so that nobody is let in by a listener that is given up.

@@ -6,6 +6,7 @@
 //! none that is put in its place later is used. Nothing here is fatal: what cannot be read is
 //! compiled, and what cannot be written is compiled again next time.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read as _, Write as _};
@@ -33,7 +34,7 @@ use super::content::{Content, Digest};
 use crate::config::{CacheDir, Setting};
 use crate::failpoint;
 use crate::guarded::{self, Owner};
-use crate::system::{can_create, is_writable};
+use crate::system::{can_create, is_writable, storage_advice};
 
 /// The directory of this host within the user's cache directory.
 const NAME: &str = "wasm-inetd";
@@ -73,50 +74,70 @@ pub(super) struct Cache {
     chosen: bool,
 }
 
-/// Warns that a directory which the user chose cannot be used.
-fn warn_of(dir: &Path, error: &io::Error) {
-    let reason = error.get_ref().and_then(|error| error.downcast_ref());
-    // Two ways to mend it are alternatives.
-    let advice = if reason.is_some_and(guarded::Error::has_advice) {
-        ", or"
-    } else {
-        ";"
-    };
-    warn!(
-        "cannot cache compiled components in `{}`: {error}{advice} set {} to a directory that only the user \
-         of the host can change, or to `off`",
-        dir.display(),
-        Setting::of("cache")
-    );
+/// A directory that cannot be used as a cache. It is displayed with the reason, and what to do.
+#[derive(Debug)]
+pub(super) struct Unusable {
+    dir: PathBuf,
+    error: io::Error,
+    /// Whether the user chose the directory, and so expects entries there.
+    chosen: bool,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { dir, error, .. } = self;
+        write!(f, "`{}`: {error}", dir.display())?;
+        let cache = Setting::of("cache");
+        if let Some(advice) = storage_advice(error) {
+            return write!(f, "; {advice}, or set {cache} to another directory");
+        }
+        let reason = error.get_ref().and_then(|error| error.downcast_ref());
+        // Two ways to mend it are alternatives.
+        let before = if reason.is_some_and(guarded::Error::has_advice) {
+            ", or"
+        } else {
+            ";"
+        };
+        write!(
+            f,
+            "{before} set {cache} to a directory that only the user of the host can change"
+        )
+    }
+}
+
+impl Unusable {
+    /// Logs that the host goes on without a cache.
+    pub(super) fn log(&self) {
+        if self.chosen {
+            warn!("cannot cache compiled components in {self}, or to `off`");
+        } else {
+            debug!("cannot cache compiled components in {self}, or to `off`");
+        }
+    }
 }
 
 impl Cache {
-    /// The cache that was asked for, if it can be used.
-    pub(super) fn choose(choice: &CacheDir) -> Option<Self> {
-        match choice {
-            CacheDir::Off => None,
-            CacheDir::At(dir) => Self::open(dir)
-                .map(|cache| Self {
-                    chosen: true,
-                    ..cache
-                })
-                .inspect_err(|error| warn_of(dir, error))
-                .ok(),
-            CacheDir::OfUser => {
-                let dir = etcetera::base_strategy::choose_base_strategy()
-                    .ok()?
-                    .cache_dir()
-                    .join(NAME);
-                Self::open(&dir)
-                    .inspect_err(
-                        |error| debug!(dir = %dir.display(), %error, "cannot cache compiled components"),
-                    )
-                    .ok()
-            }
+    /// Opens the cache that was asked for; `None` if there is to be none.
+    ///
+    /// # Errors
+    ///
+    /// Its directory cannot be used.
+    pub(super) fn choose(choice: &CacheDir) -> Result<Option<Self>, Unusable> {
+        let (dir, chosen) = match choice {
+            CacheDir::Off => return Ok(None),
+            CacheDir::At(dir) => (dir.clone(), true),
+            CacheDir::OfUser => match etcetera::base_strategy::choose_base_strategy() {
+                Ok(strategy) => (strategy.cache_dir().join(NAME), false),
+                Err(_) => return Ok(None),
+            },
+        };
+        match Self::open(&dir) {
+            Ok(cache) => Ok(Some(Self { chosen, ..cache })),
+            Err(error) => Err(Unusable { dir, error, chosen }),
         }
     }
 
-    /// Warns that the directory of the user cannot be used, as [`Cache::choose`] does, without
+    /// Warns that the directory that the user chose cannot be used, as a start does, without
     /// creating it.
     pub(super) fn check(choice: &CacheDir) {
         let CacheDir::At(dir) = choice else { return };
@@ -130,7 +151,8 @@ impl Cache {
             Ok(_) => is_writable(dir),
         });
         if let Err(error) = checked {
-            warn_of(dir, &error);
+            let (dir, chosen) = (dir.clone(), true);
+            Unusable { dir, error, chosen }.log();
         }
     }
 

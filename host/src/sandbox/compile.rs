@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use tracing::{debug, info};
 
 use super::Sandbox;
-use super::cache;
+use super::cache::{self, Cache};
 use super::code::Code;
 use super::compiler::{Failure, Place, Turn};
 use super::content::Content;
@@ -18,7 +18,8 @@ use super::extent::{Extent, code_size};
 use super::generation::line;
 use super::load_error::LoadError;
 use super::needs::Needs;
-use crate::config::CacheDir;
+use crate::config::{CacheDir, Setting};
+use crate::system::storage_advice;
 
 /// Bytes of a component from which on compiling takes so long that somebody may wonder.
 const LARGE: usize = 4 << 20;
@@ -65,10 +66,16 @@ impl Sandbox {
             name: content.name.clone(),
             reason: reason.to_owned(),
         };
-        let Some(cache) = &self.cache else {
-            let reason =
-                "the cache cannot be used; choose a directory that only the user of the host can change";
-            return Err(unusable(reason));
+        let opened = self.cache.get_or_init(|| Cache::choose(&self.compiler.cache));
+        let cache = match opened {
+            Ok(Some(cache)) => cache,
+            Ok(None) => {
+                let cache = Setting::of("cache");
+                return Err(unusable(&format!(
+                    "there is no cache; set {cache} to a directory"
+                )));
+            }
+            Err(error) => return Err(unusable(&format!("cannot use the cache {error}"))),
         };
         let turn = self.turn_to_compile(content).await;
         let whole = self.whole(content, Some(&turn)).await?;
@@ -89,7 +96,13 @@ impl Sandbox {
                 entry,
                 compiled: Some((start.elapsed(), anew.peak)),
             }),
-            Some(Err(error)) => Err(unusable(&format!("the cache cannot be written to: {error}"))),
+            Some(Err(error)) => {
+                let advice = storage_advice(&error).map(|advice| format!("; {advice}"));
+                let advice = advice.unwrap_or_default();
+                Err(unusable(&format!(
+                    "the cache cannot be written to: {error}{advice}"
+                )))
+            }
             None => Err(unusable("there is no cache")),
         }
     }
@@ -119,8 +132,8 @@ impl Sandbox {
     /// Returns whether the cache has code of a component, which may have to be compiled again all
     /// the same.
     fn is_known(&self, content: &Content) -> bool {
-        let cache = self.cache.as_ref();
-        cache.is_some_and(|cache| cache.has_any(content, self.preinit))
+        self.cache()
+            .is_some_and(|cache| cache.has_any(content, self.preinit))
     }
 
     /// Has a process that is bounded do first what the host is about to do with a component before
@@ -196,7 +209,7 @@ impl Sandbox {
 
     fn is_inlined_ahead(&self, needs: Needs, content: &Content) -> bool {
         let engine = to_compile(code_settings(needs, true), false);
-        match (&self.cache, engine) {
+        match (self.cache(), engine) {
             (Some(cache), Ok(engine)) => cache.has(&engine, content),
             _ => false,
         }
@@ -234,7 +247,7 @@ impl Sandbox {
         let is_large = content.bytes().len() > LARGE;
         if is_large {
             let size = ByteSize::b(content.bytes().len() as u64).display().iec();
-            let advice = match (&self.cache, &self.compiler.cache) {
+            let advice = match (self.cache(), &self.compiler.cache) {
                 (Some(_), _) => "; the cache keeps its code",
                 (None, CacheDir::Off) => "",
                 (None, _) => "; with a cache that can be used, it is compiled only once",
@@ -269,7 +282,7 @@ impl Sandbox {
     fn compile_here(&self, engine: &Engine, content: &Content) -> Result<Anew, LoadError> {
         let code =
             Code::compile(engine.engine(), content.bytes()).map_err(|error| content.invalid(line(&error)))?;
-        let bytes = self.cache.as_ref().map(|_| code.serialize());
+        let bytes = self.cache().map(|_| code.serialize());
         let entry = bytes.and_then(|bytes| match bytes {
             Ok(bytes) => self.keep(engine, content, &bytes),
             Err(error) => Some(Err(io::Error::other(error))),
@@ -279,7 +292,7 @@ impl Sandbox {
 
     /// Puts code into the cache, if there is one. If it cannot be written, the log says so.
     fn keep(&self, engine: &Engine, content: &Content, code: &[u8]) -> Option<io::Result<PathBuf>> {
-        let cache = self.cache.as_ref()?;
+        let cache = self.cache()?;
         Some(cache.put(engine.engine(), content, code, self.granted.service()))
     }
 }

@@ -393,8 +393,7 @@ impl Sandbox {
         let engine = self.engine_for(content, extent)?;
         let start = Instant::now();
         let kept = self
-            .cache
-            .as_ref()
+            .cache()
             .and_then(|cache| cache.get(engine.engine(), content, self.granted.service()));
         let compiled = kept.is_none();
         let code = match kept {

@@ -63,7 +63,7 @@ mod waiters;
 mod wasi;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use capacity::Shortage;
@@ -83,7 +83,7 @@ pub use serve::serve;
 
 use crate::config::{CacheDir, Grants, Isolation, Limits, Terms};
 use crate::cost::Cost;
-use cache::Cache;
+use cache::{Cache, Unusable};
 use capacity::connections;
 use engine::Engine;
 use grants::Granted;
@@ -101,7 +101,8 @@ use ticker::Ticker;
 pub struct Sandbox {
     limits: Limits,
     granted: Arc<Granted>,
-    cache: Option<Cache>,
+    /// Opened when it is first needed: until then, a start that fails creates no directory.
+    cache: OnceLock<Result<Option<Cache>, Unusable>>,
     compiler: Compiler,
     preinit: bool,
     profiling: bool,
@@ -148,7 +149,7 @@ impl Sandbox {
         Ok(Self {
             limits: *limits,
             granted: Arc::new(Granted::resolve(grants, limits, granted)?),
-            cache: Cache::choose(&compiler.cache),
+            cache: OnceLock::new(),
             compiler: compiler.clone(),
             preinit: false,
             profiling: false,
@@ -168,7 +169,7 @@ impl Sandbox {
         Self {
             limits: self.limits,
             granted: Arc::clone(&self.granted),
-            cache: Cache::choose(&compiler.cache),
+            cache: OnceLock::new(),
             compiler: compiler.clone(),
             preinit: self.preinit,
             profiling: self.profiling,
@@ -180,6 +181,17 @@ impl Sandbox {
             claim: Arc::clone(&self.claim),
             engines: Arc::clone(&self.engines),
         }
+    }
+
+    /// The cache that was asked for. If its directory cannot be used, the log says so once.
+    fn cache(&self) -> Option<&Cache> {
+        let open = || Cache::choose(&self.compiler.cache).inspect_err(Unusable::log);
+        self.cache.get_or_init(open).as_ref().ok()?.as_ref()
+    }
+
+    /// Opens the cache now, since components of a service that runs may be loaded much later.
+    pub(crate) fn open_cache(&self) {
+        self.cache();
     }
 
     /// Warns of a directory for compiled components that a start could not use.
