@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::error::Error as _;
 use std::ffi::OsString;
+use std::iter;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory as _, Error, Parser as _};
+use clap::{Arg, Command, CommandFactory as _, Error, Parser as _};
 
 use super::Cli;
 use crate::logging::in_one_line;
@@ -27,8 +28,15 @@ pub fn sentence(mut error: Error, words: impl IntoIterator<Item = OsString>) -> 
         .or_else(|| split_variable(&error, &words))
         .or_else(|| assignment(&error, &words))
         .or_else(|| no_config(&error, &words))
+        .or_else(|| of_other_commands(&error))
         .or_else(|| invalid(&error))
-        .unwrap_or_else(|| rendered(&mut error))
+        .unwrap_or_else(|| {
+            if error.kind() == ErrorKind::UnknownArgument && !takes_arguments_for_guests(&words) {
+                // The advice to pass the argument after `--`.
+                error.remove(ContextKind::Suggested);
+            }
+            rendered(&mut error)
+        })
 }
 
 /// Renders an error, with its values in one line each.
@@ -221,6 +229,53 @@ fn no_config(error: &Error, words: &[OsString]) -> Option<String> {
     Some(format!(
         "`wasm-inetd {command}` reads no services file and has no flag {CONFIG}: {instead}"
     ))
+}
+
+/// Names the commands that take a flag, if the command that was given does not.
+fn of_other_commands(error: &Error) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let flag = name(unexpected(error)?);
+    let is_flag = |argument: &Arg| {
+        let long = argument.get_long().map(|long| format!("--{long}"));
+        let short = argument.get_short().map(|short| format!("-{short}"));
+        long.as_deref() == Some(&flag) || short.as_deref() == Some(&flag)
+    };
+    let mut program = Cli::command();
+    // With the flags that clap adds.
+    program.build();
+    let takes = |command: &&Command| command.get_arguments().any(is_flag);
+    let commands = iter::once(&program).chain(program.get_subcommands());
+    let commands = commands
+        .filter(takes)
+        .map(|command| command.get_bin_name().unwrap_or(command.get_name()));
+    let mut commands: Vec<_> = commands.map(|name| format!("`{name}`")).collect();
+    let last = commands.pop()?;
+    let (commands, take) = if commands.is_empty() {
+        (last, "takes")
+    } else {
+        (format!("{} and {last}", commands.join(", ")), "take")
+    };
+    Some(format!(
+        "unexpected argument '{flag}': only {commands} {take} this flag\n\n\
+         For more information, try '--help'."
+    ))
+}
+
+/// Returns whether a command line is that of a command to which arguments for guests can be given,
+/// after `--`.
+fn takes_arguments_for_guests(words: &[OsString]) -> bool {
+    let program = Cli::command();
+    // A command comes before all flags.
+    let before_flags = words
+        .iter()
+        .filter_map(|word| word.to_str())
+        .take_while(|word| !word.starts_with('-'));
+    let command = before_flags
+        .filter_map(|word| program.find_subcommand(word))
+        .next();
+    command.unwrap_or(&program).get_arguments().any(Arg::is_last_set)
 }
 
 /// Names the flag whose value is not UTF-8, which clap does not.

@@ -1,4 +1,6 @@
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::iter;
 use std::time::Duration;
 
 use super::*;
@@ -221,6 +223,87 @@ fn what_is_missing_or_below_zero_is_explained() {
     }
     let oci = refused(&["profile", "talks", "oci://example.org/a:1"]);
     assert!(oci.contains("`oci://` references are not supported"), "{oci}");
+}
+
+#[test]
+fn a_flag_of_other_commands_is_named_with_them() {
+    let commands: [&[&str]; 10] = [
+        &[],
+        &["check", "a.wasm"],
+        &["compile", "a.wasm"],
+        &["config"],
+        &["record", "--to", "d"],
+        &["new", "a"],
+        &["completions", "bash"],
+        &["man"],
+        &["profile", "d", "a.wasm"],
+        &["replay", "d", "a.wasm"],
+    ];
+    let mut program = Cli::command();
+    program.build();
+    let flags = |command: &clap::Command| -> BTreeSet<String> {
+        command
+            .get_arguments()
+            .filter_map(|flag| flag.get_long())
+            .map(|flag| format!("--{flag}"))
+            .collect()
+    };
+    let subcommands = program.get_subcommands().filter(|of| of.get_name() != "help");
+    let all: Vec<_> = iter::once(&program).chain(subcommands).collect();
+    let every: BTreeSet<_> = all.iter().copied().flat_map(flags).collect();
+    assert_eq!(all.len(), commands.len());
+    let mut tried = 0;
+    for args in commands {
+        let name = args.first().copied();
+        let own = name.map_or(&program, |name| program.find_subcommand(name).unwrap());
+        for flag in every.difference(&flags(own)) {
+            let message = refused(&[args, &[flag]].concat());
+            let is_special = flag == "--config" && message.contains("has no flag --config");
+            assert!(
+                is_special || message.contains("this flag\n"),
+                "{args:?}: {message}"
+            );
+            assert!(!message.contains("tip:"), "{args:?}: {message}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 200, "{tried}");
+    for (args, expected) in [
+        (
+            &["--schema"][..],
+            "'--schema': only `wasm-inetd config` takes this flag",
+        ),
+        (
+            &["check", "a.wasm", "--watch"],
+            "'--watch': only `wasm-inetd`, `wasm-inetd config` and `wasm-inetd record` take this flag",
+        ),
+        (&["check", "a.wasm", "-q"], "'-q': only `wasm-inetd`"),
+        (
+            &["new", "a", "--version"],
+            "'--version': only `wasm-inetd` takes this flag",
+        ),
+    ] {
+        let message = refused(args);
+        assert!(
+            message.starts_with(&format!("unexpected argument {expected}")),
+            "{message}"
+        );
+    }
+    // What is no flag can be meant for a guest, where there is one.
+    for (args, is_for_guest) in [
+        (&["check", "a.wasm", "--zzz"][..], true),
+        (&["replay", "d", "a.wasm", "-z"], true),
+        (&["new", "a", "--zzz"], false),
+        (&["completions", "bash", "--zzz"], false),
+        (&["man", "-z"], false),
+    ] {
+        assert_eq!(
+            refused(args).contains("use '-- "),
+            is_for_guest,
+            "{}",
+            refused(args)
+        );
+    }
 }
 
 #[test]
