@@ -30,6 +30,10 @@ for place in sockets:
     elif place == 'deaf':
         one = socket.socket()
         one.bind(('127.0.0.1', 0))
+    elif place == 'connection':
+        listener = socket.create_server(('127.0.0.1', 0))
+        client = socket.create_connection(listener.getsockname())
+        one, _ = listener.accept()
     elif place == 'file':
         one = open('/dev/null')
     else:
@@ -310,9 +314,20 @@ fn what_cannot_be_inherited_is_named() {
             "inherited:web",
             "2 inherited sockets",
         ),
-        ("web", "datagram", "inherited:web", "not a stream socket"),
-        ("web", "file", "inherited:web", "not a stream socket"),
-        ("web", "deaf", "inherited:web", "does not listen"),
+        (
+            "web",
+            "datagram",
+            "inherited:web",
+            "name the address with `ListenStream=`",
+        ),
+        (
+            "web",
+            "file",
+            "inherited:web",
+            "name the address with `ListenStream=`",
+        ),
+        ("web", "deaf", "inherited:web", "call listen(2)"),
+        ("web", "connection", "inherited:web", "set `Accept=no`"),
     ] {
         let message = refused(names, sockets, &["--listen", listen]);
         assert!(

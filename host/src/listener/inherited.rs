@@ -100,12 +100,23 @@ fn take(descriptors: &mut ListenFd, index: usize) -> Result<OwnedFd, String> {
         Ok(Some(socket)) => Socket::from(socket),
         _ => match descriptors.take_unix_listener(index) {
             Ok(Some(socket)) => Socket::from(socket),
-            _ => return Err("the inherited descriptor is not a stream socket".to_owned()),
+            _ => {
+                return Err(
+                    "the inherited descriptor is not a stream socket; in a systemd socket unit, name the \
+                     address with `ListenStream=`"
+                        .to_owned(),
+                );
+            }
         },
     };
     match socket.is_listener() {
         Ok(true) => Ok(socket.into()),
-        Ok(false) => Err("the inherited socket does not listen".to_owned()),
+        // A connection, for example. Once its peer is gone, it cannot be told from other sockets.
+        Ok(false) => Err(
+            "the inherited socket does not listen; in a systemd socket unit, set `Accept=no`, and in \
+             another program, call listen(2) before it starts the host"
+                .to_owned(),
+        ),
         Err(error) => Err(error.to_string()),
     }
 }
