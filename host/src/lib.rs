@@ -25,6 +25,7 @@ pub mod cost;
 mod counting_task;
 mod counts;
 mod deadlines;
+mod encoding;
 mod failpoint;
 pub mod file;
 mod file_id;

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::hex;
 use crate::config::Setting;
+use crate::encoding::{UTF8_MARK, other_than_utf8};
 use crate::file_work::{FileWork, READ};
 use crate::guarded::{self, Owner};
 use crate::system::directory_of;
@@ -85,10 +86,20 @@ impl Token {
                 path.display()
             );
         }
-        let mut text = String::new();
+        let mut contents = Vec::new();
         file.take(MAX + 1)
-            .read_to_string(&mut text)
+            .read_to_end(&mut contents)
             .with_context(reading)?;
+        let begins_with_mark = contents.starts_with(UTF8_MARK);
+        let with_mark = begins_with_mark.then_some("UTF-8 with a byte-order mark");
+        if let Some(encoding) = other_than_utf8(&contents).or(with_mark) {
+            bail!(
+                "the token in `{}` is encoded as {encoding}; save the file as ASCII text, without a \
+                 byte-order mark",
+                path.display()
+            );
+        }
+        let text = String::from_utf8(contents).unwrap_or_default();
         let token = text.trim();
         if text.len() as u64 > MAX
             || token.len() < MIN_TOKEN
@@ -263,6 +274,26 @@ mod tests {
         for short in ["", "0123456789abcde", "0123456789 abcdef"] {
             std::fs::write(&path, short).unwrap();
             assert!(Token::load(&path).is_err(), "{short:?}");
+        }
+        for (content, encoding) in [
+            (
+                &b"\xff\xfes\x003\0c\0r\x003\0t\0s\x003\0c\0r\x003\0t\0"[..],
+                "UTF-16",
+            ),
+            (
+                b"\xef\xbb\xbfs3cr3ts3cr3ts3cr3t\n",
+                "UTF-8 with a byte-order mark",
+            ),
+            (b"s3cr3ts3cr3ts3cr3t\xfc\n", "Latin-1"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = format!("{:#}", Token::load(&path).unwrap_err());
+            assert!(
+                error.contains(&format!("is encoded as {encoding}"))
+                    && error.contains("save the file as ASCII"),
+                "{error}"
+            );
+            assert!(!error.contains("s3cr3t"), "{error}");
         }
         std::fs::remove_file(path).unwrap();
     }

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::config::{Config, Service};
+use crate::encoding::other_than_utf8;
 use crate::whole_file;
 use build::Builder;
 use keys::File;
@@ -160,8 +161,12 @@ pub fn read(path: &Path) -> Result<Config, FileError> {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    String::from_utf8(whole_file::read(path, MAX_FILE)?)
-        .map_err(|_| io::Error::other("the file is not valid UTF-8"))
+    let text = whole_file::read(path, MAX_FILE)?;
+    if let Some(encoding) = other_than_utf8(&text) {
+        let sentence = format!("the file is encoded as {encoding}; save it as UTF-8");
+        return Err(io::Error::other(sentence));
+    }
+    String::from_utf8(text).map_err(io::Error::other)
 }
 
 /// Reads `text` as a file in the directory `base`.

@@ -1167,6 +1167,22 @@ fn a_key_that_stands_twice_is_named() {
 }
 
 #[test]
+fn a_file_in_another_encoding_than_utf8_is_refused_with_its_name() {
+    let path = std::env::temp_dir().join(format!("encoded-{}.toml", std::process::id()));
+    let utf16: Vec<u8> = "threads = 1".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (text, encoding) in [
+        (&utf16[..], "UTF-16"),
+        (b"# \xfc", "Latin-1 or another encoding of 8 bits"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        let expected = format!("the file is encoded as {encoding}; save it as UTF-8");
+        assert!(error.ends_with(&expected), "{error}");
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
 fn no_problem_shows_a_secret() {
     let service = "[[service]]\nname = \"s\"\nlisten = [\"127.0.0.1:1\"]\n";
     let key = r#""""
