@@ -226,8 +226,8 @@ client-ca = "missing-ca.pem"
     let said = String::from_utf8(checked.stderr).unwrap();
     let expected = [
         "4: admin.token: cannot create the token file",
-        "9: service[0].middleware[1]: service `first`: `",
         "8: service[0].component: service `first`: cannot read the component `",
+        "9: service[0].middleware[1]: service `first`: `",
         "10: service[0].gate: service `first`: cannot read the conversations of `gate`",
         "11: service[0].record: service `first`: cannot record to `",
         "15: service[0].grants.dirs[0]: service `first`: cannot open the granted directory `",
@@ -248,6 +248,24 @@ client-ca = "missing-ca.pem"
         assert!(
             log.contains(&format!("ERROR {sentence}")),
             "{sentence} is missing in {log}"
+        );
+    }
+}
+
+#[test]
+fn a_check_shows_the_first_hundred_errors() {
+    let service = |number| format!("[[service]]\nname = \"{number}\"\ncomponent = \"missing.wasm\"\n");
+    let missing: String = (0..110).map(service).collect();
+    let refused = missing.replace("component = \"missing.wasm\"", "listen = []");
+    for (name, text) in [("many-missing", missing), ("many-refused", refused)] {
+        let services = Services::new(name, &text);
+        let checked = run(&["check", "--config", services.file().to_str().unwrap()]);
+        let said = String::from_utf8(checked.stderr).unwrap();
+        let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 101, "{said}");
+        assert!(
+            errors[100].ends_with("further errors are not shown; correct those above first"),
+            "{said}"
         );
     }
 }

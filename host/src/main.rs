@@ -283,7 +283,7 @@ async fn run(
             let cache = cache.as_ref().unwrap_or(&config.cache);
             if *cache == CacheDir::Off {
                 let why = "there is no cache to fill: the services file sets it to `off`; set --cache";
-                return Ok(refuse(USAGE, [text.problem("cache", why.to_owned())]).into());
+                return Ok(refuse(USAGE, text.problems([("cache".to_owned(), why.to_owned())])).into());
             }
             let tasks = tasks_of_services(&config);
             let memory = config.max_compile_memory;

@@ -81,15 +81,19 @@ impl Obstacles {
     /// Returns an error if there are obstacles. Each is named by its line in `file`, if settings
     /// come from there.
     pub(crate) fn end(self, file: Option<&Text>) -> Result<(), Blocked> {
-        let say = |Obstacle { key, service, error }: Obstacle| match (file, service) {
-            (None, _) => format!("{error:#}"),
-            (Some(file), None) => file.problem(&key, format!("{error:#}")),
-            (Some(file), Some(name)) => file.problem(&key, format!("service `{name}`: {error:#}")),
-        };
         if self.0.is_empty() {
             return Ok(());
         }
-        Err(Blocked(self.0.into_iter().map(say).collect()))
+        let obstacles = self.0.into_iter();
+        Err(Blocked(match file {
+            None => obstacles
+                .map(|obstacle| format!("{:#}", obstacle.error))
+                .collect(),
+            Some(file) => file.problems(obstacles.map(|Obstacle { key, service, error }| match service {
+                None => (key, format!("{error:#}")),
+                Some(name) => (key, format!("service `{name}`: {error:#}")),
+            })),
+        }))
     }
 
     /// Returns the error of a step of the start that stops it at the first obstacle.

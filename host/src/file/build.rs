@@ -1,6 +1,6 @@
 //! From tables to a checked [`Config`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use super::keys::{
     AccessTable, DefaultsTable, File, GrantsTable, Isolation, LimitsTable, ListenTable, LogConnections,
     LogFormat, LogLevel, ServiceTable, SocketTable, TlsTable,
 };
-use super::place;
-use super::problem::{Problem, Problems};
+use super::place::{self, Places};
+use super::problem::{MAX_SHOWN, Problem, Problems};
 use super::tables::Tables;
 use super::words::{Kind, Word};
 use crate::config::{
@@ -30,6 +30,10 @@ pub(super) struct Builder<'a> {
     problems: RefCell<Vec<Problem>>,
     /// The keys that these are about, apart from what `tables` found.
     refused: RefCell<Vec<String>>,
+    /// There are more problems than are shown.
+    further: Cell<bool>,
+    /// The places of keys, once something is wrong with one.
+    places: OnceCell<Places<'a>>,
 }
 
 impl<'a> Builder<'a> {
@@ -39,6 +43,8 @@ impl<'a> Builder<'a> {
             base,
             problems: RefCell::new(std::mem::take(&mut tables.problems)),
             refused: RefCell::default(),
+            further: Cell::default(),
+            places: OnceCell::new(),
             tables,
         }
     }
@@ -48,7 +54,8 @@ impl<'a> Builder<'a> {
     pub(super) fn sound_part(mut self) -> (Option<Sound>, Problems) {
         let config = self.tables.file.take().map(|file| self.of_file(file));
         let sound = config.map(|config| self.without_refused(config));
-        (sound, Problems::sorted(self.problems.into_inner()))
+        let further = self.tables.further || self.further.get();
+        (sound, Problems::sorted(self.problems.into_inner(), further))
     }
 
     /// Leaves out the services, and the admin interface, that have a refused key or value.
@@ -378,9 +385,14 @@ impl<'a> Builder<'a> {
         if place::service_of(&path).is_some_and(|number| self.tables.is_partial(number)) {
             return;
         }
-        let problem = Problem::of(self.text, key, message.to_owned());
         self.refused.borrow_mut().push(key.to_owned());
-        self.problems.borrow_mut().push(problem);
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() >= MAX_SHOWN {
+            self.further.set(true);
+            return;
+        }
+        let places = self.places.get_or_init(|| Places::of(self.text));
+        problems.push(Problem::of(places, key, message.to_owned()));
     }
 }
 

@@ -24,7 +24,9 @@ use crate::encoding::other_than_utf8;
 use crate::whole_file;
 use build::Builder;
 use keys::File;
+use place::Places;
 pub use print::print;
+use problem::MAX_SHOWN;
 pub use problem::{Problem, Problems};
 use tables::Tables;
 
@@ -140,14 +142,18 @@ impl Text {
 
     /// Whether the file sets `key`, such as `service[0].access.allow`, itself and not by `defaults`.
     pub(crate) fn sets(&self, key: &str) -> bool {
-        place::sets(&self.text, key)
+        Places::of(&self.text).sets(key)
     }
 
-    /// Says that something is wrong with `key`, such as `service[0].component`, with the line that
-    /// sets it.
-    pub fn problem(&self, key: &str, message: String) -> String {
-        let problem = Problem::of(&self.text, key, message);
-        format!("{}:{problem}", self.path.display())
+    /// Says what is wrong with keys such as `service[0].component`, with the lines that set them.
+    /// Each comes with its message. Shows the first hundred.
+    pub fn problems(&self, of_keys: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
+        let places = Places::of(&self.text);
+        let mut of_keys = of_keys.into_iter();
+        let shown = of_keys.by_ref().take(MAX_SHOWN);
+        let shown = shown.map(|(key, message)| Problem::of(&places, &key, message));
+        let problems = Problems::sorted(shown.collect(), of_keys.next().is_some());
+        self.refused(problems).sentences()
     }
 }
 

@@ -12,21 +12,41 @@ pub(super) enum Step<'a> {
     Index(usize),
 }
 
-/// Finds `key`, such as `service[0].limits.max-memory`, in the text of a file. Returns the key by
-/// which the file sets it, and its bytes.
-///
-/// A service takes settings from `defaults`, and a listener from its service. If the file does not
-/// set the key at all, this returns the bytes of the nearest table around it.
-pub(super) fn find(text: &str, key: &str) -> (String, Range<usize>) {
-    let Ok(root) = DeTable::parse(text) else {
-        return (key.to_owned(), 0..0);
-    };
-    for key in sources(key) {
-        if let (span, true) = walk(&root, &key) {
-            return (key, span);
-        }
+/// The places of the keys in the text of a file, which is parsed once.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    pub(super) text: &'a str,
+    /// `None` if the text is no TOML.
+    root: Option<Spanned<DeTable<'a>>>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn of(text: &'a str) -> Self {
+        let root = DeTable::parse(text).ok();
+        Self { text, root }
     }
-    (key.to_owned(), walk(&root, key).0)
+
+    /// Finds `key`, such as `service[0].limits.max-memory`. Returns the key by which the file sets
+    /// it, and its bytes.
+    ///
+    /// A service takes settings from `defaults`, and a listener from its service. If the file does
+    /// not set the key at all, this returns the bytes of the nearest table around it.
+    pub(super) fn find(&self, key: &str) -> (String, Range<usize>) {
+        let Some(root) = &self.root else {
+            return (key.to_owned(), 0..0);
+        };
+        for key in sources(key) {
+            if let (span, true) = walk(root, &key) {
+                return (key, span);
+            }
+        }
+        (key.to_owned(), walk(root, key).0)
+    }
+
+    /// Whether the text sets `key` itself.
+    pub(super) fn sets(&self, key: &str) -> bool {
+        self.root.as_ref().is_some_and(|root| walk(root, key).1)
+    }
 }
 
 /// The number of the service that a path leads to, or into.
@@ -59,11 +79,6 @@ fn sources(key: &str) -> Vec<String> {
         sources.push(format!("defaults.{rest}"));
     }
     sources
-}
-
-/// Whether the text sets `key` itself.
-pub(super) fn sets(text: &str, key: &str) -> bool {
-    DeTable::parse(text).is_ok_and(|root| walk(&root, key).1)
 }
 
 /// The bytes of the last value on the path to `key`, and whether that is the whole path.
@@ -141,6 +156,7 @@ tls = { certificate = "a", key = "b" }
 
     #[test]
     fn a_key_is_found_where_the_file_sets_it() {
+        let places = Places::of(TEXT);
         for (key, expected, line) in [
             ("threads", "threads", 1),
             ("service[0].watch", "defaults.watch", 3),
@@ -174,7 +190,7 @@ tls = { certificate = "a", key = "b" }
             ),
             ("admin.listen", "admin.listen", 1),
         ] {
-            let (found, span) = find(TEXT, key);
+            let (found, span) = places.find(key);
             let at = 1 + TEXT[..span.start].matches('\n').count();
             assert_eq!((found.as_str(), at), (expected, line), "{key}");
         }

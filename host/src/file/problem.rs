@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::known::Known;
-use super::place::{self, Step};
+use super::place::{Places, Step};
 use crate::values;
 
 /// How alike two words have to be for the one to be suggested for the other, from 0 to 1: if few
@@ -16,6 +16,9 @@ const VERY_ALIKE: f64 = 0.9;
 
 /// What the parser of TOML says of a key that a table has twice.
 const DUPLICATE: &str = "duplicate key";
+
+/// Problems with a file that are shown at most.
+pub(super) const MAX_SHOWN: usize = 100;
 
 /// What is wrong with a file: line, key, and what was found, what was expected and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,18 +55,21 @@ impl fmt::Display for Problems {
 }
 
 impl Problems {
-    /// Sorts problems by their lines.
-    pub(super) fn sorted(mut problems: Vec<Problem>) -> Self {
+    /// Sorts problems by their lines. There can be `further` ones, which are not shown.
+    pub(super) fn sorted(mut problems: Vec<Problem>, further: bool) -> Self {
         problems.sort_by_key(|problem| problem.line);
+        if further {
+            problems.push(Problem::further(&problems));
+        }
         Self(problems)
     }
 }
 
 impl Problem {
-    /// A problem with `key`, such as `service[0].limits.max-memory`, in the file `text`.
-    pub(super) fn of(text: &str, key: &str, message: String) -> Self {
-        let (key, span) = place::find(text, key);
-        Self::at(text, span, key, message)
+    /// A problem with `key`, such as `service[0].limits.max-memory`, of a file with these `places`.
+    pub(super) fn of(places: &Places<'_>, key: &str, message: String) -> Self {
+        let (key, span) = places.find(key);
+        Self::at(places.text, span, key, message)
     }
 
     /// A problem with the key at `span` of `text`.

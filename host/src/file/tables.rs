@@ -9,10 +9,7 @@ use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::keys::File;
 use super::place::{Step, service_of};
-use super::problem::{Problem, Unread, unread};
-
-/// Problems with keys and values that are reported at most. Each takes another pass over the file.
-const MAX_PROBLEMS: usize = 100;
+use super::problem::{MAX_SHOWN, Problem, Unread, unread};
 
 /// The tables of a file, as far as they can be read.
 pub(super) struct Tables {
@@ -21,6 +18,8 @@ pub(super) struct Tables {
     /// The number in the text of each service of `file`.
     pub(super) numbers: Vec<usize>,
     pub(super) problems: Vec<Problem>,
+    /// There are more problems than that.
+    pub(super) further: bool,
     /// The numbers in the text of the services that lack something.
     partial: BTreeSet<usize>,
     /// All services lack something that `defaults` sets.
@@ -37,6 +36,7 @@ impl Tables {
             file: None,
             numbers: Vec::new(),
             problems: Vec::new(),
+            further: false,
             partial: BTreeSet::new(),
             lack_defaults: false,
         };
@@ -66,8 +66,9 @@ impl Tables {
                 }
                 Unread::Key(_) | Unread::Value(_) | Unread::Refused => false,
             };
-            if !is_known && tables.problems.len() >= MAX_PROBLEMS {
-                tables.problems.push(Problem::further(&tables.problems));
+            // Each takes another pass over the file.
+            if !is_known && tables.problems.len() >= MAX_SHOWN {
+                tables.further = true;
                 break;
             }
             if !is_known {
