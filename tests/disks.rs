@@ -123,6 +123,77 @@ fn guests_that_wait_for_a_file_keep_no_other_service_from_its_files() {
     });
 }
 
+/// Opens the file or the pipe of the granted directory, as the first byte of input says. Closes it
+/// when the next byte comes. Answers with a byte after each step.
+const CLOSES: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_open" (func $open
+        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "file" "pipe" "\20\00\00\00\01\00\00\00")
+    (func $step (result i32)
+        (drop (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 20)))
+        (drop (call $read (i32.const 0) (i32.const 8) (i32.const 1) (i32.const 20)))
+        (i32.load (i32.const 20)))
+    (func (export "_start")
+        (drop (call $read (i32.const 0) (i32.const 8) (i32.const 1) (i32.const 20)))
+        (if (call $open (i32.const 3) (i32.const 0)
+                (select (i32.const 4) (i32.const 0) (i32.eq (i32.load8_u (i32.const 32)) (i32.const 112)))
+                (i32.const 4) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 24))
+            (then unreachable))
+        (if (call $step) (then
+            (if (call $close (i32.load (i32.const 24))) (then unreachable))
+            (drop (call $step))))))"#;
+
+/// Closes hang if their threads do, so it is seen that no other thread closes a file.
+#[test]
+fn files_are_closed_on_threads_for_files() {
+    let dir = scratch("closes");
+    fs::create_dir_all(&dir).unwrap();
+    let (kept, pipe) = (dir.join("file"), dir.join("pipe"));
+    File::create(&kept).unwrap();
+    pipe_at(&pipe);
+    let module = file("closes.wasm", wat::parse_str(CLOSES).unwrap());
+    let host = Host::with(&module, &["--dir", &format!("{}::/data", dir.display())]);
+    let opens = |name: &str| {
+        let client = host.connect();
+        client.send(name);
+        client
+    };
+    let holding = ["f", "f"].map(|name| {
+        let client = opens(name);
+        client.expect("f");
+        client
+    });
+    let is_kept = |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|path| path == kept);
+    let open = || {
+        let all = fs::read_dir(format!("/proc/{}/fd", host.pid())).unwrap();
+        all.filter(|entry| is_kept(entry.as_ref().unwrap())).count()
+    };
+    assert_eq!(open(), 2);
+    let mut waiting: Vec<_> = (0..80).map(|_| opens("p")).collect();
+    until("all threads wait for the pipe", || {
+        // If all guests have begun, the directories of another one wait.
+        waiting.push(opens("p"));
+        thread::sleep(Duration::from_millis(50));
+        host.log().contains("have not opened")
+    });
+    let [closing, ending] = holding;
+    closing.send("c");
+    closing.expect("c");
+    ending.finish();
+    ending.rest();
+    host.line("connection ended");
+    assert_eq!(open(), 2, "closed on a thread that serves");
+    until("the files are closed", || {
+        // Fails while nobody reads.
+        drop(File::options().write(true).custom_flags(NONBLOCK).open(&pipe));
+        open() == 0
+    });
+}
+
 /// A directory with so many files, and the grant of it.
 fn with_files(name: &str, count: usize) -> String {
     let dir = scratch(name);

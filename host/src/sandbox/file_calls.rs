@@ -3,11 +3,13 @@
 use wasmtime::AsContextMut as _;
 use wasmtime::component::{Access, Accessor, HasData, Linker, Resource, StreamReader};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
+use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 use wasmtime_wasi::p3::bindings::filesystem::types::HostDescriptorWithStore as WithStore;
 use wasmtime_wasi::p3::filesystem::{FilesystemError, FilesystemResult};
 
 use super::file_threads::Call;
+use super::files;
 use super::listing::{self, Ended};
 use super::paths::{is_long, is_long_target};
 use super::state::State;
@@ -111,22 +113,15 @@ impl WithStore<State> for FileCalls {
         open_flags: p3::OpenFlags,
         flags: p3::DescriptorFlags,
     ) -> FilesystemResult<Resource<Descriptor>> {
-        if is_long(&path) {
-            return Err(p3::ErrorCode::NameTooLong.into());
-        }
-        let Some(opening) = store.with(|mut access| access.get().opens_file()) else {
-            return Err(p3::ErrorCode::Quota.into());
-        };
+        let request = request(path_flags, path, open_flags, flags);
+        let opening = store.with(|mut access| files::begin(access.get(), &dir, request));
+        let opening = opening.map_err(FilesystemError::trap)?;
         let call = begin(store).await;
-        let wasi = store.with_getter::<WasiFilesystem>(State::filesystem);
-        let opened =
-            <WasiFilesystem as WithStore<State>>::open_at(&wasi, dir, path_flags, path, open_flags, flags)
-                .await;
+        let opened = opening.await;
         Call::end(call);
-        let opened = opened?;
-        let counted = store.with(|mut access| access.get().has_opened_file(opening, &opened));
-        counted.map_err(FilesystemError::trap)?;
-        Ok(opened)
+        let opened = opened.map_err(FilesystemError::trap)?.map_err(error_code)?;
+        let pushed = store.with(|mut access| access.get().table().push(opened));
+        pushed.map_err(FilesystemError::trap)
     }
 
     follow! {
@@ -163,6 +158,51 @@ impl WithStore<State> for FileCalls {
         metadata_hash() -> FilesystemResult<p3::MetadataHashValue>;
         metadata_hash_at(flags: p3::PathFlags, path: String) [is_long(path)]
             -> FilesystemResult<p3::MetadataHashValue>;
+    }
+}
+
+/// What a guest wants to open, in WASI 0.2.
+fn request(
+    path_flags: p3::PathFlags,
+    path: String,
+    open_flags: p3::OpenFlags,
+    flags: p3::DescriptorFlags,
+) -> files::Request {
+    macro_rules! same {
+        ($given:ident: $flags:ident { $($name:ident)* }) => {{
+            let mut same = p2::$flags::empty();
+            $(if $given.contains(p3::$flags::$name) {
+                same |= p2::$flags::$name;
+            })*
+            same
+        }};
+    }
+    files::Request {
+        path_flags: same!(path_flags: PathFlags { SYMLINK_FOLLOW }),
+        path,
+        open_flags: same!(open_flags: OpenFlags { CREATE DIRECTORY EXCLUSIVE TRUNCATE }),
+        flags: same!(flags: DescriptorFlags {
+            READ WRITE FILE_INTEGRITY_SYNC DATA_INTEGRITY_SYNC REQUESTED_WRITE_SYNC MUTATE_DIRECTORY
+        }),
+    }
+}
+
+/// An error of WASI 0.2 in WASI 0.3.
+fn error_code(error: p2::ErrorCode) -> p3::ErrorCode {
+    macro_rules! same {
+        ($($name:ident)*) => {
+            match error {
+                $(p2::ErrorCode::$name => p3::ErrorCode::$name,)*
+                // There is no other for files.
+                other => p3::ErrorCode::Other(Some(other.name().to_owned())),
+            }
+        };
+    }
+    same! {
+        Access Already BadDescriptor Busy Deadlock Quota Exist FileTooLarge IllegalByteSequence InProgress
+        Interrupted Invalid Io IsDirectory Loop TooManyLinks MessageSize NameTooLong NoDevice NoEntry NoLock
+        InsufficientMemory InsufficientSpace NotDirectory NotEmpty NotRecoverable Unsupported NoTty
+        NoSuchDevice Overflow NotPermitted Pipe ReadOnly InvalidSeek TextFileBusy CrossDevice
     }
 }
 

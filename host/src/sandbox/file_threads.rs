@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
+use super::files::OpenFiles;
 use crate::config::FILE_THREADS;
 use crate::threads::{self, KEPT, NoThread, STACK, spare};
 
@@ -153,6 +154,18 @@ impl FileThreads {
         AbortOnDropHandle::new(self.runtime.spawn(self.run(work)))
     }
 
+    /// Drops `value` on one of these threads. To close the files in it can take long.
+    ///
+    /// It takes no turn: as many files as are open can wait to be closed.
+    pub(super) fn drop_there(&self, value: impl Send + 'static) {
+        self.runtime.spawn_blocking(move || drop(value));
+    }
+
+    /// The runtime of these threads.
+    pub(super) fn handle(&self) -> Handle {
+        self.runtime.clone()
+    }
+
     /// Does `work` when its turn has come.
     fn run<T: Send + 'static>(
         &self,
@@ -249,17 +262,17 @@ impl Drop for Call {
     }
 }
 
-/// Runs `guest`, whose files are used on `threads`, if there are any.
-pub(super) fn on<F: Future>(threads: Option<Arc<FileThreads>>, guest: F) -> On<F> {
-    On { threads, guest }
+/// Runs `guest`, whose `files` are used and closed on threads for files, if it may have any.
+pub(super) fn on<F: Future>(files: Option<Arc<OpenFiles>>, guest: F) -> On<F> {
+    On { guest, files }
 }
 
 pin_project! {
     /// The future of [`on`].
     pub(super) struct On<F> {
-        threads: Option<Arc<FileThreads>>,
         #[pin]
         guest: F,
+        files: Option<Arc<OpenFiles>>,
     }
 }
 
@@ -268,8 +281,15 @@ impl<F: Future> Future for On<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _current = this.threads.as_ref().map(|threads| threads.runtime.enter());
-        this.guest.poll(cx)
+        let Some(files) = this.files else {
+            return this.guest.poll(cx);
+        };
+        let current = files.threads().runtime.enter();
+        let polled = this.guest.poll(cx);
+        drop(current);
+        // Whatever the guest has closed, such as the last stream of a file.
+        files.close_left();
+        polled
     }
 }
 

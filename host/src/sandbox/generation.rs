@@ -544,8 +544,8 @@ impl Generation {
     pub async fn probe(&self) -> wasmtime::Result<()> {
         let opened = self.open_to_try().await?;
         let mut store = self.store(Speaker::Nobody, None, None, opened);
-        let threads = store.data().file_threads();
-        let probe = on(threads, self.prepared.probe(&mut store));
+        let files = store.data().open_files();
+        let probe = on(files, self.prepared.probe(&mut store));
         self.engine.ticker.run(probe).await.map(drop)
     }
 
@@ -558,8 +558,8 @@ impl Generation {
         content: &Content,
         calls: bool,
     ) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
-        let threads = store.data().file_threads();
-        let checked = on(threads, async {
+        let files = store.data().open_files();
+        let checked = on(files, async {
             let Some(instance) = self.prepared.probe(&mut store).await? else {
                 return Ok(Ok(Vec::new()));
             };

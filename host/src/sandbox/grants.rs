@@ -16,7 +16,7 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use super::clock::ProcessClock;
 use super::dirs::Dirs;
 use super::file_threads::FileThreads;
-use super::files::Files;
+use super::files::{Files, OpenFiles};
 use super::followed::Followed;
 use super::log_share::Share;
 use super::sockets::Sockets;
@@ -187,9 +187,9 @@ impl Granted {
         self.has_outbound().then_some(&self.uses.sockets)
     }
 
-    /// The files that guests hold open; `None` if they have no directory.
-    pub(super) fn files(&self) -> Option<&Arc<Files>> {
-        self.has_dirs().then_some(&self.uses.files)
+    /// The files of a new instance, of which there are none; `None` if it has no directory.
+    pub(super) fn open_files(&self) -> Option<Arc<OpenFiles>> {
+        Some(OpenFiles::new(&self.uses.files, self.file_threads()?))
     }
 
     /// The threads on which guests use files; `None` if they have no directory.
@@ -358,13 +358,13 @@ mod tests {
             ..Grants::default()
         };
         let first = Granted::resolve(&none, &limits, None).unwrap();
-        assert!(first.file_threads().is_none() && first.files().is_none());
+        assert!(first.file_threads().is_none() && first.open_files().is_none());
         let second = Granted::resolve(&dirs, &limits, Some(&first)).unwrap();
         let threads = second.file_threads().unwrap();
         let third = Granted::resolve(&none, &limits, Some(&second)).unwrap();
         assert!(third.file_threads().is_none());
         let fourth = Granted::resolve(&dirs, &limits, Some(&third)).unwrap();
         assert!(Arc::ptr_eq(&threads, &fourth.file_threads().unwrap()));
-        assert!(Arc::ptr_eq(second.files().unwrap(), fourth.files().unwrap()));
+        assert!(Arc::ptr_eq(&second.uses.files, &fourth.uses.files));
     }
 }

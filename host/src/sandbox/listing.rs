@@ -26,7 +26,7 @@ use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 
 use super::file_threads::{FileThreads, joined};
-use super::files::{Opening, TYPES};
+use super::files::{Counts, TYPES};
 use super::state::State;
 
 /// Bytes of entries that a thread takes from the kernel at once. In the memory of the host, they
@@ -53,8 +53,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
             Ok(())
         },
     )?;
-    types.func_wrap("[method]descriptor.read-directory", |store, (descriptor,)| {
-        Ok((list(store, &descriptor)?,))
+    types.func_wrap_async("[method]descriptor.read-directory", |store, (descriptor,)| {
+        Box::new(async move { Ok((list(store, &descriptor).await?,)) })
     })?;
     types.func_wrap_async(
         "[method]directory-entry-stream.read-directory-entry",
@@ -65,12 +65,16 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
 }
 
 /// Lists a directory for a call of WASI 0.2.
-fn list(
+async fn list(
     mut store: StoreContextMut<'_, State>,
     descriptor: &Resource<Descriptor>,
 ) -> wasmtime::Result<Result<Resource<List>, p2::ErrorCode>> {
+    let counts = match store.data().open_files() {
+        Some(files) => files.opens().await,
+        None => None,
+    };
     let state = store.data_mut();
-    let (threads, directory) = match begin(state, descriptor)? {
+    let (threads, directory) = match begin(state, descriptor, counts)? {
         Ok(begun) => begun,
         Err(refused) => return Ok(Err(refused.into())),
     };
@@ -127,7 +131,10 @@ pub(super) fn read(
     descriptor: &Resource<Descriptor>,
 ) -> wasmtime::Result<(StreamReader<p3::DirectoryEntry>, Ended)> {
     let (ended, end) = oneshot::channel();
-    let entries = match begin(store.data_mut(), descriptor)? {
+    let files = store.data().open_files();
+    // This function of WASI 0.3 cannot wait.
+    let counts = files.and_then(|files| files.opens_at_once());
+    let entries = match begin(store.data(), descriptor, counts)? {
         Ok((threads, directory)) => {
             let listing = Listing {
                 threads,
@@ -148,20 +155,22 @@ pub(super) fn read(
 
 /// Finds the directory to list, which counts as one more open file.
 fn begin(
-    state: &mut State,
+    state: &State,
     descriptor: &Resource<Descriptor>,
+    counts: Option<Counts>,
 ) -> wasmtime::Result<Result<(Arc<FileThreads>, Directory), Refused>> {
     let Descriptor::Dir(dir) = state.descriptor(descriptor)? else {
         return Ok(Err(Refused::NotDirectory));
     };
     let granted = Arc::clone(&dir.dir);
-    let Some((threads, opening)) = state.file_threads().zip(state.opens_file()) else {
+    let Some((threads, counts)) = state.file_threads().zip(counts) else {
         return Ok(Err(Refused::TooManyFiles));
     };
     let directory = Directory {
         granted,
         listed: None,
-        _counts: opening,
+        counts: Some(counts),
+        threads: Arc::clone(&threads),
     };
     Ok(Ok((threads, directory)))
 }
@@ -171,7 +180,22 @@ struct Directory {
     granted: Arc<File>,
     /// The same directory, with its own position. It is opened by the first read.
     listed: Option<OwnedFd>,
-    _counts: Opening,
+    counts: Option<Counts>,
+    /// Where it is closed.
+    threads: Arc<FileThreads>,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Some(listed) = self.listed.take() {
+            let mut counts = self.counts.take();
+            if let Some(counts) = &mut counts {
+                counts.closes();
+            }
+            // It counts until it is closed.
+            self.threads.drop_there((listed, counts));
+        }
+    }
 }
 
 /// Why a directory is not listed.
@@ -260,6 +284,10 @@ impl Directory {
             Ok(false) => Some(Ok(())),
             Err(error) => Some(Err(error)),
         };
+        if end.is_some() {
+            // This thread may wait.
+            self.listed = None;
+        }
         Chunk {
             directory: self,
             entries,
@@ -423,11 +451,13 @@ mod tests {
 
     /// Reads a directory to the end, in chunks.
     fn list(dir: &Path) -> (Vec<Vec<Entry>>, Result<(), Failure>) {
-        let mut files = OpenFiles::new(&Files::new(&Limits::default()));
+        let threads = FileThreads::start().unwrap();
+        let files = OpenFiles::new(&Files::new(&Limits::default()), Arc::clone(&threads));
         let mut directory = Directory {
             granted: Arc::new(File::open(dir).unwrap()),
             listed: None,
-            _counts: files.opens().unwrap(),
+            counts: files.opens_at_once(),
+            threads,
         };
         let mut chunks = Vec::new();
         loop {

@@ -103,8 +103,8 @@ impl Sandbox {
             wizer.func_rename("_start", RESUME);
         }
         let mut store = store(&engine, content, Some(ProgramKind::Module)).await?;
-        let threads = store.data().file_threads();
-        let initialised = engine.ticker.run(on(threads, async {
+        let files = store.data().open_files();
+        let initialised = engine.ticker.run(on(files, async {
             let instance = pre.instantiate_async(&mut store).await?;
             for name in [REACTOR, INITIALISE] {
                 if let Some(function) = instance.get_func(&mut store, name) {
@@ -140,8 +140,8 @@ impl Sandbox {
         let prepared = prepare_component(&engine, component);
         let Prepared { pre, function, kind } = prepared.map_err(|refusal| content.refused(refusal))?;
         let mut store = store(&engine, content, kind).await?;
-        let threads = store.data().file_threads();
-        let initialised = engine.ticker.run(on(threads, async {
+        let files = store.data().open_files();
+        let initialised = engine.ticker.run(on(files, async {
             let instance = pre.instantiate_async(&mut store).await?;
             let function = instance.get_typed_func::<(), ()>(&mut store, function)?;
             function.call_async(&mut store, ()).await?;

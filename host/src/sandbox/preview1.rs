@@ -119,7 +119,15 @@ pub(super) fn bound_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 if let Some(errno) = paths::refused(&mut caller, path, length)? {
                     return Ok(errno);
                 }
-                let Some(opening) = caller.data_mut().opens_file() else {
+                let state = caller.data_mut();
+                // Without room, WASI would close the file on this thread.
+                if !state.has_room_in_preview1() {
+                    return Ok(TOO_MANY_FILES);
+                }
+                let Some(files) = state.open_files() else {
+                    return Ok(TOO_MANY_FILES);
+                };
+                let Some(counts) = files.opens().await else {
                     return Ok(TOO_MANY_FILES);
                 };
                 let (mut memory, context) = parts(&mut caller)?;
@@ -138,7 +146,7 @@ pub(super) fn bound_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 )
                 .await;
                 // A call that fails may have opened the file all the same.
-                caller.data_mut().has_opened_file_by_preview1(opening);
+                caller.data_mut().has_opened_file_by_preview1(counts);
                 ended
             })
         },

@@ -268,8 +268,8 @@ async fn live(
     let (service, instance) = (manner.service.as_deref(), guard.number);
     debug!(service, instance, "shared instance started");
     let ticker = Arc::clone(store.data().ticker());
-    let threads = store.data().file_threads();
-    let running = on(threads, run(&pre, &mut store, &pulse, arrivals));
+    let files = store.data().open_files();
+    let running = on(files, run(&pre, &mut store, &pulse, arrivals));
     let ran = ticker.run_at(&cost, running).await;
     match ran {
         Ok(()) => debug!(

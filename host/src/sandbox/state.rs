@@ -19,7 +19,7 @@ use super::engine::Engine;
 use super::extent::{MAX_MEMORY, MAX_PARTS};
 use super::file_streams::LargeStreams;
 use super::file_threads::FileThreads;
-use super::files::{self, OpenFiles, Opening};
+use super::files::{self, Counts, OpenFiles};
 use super::grants::{Granted, Opened};
 use super::handles::Handles;
 use super::seat::Ending;
@@ -55,7 +55,7 @@ pub(super) struct State {
     /// Counts the store as one of its pool.
     _live: Arc<()>,
     /// The files that the guest has opened, if it may have any. This is dropped after the tables.
-    files: Option<OpenFiles>,
+    files: Option<Arc<OpenFiles>>,
     /// The streams of files that keep much, once the guest has such streams.
     large_streams: Option<LargeStreams>,
 }
@@ -98,7 +98,7 @@ impl State {
         let sockets = granted
             .sockets()
             .map(|sockets| Held::new(Arc::clone(sockets), is_shared));
-        let files = granted.files().map(OpenFiles::new);
+        let files = granted.open_files();
         let state = Self {
             ticker: Arc::clone(&engine.ticker),
             max_call_time: engine.limits.max_call_time,
@@ -270,42 +270,26 @@ impl State {
         Ok(self.table.get(handle)?)
     }
 
-    /// Begins to open a file; `None` if the guests of the service hold too many.
-    pub(super) fn opens_file(&mut self) -> Option<Opening> {
-        self.files.as_mut()?.opens()
-    }
-
-    /// Notes the file that a component has opened.
-    ///
-    /// # Errors
-    ///
-    /// There is no such handle.
-    pub(super) fn has_opened_file(
-        &mut self,
-        opening: Opening,
-        opened: &Resource<Descriptor>,
-    ) -> wasmtime::Result<()> {
-        let file = files::file_of(self.table.get(opened)?);
-        if let Some(files) = &mut self.files {
-            files.has_opened(opening, file);
-        }
-        Ok(())
+    /// Whether the table of a core module has room for one more file.
+    pub(super) fn has_room_in_preview1(&mut self) -> bool {
+        let table = self.preview1().ctx().table;
+        table.push(()).is_ok_and(|probe| table.delete(probe).is_ok())
     }
 
     /// Notes the file that a core module has opened, if there is one.
-    pub(super) fn has_opened_file_by_preview1(&mut self, opening: Opening) {
+    pub(super) fn has_opened_file_by_preview1(&mut self, counts: Counts) {
         let Some(file) = files::new_file(self.preview1().ctx().table) else {
             return;
         };
-        if let Some(files) = &mut self.files {
-            files.has_opened(opening, &file);
+        if let Some(files) = &self.files {
+            files.has_opened(counts, &file);
         }
     }
 
     /// Notes that the guest may have closed a file.
-    pub(super) fn has_closed_file(&mut self) {
-        if let Some(files) = &mut self.files {
-            files.recount();
+    pub(super) fn has_closed_file(&self) {
+        if let Some(files) = &self.files {
+            files.close_left();
         }
     }
 
@@ -324,9 +308,14 @@ impl State {
         Ok(self.table.push(stream)?)
     }
 
+    /// The files that the guest has opened, if it may have any.
+    pub(super) fn open_files(&self) -> Option<Arc<OpenFiles>> {
+        self.files.clone()
+    }
+
     /// The threads on which the guest uses files.
     pub(super) fn file_threads(&self) -> Option<Arc<FileThreads>> {
-        self.granted.file_threads()
+        Some(Arc::clone(self.files.as_ref()?.threads()))
     }
 
     /// What WASI preview 1 works with.

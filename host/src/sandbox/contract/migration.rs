@@ -149,8 +149,8 @@ async fn snapshot(
     let max = store.data().max_call_time();
     ticker.take_turns().await;
     store.set_epoch_deadline(1);
-    let threads = store.data().file_threads();
-    let call = on(threads, guest.call_snapshot(store, session.session));
+    let files = store.data().open_files();
+    let call = on(files, guest.call_snapshot(store, session.session));
     in_turn(max, call, Fault::Trap).await
 }
 
@@ -162,8 +162,8 @@ async fn restore(
     state: &SavedStateResult,
 ) -> Result<Result<Session, Refusal>, Fault> {
     let max = store.data().max_call_time();
-    let threads = store.data().file_threads();
-    let instance = on(threads.clone(), sessions.instantiate(&mut *store));
+    let files = store.data().open_files();
+    let instance = on(files.clone(), sessions.instantiate(&mut *store));
     let instance = in_turn(max, instance, Fault::Start).await?;
     let guest = migration.load(&mut *store, &instance).map_err(Fault::Start)?;
     let peer = types::Peer::from(peer);
@@ -171,7 +171,7 @@ async fn restore(
         version: state.version,
         bytes: &state.bytes,
     };
-    let call = on(threads, guest.call_restore(store, peer, state));
+    let call = on(files, guest.call_restore(store, peer, state));
     let restored = in_turn(max, call, Fault::Trap).await?;
     Ok(restored.map(|session| sessions.session(instance, session)))
 }

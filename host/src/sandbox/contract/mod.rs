@@ -412,17 +412,17 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let started = || seat.started();
-    let threads = store.data().file_threads();
+    let files = store.data().open_files();
     match prepared {
         Prepared::Streams(pre) => {
             let pre = pre.clone();
             let serving =
                 async move { handler::serve(&pre, &mut store, peer, inbound, outbound, started).await };
-            Box::pin(on(threads, serving))
+            Box::pin(on(files, serving))
         }
         Prepared::Sessions(sessions) => {
             let sessions = Arc::clone(sessions);
-            // Each of its calls finds its threads for files, since it may move to another service.
+            // Each of its calls finds its files, since it may move to another service.
             Box::pin(async move {
                 let session = sessions.open(&mut store, peer).await?;
                 // The connection may move, and is then to keep nothing of what it came from.
@@ -433,7 +433,7 @@ where
         }
         Prepared::Cli(command) => {
             let command = Arc::clone(command);
-            Box::pin(on(threads, async move {
+            Box::pin(on(files, async move {
                 let end = command::serve(&command, &mut store, peer, inbound, outbound, started).await?;
                 Ok(Served::Ended(end))
             }))

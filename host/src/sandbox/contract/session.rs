@@ -137,13 +137,13 @@ impl Sessions {
             }
         }
         let (max, start) = (store.data().max_call_time(), Instant::now());
-        let threads = store.data().file_threads();
-        let instance = on(threads.clone(), self.instantiate(&mut *store));
+        let files = store.data().open_files();
+        let instance = on(files.clone(), self.instantiate(&mut *store));
         let instance = within(max, instance, Fault::Start).await?;
         let service = self.on_fiber.load(&mut *store, &instance).map_err(Fault::Start)?;
         store.data().instantiated(start);
         let sessions = service.inet_service_sessions().session();
-        let call = on(threads, sessions.call_constructor(store, types::Peer::from(peer)));
+        let call = on(files, sessions.call_constructor(store, types::Peer::from(peer)));
         let session = within(max, call, Fault::Trap).await?;
         Ok(Session {
             on_fiber: Some(service),
@@ -185,7 +185,7 @@ impl Session {
                 return Ok(answer);
             }
         }
-        let (max, threads) = (store.data().max_call_time(), store.data().file_threads());
+        let (max, files) = (store.data().max_call_time(), store.data().open_files());
         let service = match &self.on_fiber {
             Some(service) => service,
             None => {
@@ -194,10 +194,7 @@ impl Session {
             }
         };
         let sessions = service.inet_service_sessions().session();
-        let call = on(
-            threads,
-            sessions.call_handle(store, self.session, happened.into()),
-        );
+        let call = on(files, sessions.call_handle(store, self.session, happened.into()));
         Ok(within(max, call, Fault::Trap).await?.into())
     }
 }
