@@ -20,6 +20,9 @@ use tracing_subscriber::layer::Context;
 /// not keep up must not hold up connections.
 const LINES: usize = 8192;
 
+/// Bytes of a message that count as one line. So the lines that wait take at most 16 MiB.
+const LINE: usize = 2 << 10;
+
 /// Lines that wait while anybody may add more.
 const COMMON: usize = LINES / 4;
 
@@ -198,9 +201,11 @@ impl Queue {
     }
 }
 
-/// Returns how many lines a message takes in the queue.
+/// Returns how many lines a message counts as in the queue: those that it has, or one for each
+/// [`LINE`] bytes if that is more.
 fn lines(message: &[u8]) -> usize {
     let lines = message.iter().filter(|byte| **byte == b'\n').count();
+    let lines = lines.max(message.len().div_ceil(LINE));
     // A message with more lines than the queue takes is added when the queue is empty.
     lines.clamp(1, LINES)
 }
@@ -367,6 +372,21 @@ mod tests {
         }
         until_waiting(&queue, 1);
         assert_eq!(queue.level().waiting(), 1);
+        drop(release);
+        until_waiting(&queue, 0);
+        drop(guard);
+    }
+
+    #[test]
+    fn a_long_line_counts_as_several() {
+        let (mut queue, guard, release) = held(usize::MAX);
+        queue.write_all(b"first\n").unwrap();
+        until_waiting(&queue, 0);
+        for (length, waiting) in [(LINE, 1), (LINE + 1, 3), (8 * LINE, 11)] {
+            let line = format!("{}\n", "x".repeat(length - 1));
+            queue.write_all(line.as_bytes()).unwrap();
+            assert_eq!(queue.level().waiting(), waiting, "{length}");
+        }
         drop(release);
         until_waiting(&queue, 0);
         drop(guard);

@@ -14,6 +14,9 @@ const MAX_MANGLED: usize = 4096;
 /// Bytes of a text that is longer than one line, such as a backtrace.
 const MAX_TEXT: usize = 16 << 10;
 
+/// Lines of such a text. The backtraces of wasmtime have 20 frames.
+const MAX_LINES: usize = 100;
+
 /// Writes the mangled names of functions in a message as Rust has them. Longer names than 256 bytes
 /// end in an ellipsis.
 pub(super) fn demangled(message: &str) -> String {
@@ -34,10 +37,20 @@ pub(super) fn demangled(message: &str) -> String {
     text + rest
 }
 
-/// Writes an error with its backtrace, in several lines. Longer texts than 16 KiB end in an
-/// ellipsis.
+/// Writes an error with its backtrace, in at most 100 lines, and says how many more there were. Longer
+/// texts than 16 KiB end in an ellipsis.
 pub(super) fn trace(error: &wasmtime::Error) -> String {
-    demangled(&bounded(MAX_TEXT, format_args!("{error:?}")))
+    let text = demangled(&bounded(MAX_TEXT, format_args!("{error:?}")));
+    // A name can be seven times as long as its mangled form.
+    let text = bounded(MAX_TEXT, format_args!("{text}"));
+    // Names of functions can contain line feeds.
+    match text.match_indices('\n').nth(MAX_LINES - 1) {
+        None => text,
+        Some((end, _)) => {
+            let more = text[end..].matches('\n').count();
+            format!("{}\n… {more} more lines were left out", &text[..end])
+        }
+    }
 }
 
 /// The first `max` bytes of a text, and an ellipsis if there is more. No more than that is made.
@@ -85,6 +98,31 @@ mod tests {
         for other in ["", "`_initialize` is _R and _ZN: 5 (at offset 0x7)", "é::_start"] {
             assert_eq!(demangled(other), other);
         }
+    }
+
+    #[test]
+    fn a_trace_is_bounded_once_its_names_are_written_out() {
+        // Each of its types is a pair of the one in it.
+        let name = "_RMC0TTTTTTyB8_EB7_EB6_EB5_EB4_EB3_E";
+        assert!(demangled(name).len() > 7 * name.len(), "{}", demangled(name));
+        let text = trace(&wasmtime::Error::msg(
+            format!("{name} ").repeat(MAX_TEXT / name.len()),
+        ));
+        assert!(
+            text.len() <= MAX_TEXT + "…".len() && text.ends_with('…'),
+            "{}",
+            text.len()
+        );
+    }
+
+    #[test]
+    fn line_feeds_in_names_make_few_lines() {
+        let text = trace(&wasmtime::Error::msg("a\n".repeat(8000)));
+        assert_eq!(text.lines().count(), MAX_LINES + 1);
+        assert!(text.ends_with("\n… 7901 more lines were left out"), "{text}");
+        let lines = "a\n".repeat(MAX_LINES);
+        let lines = lines.trim_end();
+        assert_eq!(trace(&wasmtime::Error::msg(lines.to_owned())), lines);
     }
 
     /// A reference to a place in a mangled name (RFC 2603).
