@@ -524,6 +524,22 @@ fn a_service_manager_that_is_gone_is_no_matter() {
 }
 
 #[test]
+fn a_service_manager_that_does_not_read_keeps_no_signal_waiting() {
+    let manager = Manager::new("unread");
+    let args = ["--listen", "127.0.0.1:0"];
+    let mut host = Host::spawn(command().env("NOTIFY_SOCKET", &manager.1).args(args), &args);
+    assert!(manager.heard().contains("READY=1\n"));
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    while other.send_to(b"STATUS=", &manager.1).is_ok() {}
+    host.signal(HUP);
+    host.line("cannot notify the service manager");
+    host.connect().echo("hello");
+    assert!(host.stop().success());
+    assert_eq!(host.log().matches("cannot notify").count(), 1, "{}", host.log());
+}
+
+#[test]
 fn who_does_not_listen_is_not_ready() {
     let manager = Manager::new("not-ready");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
