@@ -3,7 +3,6 @@
 mod address;
 
 use std::env;
-use std::fmt;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
@@ -348,29 +347,22 @@ pub(crate) fn secret_file(file: &Path, dir: &Path) -> Result<(), String> {
 /// Checks whether messages must not show the path of a file that contains a secret. If neither the
 /// file nor its directory exists, the value may be the secret itself: half of all tokens in base64
 /// contain a `/`.
-pub(crate) fn hides_secret(file: &Path) -> bool {
+fn hides_secret(file: &Path) -> bool {
     fs::symlink_metadata(file).is_err() && !directory_of(file).is_dir()
 }
 
-/// The path of a file that contains a secret, as messages name it.
-pub(crate) struct SecretFile<'a> {
-    pub(crate) path: &'a Path,
-    /// The setting that names it.
-    pub(crate) setting: Setting<'a>,
-}
-
-impl fmt::Display for SecretFile<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, setting } = self;
-        if hides_secret(path) {
-            write!(
-                f,
-                "of {setting} (not shown, since no such directory exists, and the value may be the secret \
-                 itself; expected the path of a file)"
-            )
-        } else {
-            write!(f, "`{}`", path.display())
-        }
+/// Names a file that contains a secret, as messages do. `setting` is the one that names it.
+///
+/// This looks for the file and its directory, which may hang. Threads that serve connections must
+/// not call it.
+pub(crate) fn named_secret(path: &Path, setting: Setting<'_>) -> String {
+    if hides_secret(path) {
+        format!(
+            "of {setting} (not shown, since no such directory exists, and the value may be the secret \
+             itself; expected the path of a file)"
+        )
+    } else {
+        format!("`{}`", path.display())
     }
 }
 

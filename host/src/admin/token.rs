@@ -19,7 +19,7 @@ use crate::encoding::{UTF8_MARK, other_than_utf8};
 use crate::file_work::{FileWork, READ};
 use crate::guarded::{self, Owner};
 use crate::system::directory_of;
-use crate::values::{MIN_TOKEN, SecretFile};
+use crate::values::{MIN_TOKEN, named_secret};
 
 /// Bytes that the file of a token has at most.
 const MAX: u64 = 4096;
@@ -155,10 +155,9 @@ pub(crate) fn check_directories(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The file of a token as messages name it.
-pub(crate) fn named(path: &Path) -> SecretFile<'_> {
-    let setting = Setting::of("admin.token");
-    SecretFile { path, setting }
+/// Names the file of a token, as [`named_secret`] does.
+pub(crate) fn named(path: &Path) -> String {
+    named_secret(path, Setting::of("admin.token"))
 }
 
 /// The token that the host accepts, which its file replaces when it is read again.
@@ -192,7 +191,8 @@ impl CurrentToken {
         let error = match files.run(READ, move || Token::load(&path)).await {
             Ok(Ok(token)) => return self.replace(token),
             Ok(Err(error)) => format!("{error:#}"),
-            Err(error) => format!("reading the token file {} {error}", named(&self.path)),
+            // The path is no secret, since the file was read at the start.
+            Err(error) => format!("reading the token file `{}` {error}", self.path.display()),
         };
         warn!("{error}; the previous admin token stays in use");
     }

@@ -22,7 +22,7 @@ use super::algorithm::{self, Algorithm, Use};
 use super::client_chain::Bounded;
 use super::pem::{self, Block, Content, Fault, Malformed};
 use crate::config::{Identity, Setting, Tls as Config};
-use crate::values::SecretFile;
+use crate::values::named_secret;
 use crate::whole_file;
 
 /// Bytes of the largest file of certificates.
@@ -40,13 +40,10 @@ pub enum Unusable {
         error: io::Error,
     },
     /// A file that should contain a key cannot be read.
-    #[error(
-        "cannot read {file}: {error}",
-        file = SecretFile { path, setting: Setting::of("listen.tls.key") }
-    )]
+    #[error("cannot read {file}: {error}")]
     ReadKey {
-        /// The file.
-        path: PathBuf,
+        /// The file, as messages name it.
+        file: String,
         /// Why.
         error: io::Error,
     },
@@ -326,7 +323,10 @@ fn authorities(path: &Path, files: &mut Vec<CertificateFile>) -> Result<RootCert
 fn key(path: &Path) -> Result<(usize, PrivateKeyDer<'static>), Unusable> {
     let mut found: Option<(usize, PrivateKeyDer<'static>)> = None;
     let blocks = blocks(path).map_err(|error| match error {
-        Unusable::Read { path, error } => Unusable::ReadKey { path, error },
+        Unusable::Read { path, error } => Unusable::ReadKey {
+            file: named_secret(&path, Setting::of("listen.tls.key")),
+            error,
+        },
         other => other,
     })?;
     for Block { line, content } in blocks {

@@ -54,14 +54,17 @@ fn signed(dir: &Path, stem: &str, params: &CertificateParams) -> (Identity, Cert
     (identity, certificate.der().clone())
 }
 
-fn server(identities: Vec<Identity>) -> Arc<Server> {
-    let config = Config {
+fn config(identities: Vec<Identity>) -> Config {
+    Config {
         identities,
         alpn: Vec::new(),
         clients: None,
         timeout: Duration::from_secs(60),
-    };
-    Server::new(&config, "test").unwrap()
+    }
+}
+
+fn server(identities: Vec<Identity>) -> Arc<Server> {
+    Server::new(&config(identities), "test").unwrap()
 }
 
 type Client = tokio_rustls::client::TlsStream<UnixStream>;
@@ -172,13 +175,7 @@ fn a_fault_has_the_key_of_the_file_to_change() {
         (critical, "more[0].certificate", "its critical extension"),
         (mismatched, "more[0].key", "does not belong to the certificate"),
     ] {
-        let config = Config {
-            identities: vec![issuer.clone(), identity],
-            alpn: Vec::new(),
-            clients: None,
-            timeout: Duration::from_secs(60),
-        };
-        let found = faults(&config);
+        let found = faults(&config(vec![issuer.clone(), identity]));
         let [(key, error)] = &found[..] else {
             panic!("{found:?}")
         };
@@ -230,6 +227,19 @@ fn certificates_that_do_not_follow_rfc_5280_are_warned_of_too() {
         let expected = "cannot read the validity of the certificate on line 3 of `a.crt`";
         assert!(warning.starts_with(expected), "{warning}");
     }
+}
+
+#[test]
+fn a_message_about_a_key_does_not_look_for_it() {
+    let dir = Dir::new("unread-key");
+    let (identity, _) = identity(&dir.0, &["a.example"]);
+    fs::remove_file(&identity.key).unwrap();
+    let error = faults(&config(vec![identity.clone()])).remove(0).1;
+    let named = error.to_string();
+    assert!(named.contains(&identity.key.display().to_string()), "{named}");
+    // Whoever looked for it now would not name it, since it might be the key itself.
+    drop(dir);
+    assert_eq!(error.to_string(), named);
 }
 
 #[tokio::test]
