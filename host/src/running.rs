@@ -28,7 +28,7 @@ pub(crate) struct Running {
     /// Accepts its connections, and does not end by itself.
     pub(crate) acceptor: JoinHandle<Acceptor>,
     stop: CancellationToken,
-    /// Looks for the files of its sockets.
+    /// Looks for the files of its sockets. It is locked by the one task that does.
     files: Arc<Mutex<FileWork>>,
 }
 
@@ -91,15 +91,26 @@ impl Running {
     pub(crate) fn reload(&self, asked: Instant) {
         for entrance in &self.entrances {
             entrance.reread();
-            if entrance.has_file() {
-                tokio::spawn(warn_unless_reachable(
-                    Arc::clone(entrance),
-                    Arc::clone(&self.files),
-                    self.service.config.name.clone(),
-                ));
-            }
         }
+        self.look_for_files();
         self.reload_component(asked);
+    }
+
+    /// Looks for the files of its sockets in a task, unless one does so already: each request would
+    /// add a task while a file does not answer.
+    fn look_for_files(&self) {
+        let with_files = self.entrances.iter().filter(|entrance| entrance.has_file());
+        let entrances: Vec<_> = with_files.cloned().collect();
+        if !entrances.is_empty()
+            && let Ok(mut files) = Arc::clone(&self.files).try_lock_owned()
+        {
+            let service = self.service.config.name.clone();
+            tokio::spawn(async move {
+                for entrance in entrances {
+                    warn_unless_reachable(entrance, &mut files, &service).await;
+                }
+            });
+        }
     }
 
     /// Loads the component again. `asked` is when that was requested.
@@ -158,10 +169,9 @@ impl Running {
 }
 
 /// Warns if clients of a service cannot connect by this entrance any more.
-async fn warn_unless_reachable(entrance: Arc<Entrance>, files: Arc<Mutex<FileWork>>, service: String) {
+async fn warn_unless_reachable(entrance: Arc<Entrance>, files: &mut FileWork, service: &str) {
     let of = Arc::clone(&entrance);
-    let reachable = files.lock().await.run(READ, move || of.is_reachable()).await;
-    match reachable {
+    match files.run(READ, move || of.is_reachable()).await {
         Ok(true) => {}
         Ok(false) => warn!(
             service,

@@ -167,6 +167,8 @@ pub(crate) struct CurrentToken {
     current: Arc<ArcSwap<Token>>,
     /// Locked while the file is read, so that the last read decides which token is accepted.
     files: Arc<Mutex<FileWork>>,
+    /// Locked by the one task that waits for the others to have read the file.
+    next: Arc<Mutex<()>>,
 }
 
 impl CurrentToken {
@@ -180,13 +182,21 @@ impl CurrentToken {
             path: path.into(),
             current: Arc::new(ArcSwap::from_pointee(Token::load(path)?)),
             files: Arc::default(),
+            next: Arc::default(),
         })
     }
 
     /// Loads the token again, and accepts no other from then on. If the file cannot be used, the
     /// previous token stays in use, and the log gives the reason.
+    ///
+    /// Returns at once if another call has yet to begin: that one reads what this one would. So a
+    /// file that hangs keeps two calls waiting, however many there are.
     pub(crate) async fn reload(&self) {
+        let Ok(next) = self.next.try_lock() else {
+            return;
+        };
         let mut files = self.files.lock().await;
+        drop(next);
         let path = Arc::clone(&self.path);
         let error = match files.run(READ, move || Token::load(&path)).await {
             Ok(Ok(token)) => return self.replace(token),
@@ -232,8 +242,13 @@ pub(super) fn random<const N: usize>() -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::mpsc;
+
+    use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::file_work::NotDone;
+    use crate::logging::captured::Log;
 
     fn place(name: &str) -> std::path::PathBuf {
         let place = std::env::temp_dir().join(format!("token-{name}-{}", std::process::id()));
@@ -255,6 +270,30 @@ mod tests {
             "the second time it is read"
         );
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_reloads_wait_for_a_file_that_hangs_and_do_not_look_for_it() {
+        let path = place("hangs").join("token");
+        let dir = path.parent().unwrap();
+        fs::create_dir_all(dir).unwrap();
+        let token = CurrentToken::load(&path).unwrap();
+        // From now on, whoever looks for it finds no such directory.
+        fs::remove_dir_all(dir).unwrap();
+        let (log, _log) = Log::start();
+        let (end, hangs) = mpsc::channel::<()>();
+        let late = token.files.lock().await.run(READ, move || hangs.recv()).await;
+        assert!(matches!(late, Err(NotDone::Late(_))), "{late:?}");
+        let mut reloads = [(); 3].map(|()| Box::pin(token.reload()));
+        let ended = reloads.each_mut().map(|reload| reload.now_or_never().is_some());
+        assert_eq!(ended, [false, false, true]);
+        let [first, second, _] = reloads;
+        tokio::join!(first, second);
+        assert_eq!(
+            log.lines_with(&format!("reading the token file `{}` took", path.display())),
+            2
+        );
+        drop(end);
     }
 
     #[test]
