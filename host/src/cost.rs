@@ -9,8 +9,16 @@ use std::time::{Duration, Instant};
 /// The number of lines of standard error that are kept.
 const MAX_LAST: usize = 4;
 
-/// The end of a Rust guest's message when it panics. It says nothing about the panic.
-const NOTE: &str = "note: run with `RUST_BACKTRACE=1`";
+/// How lines begin that follow a Rust guest's message when it panics. They say nothing about the
+/// panic: a guest cannot walk its stack, so its backtrace is empty.
+const SAY_NOTHING: [&str; 3] = [
+    "note: run with `RUST_BACKTRACE=1`",
+    "note: Some details are omitted",
+    "stack backtrace:",
+];
+
+/// What the line of a Rust guest has that names the place of a panic.
+const PANIC: &str = "panicked at ";
 
 /// What a connection has cost so far, or instances that connections share. It can be read while that goes on.
 #[derive(Debug, Default)]
@@ -95,16 +103,14 @@ impl Cost {
     }
 }
 
-/// The last lines that a guest wrote to standard error, as far as they say something.
+/// The last lines that a guest wrote to standard error.
 #[derive(Debug, Default)]
 pub(crate) struct Tail(LastLines<MAX_LAST>);
 
 impl Tail {
     /// Keeps a line.
     pub(crate) fn says(&self, line: &str) {
-        if !line.starts_with(NOTE) {
-            self.0.add(line);
-        }
+        self.0.add(line);
     }
 
     /// Returns the lines, if there are any.
@@ -114,19 +120,23 @@ impl Tail {
     }
 }
 
-/// Keeps the last `MAX` lines that are not empty.
+/// Keeps the last `MAX` lines that say something. The line with the place of the last panic stays,
+/// however many lines follow it.
 #[derive(Debug, Default)]
 pub(crate) struct LastLines<const MAX: usize>(Mutex<VecDeque<String>>);
 
 impl<const MAX: usize> LastLines<MAX> {
-    /// Adds a line. The first line goes if there are `MAX` already.
+    /// Adds a line. If there are `MAX` already, the first one goes that may.
     pub(crate) fn add(&self, line: &str) {
-        if line.is_empty() {
+        if line.is_empty() || SAY_NOTHING.iter().any(|beginning| line.starts_with(beginning)) {
             return;
         }
+        let is_panic = |line: &str| line.contains(PANIC);
         let mut kept = self.kept();
         if kept.len() == MAX {
-            kept.pop_front();
+            let last_panic = kept.iter().rposition(|line| is_panic(line));
+            let first_stays = last_panic == Some(0) && !is_panic(line);
+            kept.remove(usize::from(first_stays));
         }
         kept.push_back(line.to_owned());
     }
@@ -154,6 +164,19 @@ mod tests {
             cost.says(line);
         }
         cost.says("note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace");
+        cost.says("stack backtrace:");
+        cost.says("note: Some details are omitted, run with `RUST_BACKTRACE=full`");
         assert_eq!(cost.last_lines().as_deref(), Some("two\nthree\nfour\nfive"));
+    }
+
+    #[test]
+    fn the_place_of_the_last_panic_stays() {
+        let cost = Cost::default();
+        let says = |lines: &[&str]| lines.iter().for_each(|line| cost.says(line));
+        let kept = || cost.last_lines().unwrap();
+        says(&["thread 'a' panicked at src/lib.rs:1:1:", "1", "2", "3", "4", "5"]);
+        assert_eq!(kept(), "thread 'a' panicked at src/lib.rs:1:1:\n3\n4\n5");
+        says(&["thread 'a' panicked at src/lib.rs:2:2:", "6", "7", "8", "9"]);
+        assert_eq!(kept(), "thread 'a' panicked at src/lib.rs:2:2:\n7\n8\n9");
     }
 }
