@@ -1,6 +1,6 @@
 //! `host check`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crate::harness::{command, file, guest};
@@ -61,6 +61,56 @@ fn it_says_whether_sessions_can_move() {
             (status, said.contains("migration  sessions can move")),
             (Some(0), can),
             "{said}"
+        );
+    }
+}
+
+/// A module that writes a line and the beginning of another one to standard error, and traps, in
+/// this function.
+fn complains(name: &str, function: &str) -> PathBuf {
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "\10\00\00\00\14\00\00\00")
+            (data (i32.const 16) "no table\nand no more")
+            (func $complain
+                (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8)))
+                unreachable)
+            (func (export "_start"))
+            {function})"#
+    );
+    file(name, wat::parse_str(text).unwrap())
+}
+
+#[test]
+fn it_says_what_a_guest_wrote_that_fails_at_its_load() {
+    let starts = complains("check-start.wasm", "(start $complain)");
+    let initialises = complains(
+        "check-preinit.wasm",
+        r#"(export "wizer-initialize" (func $complain))"#,
+    );
+    for (args, path, refused) in [
+        (&[][..], &starts, "cannot start (wasm trap: "),
+        (
+            &["--preinit"],
+            &initialises,
+            "cannot be initialised for `--preinit` (wasm trap: ",
+        ),
+    ] {
+        let (status, _, complaint) = check(args, path);
+        assert_eq!(status, Some(1), "{complaint}");
+        for words in [refused, "; standard error: no table | and no more"] {
+            assert!(complaint.contains(words), "no {words:?} in {complaint}");
+        }
+        assert!(!complaint.contains("wasm backtrace"), "{complaint}");
+        // Whoever asks for it gets the backtrace.
+        let args = [args, &["--env", "RUST_BACKTRACE=1"]].concat();
+        let (_, _, complaint) = check(&args, path);
+        let trace = "the guest failed at its load";
+        assert!(
+            complaint.contains(trace) && complaint.contains("wasm backtrace"),
+            "{complaint}"
         );
     }
 }

@@ -337,6 +337,24 @@ fn check_and_replay_compose_too() {
 }
 
 #[test]
+fn a_check_that_panics_is_that_of_its_part() {
+    let args = with(&["upper-case", "trap-middleware"], &["--env", "TRAP_CHECK=1"]);
+    let message = refusal(&guest("echo"), &args);
+    let part = guest("trap-middleware");
+    let found = format!("`{}` cannot check its configuration", part.display());
+    for words in [
+        &*found,
+        "its function `check` failed (wasm trap:",
+        "; standard error: ",
+        "trap-middleware/src/lib.rs:",
+        " | the check was asked for a panic)",
+    ] {
+        assert!(message.contains(words), "no {words:?} in {message}");
+    }
+    assert!(!message.contains("wasm backtrace"), "{message}");
+}
+
+#[test]
 fn check_shows_whether_the_configuration_is_accepted() {
     let line_limit = guest("line-limit");
     for (limit, accepted, words) in [

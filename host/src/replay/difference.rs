@@ -7,6 +7,7 @@ use crate::connection::{Outcome, Report};
 use crate::conversation::{Guest, Step};
 use crate::logging::in_one_line;
 use crate::record;
+use crate::sandbox::in_brief;
 
 /// Bytes that are shown of what a guest sends.
 const SHOWN: usize = 200;
@@ -14,9 +15,6 @@ const SHOWN: usize = 200;
 /// Bytes that are shown before the first one that differs, where that one is far from the
 /// beginning.
 const BEFORE: usize = 40;
-
-/// Lines of a guest's output that are shown in one line of a log.
-const LINES: usize = 5;
 
 /// The first place where a guest does not do what a conversation has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +47,7 @@ impl Difference {
             let _ = write!(text, " ({reason})");
         }
         if !self.output.is_empty() {
-            let last = &self.output[self.output.len().saturating_sub(LINES)..];
-            let _ = write!(text, "; standard error: {}", last.join(" | "));
+            let _ = write!(text, "; standard error: {}", in_brief(&self.output));
         }
         text
     }

@@ -1,5 +1,6 @@
 //! The interface `configuration`, by which parts of a component check their grants at each load.
 
+use thiserror::Error;
 use wasmtime::Store;
 use wasmtime::component::{Instance, TypedFunc};
 
@@ -30,6 +31,8 @@ pub(super) fn is_exported_as(export: &str) -> bool {
 
 /// The function by which a part checks its grants.
 pub(super) struct Check<'a> {
+    /// The number of the part among those of its content.
+    index: usize,
     part: &'a Content,
     function: TypedFunc<(), (Result<(), String>,)>,
 }
@@ -62,23 +65,47 @@ pub(super) fn checks<'a>(
             let reason = format!("`check` of `{INTERFACE}`: {}", mismatch::difference(&error));
             part.refused(Refusal::Types(reason))
         })?;
-        checks.push(Check { part, function });
+        checks.push(Check {
+            index,
+            part,
+            function,
+        });
     }
     Ok(checks)
+}
+
+/// The part of this number has trapped in its function `check`.
+#[derive(Debug, Error)]
+#[error("a part failed while it checked its configuration")]
+struct FailedCheck(usize);
+
+/// Returns the refusal of the part of `content` whose check has ended in `error`, for this
+/// `reason`; `None` if the error is not that of a check.
+pub(super) fn failed_check(content: &Content, error: &wasmtime::Error, reason: &str) -> Option<LoadError> {
+    let FailedCheck(index) = error.downcast_ref()?;
+    let part = content.parts().get(*index)?;
+    Some(part.refused(Refusal::Check(reason.to_owned())))
 }
 
 /// Has parts check their grants. Returns the names of the parts.
 ///
 /// # Errors
 ///
-/// The outer error: a check traps. The inner error: a part rejects its grants.
+/// The outer error: a check traps, for [`failed_check`]. The inner error: a part rejects its
+/// grants.
 pub(super) async fn call(
     checks: Vec<Check<'_>>,
     store: &mut Store<State>,
 ) -> wasmtime::Result<Result<Vec<String>, LoadError>> {
     let mut accepted = Vec::new();
-    for Check { part, function } in checks {
-        let (answer,) = function.call_async(&mut *store, ()).await?;
+    for Check {
+        index,
+        part,
+        function,
+    } in checks
+    {
+        let answer = function.call_async(&mut *store, ()).await;
+        let (answer,) = answer.map_err(|error| error.context(FailedCheck(index)))?;
         if let Err(reason) = answer {
             return Ok(Err(part.refused(Refusal::Configuration(sentence(&reason)))));
         }

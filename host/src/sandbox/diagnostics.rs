@@ -100,7 +100,17 @@ impl SharedTail {
 /// Lines that a [`Transcript`] keeps.
 const KEPT: usize = 20;
 
-/// The last lines that the guest of one connection has written to standard error, or logged.
+/// Lines that [`in_brief`] shows.
+const BRIEF: usize = 5;
+
+/// Returns the last of a guest's `lines`, for a message that has one line.
+pub(crate) fn in_brief(lines: &[String]) -> String {
+    let last = LastLines::<BRIEF>::default();
+    lines.iter().for_each(|line| last.add(line));
+    last.lines().join(" | ")
+}
+
+/// The last lines that a guest has written to standard error, or logged.
 #[derive(Clone, Debug, Default)]
 pub struct Transcript(Arc<LastLines<KEPT>>);
 
@@ -108,6 +118,12 @@ impl Transcript {
     /// The lines, as the guest wrote them. Escape them where they are shown.
     pub fn lines(&self) -> Vec<String> {
         self.0.lines()
+    }
+
+    /// The last few lines, for a message that has one line; `None` if there are none.
+    pub(super) fn in_brief(&self) -> Option<String> {
+        let lines = self.lines();
+        (!lines.is_empty()).then(|| in_brief(&lines))
     }
 
     fn add(&self, line: &str) {

@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
-use wasmtime::{Module, Store, UnknownImportError};
+use wasmtime::{Module, Store, UnknownImportError, WasmBacktrace};
 
 use super::Sandbox;
 use super::capacity::Shortage;
@@ -22,12 +22,12 @@ use super::compose::{HANDLER, compose};
 use super::configuration;
 use super::content::{Content, Digest};
 use super::contract::{self, Contract, OtherTypes, Prepared, lacks_resources, pool_is_full};
-use super::diagnostics::{Logged, Speaker};
+use super::diagnostics::{Logged, Speaker, Transcript};
 use super::engine::{Engine, PoolUse};
 use super::extent::{Extent, check_nested};
 use super::file_format;
 use super::file_threads::on;
-use super::grants::Opened;
+use super::grants::{Granted, Opened};
 use super::load_error::{LoadError, Refusal};
 use super::mismatch;
 use super::names;
@@ -253,7 +253,9 @@ impl Sandbox {
         loop {
             let opened = generation.open_to_try().await;
             let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
-            let store = generation.store(Speaker::Nobody, None, None, opened);
+            let transcript = Transcript::default();
+            let logged = Some(Logged::kept_in(transcript.clone()));
+            let store = generation.store(Speaker::Nobody, logged, None, opened);
             let start = Instant::now();
             match timeout(PROBE, generation.check_in(store, content, calls)).await {
                 Ok(Ok(configured)) => {
@@ -265,7 +267,11 @@ impl Sandbox {
                 Ok(Err(error)) if pool_is_full(&error) => return Err(LoadError::Full(line(&error))),
                 // It may have some the next time.
                 Ok(Err(error)) if lacks_resources(&error) => return Err(LoadError::Sandbox(line(&error))),
-                Ok(Err(error)) => return Err(content.refused(not_started(&error))),
+                Ok(Err(error)) => {
+                    let reason = failed(&self.granted, &error, &transcript);
+                    let refused = configuration::failed_check(content, &error, &reason);
+                    return Err(refused.unwrap_or_else(|| content.refused(not_started(&error, reason))));
+                }
                 Err(_) => return Err(content.refused(Refusal::Slow(PROBE))),
             }
         }
@@ -793,15 +799,33 @@ fn not_linked(module: &Module, error: &wasmtime::Error) -> Refusal {
     }
 }
 
-/// Returns why an instance could not be made.
-fn not_started(error: &wasmtime::Error) -> Refusal {
+/// Returns why a guest failed at its load: its error, and the last lines of its standard error.
+/// Logs its backtrace.
+pub(super) fn failed(granted: &Granted, error: &wasmtime::Error, transcript: &Transcript) -> String {
+    if error.is::<WasmBacktrace>() {
+        let (service, trace) = (granted.service(), names::trace(error));
+        if granted.has_backtraces() {
+            info!(service, %trace, "the guest failed at its load");
+        } else {
+            debug!(service, %trace, "the guest failed at its load");
+        }
+    }
+    let reason = line(error);
+    match transcript.in_brief() {
+        Some(output) => format!("{reason}; standard error: {output}"),
+        None => reason,
+    }
+}
+
+/// Returns why an instance could not be made, with the `reason` of a guest that failed.
+fn not_started(error: &wasmtime::Error, reason: String) -> Refusal {
     if error.is::<OtherTypes>() {
         return Refusal::Types(mismatch::difference(error));
     }
-    let reason = line(error);
+    let error = line(error);
     let too_large = ["exceeds memory limits", "exceeds table limits"];
-    if too_large.iter().any(|what| reason.contains(what)) {
-        Refusal::Memory(reason)
+    if too_large.iter().any(|what| error.contains(what)) {
+        Refusal::Memory(error)
     } else {
         Refusal::Start(reason)
     }
@@ -809,7 +833,11 @@ fn not_started(error: &wasmtime::Error) -> Refusal {
 
 /// An error with its causes in one line, without wasmtime's list of frames.
 pub(super) fn line(error: &wasmtime::Error) -> String {
-    let text = format!("{error:#}");
+    let text = if error.is::<WasmBacktrace>() {
+        error.root_cause().to_string()
+    } else {
+        format!("{error:#}")
+    };
     names::demangled(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 

@@ -452,6 +452,13 @@ pub enum Refusal {
          destinations that are granted to it"
     )]
     Configuration(String),
+    /// It has failed while it checked what it is granted.
+    #[error(
+        "cannot check its configuration, since its function `check` failed ({0}): have `check` return \
+         an error in place of a panic, or raise {memory} if it ran out of memory",
+        memory = MEMORY
+    )]
+    Check(String),
     /// It could not be instantiated in time.
     #[error("cannot start: it took longer than {0:?}; have its start-up code do less work")]
     Slow(Duration),

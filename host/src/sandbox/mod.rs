@@ -73,6 +73,7 @@ pub(crate) use compiler::{MAX_TIME, Turn};
 pub use content::{Content, Digest, Origin, Source};
 pub use contract::{Contract, CpuLimit, End, Fault};
 pub use diagnostics::Transcript;
+pub(crate) use diagnostics::in_brief;
 pub use engine::PoolUse;
 pub use facts::{Facts, Import};
 pub use generation::Generation;

@@ -27,11 +27,11 @@ use super::code::Code;
 use super::compiler::Turn;
 use super::content::{Content, MAX_FILE};
 use super::contract::Contract;
-use super::diagnostics::Speaker;
+use super::diagnostics::{Logged, Speaker, Transcript};
 use super::engine::Engine;
 use super::extent::{Extent, MAX_DATA};
 use super::file_threads::on;
-use super::generation::{contract_of, line, link_module, link_whole};
+use super::generation::{contract_of, failed, line, link_module, link_whole};
 use super::load_error::{LoadError, Refusal};
 use super::state::{ProgramKind, State};
 
@@ -102,7 +102,8 @@ impl Sandbox {
         if is_plain(module, RESUME).is_some() {
             wizer.func_rename("_start", RESUME);
         }
-        let mut store = store(&engine, content, Some(ProgramKind::Module)).await?;
+        let transcript = Transcript::default();
+        let mut store = store(&engine, content, Some(ProgramKind::Module), &transcript).await?;
         let files = store.data().open_files();
         let initialised = engine.ticker.run(on(files, async {
             let instance = pre.instantiate_async(&mut store).await?;
@@ -114,7 +115,10 @@ impl Sandbox {
             }
             Ok(instance)
         }));
-        let instance = in_time(content, initialised).await?;
+        let instance = match in_time(initialised).await {
+            Ok(instance) => instance,
+            Err(error) => return Err(self.not_initialised(content, &error, store, &transcript)),
+        };
         let mut initialised = Initialised::new(store, instance);
         let snapshot = wizer.snapshot(&context, &mut initialised).await;
         let snapshot = initialised.or_why_not(snapshot);
@@ -139,7 +143,8 @@ impl Sandbox {
         };
         let prepared = prepare_component(&engine, component);
         let Prepared { pre, function, kind } = prepared.map_err(|refusal| content.refused(refusal))?;
-        let mut store = store(&engine, content, kind).await?;
+        let transcript = Transcript::default();
+        let mut store = store(&engine, content, kind, &transcript).await?;
         let files = store.data().open_files();
         let initialised = engine.ticker.run(on(files, async {
             let instance = pre.instantiate_async(&mut store).await?;
@@ -147,7 +152,10 @@ impl Sandbox {
             function.call_async(&mut store, ()).await?;
             Ok(instance)
         }));
-        let instance = in_time(content, initialised).await?;
+        let instance = match in_time(initialised).await {
+            Ok(instance) => instance,
+            Err(error) => return Err(self.not_initialised(content, &error, store, &transcript)),
+        };
         if store.data().holds_handles() {
             return Err(content.refused(Refusal::Snapshot(HANDLES.to_owned())));
         }
@@ -161,6 +169,20 @@ impl Sandbox {
             .await;
         let snapshot = initialised.or_why_not(snapshot);
         snapshot.map_err(|error| no_snapshot(content, &error))
+    }
+
+    /// Returns why the guest of `content` was not initialised in its `store`, with what is in its
+    /// `transcript`.
+    fn not_initialised(
+        &self,
+        content: &Content,
+        error: &wasmtime::Error,
+        store: Store<State>,
+        transcript: &Transcript,
+    ) -> LoadError {
+        // The last line of standard error ends with the store.
+        drop(store);
+        content.refused(Refusal::Initialise(failed(&self.granted, error, transcript)))
     }
 
     /// Checks whether a valid guest can be initialised, as far as that can be told without its
@@ -272,21 +294,14 @@ fn no_snapshot(content: &Content, error: &wasmtime::Error) -> LoadError {
     content.refused(Refusal::Snapshot(line(error)))
 }
 
-/// Waits for the guest of `content` to be initialised.
+/// Waits for a guest to be initialised.
 ///
 /// # Errors
 ///
 /// The guest fails, or takes longer than [`MAX`].
-async fn in_time<T>(
-    content: &Content,
-    initialised: impl Future<Output = wasmtime::Result<T>>,
-) -> Result<T, LoadError> {
-    let failed = |reason| content.refused(Refusal::Initialise(reason));
-    match timeout(MAX, initialised).await {
-        Ok(Ok(instance)) => Ok(instance),
-        Ok(Err(error)) => Err(failed(line(&error))),
-        Err(_) => Err(failed(format!("it took longer than {MAX:?}"))),
-    }
+async fn in_time<T>(initialised: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+    let initialised = timeout(MAX, initialised).await;
+    initialised.unwrap_or_else(|_| Err(wasmtime::format_err!("it took longer than {MAX:?}")))
 }
 
 /// Whether the exported function `name` has neither parameters nor results; `None` if there is no
@@ -297,16 +312,19 @@ fn is_plain(module: &Module, name: &str) -> Option<bool> {
     Some(ty.params().len() == 0 && ty.results().len() == 0)
 }
 
-/// A store for an instance that is initialised: it has what every connection is granted, and no connection.
+/// A store for an instance that is initialised: it has what every connection is granted, and no
+/// connection. Its standard error goes to `transcript`.
 async fn store(
     engine: &Engine,
     content: &Content,
     program: Option<ProgramKind>,
+    transcript: &Transcript,
 ) -> Result<Store<State>, LoadError> {
     let name = content.program();
     let opened = engine.granted.open_within(MAX).await;
     let opened = opened.map_err(|error| LoadError::Sandbox(line(&error)))?;
-    let mut store = State::store(engine, name, Speaker::Nobody, None, None, opened);
+    let logged = Some(Logged::kept_in(transcript.clone()));
+    let mut store = State::store(engine, name, Speaker::Nobody, logged, None, opened);
     if let Some(kind) = program {
         store.data_mut().make_program(kind, &[], empty(), empty());
     }

@@ -1,4 +1,6 @@
-//! A middleware that takes what the peer sends to the service as it is, until there is a `!` in it, at which it traps.
+//! A middleware that takes what the peer sends to the service as it is, until there is a `!` in it,
+//! at which it traps. If the environment has `TRAP_CHECK`, it panics when it checks its
+//! configuration.
 
 use inet_middleware::{ErrorCode, Half, Middleware, Sees, export};
 
@@ -6,6 +8,14 @@ struct Trap;
 
 impl Middleware for Trap {
     const SEES: Sees = Sees::Inbound;
+
+    fn check() -> Result<(), String> {
+        assert!(
+            std::env::var_os("TRAP_CHECK").is_none(),
+            "the check was asked for a panic"
+        );
+        Ok(())
+    }
 
     async fn inbound(half: &mut Half) -> Result<(), ErrorCode> {
         let mut chunk = Vec::new();
