@@ -185,8 +185,14 @@ impl Lines {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             for piece in piece.chunks(MAX_LINE) {
                 self.partial.extend_from_slice(piece);
-                if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
+                if piece.ends_with(b"\n") {
                     self.log();
+                } else if self.partial.len() >= MAX_LINE {
+                    // The rest of a character may still come.
+                    let whole = self.partial.len() - incomplete(&self.partial);
+                    let rest = self.partial.split_off(whole);
+                    self.log();
+                    self.partial = rest;
                 }
             }
         }
@@ -222,6 +228,15 @@ impl Lines {
             }
         }
     }
+}
+
+/// The number of bytes at the end of `bytes` that begin a character of UTF-8 without its end.
+fn incomplete(bytes: &[u8]) -> usize {
+    let is_begun = |count: &usize| {
+        let tail = &bytes[bytes.len().saturating_sub(*count)..];
+        str::from_utf8(tail).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (1..=3).find(is_begun).unwrap_or(0)
 }
 
 /// What happens to a line of a guest.
@@ -452,5 +467,51 @@ impl AsyncWrite for Diagnostics {
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines that are kept of what a guest writes in these pieces.
+    fn lines<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
+        let transcript = Transcript::default();
+        let diagnostics = Diagnostics::of(Voice {
+            speaker: Speaker::Nobody,
+            service: None,
+            share: Share::of(None),
+            logged: Logged::kept_in(transcript.clone()),
+            cost: None,
+        });
+        for piece in pieces {
+            diagnostics.lines().write(piece);
+        }
+        drop(diagnostics);
+        transcript.lines()
+    }
+
+    #[test]
+    fn a_long_line_is_cut_between_characters() {
+        for character in ["x", "é", "€", "🦀"] {
+            for before in ["", "x", "xx", "xxx"] {
+                let line = before.to_owned() + &character.repeat(2 * MAX_LINE);
+                for size in [1, 7, MAX_LINE, 5000, line.len()] {
+                    let found = lines(line.as_bytes().chunks(size));
+                    assert_eq!(found.concat(), line, "{size}");
+                    assert!(found.iter().all(|piece| piece.len() <= MAX_LINE));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_characters_stay_in_their_place() {
+        let line = [&b"a\xffb\xe2\x82"[..], &b"\xf0\x9f".repeat(MAX_LINE), b"\n"].concat();
+        let expected = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+        for size in [1, 7, line.len()] {
+            assert_eq!(lines(line.chunks(size)).concat(), expected, "{size}");
+        }
+        assert_eq!(lines([&b"\xe2\x82"[..]]), ["\u{fffd}"]);
     }
 }
