@@ -116,6 +116,8 @@ fn granted(import: &str, grants: &Granted, contract: Contract) -> &'static str {
         ("wasi:io", _) => "granted; other granted interfaces use it",
         ("wasi:filesystem", _) if !grants.has_dirs() => "no directories; grant them with --dir",
         ("wasi:filesystem", _) => "the directories granted with --dir",
+        (_, "wasi:sockets/udp" | "wasi:sockets/udp-create-socket") => "denied; guests have no UDP",
+        (_, "wasi:sockets/ip-name-lookup") => "denied; guests look up no names",
         ("wasi:sockets", _) if !grants.has_outbound() => "denied; grant addresses with --allow-outbound",
         ("wasi:sockets", _) => "connections to the addresses granted with --allow-outbound only",
         (_, "wasi:cli/environment") if program => "arguments, the peer's address, and the variables of --env",
@@ -152,7 +154,7 @@ mod tests {
     fn what_is_granted_does_not_depend_on_a_version() {
         let limits = crate::config::Limits::default();
         let grants = Granted::resolve(&crate::config::Grants::default(), &limits, None).unwrap();
-        let granted = |import| granted(import, &grants, Contract::Streams);
+        let granted = |import: &str| granted(import, &grants, Contract::Streams);
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.2.6"), "granted");
         assert_eq!(granted("wasi:clocks/monotonic-clock@0.3.0"), "granted");
         assert_eq!(granted("wasi:cli/stdin@0.2.6"), "empty");
@@ -160,5 +162,12 @@ mod tests {
             granted("wasi:sockets/tcp@0.2.6"),
             "denied; grant addresses with --allow-outbound"
         );
+        // There is no grant for these.
+        for version in ["0.2.6", "0.3.0"] {
+            let granted = |interface| granted(&format!("wasi:sockets/{interface}@{version}"));
+            assert_eq!(granted("udp"), "denied; guests have no UDP");
+            assert_eq!(granted("udp-create-socket"), "denied; guests have no UDP");
+            assert_eq!(granted("ip-name-lookup"), "denied; guests look up no names");
+        }
     }
 }
