@@ -157,7 +157,8 @@ pub(super) fn read(config: &Config) -> Result<Read, Unusable> {
         if !identities.is_empty()
             && let Some(file) = files.last_mut()
         {
-            file.warnings.extend(unnamed(&certified, &identity.certificate));
+            file.warnings
+                .extend(unused(&certified, &identities, &identity.certificate));
         }
         identities.push(Arc::new(certified));
     }
@@ -465,16 +466,36 @@ pub(super) fn invalidity(certificate: &[u8], path: &Path, line: usize) -> Option
     })
 }
 
-/// Warns of a certificate without the name of a server, which no client can request.
-fn unnamed(certified: &CertifiedKey, path: &Path) -> Option<String> {
-    let certificate = EndEntityCert::try_from(certified.end_entity_cert().ok()?).ok()?;
-    certificate.valid_dns_names().next().is_none().then(|| {
-        format!(
-            "no client gets the certificate in `{}`, because its subjectAltName has no DNS name; issue it \
-             with the names that clients request",
-            path.display()
+/// Warns of a certificate that no client can request: it has no name of a server, or only names
+/// that the certificates before it, `earlier`, have too.
+fn unused(certified: &CertifiedKey, earlier: &[Arc<CertifiedKey>], path: &Path) -> Option<String> {
+    let names = dns_names(certified)?;
+    let (why, advice) = if names.is_empty() {
+        (
+            "its subjectAltName has no DNS name that clients can match",
+            "issue it with the names that clients request",
         )
-    })
+    } else if names
+        .iter()
+        .all(|name| earlier.iter().any(|identity| is_for_all(identity, name)))
+    {
+        (
+            "all of its DNS names belong to certificates before it",
+            "move it before them, or remove it",
+        )
+    } else {
+        return None;
+    };
+    Some(format!(
+        "no client gets the certificate in `{}`, because {why}; {advice}",
+        path.display()
+    ))
+}
+
+/// The names of servers that a certificate is for, of which some may begin with `*.`.
+fn dns_names(identity: &CertifiedKey) -> Option<Vec<&str>> {
+    let certificate = EndEntityCert::try_from(identity.end_entity_cert().ok()?).ok()?;
+    Some(certificate.valid_dns_names().collect())
 }
 
 fn blocks(path: &Path) -> Result<Vec<Block>, Unusable> {
@@ -558,6 +579,18 @@ fn is_for(identity: &CertifiedKey, name: &ServerName<'_>) -> bool {
         .end_entity_cert()
         .and_then(|certificate| verify_server_name(&ParsedCertificate::try_from(certificate)?, name))
         .is_ok()
+}
+
+/// Whether a certificate is for every name that `name` stands for, which may begin with `*.`.
+fn is_for_all(identity: &CertifiedKey, name: &str) -> bool {
+    match ServerName::try_from(name) {
+        Ok(name) => is_for(identity, &name),
+        // It is a wildcard, and only the same one covers all of it.
+        Err(_) => {
+            let names = dns_names(identity).unwrap_or_default();
+            names.iter().any(|other| other.eq_ignore_ascii_case(name))
+        }
+    }
 }
 
 /// Whom a certificate stands for, as text by RFC 4514.

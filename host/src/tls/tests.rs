@@ -153,6 +153,65 @@ fn certificates_that_no_client_gets_are_warned_of() {
 }
 
 #[test]
+fn certificates_whose_names_all_belong_to_earlier_ones_are_warned_of() {
+    let dir = Dir::new("covered");
+    for (number, (first, second, words)) in [
+        (
+            &["a.example"][..],
+            &["A.example"][..],
+            Some("all of its DNS names"),
+        ),
+        (
+            &["*.example.org"],
+            &["a.example.org", "b.example.org"],
+            Some("all of its DNS names"),
+        ),
+        (
+            &["*.example.org"],
+            &["*.EXAMPLE.org"],
+            Some("all of its DNS names"),
+        ),
+        (&["a.example.org"], &["*.example.org"], None),
+        (&["a.example"], &["a.example", "b.example"], None),
+        // A wildcard has to have two labels behind it.
+        (
+            &["a.example"],
+            &["*.intern"],
+            Some("has no DNS name that clients can match"),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let dir = dir.0.join(number.to_string());
+        fs::create_dir(&dir).unwrap();
+        let named = |stem, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+            signed(&dir, stem, &CertificateParams::new(names).unwrap()).0
+        };
+        let config = Config {
+            identities: vec![named("first", first), named("second", second)],
+            alpn: Vec::new(),
+            clients: None,
+            timeout: Duration::from_secs(60),
+        };
+        let files = identity::read(&config).unwrap().files;
+        let warnings: Vec<_> = files.iter().flat_map(|file| &file.warnings).collect();
+        match (words, &warnings[..]) {
+            (None, []) => {}
+            (Some(words), [warning]) => {
+                assert!(
+                    warning.starts_with("no client gets the certificate in"),
+                    "{warning}"
+                );
+                assert!(warning.contains(words) && warning.contains("second"), "{warning}");
+            }
+            (words, warnings) => panic!("{second:?} after {first:?}: {words:?}, {warnings:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_fault_has_the_key_of_the_file_to_change() {
     let dir = Dir::new("faults");
     let (issuer, _) = identity(&dir.0, &["issuer.example"]);
