@@ -191,6 +191,47 @@ fn a_guest_that_does_more_than_the_conversation_has_differs() {
 }
 
 #[test]
+fn a_program_ends_with_the_exit_status_of_the_conversation() {
+    // A component says no more than whether its status is 0.
+    for (status, end, found) in [
+        (0, "< end", None),
+        (2, "< end\n< exit 1", None),
+        (2, "< exit 1", None),
+        (2, "< end", Some("4\n- nothing more\n+ < end\n+ < exit 1\n")),
+        (2, "", Some("3\n- nothing more\n+ < end\n+ < exit 1\n")),
+        (2, "< end\n< exit 2", Some("5\n- < exit 2\n+ < end\n+ < exit 1\n")),
+        (0, "< end\n< exit 1", Some("5\n- < exit 1\n+ < end\n")),
+        // It may not be able to read what came before.
+        (2, "> reset", None),
+    ] {
+        let text = format!("> \"exit {status}\\n\"\n> \"args\\n\"\n< \"leaving\"\n{end}\n");
+        let (code, said) = replay(&written("status", &text), &guest("errands"));
+        assert_eq!(code, Some(i32::from(found.is_some())), "{text}{said}");
+        let found = found.unwrap_or_default();
+        assert!(said.contains(found), "{text}{said}");
+    }
+}
+
+#[test]
+fn an_exit_status_is_recorded() {
+    let dir = scratch("talks-exit-recorded");
+    let component = guest("errands");
+    let (dir_text, component) = (dir.to_str().unwrap(), component.to_str().unwrap());
+    let listen = ["--listen", "127.0.0.1:0", "--component", component];
+    let host = Host::start(&[&["record", "--to", dir_text][..], &listen].concat());
+    let client = host.connect();
+    client.send("exit 3\nargs\n");
+    assert_eq!(client.rest(), b"leaving");
+    host.line("connection ended");
+    let file = dir.join("00000001.conversation");
+    until("the conversation is written", || {
+        fs::read_to_string(&file).is_ok_and(|text| text.ends_with("< end\n< exit 1\n"))
+    });
+    let (code, said) = replay(&dir, Path::new(component));
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
 fn a_guest_that_fails_is_shown_with_how_it_failed_and_what_it_wrote() {
     let dir = written("fails", "> \"!\"\n< \"!\"\n");
     let (status, said) = replay(&dir, &guest("panic"));

@@ -61,7 +61,7 @@ impl<'a> Arbitrary<'a> for Case {
 }
 
 fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
-    Ok(match u.int_in_range(0..=12)? {
+    Ok(match u.int_in_range(0..=13)? {
         0..=2 => Step::Client(Client::Sends(u.arbitrary()?)),
         3..=5 => Step::Guest(Guest::Sends(u.arbitrary()?)),
         6 => Step::Client(Client::Break),
@@ -73,6 +73,7 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
         9 => Step::Guest(Guest::End),
         10 => Step::Client(Client::Reset),
         11 => u.choose(&[Step::Guest(Guest::Reset), Step::Cut])?.clone(),
+        12 => Step::Guest(Guest::Exits(u.arbitrary()?)),
         _ => Step::Guest(Guest::Fails(*u.choose(&Failure::ALL)?)),
     })
 }
@@ -148,9 +149,12 @@ fn possible(steps: Vec<Step>) -> Vec<Step> {
     for step in steps {
         let had = |step: &Step| kept.contains(step);
         let is_failure = matches!(step, Step::Guest(Guest::Fails(_)));
-        let is_over = kept
-            .iter()
-            .any(|step| matches!(step, Step::Cut | Step::Guest(Guest::Reset | Guest::Fails(_))));
+        let is_over = kept.iter().any(|step| {
+            matches!(
+                step,
+                Step::Cut | Step::Guest(Guest::Reset | Guest::Fails(_) | Guest::Exits(_))
+            )
+        });
         let is_reset = had(&Step::Client(Client::Reset)) && !is_failure;
         let has_ended = match &step {
             Step::Client(Client::Sends(_) | Client::Break | Client::End) => had(&Step::Client(Client::End)),

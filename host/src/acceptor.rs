@@ -458,7 +458,7 @@ fn log(service: &Service, peer: &Peer, place: &Place, report: &Report) {
                 guest_memory = cost.map(Cost::memory),
                 outcome = report.outcome.as_str(),
                 reason = report.reason.as_deref(),
-                status = report.status,
+                status = report.at_end.status,
                 $($field = $value,)?
                 "connection ended"
             )

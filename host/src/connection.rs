@@ -131,8 +131,6 @@ pub struct Report {
     pub reason: Option<String>,
     /// A failure of the guest counts with this connection, and not with another that shared its instance.
     pub counts: bool,
-    /// The exit status of a program that has ended it.
-    pub status: Option<i32>,
     /// Bytes that came from the peer.
     pub bytes_in: u64,
     /// Bytes that were handed to the transport.
@@ -176,6 +174,8 @@ pub struct AtEnd {
     pub peer_failed: bool,
     /// The guest had ended its half with FIN.
     pub guest_ended: bool,
+    /// The exit status of a program that has ended the connection.
+    pub status: Option<i32>,
 }
 
 /// Serves one connection with an instance of its own and returns when it is over. `cut` ends it from outside, as at the
@@ -252,6 +252,7 @@ where
         peer_ended: inbound.ended(),
         peer_failed: inbound.failure().or(outbound.failure()).is_some(),
         guest_ended: outcome == Outcome::Finished || outbound.ended(),
+        status,
     };
     if outcome == Outcome::Finished {
         // TLS may still hold bytes for a peer that reads slowly. Until they are sent, the limits on time hold as before.
@@ -291,7 +292,6 @@ where
         outcome,
         reason,
         counts,
-        status,
         bytes_in: inbound.bytes(),
         bytes_out: outbound.bytes(),
         duration: start.elapsed(),

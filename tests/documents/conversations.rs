@@ -53,7 +53,7 @@ fn every_word_of_a_conversation_is_explained_and_highlighted() {
     let (words, _) = words.split_once("\n    }\n").unwrap();
     let mut words: Vec<_> = words.split('"').skip(1).step_by(2).collect();
     assert!(words.len() >= 5, "{words:?}");
-    words.extend(["break", "pause", "end", "reset", "cut"]);
+    words.extend(["break", "pause", "end", "reset", "exit", "cut"]);
     for definition in DEFINITIONS {
         let text = document(definition);
         for word in &words {
@@ -84,6 +84,13 @@ fn editors_mark_the_lines_that_the_program_refuses() {
         ("> end", true),
         ("  < end  ", true),
         ("< cpu-limit", true),
+        ("< exit 2", true),
+        ("< exit -1 ", true),
+        ("< exit", false),
+        ("< exit 0", false),
+        ("< exit +2", false),
+        ("< exit two", false),
+        ("> exit 2", false),
         ("cut", true),
         ("# anything", true),
         ("", true),

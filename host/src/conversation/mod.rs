@@ -8,6 +8,7 @@ mod parse;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,6 +72,8 @@ pub enum Guest {
     Reset,
     /// It fails, or passes a limit, which resets the connection.
     Fails(Failure),
+    /// A program ends the connection with an exit status other than 0.
+    Exits(NonZero<i32>),
 }
 
 /// Ways in which a connection ends through a fault of its guest, in the words of the host's
@@ -281,6 +284,7 @@ impl fmt::Display for Step {
             Self::Guest(Guest::End) => f.write_str("< end"),
             Self::Guest(Guest::Reset) => f.write_str("< reset"),
             Self::Guest(Guest::Fails(failure)) => write!(f, "< {}", failure.as_str()),
+            Self::Guest(Guest::Exits(status)) => write!(f, "< exit {status}"),
             Self::Cut => f.write_str("cut"),
         }
     }

@@ -1,5 +1,6 @@
 //! Reading the text form of a conversation.
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -35,8 +36,17 @@ pub enum Problem {
     #[error("expected a text in quotes, `break`, `pause TIME`, `end` or `reset` after `>`")]
     Client,
     /// What follows `<` is not something that a guest does.
-    #[error("expected a text in quotes, `end`, `reset`, {} after `<`", failures())]
+    #[error(
+        "expected a text in quotes, `end`, `reset`, `exit STATUS`, {} after `<`",
+        failures()
+    )]
     Guest,
+    /// The status of an exit is not valid.
+    #[error(
+        "`{0}` is not a valid exit status: expected a whole number of 32 bits other than 0, as in \
+         `< exit 2`"
+    )]
+    Status(String),
     /// The text has no quote at its end.
     #[error("the text in quotes has no closing quote")]
     Unclosed,
@@ -148,11 +158,20 @@ fn guest(rest: &str) -> Result<Guest, Problem> {
     if let Some(failure) = Failure::ALL.into_iter().find(|failure| failure.as_str() == rest) {
         return Ok(Guest::Fails(failure));
     }
+    if let Some(status) = rest.strip_prefix("exit") {
+        return status_of(status.trim_start_matches(SPACE)).map(Guest::Exits);
+    }
     Ok(match rest {
         "end" => Guest::End,
         "reset" => Guest::Reset,
         _ => Guest::Sends(unquote(rest, Problem::Guest)?),
     })
+}
+
+fn status_of(text: &str) -> Result<NonZero<i32>, Problem> {
+    // The standard library takes a plus sign too.
+    let status = text.parse().ok().filter(|_| !text.starts_with('+'));
+    status.ok_or_else(|| Problem::Status(text.to_owned()))
 }
 
 fn pause(text: &str) -> Result<Duration, Problem> {
@@ -283,7 +302,7 @@ impl Order {
             Step::Client(Client::End) => self.client_ended = this(),
             Step::Client(Client::Reset) => self.client_reset = this(),
             Step::Guest(Guest::End) => self.guest_ended = this(),
-            Step::Guest(Guest::Reset | Guest::Fails(_)) | Step::Cut => self.over = this(),
+            Step::Guest(Guest::Reset | Guest::Fails(_) | Guest::Exits(_)) | Step::Cut => self.over = this(),
             Step::Client(Client::Pause(_)) | Step::Guest(Guest::Sends(_)) => {}
         }
         self.sent = sends;

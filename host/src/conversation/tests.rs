@@ -28,7 +28,7 @@ fn what_is_written_can_be_read() {
         Step::Client(Client::Pause(Duration::from_millis(1500))),
         Step::Client(Client::End),
         Step::Guest(Guest::End),
-        Step::Guest(Guest::Fails(Failure::Trap)),
+        Step::Guest(Guest::Exits(NonZero::<i32>::MIN)),
     ] {
         conversation.add(0, step);
     }
@@ -62,12 +62,18 @@ fn lines_of_one_side_are_one_unless_a_break_or_a_pause_stands_between() {
 fn a_line_that_is_not_valid_is_refused_with_its_problem() {
     let escape = |text: &str| Problem::Escape(text.to_owned());
     let pause = |text: &str| Problem::Pause(text.to_owned());
+    let status = |text: &str| Problem::Status(text.to_owned());
     for (line, expected) in [
         ("hello", Problem::Mark),
         ("\u{e9}", Problem::Mark),
         ("cut off", Problem::Mark),
         ("> hello", Problem::Client),
         ("> trap", Problem::Client),
+        ("> exit 2", Problem::Client),
+        ("< exit 0", status("0")),
+        ("< exit", status("")),
+        ("< exit +2", status("+2")),
+        ("< exit 2147483648", status("2147483648")),
         (">", Problem::Client),
         ("< hello", Problem::Guest),
         ("< break", Problem::Guest),
@@ -113,6 +119,7 @@ fn a_step_that_cannot_be_is_refused_with_its_line() {
         ("< reset\n> \"a\"", 2, "< reset"),
         ("< reset\n< reset", 2, "< reset"),
         ("< trap\n> pause 1s", 2, "< trap"),
+        ("< exit 2\n< end", 2, "< exit 2"),
         ("cut\n< \"a\"", 2, "cut"),
     ] {
         let (at, problem) = problem(text);
@@ -133,6 +140,7 @@ fn a_step_that_cannot_be_is_refused_with_its_line() {
         "< end\n> \"a\"\n> end",
         "< end\n< reset",
         "< end\n< trap",
+        "< end\n< exit 2",
         "< end\ncut",
         "> reset\n< trap",
         "> end\n> pause 1s",

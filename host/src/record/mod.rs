@@ -5,6 +5,7 @@ mod tape;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -74,10 +75,13 @@ const PART: &str = "part";
 
 /// The step that ends a conversation whose connection has this outcome, besides what its two sides
 /// have done.
-pub(crate) fn last_step(outcome: Outcome) -> Option<Step> {
+pub(crate) fn last_step(outcome: Outcome, at_end: AtEnd) -> Option<Step> {
     let fails = |failure| Some(Step::Guest(Guest::Fails(failure)));
     match outcome {
-        Outcome::Finished => None,
+        Outcome::Finished => {
+            let status = at_end.status.and_then(NonZero::new);
+            status.map(|status| Step::Guest(Guest::Exits(status)))
+        }
         Outcome::GuestReset => Some(Step::Guest(Guest::Reset)),
         Outcome::GuestTrap => fails(Failure::Trap),
         Outcome::CpuLimit => fails(Failure::CpuLimit),

@@ -159,7 +159,7 @@ impl Tape {
             Step::Guest(Guest::End) => at_end.guest_ended,
             _ => true,
         });
-        let last = last_step(outcome);
+        let last = last_step(outcome, at_end);
         let reset = Step::Client(Client::Reset);
         let is_reset = at_end.peer_failed || last.as_ref() == Some(&reset);
         if is_reset {

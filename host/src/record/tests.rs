@@ -142,6 +142,7 @@ async fn few_conversations_are_written_at_the_same_time() {
         peer_ended: false,
         peer_failed: false,
         guest_ended: false,
+        status: None,
     };
     let tape = async || {
         let tape = Tape::default();
@@ -190,6 +191,7 @@ async fn a_conversation_has_what_the_guest_did_and_not_what_the_host_did_to_end_
         peer_ended: false,
         peer_failed: false,
         guest_ended: false,
+        status: None,
     };
     let finished = AtEnd {
         guest_ended: true,
@@ -199,8 +201,15 @@ async fn a_conversation_has_what_the_guest_did_and_not_what_the_host_did_to_end_
         peer_failed: true,
         ..at_end
     };
+    let exited = |status| AtEnd {
+        status: Some(status),
+        ..finished
+    };
     for (outcome, at_end, last) in [
         (Outcome::Finished, finished, "< end\n"),
+        (Outcome::Finished, exited(0), "< end\n"),
+        (Outcome::Finished, exited(2), "< end\n< exit 2\n"),
+        (Outcome::Finished, exited(-1), "< end\n< exit -1\n"),
         (Outcome::IdleTimeout, at_end, "cut\n"),
         (Outcome::FirstByteTimeout, at_end, "cut\n"),
         (Outcome::WriteTimeout, at_end, "cut\n"),
@@ -238,6 +247,7 @@ async fn what_comes_after_the_guest_has_ended_does_not_make_a_conversation_too_l
         peer_ended: false,
         peer_failed: false,
         guest_ended: true,
+        status: None,
     };
     for (ends_first, bytes_in) in [(true, 5), (false, 5), (true, MAX as u64)] {
         let tape = Tape::default();
@@ -279,6 +289,7 @@ async fn steps_count_as_the_memory_that_they_take() {
             peer_ended: false,
             peer_failed: false,
             guest_ended: false,
+            status: None,
         };
         let conversation = tape.conversation(Outcome::Drained, at_end);
         assert_eq!(conversation.is_ok(), is_kept, "{rounds}");
@@ -298,6 +309,7 @@ async fn all_conversations_together_take_a_bounded_part_of_the_memory() {
             peer_ended: false,
             peer_failed: false,
             guest_ended: false,
+            status: None,
         };
         tape.conversation(Outcome::Drained, at_end).map(drop)
     };

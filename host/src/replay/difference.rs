@@ -113,7 +113,7 @@ pub(super) fn ending(report: &Report) -> Vec<String> {
     if report.at_end.guest_ended {
         found.push(Step::Guest(Guest::End).to_string());
     }
-    match record::last_step(report.outcome) {
+    match record::last_step(report.outcome, report.at_end) {
         Some(step @ Step::Guest(_)) => found.push(step.to_string()),
         // The host ends a replay in this way itself.
         Some(Step::Cut) if report.outcome != Outcome::Drained => {

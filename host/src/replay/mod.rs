@@ -173,6 +173,7 @@ async fn one(
         file = &*file.to_string_lossy(),
         connection = number,
         outcome = report.outcome.as_str(),
+        status = report.at_end.status,
         reason = report.reason,
         "conversation replayed"
     );
@@ -263,7 +264,7 @@ async fn perform(
     let rest = match last {
         Some(Step::Cut) if played.is_ok() => Duration::ZERO,
         Some(Step::Client(Client::Reset)) if played.is_ok() => SETTLE,
-        Some(Step::Guest(Guest::Fails(_))) if played.is_ok() => patience,
+        Some(Step::Guest(Guest::Fails(_) | Guest::Exits(_))) if played.is_ok() => patience,
         _ if player.has_ended() => patience,
         _ => Duration::ZERO,
     };
@@ -307,12 +308,17 @@ fn judge(conversation: &Conversation, report: &Report) -> Result<(), Differs> {
     let Some((line, last)) = conversation.steps.last() else {
         return Ok(());
     };
-    let found = record::last_step(report.outcome).filter(|step| matches!(step, Step::Guest(_)));
+    let found = record::last_step(report.outcome, report.at_end);
+    let found = found.filter(|step| matches!(step, Step::Guest(_)));
     match (last, found) {
-        (Step::Guest(Guest::Reset | Guest::Fails(_)), found) if found.as_ref() != Some(last) => {
+        (Step::Guest(Guest::Reset | Guest::Fails(_) | Guest::Exits(_)), found)
+            if found.as_ref() != Some(last) =>
+        {
             Err(Differs::in_ending(*line, last, report))
         }
-        (Step::Guest(Guest::Reset | Guest::Fails(_)), _) => Ok(()),
+        (Step::Guest(Guest::Reset | Guest::Fails(_) | Guest::Exits(_)), _) => Ok(()),
+        // A program that cannot read what the client sent commonly ends with a status.
+        (Step::Client(Client::Reset), Some(Step::Guest(Guest::Exits(_)))) => Ok(()),
         (_, Some(_)) => Err(Differs::in_ending(*line, NOTHING, report)),
         (Step::Cut | Step::Client(Client::Reset), None) => Ok(()),
         (_, None) if end.is_some() && report.outcome == Outcome::Drained => {
@@ -334,7 +340,9 @@ fn guest_end(conversation: &Conversation) -> Option<usize> {
 fn is_open(conversation: &Conversation, last: &Step) -> bool {
     let over = matches!(
         last,
-        Step::Cut | Step::Client(Client::Reset) | Step::Guest(Guest::Reset | Guest::Fails(_))
+        Step::Cut
+            | Step::Client(Client::Reset)
+            | Step::Guest(Guest::Reset | Guest::Fails(_) | Guest::Exits(_))
     );
     !over && guest_end(conversation).is_none()
 }

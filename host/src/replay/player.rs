@@ -150,7 +150,7 @@ impl Player {
                     Err(_) => Err(self.mismatch(step, Some("nothing more"))),
                 }
             }
-            Step::Guest(Guest::End | Guest::Reset | Guest::Fails(_)) => {
+            Step::Guest(Guest::End | Guest::Reset | Guest::Fails(_) | Guest::Exits(_)) => {
                 let time = self.time.clone();
                 let heard = time.within(self.patience, self.expect_end()).await;
                 match heard {

@@ -183,7 +183,7 @@ impl Telemetry {
                 KeyValue::new("wasm_inetd.bytes_in", whole_number(report.bytes_in)),
                 KeyValue::new("wasm_inetd.bytes_out", whole_number(report.bytes_out)),
             ]);
-            if let Some(status) = report.status {
+            if let Some(status) = report.at_end.status {
                 whole.set_attribute(KeyValue::new("wasm_inetd.status", i64::from(status)));
             }
         }
