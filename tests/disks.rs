@@ -393,10 +393,14 @@ fn a_directory_of_records_that_hangs_keeps_no_connection_for_ever() {
         client.echo("hello");
         client.finish();
     }
-    // The last one waits for the others.
-    host.line("the file system may not answer; the conversation is lost");
-    host.line("is being written");
-    host.line("connection ended");
+    until("the connections have ended", || {
+        let log = host.log();
+        let count = |text| log.matches(text).count();
+        // The last one waits for the others.
+        count("is being written") == 4
+            && count("the conversation is lost") == 1
+            && count("connection ended") == 5
+    });
     host.connect().echo("still here");
 }
 
