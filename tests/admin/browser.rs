@@ -280,7 +280,18 @@ fn without_a_token_nothing_can_be_clicked_and_a_wrong_one_is_said_so() {
     until("the connection is seen", || browser.rows("connection") == [1]);
     let off = "[...document.querySelectorAll('button[data-action]')].every(button => button.disabled)";
     assert_eq!(browser.says(off), true);
-    browser.write("#token", "a wrong token, and a long one");
+    for wrong in ["\u{201c}0123456789abcdef\u{201d}", "two words, 0123456789"] {
+        browser.write("#token", wrong);
+        browser.click("#use-token");
+        until("it is refused", || {
+            browser
+                .text("#message")
+                .contains("token is wrong: a token has only visible ASCII")
+        });
+        assert_eq!(browser.says(off), true, "{wrong}");
+        browser.click("#dismiss");
+    }
+    browser.write("#token", "a-wrong-token-and-a-long-one");
     browser.click("#use-token");
     until("it can be clicked", || browser.says(off) == false);
     browser.click("tr[data-connection='1'] button[data-action=close]");
@@ -393,7 +404,7 @@ fn a_row_shows_whose_connection_its_button_closes_at_any_width() {
     let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
     browser.open(&page(&admin_of(&host), ""));
     until("the connection is seen", || browser.rows("connection") == [1]);
-    for width in [360, 768, 1280, 1600] {
+    for width in (320..=1600).step_by(40) {
         let screen = json!({
             "cmd": "Emulation.setDeviceMetricsOverride",
             "params": { "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false },
@@ -417,6 +428,13 @@ fn a_row_shows_whose_connection_its_button_closes_at_any_width() {
             })()",
         );
         assert_eq!(covered, json!([]), "at a width of {width}");
+        // No text is cut off, such as the port of a peer with a long address.
+        let cut = browser.says(
+            "[...document.querySelector('tr[data-connection]').children]
+                .filter(cell => cell.scrollWidth > cell.clientWidth + 1)
+                .map(cell => cell.textContent)",
+        );
+        assert_eq!(cut, json!([]), "at a width of {width}");
     }
     drop(client);
 }
