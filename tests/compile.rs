@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::harness::{
     HOST, HUP, Host, NEW, Place, again, assert_errors, command, field, file, guest, refusal_of, refused,
     replace, scratch, until, with_cache,
@@ -28,16 +30,42 @@ fn number(mut number: u32) -> Vec<u8> {
     }
 }
 
-/// A module of `functions` equal functions, each with so many operations.
-fn module(functions: u32, operations: u32) -> Vec<u8> {
-    let section = |id: u8, content: &[u8]| [&[id][..], &number(content.len() as u32), content].concat();
+/// A section of a module.
+fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    [&[id][..], &number(content.len() as u32), content].concat()
+}
+
+/// The code of a function from a number to a number, with so many operations.
+fn function(operations: u32) -> Vec<u8> {
     // No locals; then the parameter is multiplied, added to itself and stored again and again.
     let mut body = vec![0];
     for index in 0..operations {
         body.extend([0x20, 0, 0x41, (index % 64) as u8, 0x6c, 0x20, 0, 0x6a, 0x21, 0]);
     }
     body.extend([0x20, 0, 0x0b]);
-    let body = [number(body.len() as u32), body].concat();
+    [number(body.len() as u32), body].concat()
+}
+
+/// A program for WASI preview 1 that does nothing. The compiler takes some time for `operations` in
+/// a function that it never calls.
+pub fn program(operations: u32) -> Vec<u8> {
+    let code = [&[2][..], &function(operations), &[2, 0, 0x0b]].concat();
+    [
+        b"\0asm\x01\0\0\0".to_vec(),
+        // One type, from a number to a number, and one from nothing to nothing.
+        section(1, &[2, 0x60, 1, 0x7f, 1, 0x7f, 0x60, 0, 0]),
+        section(3, &[2, 0, 1]),
+        // A memory of one page.
+        section(5, &[1, 0, 1]),
+        section(7, b"\x02\x06memory\x02\0\x06_start\0\x01"),
+        section(10, &code),
+    ]
+    .concat()
+}
+
+/// A module of `functions` equal functions, each with so many operations.
+fn module(functions: u32, operations: u32) -> Vec<u8> {
+    let body = function(operations);
     let code = [number(functions), body.repeat(functions as usize)].concat();
     [
         b"\0asm\x01\0\0\0".to_vec(),
@@ -290,6 +318,33 @@ fn a_large_component_is_announced_and_a_cache_advised_only_where_there_is_none()
     // This command uses no cache, whatever there is.
     let checked = announced(&["check", "--preinit"]);
     assert!(checked.ends_with("takes a while"), "{checked}");
+}
+
+#[test]
+fn a_small_component_that_takes_long_is_announced() {
+    let dir = scratch("compile-long");
+    fs::create_dir_all(&dir).unwrap();
+    let component = dir.join("long.wasm");
+    fs::write(&component, program(100_000)).unwrap();
+    let services = dir.join("services.toml");
+    let text = "cache = \"kept\"\n[[service]]\nname = \"a\"\ncomponent = \"long.wasm\"\n\
+                listen = [\"127.0.0.1:0\"]\n";
+    fs::write(&services, text).unwrap();
+    let (component, services) = (component.to_str().unwrap(), services.to_str().unwrap());
+    for args in [
+        &["check", component][..],
+        &["check", "--config", services, "--compile"],
+        &["compile", "--config", services],
+    ] {
+        let mut host = Host::launch(command().args(args));
+        // Now it takes long on any machine.
+        let compiler = Pid::from_raw(compiler_of(&host) as i32).unwrap();
+        kill_process(compiler, Signal::STOP).unwrap();
+        host.line("which takes a while");
+        kill_process(compiler, Signal::CONT).unwrap();
+        host.line("INFO compiled `");
+        host.wait();
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::compile::program;
 use crate::harness::tools::tool;
 use crate::harness::{Client, DEADLINE, HOST, Host, first_word, guest, scratch, until, with_cache};
 
@@ -205,6 +206,35 @@ fn a_line_tells_how_a_replay_goes_and_is_gone_before_its_result() {
     assert_eq!(status, Some(0), "{shown}");
     let expected = format!("{CLEAR}1 conversation, no differences\r\n");
     assert!(shown.ends_with(&expected), "{shown:?}");
+}
+
+#[test]
+fn a_line_tells_that_components_are_compiled_and_is_gone_before_the_result() {
+    let dir = scratch("compile-on-a-terminal");
+    fs::create_dir_all(&dir).unwrap();
+    // Compiling it takes seconds.
+    fs::write(dir.join("long.wasm"), program(300_000)).unwrap();
+    let services = dir.join("services.toml");
+    let text = "cache = \"kept\"\n[[service]]\nname = \"a\"\ncomponent = \"long.wasm\"\n\
+                listen = [\"127.0.0.1:0\"]\n";
+    fs::write(&services, text).unwrap();
+    let services = services.display();
+    for (args, result) in [
+        (
+            format!("check --config {services} --compile"),
+            "1 service, no errors",
+        ),
+        (format!("compile --config {services}"), "component "),
+    ] {
+        let Some(mut terminal) = Terminal::run(&args) else {
+            return;
+        };
+        terminal.shows("compiling component 1 of 1, ");
+        let (ended, shown) = terminal.end();
+        assert_eq!(ended, Some(0), "{args}: {shown}");
+        let (_, last) = shown.rsplit_once(CLEAR).unwrap();
+        assert!(last.starts_with(result), "{args}: {shown:?}");
+    }
 }
 
 #[test]

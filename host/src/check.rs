@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 
 use crate::admin;
+use crate::compile::compiling;
 use crate::config::{CacheDir, Terms};
 use crate::file::{Sound, Text};
 use crate::listener;
@@ -15,6 +16,7 @@ use crate::preflight::{self, Blocked, Obstacles, Purpose};
 use crate::sandbox::{Compiler, Program, Sandbox, Source};
 use crate::service::{mappings, warn_of_migration};
 use crate::system;
+use crate::terminal::Progress;
 use crate::threads;
 
 /// Says of the component at `path`, in a few lines, what it is.
@@ -74,7 +76,8 @@ pub async fn check(path: &Path, terms: &Terms, program: &Program) -> anyhow::Res
 }
 
 /// Checks whether the host could start with the services file `file`, whose part without errors is
-/// `sound`. Components are compiled if `compile` is set. Logs the warnings that a start logs.
+/// `sound`. Components are compiled if `compile` is set. Logs the warnings that a start logs, and
+/// shows its `progress`.
 ///
 /// # Errors
 ///
@@ -83,6 +86,7 @@ pub async fn check_services(
     file: &Text,
     sound: &Sound,
     compile: bool,
+    progress: &Progress,
     program: &Program,
 ) -> Result<String, Blocked> {
     let config = &sound.config;
@@ -103,10 +107,13 @@ pub async fn check_services(
     // The pools of all services share the address space and the memory mappings, as they do when
     // the host runs.
     let mut loaded = Vec::new();
-    for (index, unloaded) in found.services {
+    let count = found.services.len();
+    for (number, (index, unloaded)) in (1..).zip(found.services) {
         let generation = if compile {
+            progress.set(compiling(number, count));
             unloaded.sandbox.load(&unloaded.content).await
         } else {
+            progress.set(format!("checking component {number} of {count}"));
             unloaded.sandbox.check_without_code(&unloaded.content).await
         };
         match generation {

@@ -10,6 +10,7 @@ use crate::file::Text;
 use crate::logging::in_one_line;
 use crate::preflight::{self, Blocked, Obstacles};
 use crate::sandbox::{Ahead, Compiler, Program, Sandbox, Source};
+use crate::terminal::Progress;
 
 /// A component to compile, on the terms on which a start loads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +58,13 @@ pub struct Done {
 }
 
 /// Compiles components into `cache`, without a limit on time. `file` is the services file that
-/// names them, if there is one.
+/// names them, if there is one. Shows its `progress`.
 pub async fn compile(
     tasks: &[Task],
     cache: &CacheDir,
     memory: CompileMemory,
     file: Option<&Text>,
+    progress: &Progress,
     program: &Program,
 ) -> Done {
     let path = file.map(|file| file.path().to_owned());
@@ -71,7 +73,8 @@ pub async fn compile(
         text: String::new(),
         failed: Vec::new(),
     };
-    for task in tasks {
+    for (number, task) in (1..).zip(tasks) {
+        progress.set(compiling(number, tasks.len()));
         match one(task, &compiler).await {
             // A string takes all that is written to it.
             Ok(line) => _ = writeln!(done.text, "{}", in_one_line(line)),
@@ -83,6 +86,12 @@ pub async fn compile(
         }
     }
     done
+}
+
+/// Returns what the status line says while the component with this number is compiled, counted from
+/// 1.
+pub(crate) fn compiling(number: usize, count: usize) -> String {
+    format!("compiling component {number} of {count}")
 }
 
 async fn one(task: &Task, compiler: &Compiler) -> Result<String, Obstacles> {

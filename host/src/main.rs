@@ -94,9 +94,14 @@ fn main() -> ExitCode {
         (_, Err(error)) => Err(anyhow!("cannot set up logging: {error}")),
     };
     match outcome {
-        Ok(Done { text, status }) => {
+        Ok(Done {
+            text,
+            refused,
+            status,
+        }) => {
             // The log comes first, and with it the status line of a terminal is gone.
             drop(log);
+            complain_of(refused);
             if text.is_empty() {
                 status
             } else {
@@ -113,16 +118,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a command comes to: its text for standard output, and its exit status.
+/// What a command comes to: its text for standard output, a sentence for each thing that is wrong,
+/// and its exit status.
 struct Done {
     text: String,
+    refused: Vec<String>,
     status: ExitCode,
 }
 
 impl From<ExitCode> for Done {
     fn from(status: ExitCode) -> Self {
-        let text = String::new();
-        Self { text, status }
+        Self {
+            text: String::new(),
+            refused: Vec::new(),
+            status,
+        }
     }
 }
 
@@ -131,10 +141,13 @@ fn compiled(done: host::compile::Done) -> Done {
     let status = if done.failed.is_empty() {
         ExitCode::SUCCESS
     } else {
-        refuse(FAILURE, done.failed)
+        FAILURE.into()
     };
-    let text = done.text;
-    Done { text, status }
+    Done {
+        text: done.text,
+        refused: done.failed,
+        status,
+    }
 }
 
 /// Writes a line to standard error.
@@ -146,10 +159,15 @@ fn complain(line: impl Display) {
 /// Says what is wrong, a sentence on each line of standard error, and ends with `status`. It is for
 /// errors before there is a log, and for commands that do not serve.
 fn refuse<S: Display>(status: u8, sentences: impl IntoIterator<Item = S>) -> ExitCode {
+    complain_of(sentences);
+    ExitCode::from(status)
+}
+
+/// Says what is wrong, a sentence on each line of standard error.
+fn complain_of<S: Display>(sentences: impl IntoIterator<Item = S>) {
     for sentence in sentences {
         complain(format_args!("error: {sentence}"));
     }
-    ExitCode::from(status)
 }
 
 /// Prints `text` on standard output, and returns `status`. A reader that has seen enough, such as
@@ -207,6 +225,7 @@ fn log_of(command: &Command) -> Log {
         Command::Replay(_, true) => LogLevel::Debug,
         // A component is compiled, which may take minutes.
         Command::Check(..)
+        | Command::CheckConfig { compile: true, .. }
         | Command::Compile { .. }
         | Command::CompileConfig(..)
         | Command::Profile { .. }
@@ -268,12 +287,16 @@ async fn run(
     let text = match command {
         // It was done above.
         Command::Serve(_) => String::new(),
-        Command::CheckConfig { file, compile } => return Ok(check_file(&file, compile, &program).await),
+        Command::CheckConfig { file, compile } => {
+            let progress = Progress::start(terminal);
+            return Ok(check_file(&file, compile, &progress, &program).await);
+        }
         Command::Compile { files, terms, cache } => {
             let tasks = tasks_of_files(files, &terms);
-            return Ok(compiled(
-                compile(&tasks, &cache, terms.max_compile_memory, None, &program).await,
-            ));
+            let memory = terms.max_compile_memory;
+            let progress = Progress::start(terminal);
+            let done = compile(&tasks, &cache, memory, None, &progress, &program).await;
+            return Ok(compiled(done));
         }
         Command::CompileConfig(file, cache) => {
             let (config, text) = match Text::read(&file).and_then(|text| Ok((text.config()?, text))) {
@@ -287,9 +310,9 @@ async fn run(
             }
             let tasks = tasks_of_services(&config);
             let memory = config.max_compile_memory;
-            return Ok(compiled(
-                compile(&tasks, cache, memory, Some(&text), &program).await,
-            ));
+            let progress = Progress::start(terminal);
+            let done = compile(&tasks, cache, memory, Some(&text), &progress, &program).await;
+            return Ok(compiled(done));
         }
         Command::Print(given) => match configuration(&given) {
             Ok((mut config, _)) => {
@@ -346,35 +369,47 @@ async fn run(
                 (Err(difference), _) => {
                     return Ok(Done {
                         text: format!("{difference}\n"),
-                        status: ExitCode::FAILURE,
+                        ..ExitCode::FAILURE.into()
                     });
                 }
             }
         }
     };
-    let status = ExitCode::SUCCESS;
-    Ok(Done { text, status })
+    Ok(Done {
+        text,
+        ..ExitCode::SUCCESS.into()
+    })
 }
 
 /// Checks a services file, and says all that is wrong with it. What depends on files is checked for
 /// the part of it without errors.
-async fn check_file(file: &Path, compile: bool, program: &Program) -> Done {
+async fn check_file(file: &Path, compile: bool, progress: &Progress, program: &Program) -> Done {
     let text = match Text::read(file) {
         Ok(text) => text,
         Err(error) => return refuse(USAGE, error.sentences()).into(),
     };
-    let (sound, refused) = text.sound_part();
-    let refused = (!refused.is_empty()).then(|| refuse(USAGE, refused));
+    let (sound, mut refused) = text.sound_part();
     let checked = match &sound {
-        Some(sound) => check_services(&text, sound, compile, program).await,
+        Some(sound) => check_services(&text, sound, compile, progress, program).await,
         None => Ok(String::new()),
     };
-    let (text, status) = match checked {
-        Ok(text) => (text, ExitCode::SUCCESS),
-        Err(Blocked(sentences)) => (String::new(), refuse(FAILURE, sentences)),
+    let is_usage = !refused.is_empty();
+    let text = match checked {
+        Ok(text) if !is_usage => text,
+        Ok(_) => String::new(),
+        Err(Blocked(sentences)) => {
+            refused.extend(sentences);
+            String::new()
+        }
     };
-    match refused {
-        Some(status) => status.into(),
-        None => Done { text, status },
+    let status = match (is_usage, refused.is_empty()) {
+        (true, _) => USAGE.into(),
+        (false, false) => FAILURE.into(),
+        (false, true) => ExitCode::SUCCESS,
+    };
+    Done {
+        text,
+        refused,
+        status,
     }
 }

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::Sandbox;
@@ -21,8 +23,11 @@ use super::needs::Needs;
 use crate::config::{CacheDir, Setting};
 use crate::system::storage_advice;
 
-/// Bytes of a component from which on compiling takes so long that somebody may wonder.
+/// Bytes of a component from which on the log says at once that it is compiled.
 const LARGE: usize = 4 << 20;
+
+/// How long a smaller component is compiled before the log says so.
+const LONG: Duration = Duration::from_secs(3);
 
 /// A component whose code is in the cache.
 #[derive(Debug)]
@@ -243,40 +248,47 @@ impl Sandbox {
         turn: Option<&Turn>,
     ) -> Result<Anew, LoadError> {
         turn.ok_or(LoadError::NoTurn)?;
-        let (service, name) = (self.granted.service(), &content.name);
-        let is_large = content.bytes().len() > LARGE;
-        if is_large {
-            let size = ByteSize::b(content.bytes().len() as u64).display().iec();
-            let advice = match (self.cache(), &self.compiler.cache) {
-                (Some(_), _) => "; the cache keeps its code",
-                (None, CacheDir::Off) => "",
-                (None, _) => "; with a cache that can be used, it is compiled only once",
-            };
-            info!(service, "compiling {name} ({size}), which takes a while{advice}");
-        }
-        let start = Instant::now();
-        let anew = match &self.compiler.place {
-            Place::InProcess => self.compile_here(engine, content)?,
-            Place::InChild(bounds) => {
-                let compiled = bounds
-                    .compile(engine.code_settings(), content.shared_bytes())
-                    .await
-                    .map_err(|failure| not_done(content, failure))?;
-                debug!(service, peak = compiled.peak, "compiled in a process of its own");
-                // What cannot be used is not kept.
-                let code = cache::deserialize(engine.engine(), &compiled.code)
-                    .map_err(|error| LoadError::Sandbox(Failure::Answer(line(&error)).to_string()))?;
-                Anew {
-                    code,
-                    peak: compiled.peak,
-                    entry: self.keep(engine, content, &compiled.code),
-                }
-            }
+        let Place::InChild(bounds) = &self.compiler.place else {
+            return self.compile_here(engine, content);
         };
-        if is_large {
-            info!(service, "compiled {name} in {:.1?}", start.elapsed());
+        let (service, start) = (self.granted.service(), Instant::now());
+        let compiling = bounds.compile(engine.code_settings(), content.shared_bytes());
+        let (compiled, is_announced) = self.announce_if_long(content, compiling).await;
+        let compiled = compiled.map_err(|failure| not_done(content, failure))?;
+        debug!(service, peak = compiled.peak, "compiled in a process of its own");
+        // What cannot be used is not kept.
+        let code = cache::deserialize(engine.engine(), &compiled.code)
+            .map_err(|error| LoadError::Sandbox(Failure::Answer(line(&error)).to_string()))?;
+        let entry = self.keep(engine, content, &compiled.code);
+        if is_announced {
+            info!(service, "compiled {} in {:.1?}", content.name, start.elapsed());
         }
-        Ok(anew)
+        Ok(Anew {
+            code,
+            peak: compiled.peak,
+            entry,
+        })
+    }
+
+    /// Waits until a component is compiled. If it is large or takes long, the log says that it is
+    /// being compiled. Returns also whether the log has said so.
+    async fn announce_if_long<T>(&self, content: &Content, compiling: impl Future<Output = T>) -> (T, bool) {
+        let mut compiling = pin!(compiling);
+        let size = content.bytes().len();
+        if size <= LARGE
+            && let Ok(compiled) = timeout(LONG, &mut compiling).await
+        {
+            return (compiled, false);
+        }
+        let (service, name) = (self.granted.service(), &content.name);
+        let size = ByteSize::b(size as u64).display().iec();
+        let advice = match (self.cache(), &self.compiler.cache) {
+            (Some(_), _) => "; the cache keeps its code",
+            (None, CacheDir::Off) => "",
+            (None, _) => "; with a cache that can be used, it is compiled only once",
+        };
+        info!(service, "compiling {name} ({size}), which takes a while{advice}");
+        (compiling.await, true)
     }
 
     fn compile_here(&self, engine: &Engine, content: &Content) -> Result<Anew, LoadError> {
