@@ -91,12 +91,14 @@ impl<'a> Range<'a> {
     fn fits(&self, format: Exposition) -> Option<u8> {
         let (ty, subtype, version) = format.media();
         match (self.ty, self.subtype) {
-            ("*", "*") => Some(0),
-            (of, "*") if of.eq_ignore_ascii_case(ty) => Some(1),
+            ("*", "*") => Some(1),
+            (of, "*") if of.eq_ignore_ascii_case(ty) => Some(2),
             (of, sub) if of.eq_ignore_ascii_case(ty) && sub.eq_ignore_ascii_case(subtype) => {
                 match self.version {
-                    None => Some(2),
-                    Some(found) => (found == version).then_some(3),
+                    None => Some(3),
+                    Some(found) if found == version => Some(4),
+                    // Only 0.0.4 is offered, and it is nearer to any version than OpenMetrics is.
+                    Some(_) => (format == Exposition::Text).then_some(0),
                 }
             }
             _ => None,
@@ -166,7 +168,12 @@ mod tests {
             ),
             (&["text/plain;q=0, */*"], Exposition::OpenMetrics),
             (&["application/openmetrics-text;q=0, */*"], Exposition::Text),
-            (&["text/plain;version=1.0.0"], Exposition::OpenMetrics),
+            (&["text/plain;version=1.0.0"], Exposition::Text),
+            (&["text/plain;version=1.0.0;q=0.5, */*"], Exposition::OpenMetrics),
+            (
+                &["text/plain;version=1.0.0, application/openmetrics-text"],
+                Exposition::OpenMetrics,
+            ),
             (&["text/html", "text/plain"], Exposition::Text),
             (&["text/plain;q=2"], Exposition::OpenMetrics),
             (&["text", "", ";", "/"], Exposition::OpenMetrics),
