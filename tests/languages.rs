@@ -19,6 +19,16 @@ const ZIG: &str = "ziglang==0.16.0";
 const JAVASCRIPT: &str = "componentize-qjs@0.4.5";
 const PYTHON: &str = "componentize-py==0.25.1";
 
+/// The folders that cargo builds.
+const RUST: [&str; 6] = [
+    "rust",
+    "rust-session",
+    "rust-cli",
+    "rust-bare",
+    "rust-session-bare",
+    "python-preinit",
+];
+
 /// Variables for a `build.sh`, if what it takes can be had.
 type Variables = Result<Vec<(&'static str, PathBuf)>, String>;
 
@@ -103,9 +113,9 @@ fn is_made_new(name: &str, arguments: &[&str], contract: &str, variables: Variab
     is_made_new_and(None, name, arguments, contract, variables);
 }
 
-/// The same. The guest also throws an exception, which is logged.
+/// The same. The guest also fails, which is logged.
 fn is_made_new_and(
-    throws: Option<&Throws>,
+    fails: Option<&Fails>,
     name: &str,
     arguments: &[&str],
     contract: &str,
@@ -113,8 +123,14 @@ fn is_made_new_and(
 ) {
     let dir = Outside::new(name);
     let dir = &dir.0;
-    // Go has a package of this name too.
-    let guest = if name == "go" { "fmt" } else { "my-guest" };
+    let guest = if name == "go" {
+        // A workspace above the project does not concern it.
+        fs::write(dir.join("go.work"), "go 1.21\n").unwrap();
+        // Go has a package of this name too.
+        "fmt"
+    } else {
+        "my-guest"
+    };
     let new = dir.join(guest);
     let output = command().arg("new").arg(&new).args(arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -127,7 +143,7 @@ fn is_made_new_and(
     ] {
         assert!(said.contains(next), "{next} is missing in\n{said}");
     }
-    let thrown = throws.map(|throws| (throws, throws.insert(&new)));
+    let failure = fails.map(|fails| (fails, fails.insert(&new)));
     let component = new.join(format!("{guest}.wasm"));
     let built = variables.and_then(|variables| run_build(&new, &component, &variables));
     if or_skip(name, built).is_some() {
@@ -135,8 +151,8 @@ fn is_made_new_and(
         assert_eq!(serves_lines(&component), contract);
         let said = host("replay", &[&new, &component]);
         assert_eq!(said, "2 conversations, no differences\n");
-        if let Some((throws, number)) = thrown {
-            throws.is_logged(&component, number);
+        if let Some((fails, number)) = failure {
+            fails.is_logged(&component, number);
         }
     }
 }
@@ -158,16 +174,20 @@ impl Drop for Outside {
     }
 }
 
-/// A line for the source of a guest, which throws an exception if the client sends `!`.
-struct Throws {
+/// A line for the source of a guest, which fails if the client sends the line `!` alone.
+struct Fails {
     file: &'static str,
     /// The line before which it is put.
     before: &'static str,
     line: &'static str,
+    /// What the guest writes to standard error.
+    says: &'static str,
+    /// What the log has about the place, where `LINE` is the number of the line.
+    place: &'static str,
 }
 
-impl Throws {
-    /// Changes the source in `dir`, and returns the number of the line that throws.
+impl Fails {
+    /// Changes the source in `dir`, and returns the number of the line that fails.
     fn insert(&self, dir: &Path) -> usize {
         let path = dir.join(self.file);
         let text = fs::read_to_string(&path).unwrap();
@@ -178,21 +198,17 @@ impl Throws {
         number + 1
     }
 
-    /// Checks that the log has the message, the file and the line of the exception.
+    /// Checks that the log has the message and the place of the failure.
     fn is_logged(&self, component: &Path, number: usize) {
-        let host = Host::with(component, &[]);
+        let host = Host::with(component, &["-v"]);
         let client = host.connect();
         client.send("!\n");
         client.expect_reset();
         let ended = host.line("connection ended");
         let (_, stderr) = ended.split_once(" stderr=").unwrap_or_else(|| panic!("{ended}"));
-        assert!(stderr.contains("thrown in the test"), "{ended}");
-        let (log, file) = (host.log(), self.file);
-        let places = [format!("{file}:{number}"), format!("{file}\\\", line {number}")];
-        assert!(
-            places.iter().any(|place| log.contains(place)),
-            "no line {number} in {log}"
-        );
+        assert!(stderr.contains(self.says), "{ended}");
+        let (log, place) = (host.log(), self.place.replace("LINE", &number.to_string()));
+        assert!(log.contains(&place), "no `{place}` in {log}");
     }
 }
 
@@ -257,18 +273,29 @@ fn rust_cli() {
 #[test]
 fn c() {
     proves("c", "cli", Ok(vec![]));
-    is_made_new("c", &["--lang", "c"], "cli", Ok(vec![]));
+    let fails = Fails {
+        file: "lines.c",
+        before: "        count += (size_t)got;",
+        line: "        if (got == 2 && buffer[count] == '!') { fprintf(stderr, \"failed in the test\\n\"); abort(); }",
+        says: "failed in the test",
+        place: "!__original_main",
+    };
+    is_made_new_and(Some(&fails), "c", &["--lang", "c"], "cli", Ok(vec![]));
 }
 
 #[test]
 fn c_session() {
     proves("c-session", "sessions", Ok(vec![]));
-    is_made_new(
-        "c-session",
-        &["--lang", "c", "--contract", "sessions"],
-        "sessions",
-        Ok(vec![]),
-    );
+    let fails = Fails {
+        file: "lines.c",
+        before: "    uint8_t *text = allocate(session->count + length + sizeof too_long);",
+        line: "    int dprintf(int, const char *, ...);\n    \
+               if (length == 2 && chunk[0] == '!') { dprintf(2, \"failed in the test\\n\"); abort(); }",
+        says: "failed in the test",
+        place: "!exports_sessions_method_session_handle",
+    };
+    let arguments = ["--lang", "c", "--contract", "sessions"];
+    is_made_new_and(Some(&fails), "c-session", &arguments, "sessions", Ok(vec![]));
 }
 
 #[test]
@@ -294,7 +321,14 @@ fn zig() {
         ]
     });
     proves("zig", "cli", zig.clone());
-    is_made_new("zig", &["--lang", "zig"], "cli", zig);
+    let fails = Fails {
+        file: "lines.zig",
+        before: "        const word = std.mem.trim(u8, line, \" \\t\\n\\x0c\\r\");",
+        line: "        if (std.mem.eql(u8, line, \"!\\n\")) _ = line[line.len];",
+        says: "index out of bounds: index 2, len 2",
+        place: "outOfBounds",
+    };
+    is_made_new_and(Some(&fails), "zig", &["--lang", "zig"], "cli", zig);
 }
 
 #[test]
@@ -302,13 +336,15 @@ fn javascript() {
     let tool = fetch(JAVASCRIPT)
         .map(|dir| vec![("COMPONENTIZE_QJS", dir.join("node_modules/.bin/componentize-qjs"))]);
     proves("javascript", "sessions", tool.clone());
-    let throws = Throws {
+    let fails = Fails {
         file: "lines.js",
         before: "    const bytes = concat(this.#rest, chunk);",
-        line: "    if (chunk[0] === 0x21) throw new Error(\"thrown in the test\");",
+        line: "    if (chunk.length === 2 && chunk[0] === 0x21) throw new Error(\"failed in the test\");",
+        says: "failed in the test",
+        place: "lines.js:LINE",
     };
     let arguments = ["--lang", "js"];
-    is_made_new_and(Some(&throws), "javascript", &arguments, "sessions", tool);
+    is_made_new_and(Some(&fails), "javascript", &arguments, "sessions", tool);
 }
 
 /// Checks that a guest whose build takes minutes is required.
@@ -338,13 +374,15 @@ static INTERPRETER: Mutex<()> = Mutex::new(());
 fn python() {
     let _alone = INTERPRETER.lock().unwrap_or_else(PoisonError::into_inner);
     builds("python", componentize_py());
-    let throws = Throws {
+    let fails = Fails {
         file: "sessions.py",
         before: "        data = self.rest + chunk",
-        line: "        if chunk[:1] == b\"!\": raise ValueError(\"thrown in the test\")",
+        line: "        if chunk == b\"!\\n\": raise ValueError(\"failed in the test\")",
+        says: "failed in the test",
+        place: "sessions.py\\\", line LINE",
     };
     let arguments = ["--lang", "python"];
-    is_made_new_and(Some(&throws), "python", &arguments, "sessions", componentize_py());
+    is_made_new_and(Some(&fails), "python", &arguments, "sessions", componentize_py());
 }
 
 #[test]
@@ -453,7 +491,8 @@ fn every_folder_is_whole_and_has_a_test() {
 
 #[test]
 fn a_missing_tool_is_said_with_the_command_that_installs_it() {
-    for (name, variable) in [
+    let rust = RUST.iter().flat_map(|name| [(*name, "CARGO"), (*name, "RUSTC")]);
+    let others = [
         ("c", "CLANG"),
         ("c-session", "CLANG"),
         ("c-session", "WIT_BINDGEN"),
@@ -463,13 +502,8 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
         ("javascript", "COMPONENTIZE_QJS"),
         ("python", "COMPONENTIZE_PY"),
         ("python-streams", "COMPONENTIZE_PY"),
-        ("rust", "CARGO"),
-        ("rust-session", "CARGO"),
-        ("rust-cli", "CARGO"),
-        ("rust-bare", "CARGO"),
-        ("rust-session-bare", "CARGO"),
-        ("python-preinit", "CARGO"),
-    ] {
+    ];
+    for (name, variable) in others.into_iter().chain(rust) {
         // The build script looks for clang first.
         if (variable, name) != ("CLANG", "c-session")
             && name == "c-session"
@@ -486,13 +520,37 @@ fn a_missing_tool_is_said_with_the_command_that_installs_it() {
     }
 }
 
+/// Writes an executable shell script.
+fn script(path: &Path, body: &str) {
+    fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn what_a_broken_rustc_says_is_shown() {
+    let dir = scratch("languages-broken-rustc");
+    fs::create_dir_all(&dir).unwrap();
+    let rustc = dir.join("rustc");
+    script(&rustc, "echo 'error: this toolchain is broken' >&2; exit 3");
+    for name in RUST {
+        let output = Command::new("sh")
+            .arg(folder(name).join("build.sh"))
+            .arg(dir.join("lines.wasm"))
+            .env("RUSTC", &rustc)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(3), "{name}: {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said, "error: this toolchain is broken\n", "{name}");
+    }
+}
+
 #[test]
 fn another_version_of_zig_is_named() {
     let dir = scratch("languages-old-zig");
     fs::create_dir_all(&dir).unwrap();
     let zig = dir.join("zig");
-    fs::write(&zig, "#!/bin/sh\necho 0.15.2\n").unwrap();
-    fs::set_permissions(&zig, fs::Permissions::from_mode(0o755)).unwrap();
+    script(&zig, "echo 0.15.2");
     let why = build("zig", &dir, &[("ZIG", zig.clone())]).unwrap_err();
     let expected = format!("{} has version 0.15.2: install Zig 0.16 with ", zig.display());
     assert!(why.starts_with(&expected), "{why}");

@@ -26,6 +26,7 @@ if ! echo 'int main(void) { return 0; }' |
 fi
 
 # The stack is part of the linear memory, and each connection has its own: keep the stack small.
-"$clang" --target=wasm32-wasi -std=c11 -Wall -Wextra -Os -Wl,--strip-all -Wl,-z,stack-size=16384 \
+# For a release, `-Wl,--strip-all` drops the names of functions, which the log has after a trap.
+"$clang" --target=wasm32-wasi -std=c11 -Wall -Wextra -Os -Wl,-z,stack-size=16384 \
     "$here/lines.c" -o "$work/lines.wasm"
 mv "$work/lines.wasm" "$out"

@@ -18,6 +18,7 @@ if ! command -v "$go" >/dev/null; then
 fi
 
 # GOTOOLCHAIN=local: use the installed toolchain and download no other.
-export GOOS=wasip1 GOARCH=wasm GOTOOLCHAIN=local
+# GOWORK=off: ignore a go.work in a directory above, which does not list this module.
+export GOOS=wasip1 GOARCH=wasm GOTOOLCHAIN=local GOWORK=off
 "$go" build -C "$here" -trimpath -buildvcs=false -ldflags='-s -w' -o "$work/lines.wasm" .
 mv "$work/lines.wasm" "$out"

@@ -27,6 +27,8 @@ case $version in
 esac
 
 # The stack is part of the linear memory, and each connection has its own: keep the stack small.
-"$zig" build-exe -target wasm32-wasi -O ReleaseSmall --stack 65536 --cache-dir "$work" \
+# ReleaseSafe checks for undefined behaviour, such as an index out of bounds. For a release,
+# ReleaseSmall leaves out these checks and the names of functions.
+"$zig" build-exe -target wasm32-wasi -O ReleaseSafe --stack 65536 --cache-dir "$work" \
     "-femit-bin=$work/lines.wasm" "$here/lines.zig"
 mv "$work/lines.wasm" "$out"
