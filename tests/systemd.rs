@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -511,6 +512,18 @@ fn the_service_manager_is_told() {
     host.signal(TERM);
     assert!(manager.heard().contains("STOPPING=1\n"));
     assert!(host.wait().success());
+}
+
+#[test]
+fn a_service_manager_is_told_at_an_abstract_address() {
+    let name = format!("wasm-inetd-notices-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let manager = Manager(socket, format!("@{name}").into());
+    let args = ["--listen", "127.0.0.1:0"];
+    let _host = Host::spawn(command().env("NOTIFY_SOCKET", &manager.1).args(args), &args);
+    assert!(manager.heard().contains("READY=1\n"));
 }
 
 #[test]

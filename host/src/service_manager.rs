@@ -2,12 +2,14 @@
 //! names, if there is one.
 
 use std::env;
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::ffi::OsStringExt as _;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use sd_notify::NotifyState::{self, MonotonicUsec, Ready, Reloading, Status, Stopping};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::{debug, warn};
 
 /// How long a notification may wait for a service manager that has not read the ones before it.
@@ -54,8 +56,13 @@ fn send(state: &[NotifyState<'_>]) -> io::Result<()> {
         return Ok(());
     };
     let message: String = state.iter().map(|one| format!("{one}\n")).collect();
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(path)?;
+    let mut path = path.into_vec();
+    // An abstract address is written with `@` for its first byte, which is NUL (sd_notify(3)).
+    if let Some(first @ b'@') = path.first_mut() {
+        *first = 0;
+    }
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    socket.connect(&SockAddr::unix(OsString::from_vec(path))?)?;
     socket.set_write_timeout(Some(WAIT))?;
     socket.send(message.as_bytes()).map(drop)
 }
