@@ -45,6 +45,13 @@ pub fn with_pipe(command: &mut Command) -> (Host, io::PipeWriter) {
     (host, writer)
 }
 
+/// Writes a services file with the service `a`, and with `more` behind it.
+fn put_service(services: &Path, more: &str) {
+    fs::create_dir_all(services.parent().unwrap()).unwrap();
+    let text = format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
+    replace(services, text);
+}
+
 /// Counts the threads for files that have this nice value.
 fn nice(host: &Host, value: &str) -> usize {
     let tasks = fs::read_dir(format!("/proc/{}/task", host.pid())).unwrap();
@@ -296,13 +303,8 @@ fn a_watched_file_that_hangs_keeps_one_thread() {
 
 #[test]
 fn a_services_file_that_hangs_keeps_one_thread() {
-    let dir = scratch("hung-services");
-    fs::create_dir_all(&dir).unwrap();
-    let services = dir.join("services.toml");
-    let put = |more: &str| {
-        let text = format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
-        replace(&services, text);
-    };
+    let services = scratch("hung-services").join("services.toml");
+    let put = |more: &str| put_service(&services, more);
     put("");
     let (host, mut pipe) = with_pipe(command().arg("--config").arg(&services));
     hang(&services);
@@ -407,12 +409,8 @@ fn a_directory_of_records_that_hangs_keeps_no_connection_for_ever() {
 #[test]
 fn a_certificate_that_hangs_keeps_no_later_reconfiguration_waiting() {
     let dir = scratch("hung-certificate");
-    fs::create_dir_all(&dir).unwrap();
     let services = dir.join("services.toml");
-    let put = |more: &str| {
-        let text = format!("[[service]]\nname = \"a\"\nlisten = [\"127.0.0.1:0\"]\n{more}");
-        replace(&services, text);
-    };
+    let put = |more: &str| put_service(&services, more);
     put("");
     let (host, pipe) = with_pipe(command().arg("--config").arg(&services));
     hang(&dir.join("b.pem"));

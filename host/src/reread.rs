@@ -196,8 +196,8 @@ impl Planner {
         })
     }
 
-    /// Prepares the listeners of `service` with these numbers, each of which is new or `Stays`.
-    /// `index` is the number of the service. Listeners that lack something are missing.
+    /// Prepares the listeners of `service`. Each has its number in the service, and is new or
+    /// `Stays`. `index` is the number of the service. Listeners that lack something are missing.
     async fn find_listeners(
         &self,
         index: usize,

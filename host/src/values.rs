@@ -8,13 +8,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 use crate::base64;
-use crate::config::{CacheDir, CompileMemory, GrantedDir, Mode, Rate, Ratio, Setting};
+use crate::config::{CacheDir, CompileMemory, GrantedDir, Mode, Rate, Ratio, Setting, cores};
 use crate::system::directory_of;
 pub(crate) use address::{
     SOCKET_PATH, address, admin_address, endpoint, network, resolve, show_address, too_long,
@@ -649,9 +648,4 @@ pub(crate) fn name_of(component: Option<&Path>) -> String {
     stem.and_then(|stem| stem.to_str())
         .and_then(|stem| name(stem).ok())
         .unwrap_or_else(|| "service".to_owned())
-}
-
-/// A thread for each core.
-pub(crate) fn cores() -> NonZeroUsize {
-    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }

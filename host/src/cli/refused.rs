@@ -263,8 +263,7 @@ fn of_other_commands(error: &Error) -> Option<String> {
     ))
 }
 
-/// Returns whether a command line is that of a command to which arguments for guests can be given,
-/// after `--`.
+/// Returns whether the command of a command line takes arguments for guests, after `--`.
 fn takes_arguments_for_guests(words: &[OsString]) -> bool {
     let program = Cli::command();
     // A command comes before all flags.

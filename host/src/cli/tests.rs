@@ -289,7 +289,7 @@ fn a_flag_of_other_commands_is_named_with_them() {
             "{message}"
         );
     }
-    // What is no flag can be meant for a guest, where there is one.
+    // An unknown flag can be meant for a guest if the command takes arguments for guests.
     for (args, is_for_guest) in [
         (&["check", "a.wasm", "--zzz"][..], true),
         (&["replay", "d", "a.wasm", "-z"], true),

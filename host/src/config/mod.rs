@@ -9,9 +9,9 @@ mod setting;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
-use crate::values;
 pub use clash::{At, Clash, clashes, excludes};
 pub use limits::{FILE_THREADS, Limits, MAX_DIRS_OF_PATH, MAX_NAMES, MAX_NAMES_OF_LINK, MAX_SOCKETS, Rate};
 pub use listen::{
@@ -52,10 +52,15 @@ pub struct Config {
     pub otlp: Option<Otlp>,
 }
 
+/// The number of cores that this process may use.
+pub(crate) fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
 impl Config {
     /// Threads that serve connections: by default one for each core that this process may use.
     pub fn threads(&self) -> NonZeroUsize {
-        self.threads.unwrap_or_else(values::cores)
+        self.threads.unwrap_or_else(cores)
     }
 }
 

@@ -464,13 +464,14 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
-    /// Closes the socket, and removes its file in a thread, because that may hang. Returns the
-    /// thread.
+    /// Closes the socket, and leaves its file, if there is one, to a thread to remove. Returns the
+    /// thread, so that a task can wait for the files of several listeners at once.
     pub(crate) fn end(self) -> Option<Work<()>> {
         let Self { socket, hold, .. } = self;
         drop(socket);
-        // Without a thread, it is removed here.
         hold.file()?;
+        // Dropping the hold would keep the thread of this task while the file hangs. If there is no
+        // other thread, that happens all the same.
         threads::run("socket", move || drop(hold)).ok()
     }
 }

@@ -201,7 +201,7 @@ impl Queue {
     }
 }
 
-/// Returns how many lines a message counts as in the queue: those that it has, or one for each
+/// Returns as how many lines a message counts in the queue: the number of its lines, or one for each
 /// [`LINE`] bytes if that is more.
 fn lines(message: &[u8]) -> usize {
     let lines = message.iter().filter(|byte| **byte == b'\n').count();

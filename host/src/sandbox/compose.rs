@@ -86,7 +86,7 @@ pub(super) fn compose(content: &Content, service: &Content) -> Result<Content, L
             source,
             ..
         } => {
-            // Each part has its node after those of the parts behind it.
+            // The graph has the node of a part after the nodes of the parts behind it.
             let part = instances.iter().find(|(node, _)| node == second);
             let part = part.map_or(content, |(_, part)| part);
             part.refused(Refusal::ImportConflict {

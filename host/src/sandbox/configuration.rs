@@ -31,7 +31,7 @@ pub(super) fn is_exported_as(export: &str) -> bool {
 
 /// The function by which a part checks its grants.
 pub(super) struct Check<'a> {
-    /// The number of the part among those of its content.
+    /// The number of the part within its content.
     index: usize,
     part: &'a Content,
     function: TypedFunc<(), (Result<(), String>,)>,
@@ -80,7 +80,7 @@ pub(super) fn checks<'a>(
 struct FailedCheck(usize);
 
 /// Returns the refusal of the part of `content` whose check has ended in `error`, for this
-/// `reason`; `None` if the error is not that of a check.
+/// `reason`; `None` if `error` comes from elsewhere.
 pub(super) fn failed_check(content: &Content, error: &wasmtime::Error, reason: &str) -> Option<LoadError> {
     let FailedCheck(index) = error.downcast_ref()?;
     let part = content.parts().get(*index)?;
